@@ -1,0 +1,119 @@
+"""Looking at ATen graphs: which nodes carry the image, where all of it passes one node, what every node computed."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+aten = torch.ops.aten
+
+SHAPE_OPS = frozenset(
+    {
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.reshape.default,
+        aten.unflatten.int,
+        aten.flatten.using_ints,
+        aten.transpose.int,
+        aten.t.default,
+        aten.permute.default,
+        aten.movedim.int,
+        aten.squeeze.dim,
+        aten.squeeze.default,
+        aten.unsqueeze.default,
+        aten.select.int,
+        aten.slice.Tensor,
+        aten.unbind.int,
+        aten.chunk.default,
+        aten.split.Tensor,
+        aten.split_with_sizes.default,
+        aten.contiguous.default,
+        aten.clone.default,
+        aten.alias.default,
+        operator.getitem,
+    }
+)
+"""Operators that move or pick elements and change none of them."""
+
+Values = dict[Node, Any]
+"""What every node computed on the example inputs."""
+
+
+class _Recorder(Interpreter):
+    def __init__(self, graph_module: GraphModule) -> None:
+        super().__init__(graph_module, garbage_collect_values=False)
+
+    def values(self, *inputs: Tensor) -> Values:
+        self.run(*inputs)
+        return dict(self.env)
+
+
+def record_values(graph_module: GraphModule, *inputs: Tensor) -> Values:
+    """Runs the graph and keeps every node's value: memory for all activations of the example batch."""
+    with torch.no_grad():
+        return _Recorder(graph_module).values(*inputs)
+
+
+def is_attribute_of(graph_module: GraphModule, node: Node) -> Tensor | None:
+    """The tensor that a get_attr node reads, or None for any other node."""
+    if node.op != "get_attr":
+        return None
+    value: Any = graph_module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value if isinstance(value, Tensor) else None
+
+
+def data_nodes(graph_module: GraphModule) -> list[Node]:
+    """The nodes whose value depends on the pixels, in order: sizes and what is made of sizes alone do not."""
+    carrying: dict[Node, None] = {}
+    for node in graph_module.graph.nodes:
+        depends = any(source in carrying for source in node.all_input_nodes)
+        if node.op == "placeholder" or (depends and node.target is not aten.sym_size.int):
+            carrying[node] = None
+    return list(carrying)
+
+
+def cut_points(nodes: list[Node]) -> list[Node]:
+    """The nodes of `nodes` (in topological order) that every path from the first to the last passes.
+
+    These are the dominators of the last node: n is one if nothing before it is read by anything after it.
+    """
+    position = {node: index for index, node in enumerate(nodes)}
+    cuts = []
+    last_read = 0
+    for index, node in enumerate(nodes):
+        if last_read <= index:
+            cuts.append(node)
+        readers = [position[user] for user in node.users if user in position]
+        last_read = max([last_read, *readers])
+    return cuts
+
+
+def backward_slice(end: Node, stop: Node) -> Iterator[Node]:
+    """The nodes that `end` is computed from, itself included, without going past `stop`."""
+    seen = {stop}
+    waiting = [end]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting.extend(node.all_input_nodes)
+
+
+def replay(path: list[Node], start: Node, seed: Tensor, values: Values) -> Any:
+    """Runs the operators of `path` again on `seed` in the place of `start`; their other arguments are as recorded."""
+    fresh: Values = {start: seed}
+    for node in path:
+        args, kwargs = torch.fx.node.map_arg(
+            (node.args, node.kwargs), lambda source: fresh.get(source, values.get(source))
+        )
+        fresh[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    return fresh[path[-1]] if path else seed

@@ -1,0 +1,225 @@
+"""ATen graph of any pre-LN ViT -> ViT dialect, by structure, never by parameter names.
+
+The residual stream is a chain of *cut points*: nodes that every path from the pixels to the logits passes. Between two
+of them stands a sublayer if the later one is the sum of the earlier and something computed from it. What such a
+sublayer computes is matched as attention or MLP, and the match is run against the recorded values before it is
+believed. What does not match stays as a graph of ATen operators, with the reason in the notes.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from passes.aten import aten, backward_slice, cut_points, data_nodes, is_attribute_of, record_values
+from passes.base import Pass, PassError, PassResult
+from passes.dialect import AddConstant, Attention, Sublayer
+from passes.extract import extract
+from passes.layout import Mismatch, Walker
+from passes.match_attention import SDPA, SOFTMAX_OPS, match_attention
+from passes.match_mlp import match_mlp
+from passes.stream import is_canonical
+
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+
+
+@dataclass
+class _Segment:
+    """What stands between two neighbouring cut points. branch: what is added to the stream, if anything is."""
+
+    start: Node
+    end: Node
+    branch: Node | None = None
+    name: str = ""
+    norm: nn.LayerNorm | None = None
+    module: Sublayer | None = None
+    reason: str = ""
+
+
+class Canonicalize(Pass):
+    """Requires an ATen graph with one input. Ensures a canonical graph, equal in value.
+
+    example: pixels (2, C, H, W); values are recorded on it to learn layouts and to check every match.
+    """
+
+    ensures = (is_canonical,)
+
+    def __init__(self, example: Tensor) -> None:
+        if example.shape[0] < 2:
+            raise PassError(f"the example has a batch of {example.shape[0]}: two images tell the axes apart")
+        self.example = example
+
+    def rewrite(self, graph_module: GraphModule) -> PassResult:
+        """Raises PassError with the reason where no attention sublayer is recognised."""
+        walker = Walker(graph_module, record_values(graph_module, self.example))
+        segments = _segments(graph_module)
+        first, last = _stream_ends(walker, segments)
+        inside = segments[first : last + 1]
+        for segment in inside:
+            _match(walker, segment)
+        _refuse_the_unrecognisable(inside)
+        _name(walker, inside)
+        result = _Builder(graph_module, walker).build(segments, first, last)
+        notes = [f"{segment.name} is not prunable: {segment.reason}" for segment in inside if segment.reason]
+        return PassResult(result, True, tuple(notes))
+
+
+def _segments(graph_module: GraphModule) -> list[_Segment]:
+    output = next(node for node in graph_module.graph.nodes if node.op == "output")
+    if len(output.all_input_nodes) != 1:
+        raise PassError(f"the model returns {len(output.all_input_nodes)} tensors: wrap it to return the logits alone")
+    nodes = [node for node in data_nodes(graph_module) if node is not output]
+    reached = set(backward_slice(output.all_input_nodes[0], nodes[0])) | {nodes[0]}
+    cuts = cut_points([node for node in nodes if node in reached])
+    segments = [_Segment(start, end) for start, end in zip(cuts, cuts[1:], strict=False)]
+    for segment in segments:
+        if segment.end.target in (aten.add.Tensor, aten.add_.Tensor) and segment.start in segment.end.args[:2]:
+            others = [one for one in segment.end.args[:2] if one is not segment.start and isinstance(one, Node)]
+            if others and len(segment.end.args) == 2 and not segment.end.kwargs:
+                segment.branch = others[0]
+    return segments
+
+
+def _stream_ends(walker: Walker, segments: list[_Segment]) -> tuple[int, int]:
+    """The first and last residual sublayer on a (batch, tokens, width) stream."""
+    residual = [
+        index
+        for index, segment in enumerate(segments)
+        if segment.branch is not None
+        and walker.carries_data(segment.branch)
+        and walker.values[segment.end].dim() == 3
+        and walker.values[segment.end].shape == walker.values[segment.start].shape
+    ]
+    if not residual:
+        raise PassError(
+            "no pre-LN ViT: nowhere is a sublayer added to a (batch, tokens, width) stream that the whole image passes"
+        )
+    return residual[0], residual[-1]
+
+
+def _match(walker: Walker, segment: _Segment) -> None:
+    """Fills in the segment's norm and module, or the reason why it has none."""
+    try:
+        segment.norm, segment.module = _matched(walker, segment)
+    except Mismatch as mismatch:
+        segment.reason = str(mismatch)
+
+
+def _matched(walker: Walker, segment: _Segment) -> tuple[nn.LayerNorm, Sublayer]:
+    if segment.branch is None:
+        raise Mismatch(f"{segment.end.name} ({segment.end.target}) is not a residual add")
+    readers = [user for user in segment.start.users if user is not segment.end]
+    readers = [user for user in readers if user.target is not aten.sym_size.int]
+    if len(readers) != 1 or readers[0].target is not aten.layer_norm.default:
+        raise Mismatch(f"the stream is read by {readers[0].name} ({readers[0].target}) with no LayerNorm before it")
+    norm_node = readers[0]
+    attends = any(node.target in (SDPA, *SOFTMAX_OPS) for node in backward_slice(segment.branch, norm_node))
+    module = (match_attention if attends else match_mlp)(walker, norm_node, segment.branch)
+    norm = _layer_norm(walker, norm_node)
+    with torch.no_grad():
+        ours, theirs = module(norm(walker.values[segment.start])), walker.values[segment.branch]
+    error = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(torch.finfo(theirs.dtype).tiny))
+    if not error < _TOLERANCE.get(theirs.dtype, 1e-2):
+        raise Mismatch(f"the matched {type(module).__name__} is off by {error:.1e}")
+    return norm, module
+
+
+def _layer_norm(walker: Walker, node: Node) -> nn.LayerNorm:
+    width, scale, shift, eps = walker.norm_parameters(node)
+    norm = nn.LayerNorm(width, eps=eps, elementwise_affine=scale is not None, bias=shift is not None)
+    with torch.no_grad():
+        if scale is not None:
+            norm.weight.copy_(scale)
+        if shift is not None and norm.bias is not None:
+            norm.bias.copy_(shift)
+    return norm.to(walker.values[node].dtype)
+
+
+def _refuse_the_unrecognisable(inside: list[_Segment]) -> None:
+    if any(isinstance(segment.module, Attention) for segment in inside):
+        return
+    reasons = list(dict.fromkeys(segment.reason for segment in inside if segment.reason))
+    raise PassError(
+        "no attention sublayer of a pre-LN ViT is recognised in this model: " + "; ".join(reasons[:3])
+        if reasons
+        else "no attention sublayer is recognised in this model, MLPs alone make no ViT"
+    )
+
+
+def _name(walker: Walker, inside: list[_Segment]) -> None:
+    """a0, m0, a1, …: unrecognised sublayers count, so that a name says the layer."""
+    counts = {"a": 0, "m": 0}
+    for segment in inside:
+        if segment.branch is None:
+            segment.name = f"between_{segment.end.name}"
+            continue
+        stretch = backward_slice(segment.branch, segment.start)
+        kind = "a" if any(node.target in (SDPA, *SOFTMAX_OPS) for node in stretch) else "m"
+        segment.name = f"{kind}{counts[kind]}" + ("_opaque" if segment.module is None else "")
+        counts[kind] += 1
+
+
+class _Builder:
+    """Writes the canonical graph, one module after the other."""
+
+    def __init__(self, source: GraphModule, walker: Walker) -> None:
+        self.source, self.walker = source, walker
+        self.root = nn.Module()
+        self.graph = Graph()
+        self.stream = self.graph.placeholder("pixels")
+
+    def build(self, segments: list[_Segment], first: int, last: int) -> GraphModule:
+        self._embed(segments[0].start, segments[first].start)
+        for segment in segments[first : last + 1]:
+            if segment.module is None or segment.norm is None:
+                self._call(segment.name, extract(self.source, segment.start, segment.end, owner=segment.name))
+                continue
+            before = self.stream
+            self._call(f"{segment.name}_norm", segment.norm)
+            self._call(segment.name, segment.module)
+            self.stream = self.graph.call_function(operator.add, (before, self.stream), name=f"{segment.name}_add")
+        self._head(segments[last].end, segments[-1].end)
+        self.graph.output(self.stream)
+        return GraphModule(self.root, self.graph, class_name="ViT")
+
+    def _call(self, name: str, module: nn.Module) -> None:
+        self.root.add_module(name, module)
+        self.stream = self.graph.create_node("call_module", name, (self.stream,), name=name)
+
+    def _embed(self, pixels: Node, stream: Node) -> None:
+        """A position table that is added last is split off: constants can be folded into it."""
+        table = self._position_table(stream)
+        if table is None:
+            self._call("embed", extract(self.source, pixels, stream, owner="embed"))
+            return
+        patches, value = table
+        self._call("embed", extract(self.source, pixels, patches, owner="embed"))
+        positions = AddConstant(tuple(value.shape)).to(value.dtype)
+        with torch.no_grad():
+            positions.value.copy_(value)
+        self._call("positions", positions)
+
+    def _position_table(self, stream: Node) -> tuple[Node, Tensor] | None:
+        if stream.target not in (aten.add.Tensor, aten.add_.Tensor) or len(stream.args) != 2 or stream.kwargs:
+            return None
+        for patches, table in (stream.args[:2], stream.args[1::-1]):
+            value = is_attribute_of(self.source, table) if isinstance(table, Node) else None
+            shape = self.walker.values[stream].shape[1:]
+            if isinstance(value, nn.Parameter) and value.shape in (shape, torch.Size((1, *shape))):
+                return cast(Node, patches), value.detach().reshape(shape)
+        return None
+
+    def _head(self, stream: Node, logits: Node) -> None:
+        """The final norm stands by itself where it is the first to read the stream."""
+        readers = list(stream.users)
+        norm = readers[0] if len(readers) == 1 and readers[0].target is aten.layer_norm.default else None
+        if norm is not None and norm is not logits:
+            self._call("norm", _layer_norm(self.walker, norm))
+            stream = norm
+        if stream is not logits:
+            self._call("head", extract(self.source, stream, logits, owner="head"))

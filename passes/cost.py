@@ -1,0 +1,116 @@
+"""What a canonical graph costs, and what it will cost once a plan is carried out: parameters and FLOPs an image.
+
+FLOPs are counted as is usual for ViTs in torch: two for each multiply-accumulate of matrix products and convolutions,
+nothing for what works element by element (norms, activations, softmax, biases).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from passes.delete_units import left_behind
+from passes.dialect import AddConstant, Attention, Sublayer
+from passes.plan import DeletionPlan
+from passes.stream import module_of, read_sites
+
+
+@dataclass(frozen=True)
+class Cost:
+    """parameters: numbers in them. flops: for one image. heads, neurons, sublayers: what is prunable, and left."""
+
+    parameters: int
+    flops: int
+    heads: int
+    neurons: int
+    sublayers: int
+
+
+def measure_cost(graph_module: GraphModule, image: torch.Size) -> Cost:
+    """Counts on the graph itself; FLOPs by running one image of shape (C, H, W) under torch's counter."""
+    weight = next(graph_module.parameters())
+    pixels = torch.zeros(1, *image, dtype=weight.dtype, device=weight.device)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        graph_module(pixels)
+    modules = [site.module for site in read_sites(graph_module)]
+    return Cost(
+        sum(parameter.numel() for parameter in graph_module.parameters()),
+        counter.get_total_flops(),
+        sum(module.units for module in modules if module.kind == "head"),
+        sum(module.units for module in modules if module.kind == "neuron"),
+        len(modules),
+    )
+
+
+def predict_cost(graph_module: GraphModule, plan: DeletionPlan, before: Cost, tokens: int) -> Cost:
+    """What `measure_cost` must find after the plan: worked out from shapes alone, without rewriting anything."""
+    sites = {site.name: site for site in read_sites(graph_module)}
+    parameters, flops = before.parameters, before.flops
+    for deletion in plan.deletions:
+        module = sites[deletion.name].module
+        parameters -= len(deletion.units) * unit_parameters(module)
+        flops -= len(deletion.units) * unit_flops(module, tokens)
+        if deletion.whole:
+            norm = module_of(graph_module, sites[deletion.name].norm)
+            parameters -= sum(parameter.numel() for parameter in norm.parameters()) if norm is not None else 0
+    parameters += _bias_growth(graph_module, plan)
+    gone = [deletion for deletion in plan.deletions if deletion.whole]
+    return Cost(
+        parameters,
+        flops,
+        before.heads - sum(len(one.units) for one in plan.deletions if one.kind == "head"),
+        before.neurons - sum(len(one.units) for one in plan.deletions if one.kind == "neuron"),
+        before.sublayers - len(gone),
+    )
+
+
+def unit_parameters(module: Sublayer) -> int:
+    """Parameters that go with one head or one neuron."""
+    width = module.out.weight.shape[0]
+    out = module.channels * width
+    if isinstance(module, Attention):
+        rows = (module.head_dim, module.head_dim, module.channels)
+        linears = (module.q, module.k, module.v)
+        return out + sum(n * (width + (linear.bias is not None)) for n, linear in zip(rows, linears, strict=True))
+    return out + width + (module.fc1.bias is not None)  # type: ignore[union-attr]
+
+
+def unit_flops(module: Sublayer, tokens: int) -> int:
+    """FLOPs an image that go with one head or one neuron."""
+    width = module.out.weight.shape[0]
+    if isinstance(module, Attention):
+        channels = 2 * module.head_dim + 2 * module.channels
+        return 2 * tokens * width * channels + 2 * tokens * tokens * (module.head_dim + module.channels)
+    return 4 * tokens * width
+
+
+def _bias_growth(graph_module: GraphModule, plan: DeletionPlan) -> int:
+    """How the parameters that carry constants grow: walks the stream as folding does, with shapes alone."""
+    deleted = {deletion.name: deletion for deletion in plan.deletions}
+    sites = {site.node: site for site in read_sites(graph_module)}
+    growth = 0
+    carrier: int | None = None  # elements of the bias or table that the next constant goes into
+    for node in graph_module.graph.nodes:
+        module = module_of(graph_module, node)
+        if isinstance(module, AddConstant):
+            carrier = module.value.numel()
+        elif isinstance(module, GraphModule):
+            carrier = None
+        if node not in sites:
+            continue
+        out, deletion = sites[node].module.out, deleted.get(sites[node].name)
+        bias = 0 if out.bias is None else out.bias.numel()
+        left = None if deletion is None else left_behind(sites[node].module, deletion)
+        if deletion is not None and deletion.whole:
+            growth -= bias
+        else:
+            carrier = bias
+        if left is not None:
+            needed = max(carrier or 0, left.numel())
+            growth += needed - (carrier or 0)
+            carrier = needed
+    return growth

@@ -1,0 +1,167 @@
+"""The ViT dialect: the few modules that a canonical graph calls.
+
+A canonical graph reads `embed → positions → [norm → attention → add → norm → mlp → add] × L → norm → head`.
+Attention and Mlp are the prunable sublayers. Both compute *inner channels* (heads' outputs, or hidden neurons) that
+one projection carries back to the residual stream, so that the sublayer is exactly a sum over its *units*, plus a bias:
+
+    sublayer(x) = Σ_u inner(x)[..., channels(u)] · W[:, channels(u)]ᵀ + bias
+
+Shapes: B images, T tokens, D the width of the stream, H heads, E inner channels.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "hardswish": F.hardswish,
+}
+
+
+class Projection(nn.Module):
+    """(B, T, E) -> (B, T, D): x Wᵀ + bias, where the bias is (D,), (T, D) or absent.
+
+    A bias for each token is what deleted parts leave behind whose replacement differs from token to token.
+    """
+
+    def __init__(self, inner: int, width: int, bias_shape: tuple[int, ...] | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, inner))
+        self.bias = None if bias_shape is None else nn.Parameter(torch.empty(bias_shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bias is None or self.bias.dim() == 1:
+            return F.linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight) + self.bias
+
+
+class Sublayer(nn.Module):
+    """A prunable reader and writer of the residual stream: units (heads or hidden neurons) and a projection.
+
+    kind: "head" or "neuron", what a unit is. channels: inner channels a unit.
+    """
+
+    kind: str
+    units: int
+    channels: int
+    out: Projection
+
+    @abstractmethod
+    def inner(self, x: Tensor) -> Tensor:
+        """The normalised stream (B, T, D) -> inner channels (B, T, units · channels)."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-ready."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.inner(x))
+
+    def _out_config(self) -> list[int] | None:
+        return None if self.out.bias is None else list(self.out.bias.shape)
+
+
+class Attention(Sublayer):
+    """Multi-head self-attention: softmax(scale · Q Kᵀ) V for each head, then the projection.
+
+    head_dim: channels of a head's queries and keys; value_dim: of its values. biases: which of q, k, v have one.
+    """
+
+    kind = "head"
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head_dim: int,
+        value_dim: int,
+        scale: float,
+        biases: tuple[bool, bool, bool] = (True, True, True),
+        out_bias: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.units, self.channels = heads, value_dim
+        self.head_dim, self.scale = head_dim, scale
+        self.q = nn.Linear(width, heads * head_dim, bias=biases[0])
+        self.k = nn.Linear(width, heads * head_dim, bias=biases[1])
+        self.v = nn.Linear(width, heads * value_dim, bias=biases[2])
+        self.out = Projection(heads * value_dim, width, out_bias)
+
+    def inner(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            project(x).unflatten(-1, (self.units, -1)).transpose(1, 2) for project in (self.q, self.k, self.v)
+        )
+        return F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "width": self.q.in_features,
+            "heads": self.units,
+            "head_dim": self.head_dim,
+            "value_dim": self.channels,
+            "scale": self.scale,
+            "biases": [linear.bias is not None for linear in (self.q, self.k, self.v)],
+            "out_bias": self._out_config(),
+        }
+
+    def extra_repr(self) -> str:
+        return f"heads={self.units}, head_dim={self.head_dim}, value_dim={self.channels}, scale={self.scale:.4g}"
+
+
+class Mlp(Sublayer):
+    """activation(x W₁ᵀ + b₁), then the projection. A unit is one hidden neuron."""
+
+    kind = "neuron"
+    channels = 1
+
+    def __init__(
+        self, width: int, hidden: int, activation: str, bias: bool = True, out_bias: tuple[int, ...] | None = None
+    ) -> None:
+        super().__init__()
+        self.units = hidden
+        self.activation = activation
+        self.fc1 = nn.Linear(width, hidden, bias=bias)
+        self.out = Projection(hidden, width, out_bias)
+
+    def inner(self, x: Tensor) -> Tensor:
+        return ACTIVATIONS[self.activation](self.fc1(x))
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "width": self.fc1.in_features,
+            "hidden": self.units,
+            "activation": self.activation,
+            "bias": self.fc1.bias is not None,
+            "out_bias": self._out_config(),
+        }
+
+    def extra_repr(self) -> str:
+        return f"hidden={self.units}, activation={self.activation}"
+
+
+class AddConstant(nn.Module):
+    """Adds a learnable (D,) or (T, D) constant to the stream: a position table, or what a deleted sublayer left."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.empty(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.value
+
+    def config(self) -> dict[str, Any]:
+        return {"shape": list(self.value.shape)}
+
+    def extra_repr(self) -> str:
+        return f"shape={tuple(self.value.shape)}"

@@ -1,0 +1,65 @@
+"""Cutting a stretch of an ATen graph out into a graph module of its own."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from passes.aten import aten, is_attribute_of
+from passes.base import PassError
+
+
+def extract(graph_module: GraphModule, start: Node, end: Node, *, owner: str) -> GraphModule:
+    """The part that computes `end` from `start`, as a graph module of one input and one output.
+
+    Parameters and buffers are copies. The batch size, which traced models ask of their own input, is asked of `start`.
+    Raises PassError where the part needs another activation than `start`.
+    """
+    graph = Graph()
+    root = nn.Module()
+    placed: dict[Node, Node] = {start: graph.placeholder("x")}
+    for node in graph_module.graph.nodes:
+        if node not in _needed(start, end) or node in placed:
+            continue
+        tensor = is_attribute_of(graph_module, node)
+        if node.target is aten.sym_size.int and node.args[0] is not start:
+            placed[node] = _batch_size(graph, placed[start], node)
+        elif tensor is not None:
+            name = f"p{sum(1 for other in graph.nodes if other.op == 'get_attr')}_{node.name}"
+            _own(root, name, tensor)
+            placed[node] = graph.get_attr(name)
+        elif node.op == "placeholder":
+            raise PassError(f"{owner} needs the model's input besides {start.name}")
+        else:
+            placed[node] = graph.node_copy(node, lambda source: placed[source])
+    graph.output(placed[end])
+    return GraphModule(root, graph, class_name=owner)
+
+
+def _needed(start: Node, end: Node) -> set[Node]:
+    needed: set[Node] = set()
+    waiting = [end]
+    while waiting:
+        node = waiting.pop()
+        if node in needed:
+            continue
+        needed.add(node)
+        # Sizes are asked of `start` instead of what they were asked of, so their source is not needed.
+        if node is not start and node.target is not aten.sym_size.int:
+            waiting.extend(node.all_input_nodes)
+    return needed
+
+
+def _batch_size(graph: Graph, start: Node, size: Node) -> Node:
+    if size.args[1] != 0:
+        raise PassError(f"{size.name} asks for the size of axis {size.args[1]}, which varies: only the batch may")
+    return graph.call_function(aten.sym_size.int, (start, 0))
+
+
+def _own(root: nn.Module, name: str, tensor: Tensor) -> None:
+    if isinstance(tensor, nn.Parameter):
+        root.register_parameter(name, nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad))
+    else:
+        root.register_buffer(name, copy.deepcopy(tensor.detach()))

@@ -1,0 +1,89 @@
+"""Reading a canonical graph: the chain of its residual stream, and the prunable sublayers on it."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from passes.base import PassError
+from passes.dialect import AddConstant, Sublayer
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a prunable sublayer stands: stream → norm → sublayer, and the sum of stream and sublayer.
+
+    name: the module's name in the graph, "a3" or "m3", which is also the name of its writers.
+    """
+
+    name: str
+    norm: Node
+    node: Node
+    add: Node
+    module: Sublayer
+
+    @property
+    def stream(self) -> Node:
+        """The residual stream that the sublayer reads and adds to."""
+        return self.norm.all_input_nodes[0]
+
+
+def module_of(graph_module: GraphModule, node: Node) -> nn.Module | None:
+    """The module that a node calls, or None for any other node."""
+    return graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def read_sites(graph_module: GraphModule) -> list[Site]:
+    """The prunable sublayers in the order of the stream.
+
+    Raises PassError where a sublayer does not stand in the form norm → sublayer → add.
+    """
+    sites = []
+    for node in graph_module.graph.nodes:
+        module = module_of(graph_module, node)
+        if not isinstance(module, Sublayer):
+            continue
+        norm = node.all_input_nodes[0]
+        (add,) = node.users if len(node.users) == 1 else (None,)
+        if not isinstance(module_of(graph_module, norm), nn.LayerNorm):
+            raise PassError(f"sublayer {node.target} reads {norm.name}, which is not a LayerNorm")
+        if add is None or add.target is not operator.add:
+            raise PassError(f"sublayer {node.target} is not read by one add alone")
+        if norm.all_input_nodes[0] not in add.all_input_nodes or len(norm.users) != 1:
+            raise PassError(f"sublayer {node.target} does not add to the stream that it reads")
+        sites.append(Site(str(node.target), norm, node, add, module))
+    return sites
+
+
+def is_canonical(graph_module: GraphModule) -> None:
+    """Property: one input, one output, and between them one chain of modules and residual adds.
+
+    Raises PassError naming the first node that is out of place.
+    """
+    sites = {site.add: site for site in read_sites(graph_module)}
+    inside = {node for site in sites.values() for node in (site.norm, site.node)}
+    nodes = list(graph_module.graph.nodes)
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    if len(placeholders) != 1 or nodes[0] is not placeholders[0]:
+        raise PassError(f"a canonical graph has one input, this one has {len(placeholders)}")
+    current = placeholders[0]
+    for node in nodes[1:]:
+        if node in inside:
+            continue
+        if node in sites:
+            reads = sites[node].stream
+        elif node.op in ("call_module", "output") and len(node.all_input_nodes) == 1:
+            reads = node.all_input_nodes[0]
+        else:
+            raise PassError(f"node {node.name} ({node.op} {node.target}) is not part of the ViT dialect")
+        if reads is not current:
+            raise PassError(f"node {node.name} reads {reads.name} where the stream is {current.name}")
+        current = node
+
+
+def constant_sites(graph_module: GraphModule) -> list[Node]:
+    """The nodes that add a constant to the stream, in its order."""
+    return [node for node in graph_module.graph.nodes if isinstance(module_of(graph_module, node), AddConstant)]
