@@ -8,6 +8,7 @@ believed. What does not match stays as a graph of ATen operators, with the reaso
 
 from __future__ import annotations
 
+import itertools
 import operator
 from dataclasses import dataclass
 from typing import cast
@@ -76,7 +77,7 @@ def _segments(graph_module: GraphModule) -> list[_Segment]:
     nodes = [node for node in data_nodes(graph_module) if node is not output]
     reached = set(backward_slice(output.all_input_nodes[0], nodes[0])) | {nodes[0]}
     cuts = cut_points([node for node in nodes if node in reached])
-    segments = [_Segment(start, end) for start, end in zip(cuts, cuts[1:], strict=False)]
+    segments = [_Segment(start, end) for start, end in itertools.pairwise(cuts)]
     for segment in segments:
         if segment.end.target in (aten.add.Tensor, aten.add_.Tensor) and segment.start in segment.end.args[:2]:
             others = [one for one in segment.end.args[:2] if one is not segment.start and isinstance(one, Node)]

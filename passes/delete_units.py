@@ -76,7 +76,9 @@ def left_behind(module: Sublayer, deletion: SublayerDeletion) -> Tensor | None:
     return constant if bool(constant.any()) else None
 
 
-def _add_constant(graph_module: GraphModule, stream: torch.fx.Node, name: str, value: Tensor, dtype: torch.dtype) -> None:
+def _add_constant(
+    graph_module: GraphModule, stream: torch.fx.Node, name: str, value: Tensor, dtype: torch.dtype
+) -> None:
     module = AddConstant(tuple(value.shape)).to(dtype)
     with torch.no_grad():
         module.value.copy_(value)

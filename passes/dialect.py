@@ -99,9 +99,7 @@ class Attention(Sublayer):
         self.out = Projection(heads * value_dim, width, out_bias)
 
     def inner(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            project(x).unflatten(-1, (self.units, -1)).transpose(1, 2) for project in (self.q, self.k, self.v)
-        )
+        q, k, v = (project(x).unflatten(-1, (self.units, -1)).transpose(1, 2) for project in (self.q, self.k, self.v))
         return F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2)
 
     def config(self) -> dict[str, Any]:

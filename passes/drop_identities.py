@@ -34,7 +34,7 @@ class DropIdentities(Pass):
 def _is_identity(node: Node) -> bool:
     if node.target in _DROPOUTS:
         probability, training = (*node.args[1:], node.kwargs.get("train", False))[:2]
-        return probability == 0 or not training
+        return bool(probability == 0) or not training
     if node.target in _CASTS:
         here, there = node.meta.get("val"), node.all_input_nodes[0].meta.get("val")
         return here is not None and there is not None and (here.dtype, here.device) == (there.dtype, there.device)

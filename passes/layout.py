@@ -103,7 +103,7 @@ class Walker:
     def norm_parameters(self, norm: Node) -> tuple[int, Tensor | None, Tensor | None, float]:
         """(width, weight, bias, ε) of an aten.layer_norm node over the last axis."""
         arguments = [*norm.args, None, None, None, None][:5]
-        source, shape, weight, bias, eps = arguments
+        _, shape, weight, bias, eps = arguments
         if norm.target is not aten.layer_norm.default or len(shape) != 1:  # type: ignore[arg-type]
             raise Mismatch(f"{norm.name} ({norm.target}) is not a LayerNorm over the channels")
         scale, shift = self.constant(weight), self.constant(bias)

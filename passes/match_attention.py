@@ -38,7 +38,7 @@ class _Core:
 
 @dataclass
 class _Source:
-    """One of q, k, v: its projection, the rows of its weight for each head (H, d), and the image of each leading index."""
+    """One of q, k, v: its projection, the rows of its weight by head (H, d), and the image of each leading index."""
 
     weight: Tensor
     bias: Tensor | None
@@ -59,7 +59,9 @@ def match_attention(walker: Walker, norm: Node, result: Node) -> Attention:
     if not (torch.equal(q.images, v.images) and torch.equal(k.images, v.images)):
         raise Mismatch("queries, keys and values come in different orders of images and heads")
     if k.rows.shape != q.rows.shape or v.rows.shape[0] != heads:
-        raise Mismatch(f"{heads} heads of queries stand against {k.rows.shape[0]} of keys and {v.rows.shape[0]} of values")
+        raise Mismatch(
+            f"{heads} heads of queries stand against {k.rows.shape[0]} of keys and {v.rows.shape[0]} of values"
+        )
     if columns.shape != v.rows.shape:
         raise Mismatch("the projection does not read every channel of every head once")
     module = Attention(

@@ -20,7 +20,7 @@ from passes.stream import read_sites
 class SublayerDeletion:
     """What is deleted of one sublayer.
 
-    name: the sublayer's ("a3", "m3"). kind: "head" or "neuron". units: those deleted, ascending. total: units there are.
+    name: the sublayer's ("a3", "m3"). kind: "head" or "neuron". units: those deleted, ascending. total: all it has.
     constant: float64 (D,) or (T, D), the ablated value of the deleted units' sum in the stream, without the sublayer's
     own bias; None stands for zero.
     """
@@ -33,7 +33,9 @@ class SublayerDeletion:
 
     def __post_init__(self) -> None:
         if not self.units or list(self.units) != sorted(set(self.units)):
-            raise PassError(f"the units deleted of {self.name} are {self.units}: give each once, ascending, at least one")
+            raise PassError(
+                f"the units deleted of {self.name} are {self.units}: give each once, ascending, at least one"
+            )
         if not 0 <= self.units[0] <= self.units[-1] < self.total:
             raise PassError(f"{self.name} has the {self.kind}s 0 to {self.total - 1}, not {self.units[-1]}")
 

@@ -66,7 +66,7 @@ def to_canonical(module: nn.Module, example: Tensor) -> Traced:
     try:
         result = run_passes(trace(module, example), steps)
     except PassError as error:
-        raise UserError(f"the model can't be pruned: {error}") from error
+        raise UserError(f"the model can't be pruned: {str(error).removeprefix('Canonicalize: ')}") from error
     notes = tuple(note.removeprefix("Canonicalize: ") for note in result.notes if note.startswith("Canonicalize"))
     for parameter in result.graph_module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -90,7 +90,9 @@ def _try(module: nn.Module, example: Tensor) -> None:
         raise UserError(f"the model does not take images of {size}: {_first_line(error)}; give their size") from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != example.shape[0]:
         what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"the model gives {what} for {example.shape[0]} images of {size}: logits (batch, classes) wanted")
+        raise UserError(
+            f"the model gives {what} for {example.shape[0]} images of {size}: logits (batch, classes) wanted"
+        )
     if not bool(torch.isfinite(logits).all()):
         raise UserError("the model's logits are not finite (NaN or infinite): its weights are damaged")
 
