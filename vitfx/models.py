@@ -47,6 +47,7 @@ class ViT(nn.Module):
         _check_divides("width", width, "heads", heads)
         _check_chances(dropout=dropout, drop_path=drop_path)
         patches = (image_size // patch_size) ** 2
+        self.image_size = image_size
         self.embed = nn.Sequential(
             Rearrange("b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size),
             nn.Linear(channels * patch_size**2, width),
