@@ -87,7 +87,8 @@ def test_single_image_folder_is_split(tmp_path: Path, root: str) -> None:
 def test_flat_folder_has_no_labels(tmp_path: Path) -> None:
     for index in range(10):
         put(tmp_path / f"{index}.jpg", index)
-    (tmp_path / "._0.jpg").write_bytes(b"the file system's")
+    (tmp_path / "._0.jpg").write_bytes(b"the system's")
+    put(tmp_path / ".thumbnails" / "0.jpg", 0)
     (tmp_path / "notes.txt").write_text("not an image")
     splits = open_data(str(tmp_path), RGB, classes=("a", "b"))
     assert (len(splits.calibration), len(splits.evaluation)) == (8, 2)
@@ -128,6 +129,9 @@ def test_too_few_images_to_split(tmp_path: Path) -> None:
 
 
 def test_broken_tars(tmp_path: Path) -> None:
+    whole = as_tars(tiny_imagenet(tmp_path / "tiny"), tmp_path / "tars") / "train-4.tar"
+    whole.write_bytes(whole.read_bytes()[:5000])
+    assert "train-4.tar is not a whole, uncompressed tar" in refusal(whole.parent)
     (tmp_path / "train.tar").write_bytes(b"not a tar file" * 100)
     assert "train.tar is not a whole, uncompressed tar" in refusal(tmp_path)
     packed = io.BytesIO()

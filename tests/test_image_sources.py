@@ -55,8 +55,9 @@ def test_modes_decode_as_pil_does(tmp_path: Path, ending: str, mode: str) -> Non
     with Image.open(tmp_path / images.names[0]) as image:
         rgb, grey = (F.pil_to_tensor(image.convert(wanted)) for wanted in ("RGB", "L"))
     assert torch.equal((images.load().pixels[0] * 255).round().to(torch.uint8), rgb)
-    # A JPEG's own luma differs from PIL's where RGB was clipped.
-    assert (images.sources[0].decode(1).int() - grey.int()).abs().float().mean() < 0.5
+    # Rounding differs by one; a JPEG's own luma differs from PIL's where RGB was clipped, in few pixels.
+    unlike = (images.sources[0].decode(1).int() - grey.int()).abs() > 1
+    assert unlike.float().mean() < (0.1 if ending == "jpg" else 1e-9)
 
 
 def test_sixteen_bit_png(tmp_path: Path) -> None:

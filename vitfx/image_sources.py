@@ -111,8 +111,8 @@ class Listing:
 
     @staticmethod
     def of(files: Iterable[tuple[str, StoredImage]]) -> Listing:
-        # Names that start with a dot are the file system's, such as macOS's "._photo.jpg".
-        seen = {path: file for path, file in files if not PurePosixPath(path).name.startswith(".")}
+        # Names that start with a dot are the system's, such as macOS's "._photo.jpg".
+        seen = {path: file for path, file in files if "/." not in f"/{path}"}
         images = {path: seen[path] for path in sorted(seen) if PurePosixPath(path).suffix.lower() in ENDINGS}
         return Listing(images, seen.get("val_annotations.txt"))
 
@@ -139,6 +139,9 @@ def list_tars(paths: Iterable[Path], part: str) -> Listing:
                     if member.isreg():
                         stored = StoredImage(path, member.offset_data, member.size)
                         files[_below(PurePosixPath(member.name), part)] = stored
+                # tarfile takes a file that was cut in a header for one that ends there.
+                if StoredImage(path, tar.offset, tarfile.BLOCKSIZE).read() != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError("its end is missing")
         except (tarfile.TarError, OSError) as reason:
             raise UserError(
                 f"{path} is not a whole, uncompressed tar file ({reason}): unpack it or copy it again"
