@@ -27,9 +27,7 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device {name!r} is not one of {NAMES}")
     index = int(match[1] or 0)
     if index >= count:
-        raise UserError(
-            f"device {name!r} was asked for and torch sees {count} GPUs here: use --device cpu or auto"
-        )
+        raise UserError(f"device {name!r} was asked for and torch sees {count} GPUs here: use --device cpu or auto")
     return torch.device(GPU, index)
 
 

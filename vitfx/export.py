@@ -25,7 +25,7 @@ OUTPUT = "logits"
 _MOST_BYTES = 2**31 - 1
 
 
-class ExportMismatch(Exception):  # noqa: N818
+class ExportMismatch(Exception):
     """The ONNX file and the module do not compute the same logits."""
 
 
@@ -39,14 +39,11 @@ def export_onnx(module: nn.Module, path: Path, example: Tensor, metadata: Mappin
     """
     if len(example) < 2:
         # torch.export takes a dimension of size 1 for a constant.
-        raise UserError(
-            f"the example batch has {len(example)} image: ONNX export needs 2 or more to see the batch"
-        )
+        raise UserError(f"the example batch has {len(example)} image: ONNX export needs 2 or more to see the batch")
     size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
     if size > _MOST_BYTES:
         raise UserError(
-            f"the model's weights take {size / 2**30:.1f} GiB and one ONNX file holds 2 GiB: "
-            "prune more of it first"
+            f"the model's weights take {size / 2**30:.1f} GiB and one ONNX file holds 2 GiB: prune more of it first"
         )
     model = _to_onnx(module, example, metadata)
     _require_free_batch(model)
@@ -79,9 +76,7 @@ def _difference(session: OnnxModel, module: nn.Module, pixels: Tensor, path: Pat
     except UserError as error:
         raise ExportMismatch(f"{path} does not run on a batch of {len(pixels)}: {error}") from error
     if logits.shape != expected.shape:
-        raise ExportMismatch(
-            f"{path} gives logits {tuple(logits.shape)} where torch gives {tuple(expected.shape)}"
-        )
+        raise ExportMismatch(f"{path} gives logits {tuple(logits.shape)} where torch gives {tuple(expected.shape)}")
     scale = expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
     difference = float((logits - expected).abs().max() / scale)
     # Written so that NaN fails.

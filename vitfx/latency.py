@@ -82,9 +82,7 @@ def time_interleaved(
     if not runs:
         raise ValueError("there is nothing to time")
     if rounds < 1 or warmup < 0:
-        raise UserError(
-            f"rounds is {rounds} and warm-up {warmup}: give at least 1 round and no negative warm-up"
-        )
+        raise UserError(f"rounds is {rounds} and warm-up {warmup}: give at least 1 round and no negative warm-up")
     wait = synchronize or _nothing
     names = list(runs)
     for _ in range(warmup):

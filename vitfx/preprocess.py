@@ -30,9 +30,7 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.interpolation not in _KNOWN_INTERPOLATIONS:
-            raise UserError(
-                f"interpolation {self.interpolation!r} is not one of {', '.join(_KNOWN_INTERPOLATIONS)}"
-            )
+            raise UserError(f"interpolation {self.interpolation!r} is not one of {', '.join(_KNOWN_INTERPOLATIONS)}")
         if len(self.mean) != len(self.std) or not self.mean:
             raise UserError(f"mean has {len(self.mean)} channels and std has {len(self.std)}: give as many of both")
 
@@ -60,5 +58,7 @@ class Preprocess:
             raise UserError(f"preprocess has the unknown keys {', '.join(unknown)}: known are {', '.join(known)}")
         if "size" not in record:
             raise UserError("preprocess does not say the size: give [height, width]")
-        lists = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
-        return Preprocess(**lists)
+        settings: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+        }
+        return Preprocess(**settings)

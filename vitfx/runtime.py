@@ -46,7 +46,12 @@ def providers(device: torch.device, *, cuda_graph: bool = False) -> list[Provide
         if cuda_graph:
             raise UserError(f"a CUDA graph was asked for on {device}: it needs a GPU")
         return [(CPU_PROVIDER, {})]
-    options = {"device_id": str(device.index or 0), "enable_cuda_graph": "1" if cuda_graph else "0"}
+    options = {
+        "device_id": str(device.index or 0),
+        "enable_cuda_graph": "1" if cuda_graph else "0",
+        # float32 means float32 here, as it does in torch by default.
+        "use_tf32": "0",
+    }
     return [(CUDA_PROVIDER, options), (CPU_PROVIDER, {})]
 
 
@@ -70,15 +75,13 @@ class OnnxModel:
     """A session of a model with one input (B, C, H, W) and one output (B, K).
 
     device: where it runs. provider: the execution provider that ONNX Runtime took. dtype: of the input.
-    input_shape, output_shape: a number, or a name where any size goes.
+    input_shape, output_shape: a number, or a name where any size goes. metadata: the file's `metadata_props`.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession, device: torch.device) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
-            raise UserError(
-                f"the ONNX model has {len(inputs)} inputs and {len(outputs)} outputs: give one of each"
-            )
+            raise UserError(f"the ONNX model has {len(inputs)} inputs and {len(outputs)} outputs: give one of each")
         if inputs[0].type not in _DTYPES or outputs[0].type not in _DTYPES:
             raise UserError(f"the ONNX model maps {inputs[0].type} to {outputs[0].type}: give one of floats")
         self.session = session
@@ -87,6 +90,7 @@ class OnnxModel:
         self.dtype = _DTYPES[inputs[0].type]
         self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
         self.output_shape: tuple[int | str | None, ...] = tuple(outputs[0].shape)
+        self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
         self._input, self._output = inputs[0], outputs[0]
 
     def run(self, pixels: Tensor | np.ndarray) -> Tensor:
@@ -106,9 +110,7 @@ class OnnxModel:
         buffer = pixels.detach().to(self.device, self.dtype, copy=True).contiguous()
         classes = [size for size in self.output_shape[1:] if isinstance(size, int)]
         if len(classes) != len(self.output_shape) - 1:
-            raise UserError(
-                f"the ONNX model's output has the shape {list(self.output_shape)}: only the batch may vary"
-            )
+            raise UserError(f"the ONNX model's output has the shape {list(self.output_shape)}: only the batch may vary")
         logits = torch.empty((len(buffer), *classes), dtype=_DTYPES[self._output.type], device=self.device)
         # ONNX Runtime has a stream of its own, which does not wait for torch's.
         synchronize(self.device)
@@ -123,14 +125,9 @@ class OnnxModel:
         return bound
 
     def _refusal(self, images: Tensor, error: Exception) -> UserError:
-        reason = (
-            " ".join(str(error).split())
-            .removeprefix("[ONNXRuntimeError] : ")
-            .removeprefix("Error in execution: ")
-        )
+        reason = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ").removeprefix("Error in execution: ")
         return UserError(
-            f"the ONNX model takes {list(self.input_shape)} and refused {list(images.shape)} "
-            f"(ONNX Runtime: {reason})"
+            f"the ONNX model takes {list(self.input_shape)} and refused {list(images.shape)} (ONNX Runtime: {reason})"
         )
 
 
@@ -141,12 +138,15 @@ def open_session(
     threads: int | None = None,
     cuda_graph: bool = False,
     fixed: Mapping[str, int] | None = None,
+    layouts: bool = True,
 ) -> OnnxModel:
     """Opens an ONNX file, or its bytes, on `device` and nowhere else.
 
     threads: inside one operator on the CPU; ONNX Runtime's own choice when None.
     cuda_graph: the runs become one launch. It needs a session for each batch size, with `fixed`, and `bind`.
     fixed: the size of named dimensions, such as {"batch": 8}.
+    layouts: lets convolutions choose a memory layout on the CPU. Without it the other optimizations are made;
+    float16 models need that: ONNX Runtime 1.31's NCHWc transformer ends the process on them.
     Raises UserError where the file is no model, and where ONNX Runtime took another provider than the asked.
     """
     if cuda_graph and not fixed:
@@ -162,6 +162,8 @@ def open_session(
     # Its threads otherwise spin on after a run and take the cores from whatever is timed next: on two cores
     # that doubled the times of models that ran in turns.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not layouts:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     if threads is not None:
         options.intra_op_num_threads = threads
     for name, size in (fixed or {}).items():

@@ -1,0 +1,88 @@
+"""The compiler without files: a module and images in, a proved smaller module out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from passes.plan import DeletionPlan
+from vitfx.acdc import Journal
+from vitfx.circuit import Circuit
+from vitfx.discovery import Discovery, discover, journal_key, origins
+from vitfx.image_set import Images
+from vitfx.liveness import make_plan
+from vitfx.progress import Watcher
+from vitfx.settings import Settings
+from vitfx.trace import to_canonical
+from vitfx.verify import Verification, VerificationError, rewrite, verify
+
+_VERIFIED_IMAGES = 64
+_IDENTITY_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """module: the artifact, a canonical graph on the CPU, in eval mode. original: the unpruned canonical graph.
+
+    notes: sublayers that are not prunable, and why.
+    """
+
+    module: GraphModule
+    original: GraphModule
+    circuit: Circuit
+    plan: DeletionPlan
+    verification: Verification
+    notes: tuple[str, ...]
+
+
+OpenJournal = Callable[[str], Journal]
+"""Makes the journal of a discovery from its key."""
+
+
+def compile_model(
+    module: nn.Module,
+    images: Images,
+    settings: Settings,
+    *,
+    device: torch.device,
+    open_journal: OpenJournal,
+    watcher: Watcher,
+) -> Pruned:
+    """Traces, discovers, plans, rewrites and verifies. The module stays as it is.
+
+    Raises UserError where the model or the images can't be used, VerificationError where a proof fails.
+    """
+    watcher.say("tracing the model")
+    example = images.pixels[:2] if len(images) > 1 else images.pixels.expand(2, -1, -1, -1)
+    traced = to_canonical(module, example)
+    _check_identity(module, traced.graph_module, images.pixels[:8])
+    for note in traced.notes:
+        watcher.say(f"note: {note}")
+    on_device = traced.graph_module.to(device)
+    journal = open_journal(journal_key(settings, origins(on_device, images), device))
+    found = discover(on_device, images, settings, journal, watcher)
+    plan = make_plan(found.circuit, found.graph, found.constants)
+    watcher.say(f"removed {len(found.circuit.removed)} of {len(found.circuit.decisions)} edges; plan:\n{plan}")
+    return _carry_out(on_device.cpu(), found, plan, images, traced.notes)
+
+
+def _carry_out(
+    original: GraphModule, found: Discovery, plan: DeletionPlan, images: Images, notes: tuple[str, ...]
+) -> Pruned:
+    artifact = rewrite(original, plan).graph_module.eval()
+    verification = verify(original, artifact, plan, images.pixels[:_VERIFIED_IMAGES])
+    return Pruned(artifact, original, found.circuit, plan, verification, notes)
+
+
+def _check_identity(module: nn.Module, canonical: GraphModule, pixels: Tensor) -> None:
+    with torch.no_grad():
+        expected, got = module(pixels), canonical(pixels)
+    error = float((expected - got).abs().max() / expected.abs().max())
+    if not error < _IDENTITY_TOLERANCE:
+        raise VerificationError(
+            f"the canonical graph's logits differ from the model's by {error:.1e} of their greatest"
+        )

@@ -1,0 +1,111 @@
+"""From a pruned module to a folder of files: artifact, ONNX pair, circuit, plan, measurements, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from vitfx.artifact import save_artifact
+from vitfx.checkpoint import LoadedModel
+from vitfx.compile import Pruned
+from vitfx.device import synchronize
+from vitfx.evaluate import Scores, evaluate
+from vitfx.export import compare_onnx, export_onnx
+from vitfx.files import write_aside
+from vitfx.image_set import Images, ImageSet
+from vitfx.latency import Ratio, Timing, ratio, time_interleaved
+from vitfx.progress import Watcher
+from vitfx.runtime import OnnxModel, open_session
+from vitfx.version import VERSION
+
+RESULTS = ("pruned.pt", "pruned.onnx", "baseline.onnx", "circuit.json", "plan.json", "report.json", "report.md")
+LATENCY_BATCHES = (1, 64)
+_EVALUATION_BATCH = 64
+_ROUNDS = 15
+_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the two ONNX files did on the runtime. timings and ratios: by batch; a ratio is baseline by pruned.
+
+    onnx_error: greatest |onnx − torch| by the greatest |torch| of the two files.
+    """
+
+    provider: str
+    scores: Mapping[str, Scores]
+    timings: Mapping[int, Mapping[str, Timing]]
+    ratios: Mapping[int, Ratio]
+    onnx_error: float
+
+
+def write_files(folder: Path, pruned: Pruned, model: LoadedModel, images: Images, watcher: Watcher) -> float:
+    """Writes circuit, plan, artifact and both ONNX files; the greatest relative difference of an ONNX file from torch."""
+    watcher.say("exporting")
+    write_aside(folder / "circuit.json", pruned.circuit.to_json())
+    write_aside(folder / "plan.json", pruned.plan.to_json())
+    provenance = _provenance(pruned, model)
+    save_artifact(folder / "pruned.pt", pruned.module, model.preprocess, model.classes, model.data, {**provenance})
+    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in provenance.items()}
+    metadata["preprocess"] = json.dumps(model.preprocess.to_json())
+    if model.classes is not None:
+        metadata["classes"] = json.dumps(model.classes)
+    errors = [
+        _export(folder / name, module, images.pixels, {**metadata, "role": name.removesuffix(".onnx")})
+        for name, module in (("baseline.onnx", pruned.original), ("pruned.onnx", pruned.module))
+    ]
+    return max(errors)
+
+
+def _export(path: Path, module: GraphModule, pixels: Tensor, metadata: dict[str, str]) -> float:
+    export_onnx(module, path, pixels[:2], metadata)
+    return compare_onnx(path, module, pixels[:8])
+
+
+def _provenance(pruned: Pruned, model: LoadedModel) -> dict[str, Any]:
+    return {
+        "vitfx": VERSION,
+        "model": model.source,
+        "model_fingerprint": model.fingerprint,
+        "circuit_fingerprint": pruned.circuit.fingerprint(),
+        "settings": dict(pruned.circuit.settings),
+        "kl": pruned.circuit.kl,
+    }
+
+
+def measure(folder: Path, evaluation: ImageSet, device: torch.device, onnx_error: float, watcher: Watcher) -> Measured:
+    """Runs both ONNX files over the evaluation images and times them, taking turns, on ONNX Runtime."""
+    sessions = {name: open_session(folder / f"{name}.onnx", device) for name in ("baseline", "pruned")}
+    wait = partial(synchronize, device)
+    scores = evaluate(
+        {name: session.run for name, session in sessions.items()},
+        evaluation,
+        batch=_EVALUATION_BATCH,
+        synchronize=wait,
+        progress=watcher.bar("evaluating"),
+    )
+    sample = next(evaluation.batches(max(LATENCY_BATCHES))).pixels
+    timings = {batch: _time(sessions, sample, batch, device, watcher) for batch in LATENCY_BATCHES}
+    ratios = {batch: ratio(found["baseline"], found["pruned"]) for batch, found in timings.items()}
+    return Measured(sessions["pruned"].provider, scores, timings, ratios, onnx_error)
+
+
+def _time(
+    sessions: dict[str, OnnxModel], sample: Tensor, batch: int, device: torch.device, watcher: Watcher
+) -> dict[str, Timing]:
+    pixels = sample.repeat(-(-batch // len(sample)), 1, 1, 1)[:batch]
+    return time_interleaved(
+        {name: session.bind(pixels) for name, session in sessions.items()},
+        rounds=_ROUNDS,
+        min_seconds=_SECONDS,
+        synchronize=partial(synchronize, device),
+        progress=watcher.bar(f"timing, batch {batch}"),
+    )

@@ -1,0 +1,139 @@
+"""What a person looks at: baseline and pruned side by side, as JSON, as Markdown, on the console."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from passes.cost import Cost
+from rich.table import Table
+
+from vitfx.compile import Pruned
+from vitfx.deliver import Measured
+from vitfx.image_set import Images
+
+Row = tuple[str, str, str, str]
+
+
+def make_report(
+    pruned: Pruned,
+    measured: Measured,
+    calibration: Images,
+    settings: Mapping[str, Any],
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """report.json. latency_ms: median by batch; speedup: baseline's time by pruned's at the largest batch."""
+    ratios = {str(batch): ratio.paired for batch, ratio in measured.ratios.items()}
+    return {
+        "baseline": _side("baseline", pruned.verification.before, measured),
+        "pruned": _side("pruned", pruned.verification.measured, measured),
+        "kl": measured.scores["pruned"].kl,
+        "agreement": measured.scores["pruned"].agreement,
+        "speedup": ratios[str(max(measured.ratios))],
+        "speedup_by_batch": ratios,
+        "runtime": measured.provider,
+        "images": {
+            "calibration": len(calibration),
+            "evaluation": measured.scores["pruned"].images,
+            "skipped": calibration.skipped + measured.scores["pruned"].skipped,
+        },
+        "circuit": {
+            "kl": pruned.circuit.kl,
+            "edges": len(pruned.circuit.decisions),
+            "removed": len(pruned.circuit.removed),
+            "fingerprint": pruned.circuit.fingerprint(),
+        },
+        "verify": {**pruned.verification.to_json(), "onnx": measured.onnx_error},
+        "not_prunable": list(pruned.notes),
+        "settings": dict(settings),
+        "environment": dict(environment),
+    }
+
+
+def _side(name: str, cost: Cost, measured: Measured) -> dict[str, Any]:
+    scores = measured.scores[name]
+    return {
+        "loss": scores.loss,
+        "accuracy": scores.accuracy,
+        "params": cost.parameters,
+        "flops": cost.flops,
+        "heads": cost.heads,
+        "mlp_neurons": cost.neurons,
+        "sublayers": cost.sublayers,
+        "latency_ms": {str(batch): found[name].median_ms for batch, found in measured.timings.items()},
+        "latency_spread_ms": {
+            str(batch): [found[name].p10_ms, found[name].p90_ms] for batch, found in measured.timings.items()
+        },
+        "evaluation_seconds": scores.seconds,
+    }
+
+
+def rows(report: Mapping[str, Any]) -> list[Row]:
+    """The table's rows: what, baseline, pruned, and how they compare."""
+    old, new = report["baseline"], report["pruned"]
+    table: list[Row] = []
+    if old["accuracy"] is not None:
+        table.append(("test loss", f"{old['loss']:.4f}", f"{new['loss']:.4f}", f"{new['loss'] - old['loss']:+.4f}"))
+        points = 100 * (new["accuracy"] - old["accuracy"])
+        table.append(("top-1", f"{old['accuracy']:.2%}", f"{new['accuracy']:.2%}", f"{points:+.2f} points"))
+    table.append(("KL from the original", "0", f"{report['kl']:.4f}", ""))
+    table.append(("agreement with the original", "100 %", f"{report['agreement']:.2%}", ""))
+    for key, title in (
+        ("params", "parameters"),
+        ("flops", "FLOPs an image"),
+        ("heads", "heads"),
+        ("mlp_neurons", "MLP neurons"),
+        ("sublayers", "sublayers"),
+    ):
+        part = f"{new[key] / old[key]:.3f}" if old[key] else ""
+        table.append((title, f"{old[key]:,}", f"{new[key]:,}", part))
+    seconds = (old["evaluation_seconds"], new["evaluation_seconds"])
+    images = report["images"]["evaluation"]
+    title = f"inference time, {images} evaluation images"
+    table.append((title, f"{seconds[0]:.2f} s", f"{seconds[1]:.2f} s", f"{seconds[0] / seconds[1]:.2f}× faster"))
+    for batch, speedup in report["speedup_by_batch"].items():
+        times = (old["latency_ms"][batch], new["latency_ms"][batch])
+        table.append((f"ms at batch {batch}", f"{times[0]:.2f}", f"{times[1]:.2f}", f"{speedup:.2f}× faster"))
+    return table
+
+
+def to_markdown(report: Mapping[str, Any]) -> str:
+    """report.md."""
+    settings, verify, circuit = report["settings"], report["verify"], report["circuit"]
+    lines = [
+        f"# {settings['model']}, pruned by vitfx at τ = {settings['tau']}",
+        "",
+        "| | baseline | pruned | |",
+        "| --- | ---: | ---: | ---: |",
+        *(f"| {' | '.join(row)} |" for row in rows(report)),
+        "",
+        f"- Circuit: {circuit['removed']} of {circuit['edges']} edges removed by {settings['method']} "
+        f"({settings['ablation']} ablation, {settings['corruption']} corruption, seed {settings['seed']}), "
+        f"KL {circuit['kl']:.4f} on {report['images']['calibration']} calibration images.",
+        f"- Evaluated on {report['images']['evaluation']} images that discovery did not see "
+        f"({report['images']['skipped']} corrupt ones skipped), with {report['runtime']}.",
+        f"- Verified against the ablated model: {verify['float64']:.1e} in float64, {verify['relative']:.1e} in float32, "
+        f"ONNX against torch {verify['onnx']:.1e}; parameters and FLOPs as the plan predicts.",
+        *(f"- Not prunable: {note}" for note in report["not_prunable"]),
+        "",
+        "## Settings",
+        "",
+        *(f"- {key}: {value}" for key, value in settings.items()),
+        "",
+        "## Environment",
+        "",
+        *(f"- {key}: {value}" for key, value in report["environment"].items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def to_table(report: Mapping[str, Any]) -> Table:
+    """The same table for a console."""
+    table = Table(title=f"{report['settings']['model']} at τ = {report['settings']['tau']}, {report['runtime']}")
+    table.add_column("")
+    for title in ("baseline", "pruned", ""):
+        table.add_column(title, justify="right")
+    for row in rows(report):
+        table.add_row(*row)
+    return table
