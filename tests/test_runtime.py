@@ -21,7 +21,7 @@ def linear():
 @pytest.fixture(scope="module")
 def path(linear, tmp_path_factory):
     target = tmp_path_factory.mktemp("onnx") / "linear.onnx"
-    export_onnx(linear, target, torch.randn(2, 3, 2, 2), {})
+    export_onnx(linear, target, torch.randn(2, 3, 2, 2), {"tau": "0.05"})
     return target
 
 
@@ -33,10 +33,8 @@ def test_providers_without_a_gpu():
 
 def test_providers_with_a_gpu_keep_the_cpu_behind_it():
     second = torch.device(GPU, 1)
-    assert providers(second) == [
-        (CUDA_PROVIDER, {"device_id": "1", "enable_cuda_graph": "0"}),
-        (CPU_PROVIDER, {}),
-    ]
+    options = {"device_id": "1", "enable_cuda_graph": "0", "use_tf32": "0"}
+    assert providers(second) == [(CUDA_PROVIDER, options), (CPU_PROVIDER, {})]
     assert providers(second, cuda_graph=True)[0][1]["enable_cuda_graph"] == "1"
     assert providers(torch.device(GPU))[0][1]["device_id"] == "0"
 
@@ -47,9 +45,11 @@ def test_run_gives_torchs_logits(path, linear, batch):
     model = open_session(path, CPU, threads=1)
     assert (model.provider, model.device, model.dtype) == (CPU_PROVIDER, CPU, torch.float32)
     assert model.input_shape == ("batch", 3, 2, 2) and model.output_shape == ("batch", 4)
+    assert model.metadata == {"tau": "0.05"}
     torch.testing.assert_close(model.run(pixels), linear(pixels))
     torch.testing.assert_close(model.run(pixels.numpy().astype(np.float64)), linear(pixels))
-    torch.testing.assert_close(open_session(path.read_bytes(), CPU).run(pixels), linear(pixels))
+    for other in (open_session(path.read_bytes(), CPU), open_session(path, CPU, layouts=False)):
+        torch.testing.assert_close(other.run(pixels), linear(pixels))
 
 
 def test_bound_run_computes_into_its_own_buffers(path, linear):

@@ -1,0 +1,53 @@
+"""The benchmark's results as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from benchmarks.contenders import Contender
+from benchmarks.evaluation import Evaluation
+from benchmarks.measure import LatencyRow
+
+
+def latency_table(rows: Sequence[LatencyRow], contenders: Sequence[Contender]) -> Table:
+    """Median and spread in milliseconds; the ratio is the median over the rounds of time by the first model's."""
+    table = Table(title=f"Latency in ms (ratio: time by {contenders[0].name}'s)")
+    for column in ("runtime", "model"):
+        table.add_column(column, overflow="fold")
+    for column in ("batch", "median", "p10–p90", "ratio"):
+        table.add_column(column, justify="right")
+    before = None
+    for row in rows:
+        group = (row.runtime, row.batch)
+        if before not in (None, group):
+            table.add_section()
+        before = group
+        if row.timing is None:
+            cells = [f"– {row.unavailable}", "", ""]
+        else:
+            timing = row.timing
+            share = f"{row.ratio.paired:.3f}" if row.ratio else "–"
+            cells = [f"{timing.median_ms:.2f}", f"{timing.p10_ms:.2f}–{timing.p90_ms:.2f}", share]
+        table.add_row(row.runtime, row.model, str(row.batch), *cells)
+    return table
+
+
+def evaluation_table(evaluations: Sequence[Evaluation], data: str) -> Table:
+    """The table that the seed project reports."""
+    first = evaluations[0]
+    skipped = f", {first.skipped} corrupt ones left out" if first.skipped else ""
+    table = Table(title=f"{first.images} images of {data}{skipped}, {first.runtime}, batch {first.batch}", min_width=60)
+    table.add_column("model", overflow="fold")
+    for column in ("test loss", "test accuracy", "inference time", "ratio"):
+        table.add_column(column, justify="right")
+    for one in evaluations:
+        table.add_row(
+            one.model,
+            "–" if one.loss is None else f"{one.loss:.4f}",
+            "–" if one.accuracy is None else f"{one.accuracy:.2%}",
+            f"{one.seconds:.2f} s",
+            f"{one.seconds / first.seconds:.3f}",
+        )
+    return table

@@ -1,0 +1,141 @@
+"""What is timed: a model on a runtime with a batch, ready to be called. Nothing here reads a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx
+import torch
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from torch import Tensor
+
+from benchmarks.contenders import Contender
+from vitfx.device import is_gpu
+from vitfx.errors import UserError
+from vitfx.export import BATCH
+from vitfx.runtime import open_session
+
+RUNTIMES = ("torch", "torch-compile", "onnxruntime")
+_REASON_LENGTH = 100
+
+
+class UnavailableError(Exception):
+    """A model cannot run this way here; the text is the reason in a few words."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to run a model. half: float16 inside, float32 at the ends. cuda_graph: all kernels in one launch."""
+
+    runtime: str
+    device: torch.device
+    half: bool = False
+    cuda_graph: bool = False
+
+    @property
+    def label(self) -> str:
+        parts = [self.runtime, str(self.device), "fp16" if self.half else "fp32"]
+        return " ".join([*parts, "graph"] if self.cuda_graph else parts)
+
+
+def variants(runtimes: Sequence[str], device: torch.device) -> tuple[Variant, ...]:
+    """The ways to run on this device; ONNX Runtime's CPU is always among its own."""
+    if unknown := sorted(set(runtimes) - set(RUNTIMES)):
+        raise UserError(f"runtime {unknown[0]!r} is not one of {', '.join(RUNTIMES)}")
+    ways = [Variant(name, device) for name in RUNTIMES[:2] if name in runtimes]
+    if "onnxruntime" in runtimes:
+        ways.append(Variant("onnxruntime", torch.device("cpu")))
+        if is_gpu(device):
+            ways += [Variant("onnxruntime", device, half, graph) for half in (False, True) for graph in (False, True)]
+    return tuple(ways)
+
+
+def prepare(variant: Variant, contender: Contender, pixels: Tensor, threads: int) -> Callable[[], None]:
+    """A call that runs the model once on `pixels` (B, C, H, W), with input and output in place.
+
+    It has been called once already, so that nothing is left to compile. Raises UnavailableError.
+    """
+    try:
+        if variant.runtime == "onnxruntime":
+            return _bind(variant, contender, pixels, threads)
+        return _torch_run(variant, contender, pixels)
+    except torch.OutOfMemoryError as error:
+        raise UnavailableError("out of memory") from error
+
+
+def forward(variant: Variant, contender: Contender, threads: int) -> Callable[[Tensor], Tensor]:
+    """pixels (B, C, H, W) on the CPU -> logits (B, K) on the CPU, for any B. Raises UnavailableError."""
+    if variant.runtime == "onnxruntime":
+        try:
+            return open_session(contender.onnx, variant.device, threads=threads).run
+        except UserError as error:
+            raise UnavailableError(str(error)) from error
+    module = _module(contender).to(variant.device)
+
+    def run(pixels: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return module(pixels.to(variant.device)).cpu()
+
+    return run
+
+
+def to_float16(model: bytes) -> bytes:
+    """The model with float16 weights and arithmetic; its input and output stay float32."""
+    return convert_float_to_float16(onnx.load_model_from_string(model), keep_io_types=True).SerializeToString()
+
+
+def _bind(variant: Variant, contender: Contender, pixels: Tensor, threads: int) -> Callable[[], None]:
+    model = to_float16(contender.onnx) if variant.half else contender.onnx
+    try:
+        session = open_session(
+            model,
+            variant.device,
+            threads=threads,
+            cuda_graph=variant.cuda_graph,
+            fixed={BATCH: len(pixels)},
+            layouts=not variant.half,
+        )
+        return session.bind(pixels)
+    except UserError as error:
+        raise UnavailableError(_shorten(str(error))) from error
+
+
+def _torch_run(variant: Variant, contender: Contender, pixels: Tensor) -> Callable[[], None]:
+    module = _module(contender).to(variant.device)
+    images = pixels.to(variant.device)
+    # fullgraph: a model that falls back to eager code, in part or after too many shapes, is not "compiled".
+    call = torch.compile(module, fullgraph=True, dynamic=False) if variant.runtime == "torch-compile" else module
+
+    def run() -> None:
+        with torch.inference_mode():
+            call(images)
+
+    try:
+        run()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if call is module:
+            raise
+        # Whatever the compiler stumbles over, the other rows are still worth having.
+        raise UnavailableError(_shorten(_reason(error))) from error
+    return run
+
+
+def _module(contender: Contender) -> torch.nn.Module:
+    if contender.module is None:
+        raise UnavailableError(_shorten(contender.no_module))
+    return contender.module
+
+
+def _reason(error: Exception) -> str:
+    """The line that names the cause; the compiler's first line only says which backend raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith("raised:"):
+        return lines[1]
+    return lines[0] if lines else type(error).__name__
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _REASON_LENGTH else text[: _REASON_LENGTH - 1] + "…"

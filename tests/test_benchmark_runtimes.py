@@ -1,0 +1,325 @@
+import json
+
+import pytest
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+from torchvision.models import VisionTransformer
+
+from benchmarks import measure, workloads
+from benchmarks.contenders import Contender, load_contenders
+from benchmarks.evaluation import Evaluation, evaluate
+from benchmarks.measure import LatencyRow, measure_latency, unsteady
+from benchmarks.runtimes import main
+from benchmarks.tables import evaluation_table, latency_table
+from benchmarks.workloads import UnavailableError, Variant, prepare, to_float16, variants
+from vitfx.checkpoint import save_checkpoint
+from vitfx.data import open_data
+from vitfx.device import GPU
+from vitfx.errors import UserError
+from vitfx.export import export_onnx
+from vitfx.latency import Ratio, Timing
+from vitfx.preprocess import Preprocess
+from vitfx.runtime import open_session
+
+CPU = torch.device("cpu")
+EAGER, COMPILED, ONNX = (Variant(name, CPU) for name in workloads.RUNTIMES)
+DIGITS = Preprocess(size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+CLASSES = [str(digit) for digit in range(10)]
+
+
+def write_checkpoint(path, layers, preprocess=DIGITS, **record):
+    torch.manual_seed(layers)
+    kwargs = {
+        "image_size": preprocess.size[0],
+        "patch_size": 8,
+        "num_layers": layers,
+        "num_heads": 2,
+        "hidden_dim": 16,
+        "mlp_dim": 32,
+        "num_classes": 10,
+    }
+    vit = VisionTransformer(**kwargs).eval()
+    nn.init.normal_(vit.heads.head.weight)
+    save_checkpoint(
+        path,
+        factory="torchvision.models:VisionTransformer",
+        kwargs=kwargs,
+        state_dict=vit.state_dict(),
+        preprocess=preprocess,
+        classes=CLASSES,
+        **record,
+    )
+    return vit
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """What vitfx.prune leaves of a two-layer model that became a one-layer model."""
+    folder = tmp_path_factory.mktemp("vit-pruned")
+    original = folder.parent / "original.pt"
+    example = torch.zeros(2, 3, 16, 16)
+    metadata = {"preprocess": json.dumps(DIGITS.to_json())}
+    export_onnx(write_checkpoint(original, 2, data="digits"), folder / "baseline.onnx", example, metadata)
+    export_onnx(write_checkpoint(folder / "pruned.pt", 1), folder / "pruned.onnx", example, metadata)
+    report = {"settings": {"model": str(original), "data": "digits"}}
+    (folder / "report.json").write_text(json.dumps(report))
+    return folder
+
+
+def linear(name, module=None, onnx=b"", no_module="gone"):
+    return Contender(name, name, onnx, module, no_module, DIGITS, None, None)
+
+
+def test_command_on_a_folder_measures_prints_and_writes(out, tmp_path, capsys):
+    target = tmp_path / "times.json"
+    options = ["--samples", "30", "--batches", "1,4", "--rounds", "2", "--threads", "1", "--device", "cpu"]
+    options += ["--runtimes", "torch,onnxruntime", "--out", str(target)]
+    threads = torch.get_num_threads()
+    assert main([str(out), *options]) == 0
+    assert torch.get_num_threads() == threads
+    printed = capsys.readouterr().out
+    for words in ("test loss", "test accuracy", "inference time", "p10–p90", "30 images of digits"):
+        assert words in printed
+    record = json.loads(target.read_text())
+    assert record["settings"]["batches"] == [1, 4] and record["environment"]["threads"] == 1
+    rows = [(row["runtime"], row["batch"], row["model"]) for row in record["latency"]]
+    assert rows == [
+        (runtime, batch, model)
+        for batch in (1, 4)
+        for runtime in ("torch cpu fp32", "onnxruntime cpu fp32")
+        for model in ("baseline", "pruned")
+    ]
+    for row in record["latency"]:
+        assert row["rounds"] == 2 and 0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]
+        assert (row["ratio"]["paired"] == 1) == (row["model"] == "baseline")
+
+
+def test_evaluation_is_the_models_own_loss_and_accuracy(out):
+    contenders = load_contenders([str(out)])
+    images = open_data("digits", DIGITS, CLASSES).evaluation.sample(30, seed=0)
+    loaded = images.load()
+    for way in (EAGER, ONNX):
+        with Progress(disable=True) as progress:
+            results = evaluate(contenders, [way], images, 8, 1, progress)
+        assert [one.model for one in results] == ["baseline", "pruned"]
+        for one, contender in zip(results, contenders, strict=True):
+            with torch.no_grad():
+                logits = contender.module(loaded.pixels)
+            assert one.images == 30 and one.skipped == 0 and one.seconds > 0 and one.runtime == way.label
+            assert one.loss == pytest.approx(float(nn.functional.cross_entropy(logits, loaded.labels)), rel=1e-4)
+            assert one.accuracy == pytest.approx(float((logits.argmax(1) == loaded.labels).float().mean()))
+
+
+def test_evaluation_falls_back_to_a_runtime_that_takes_all_models(out):
+    contenders = load_contenders([str(out / "baseline.onnx"), str(out / "pruned.pt")])
+    images = open_data("digits", DIGITS, CLASSES).evaluation.sample(4, seed=0)
+    with Progress(disable=True) as progress:
+        assert {one.runtime for one in evaluate(contenders, [ONNX, EAGER], images, 4, 1, progress)} == {ONNX.label}
+        with pytest.raises(UserError, match=r"no runtime takes all of the models \(an ONNX file has no torch form"):
+            evaluate(contenders, [EAGER], images, 4, 1, progress)
+
+
+def test_files_of_both_kinds_are_contenders(out):
+    names = [str(out / "baseline.onnx"), str(out / "pruned.pt"), str(out / "pruned.onnx")]
+    contenders = load_contenders(names)
+    assert [one.name for one in contenders] == ["baseline (1)", "pruned (2)", "pruned (3)"]
+    assert [one.module is None for one in contenders] == [True, False, True]
+    assert {one.preprocess for one in contenders} == {DIGITS}
+    pixels = torch.randn(3, 3, 16, 16)
+    _, exported, file = (open_session(one.onnx, CPU).run(pixels) for one in contenders)
+    torch.testing.assert_close(exported, file)
+    torch.testing.assert_close(exported, contenders[1].module(pixels), atol=1e-4, rtol=1e-4)
+
+
+def test_original_that_is_gone_costs_only_its_torch_rows(out, tmp_path):
+    for name in ("baseline.onnx", "pruned.onnx", "pruned.pt"):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    (tmp_path / "report.json").write_text(json.dumps({"settings": {"model": "moved.pt", "data": "digits"}}))
+    contenders = load_contenders([str(tmp_path)])
+    images = open_data("digits", DIGITS, CLASSES).evaluation
+    with Progress(disable=True) as progress:
+        rows = measure_latency(contenders, [EAGER, ONNX], images, [2], 1, 1, progress)
+    assert [row.timing is None for row in rows] == [True, False, False, False]
+    assert "moved.pt is not there" in rows[0].unavailable
+    # Without the first model there is nothing to take the ratio to.
+    assert [row.ratio is None for row in rows] == [True, True, False, False]
+
+
+def test_timing_repeats_images_where_there_are_too_few():
+    images = open_data("digits", DIGITS, CLASSES).evaluation.sample(3, seed=0)
+    pixels = measure._timing_pixels(images, 8)
+    assert pixels.shape == (8, 3, 16, 16) and torch.equal(pixels[:2], pixels[6:])
+
+
+def test_variants_of_a_machine_without_and_with_a_gpu():
+    assert variants(workloads.RUNTIMES, CPU) == (EAGER, COMPILED, ONNX)
+    assert variants(["onnxruntime", "torch"], CPU) == (EAGER, ONNX)
+    gpu = torch.device(GPU, 0)
+    labels = [way.label for way in variants(["onnxruntime"], gpu)]
+    assert labels == ["onnxruntime cpu fp32"] + [
+        f"onnxruntime {GPU}:0 {end}" for end in ("fp32", "fp32 graph", "fp16", "fp16 graph")
+    ]
+    with pytest.raises(UserError, match="'tensorrt' is not one of torch"):
+        variants(["torch", "tensorrt"], CPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_silent_fallback_is_a_reason_and_no_time(out, cuda_graph):
+    contender = load_contenders([str(out)])[0]
+    with pytest.raises(UnavailableError, match="took CPUExecutionProvider"):
+        prepare(
+            Variant("onnxruntime", torch.device(GPU, 0), False, cuda_graph), contender, torch.zeros(2, 3, 16, 16), 1
+        )
+
+
+def assert_close_in_half(logits, expected):
+    torch.testing.assert_close(logits, expected, atol=2e-2 * float(expected.abs().max()), rtol=0)
+
+
+def test_half_precision_is_float16_inside_and_close(out):
+    original = (out / "baseline.onnx").read_bytes()
+    half = to_float16(original)
+    assert len(half) < 0.7 * len(original)
+    pixels = torch.randn(4, 3, 16, 16)
+    expected, session = open_session(original, CPU).run(pixels), open_session(half, CPU, layouts=False)
+    logits = session.run(pixels)
+    assert session.dtype == logits.dtype == torch.float32
+    assert not torch.equal(logits, expected)
+    assert_close_in_half(logits, expected)
+
+
+def test_half_precision_binds(out):
+    contender = load_contenders([str(out)])[0]
+    pixels = torch.randn(2, 3, 16, 16)
+    bound = prepare(Variant("onnxruntime", CPU, half=True), contender, pixels, 1)
+    assert_close_in_half(bound.logits, open_session(contender.onnx, CPU).run(pixels))
+
+
+def test_compiled_run_is_compiled():
+    class Traced(nn.Module):
+        def forward(self, x):
+            return x.flatten(1).relu() + (1 if torch.compiler.is_compiling() else 0)
+
+    seen = []
+    module = Traced()
+    module.register_forward_hook(lambda _, __, output: seen.append(output))
+    torch.compiler.reset()
+    run = prepare(COMPILED, linear("a", module), torch.zeros(2, 3), 1)
+    run()
+    assert torch.equal(seen[-1], torch.ones(2, 3))
+
+
+def test_missing_compiler_is_a_reason_and_no_end(monkeypatch, out):
+    from torch._inductor import config
+
+    torch.compiler.reset()
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(config, "force_disable_caches", True)
+    contender = load_contenders([str(out)])[1]
+    with pytest.raises(UnavailableError, match="ompiler") as caught:
+        prepare(COMPILED, contender, torch.zeros(2, 3, 16, 16), 1)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) <= 100
+
+
+def test_graph_break_is_not_called_compiled():
+    class Breaks(nn.Module):
+        def forward(self, x):
+            torch._dynamo.graph_break()
+            return x
+
+    torch.compiler.reset()
+    with pytest.raises(UnavailableError):
+        prepare(COMPILED, linear("a", Breaks()), torch.zeros(2, 3), 1)
+
+
+def test_defect_of_a_model_in_torch_is_not_hidden():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        prepare(EAGER, linear("a", nn.Linear(4, 2)), torch.zeros(2, 3), 1)
+
+
+def show(table):
+    console = Console(width=140, record=True, file=None, quiet=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def test_tables_say_what_was_measured_and_what_was_not():
+    first, second = linear("first"), linear("second")
+    rows = [
+        LatencyRow("first", "torch", 8, Timing((2.0, 2.0)), Ratio(1.0, 1.0)),
+        LatencyRow("second", "torch", 8, Timing((1.0, 1.0)), Ratio(0.5, 0.5)),
+        LatencyRow("first", "torch-compile", 8, unavailable="no compiler"),
+    ]
+    text = show(latency_table(rows, (first, second)))
+    assert "time by first's" in text and "0.500" in text and "1.00–1.00" in text and "– no compiler" in text
+    evaluations = [
+        Evaluation("first", "torch", 8, 100, 2, 1.25, 0.755, 4.0),
+        Evaluation("second", "torch", 8, 100, 2, None, None, 1.0),
+    ]
+    text = show(evaluation_table(evaluations, "digits"))
+    assert "1.2500" in text and "75.50%" in text and "0.250" in text and "2 corrupt ones left out" in text
+
+
+def test_unsteady_rows_are_counted():
+    steady, wild = Timing((1.0,) * 10), Timing((1.0,) * 8 + (9.0,) * 2)
+    rows = [LatencyRow("a", "torch", 1, timing) for timing in (steady, wild, None)]
+    assert unsteady(rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["{out}", "--batches", "1,x"], "--batches is '1,x'"),
+        (["{out}", "--batches", "0,8"], "--batches is [0, 8]"),
+        (["{out}", "--rounds", "0"], "--rounds is 0"),
+        (["{out}", "--samples", "-3"], "--samples is -3"),
+        (["{out}", "--samples", "100000"], "100000"),
+        (["{out}", "--threads", "0"], "--threads is 0"),
+        (["{out}", "--runtimes", "tensorrt"], "'tensorrt' is not one of"),
+        (["{out}", "--device", "tpu"], "device 'tpu' is not one of"),
+        (["{out}", "--data", "nowhere"], "nowhere"),
+        (["{out}/pruned.pt"], "is not a folder"),
+        (["{out}/missing.pt", "{out}/pruned.pt"], "missing.pt"),
+        (["{out}/missing.onnx", "{out}/pruned.pt"], "missing.onnx is not a file"),
+        (["{out}/pruned.pt", "{out}/pruned.onnx"], "--data"),
+        (["{out}/..", "--out", "{here}/times.json"], "holds no report.json"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_write_nothing(out, tmp_path, monkeypatch, capsys, options, sentence):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(out.iterdir())
+    assert main([option.format(out=out, here=tmp_path) for option in options]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ") and sentence in printed.err and printed.err.count("\n") == 1
+    assert not printed.out and not list(tmp_path.iterdir()) and sorted(out.iterdir()) == before
+
+
+def test_unwritable_output_is_refused_before_anything_runs(out, tmp_path, capsys):
+    for target in (tmp_path, tmp_path / "missing" / "times.json"):
+        assert main([str(out), "--out", str(target)]) == 2
+        assert "cannot be written" in capsys.readouterr().err
+
+
+def test_models_that_cannot_be_compared_are_refused(out, tmp_path):
+    module, example = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.zeros(2, 3, 2, 2)
+    recorded = {"preprocess": json.dumps(Preprocess(size=(2, 2)).to_json())}
+    export_onnx(module, tmp_path / "tiny.onnx", example, recorded)
+    with pytest.raises(UserError, match="tiny and baseline prepare images differently"):
+        load_contenders([str(tmp_path / "tiny.onnx"), str(out / "baseline.onnx")])
+    export_onnx(module, tmp_path / "silent.onnx", example, {})
+    with pytest.raises(UserError, match="none of the models says how its images are prepared"):
+        load_contenders([str(tmp_path / "silent.onnx"), str(tmp_path / "silent.onnx")])
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(UserError, match="does not say which model was pruned"):
+        load_contenders([str(tmp_path)])
+
+
+def test_help_has_an_example(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    assert "python -m benchmarks.runtimes vit-pruned/" in capsys.readouterr().out
