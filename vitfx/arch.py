@@ -40,8 +40,10 @@ def build_from_arch(arch: str, weights: Mapping[str, torch.Tensor], source: str)
 def timm_preprocess(module: nn.Module) -> Preprocess:
     """The preprocessing that a timm model's own configuration names."""
     config = import_extra("timm", "timm").data.resolve_data_config({}, model=module)
+    # The configuration goes on naming the size that the weights were published for, whatever the model was built for.
+    size = getattr(getattr(module, "patch_embed", None), "img_size", None) or config["input_size"][1:]
     return Preprocess(
-        size=tuple(config["input_size"][1:]),
+        size=tuple(size),
         interpolation=config["interpolation"],
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -17,6 +16,7 @@ from vitfx.arch import KNOWN_ARCHES, build_from_arch, timm_preprocess
 from vitfx.errors import UserError
 from vitfx.exported import is_exported, load_exported
 from vitfx.factory import build_from_factory
+from vitfx.files import write_aside
 from vitfx.huggingface import Logits, load_folder
 from vitfx.model_file import read_model_file
 from vitfx.preprocess import Preprocess
@@ -103,9 +103,7 @@ def save_checkpoint(
     # Through memory: torch.save writes the name of the file into it, and the name aside is another one.
     buffer = io.BytesIO()
     torch.save(record, buffer)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(buffer.getvalue())
-    aside.replace(path)
+    write_aside(path, buffer.getvalue())
 
 
 def _load(path: Path, arch: str | None, trust_pickle: bool, preprocess: Preprocess | None) -> _Parts:

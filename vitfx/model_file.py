@@ -40,8 +40,8 @@ def read_model_file(path: Path, *, trust_pickle: bool) -> Any:
         if not code:
             raise _unreadable(path) from error
         return _read_with_code(path, code[1], trust_pickle)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}): check its permissions") from error
+    except PermissionError as error:
+        raise UserError(f"{path} may not be read: check its permissions") from error
     except Exception as error:  # A broken pickle raises whatever its bytes happen to mean.
         raise _unreadable(path) from error
 
