@@ -56,10 +56,9 @@ def _from_folder(folder: Path) -> tuple[Contender, ...]:
     settings = _read_settings(report)
     pruned = replace(_from_onnx(folder / "pruned.onnx"), name="pruned")
     loaded = load_model(str(folder / "pruned.pt"))
-    pruned = replace(
-        pruned, module=loaded.module, preprocess=loaded.preprocess, classes=loaded.classes, data=settings.get("data")
-    )
-    baseline = replace(_from_onnx(folder / "baseline.onnx"), name="baseline", data=settings.get("data"))
+    data = settings.get("data") or loaded.data
+    pruned = replace(pruned, module=loaded.module, preprocess=loaded.preprocess, classes=loaded.classes, data=data)
+    baseline = replace(_from_onnx(folder / "baseline.onnx"), name="baseline", data=data)
     try:
         original = load_model(str(settings["model"]), arch=settings.get("arch"))
     except UserError as error:

@@ -16,13 +16,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.contenders import Contender, load_contenders
-from benchmarks.evaluation import Evaluation, evaluate
+from benchmarks.evaluation import Evaluations, evaluate_contenders
 from benchmarks.measure import LatencyRow, measure_latency, unsteady
 from benchmarks.tables import evaluation_table, latency_table
 from benchmarks.workloads import RUNTIMES, variants
 from vitfx.data import open_data
 from vitfx.device import NAMES, pick_device
 from vitfx.errors import UserError
+from vitfx.files import write_aside
 from vitfx.image_set import ImageSet
 from vitfx.machine import environment
 
@@ -81,7 +82,15 @@ def run(settings: Settings, console: Console) -> None:
     try:
         with Progress(console=Console(stderr=True), transient=True) as progress:
             latency = measure_latency(contenders, ways, images, settings.batches, settings.rounds, threads, progress)
-            evaluations = evaluate(contenders, ways, images, max(settings.batches), threads, progress)
+            task = progress.add_task("evaluating", total=len(images))
+            evaluations = evaluate_contenders(
+                contenders,
+                ways,
+                images,
+                max(settings.batches),
+                threads,
+                lambda done, total: progress.update(task, completed=done, total=total),
+            )
         facts = environment()
     finally:
         torch.set_num_threads(before)
@@ -111,7 +120,7 @@ def _write(
     facts: dict[str, Any],
     contenders: Sequence[Contender],
     latency: Sequence[LatencyRow],
-    evaluations: Sequence[Evaluation],
+    evaluations: Evaluations,
     data: str,
 ) -> None:
     record = {
@@ -120,14 +129,9 @@ def _write(
         "data": data,
         "models": [{"name": one.name, "source": one.source} for one in contenders],
         "latency": [row.to_json() for row in latency],
-        "evaluation": [asdict(one) for one in evaluations],
+        "evaluation": asdict(evaluations),
     }
-    aside = settings.out.with_name(f".{settings.out.name}.{os.getpid()}.part")
-    try:
-        aside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        aside.replace(settings.out)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_aside(settings.out, json.dumps(record, indent=2) + "\n")
 
 
 def _parse(arguments: Sequence[str] | None) -> Settings:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from benchmarks.contenders import Contender
-from benchmarks.evaluation import Evaluation
+from benchmarks.evaluation import Evaluations
 from benchmarks.measure import LatencyRow
 
 
@@ -34,19 +34,23 @@ def latency_table(rows: Sequence[LatencyRow], contenders: Sequence[Contender]) -
     return table
 
 
-def evaluation_table(evaluations: Sequence[Evaluation], data: str) -> Table:
-    """The table that the seed project reports."""
-    first = evaluations[0]
+def evaluation_table(evaluations: Evaluations, data: str) -> Table:
+    """The table that the seed project reports, with the agreement with the first model."""
+    first = next(iter(evaluations.scores.values()))
     skipped = f", {first.skipped} corrupt ones left out" if first.skipped else ""
-    table = Table(title=f"{first.images} images of {data}{skipped}, {first.runtime}, batch {first.batch}", min_width=60)
+    table = Table(
+        title=f"{first.images} images of {data}{skipped}, {evaluations.runtime}, batch {evaluations.batch}",
+        min_width=80,
+    )
     table.add_column("model", overflow="fold")
-    for column in ("test loss", "test accuracy", "inference time", "ratio"):
+    for column in ("test loss", "test accuracy", "agreement", "inference time", "ratio"):
         table.add_column(column, justify="right")
-    for one in evaluations:
+    for name, one in evaluations.scores.items():
         table.add_row(
-            one.model,
+            name,
             "–" if one.loss is None else f"{one.loss:.4f}",
             "–" if one.accuracy is None else f"{one.accuracy:.2%}",
+            f"{one.agreement:.2%}",
             f"{one.seconds:.2f} s",
             f"{one.seconds / first.seconds:.3f}",
         )

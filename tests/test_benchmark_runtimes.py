@@ -9,7 +9,7 @@ from torchvision.models import VisionTransformer
 
 from benchmarks import measure, workloads
 from benchmarks.contenders import Contender, load_contenders
-from benchmarks.evaluation import Evaluation, evaluate
+from benchmarks.evaluation import Evaluations, evaluate_contenders
 from benchmarks.measure import LatencyRow, measure_latency, unsteady
 from benchmarks.runtimes import main
 from benchmarks.tables import evaluation_table, latency_table
@@ -18,6 +18,7 @@ from vitfx.checkpoint import save_checkpoint
 from vitfx.data import open_data
 from vitfx.device import GPU
 from vitfx.errors import UserError
+from vitfx.evaluate import Scores
 from vitfx.export import export_onnx
 from vitfx.latency import Ratio, Timing
 from vitfx.preprocess import Preprocess
@@ -84,6 +85,7 @@ def test_command_on_a_folder_measures_prints_and_writes(out, tmp_path, capsys):
         assert words in printed
     record = json.loads(target.read_text())
     assert record["settings"]["batches"] == [1, 4] and record["environment"]["threads"] == 1
+    assert list(record["evaluation"]["scores"]) == ["baseline", "pruned"]
     rows = [(row["runtime"], row["batch"], row["model"]) for row in record["latency"]]
     assert rows == [
         (runtime, batch, model)
@@ -101,24 +103,24 @@ def test_evaluation_is_the_models_own_loss_and_accuracy(out):
     images = open_data("digits", DIGITS, CLASSES).evaluation.sample(30, seed=0)
     loaded = images.load()
     for way in (EAGER, ONNX):
-        with Progress(disable=True) as progress:
-            results = evaluate(contenders, [way], images, 8, 1, progress)
-        assert [one.model for one in results] == ["baseline", "pruned"]
-        for one, contender in zip(results, contenders, strict=True):
+        found = evaluate_contenders(contenders, [way], images, 8, 1)
+        assert (found.runtime, found.batch) == (way.label, 8)
+        assert list(found.scores) == ["baseline", "pruned"]
+        for one, contender in zip(found.scores.values(), contenders, strict=True):
             with torch.no_grad():
                 logits = contender.module(loaded.pixels)
-            assert one.images == 30 and one.skipped == 0 and one.seconds > 0 and one.runtime == way.label
+            assert one.images == 30 and one.seconds > 0
             assert one.loss == pytest.approx(float(nn.functional.cross_entropy(logits, loaded.labels)), rel=1e-4)
             assert one.accuracy == pytest.approx(float((logits.argmax(1) == loaded.labels).float().mean()))
 
 
-def test_evaluation_falls_back_to_a_runtime_that_takes_all_models(out):
+def test_evaluation_takes_a_runtime_that_all_models_have(out):
     contenders = load_contenders([str(out / "baseline.onnx"), str(out / "pruned.pt")])
     images = open_data("digits", DIGITS, CLASSES).evaluation.sample(4, seed=0)
-    with Progress(disable=True) as progress:
-        assert {one.runtime for one in evaluate(contenders, [ONNX, EAGER], images, 4, 1, progress)} == {ONNX.label}
-        with pytest.raises(UserError, match=r"no runtime takes all of the models \(an ONNX file has no torch form"):
-            evaluate(contenders, [EAGER], images, 4, 1, progress)
+    assert evaluate_contenders(contenders, [ONNX, EAGER], images, 4, 1).runtime == ONNX.label
+    assert evaluate_contenders(contenders[1:], [COMPILED], images, 4, 1).runtime == EAGER.label
+    with pytest.raises(UserError, match=r"no runtime takes all of the models \(an ONNX file has no torch form"):
+        evaluate_contenders(contenders, [EAGER], images, 4, 1)
 
 
 def test_files_of_both_kinds_are_contenders(out):
@@ -256,12 +258,13 @@ def test_tables_say_what_was_measured_and_what_was_not():
     ]
     text = show(latency_table(rows, (first, second)))
     assert "time by first's" in text and "0.500" in text and "1.00–1.00" in text and "– no compiler" in text
-    evaluations = [
-        Evaluation("first", "torch", 8, 100, 2, 1.25, 0.755, 4.0),
-        Evaluation("second", "torch", 8, 100, 2, None, None, 1.0),
-    ]
-    text = show(evaluation_table(evaluations, "digits"))
-    assert "1.2500" in text and "75.50%" in text and "0.250" in text and "2 corrupt ones left out" in text
+    scores = {
+        "first": Scores(100, 2, 1.25, 0.755, 0.0, 1.0, 4.0),
+        "second": Scores(100, 2, None, None, 0.5, 0.875, 1.0),
+    }
+    text = show(evaluation_table(Evaluations("torch", 8, scores), "digits"))
+    for words in ("1.2500", "75.50%", "87.50%", "0.250", "2 corrupt ones left out", "–"):
+        assert words in text
 
 
 def test_unsteady_rows_are_counted():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import UserError as TracingError
 
 from vitfx.errors import UserError
+from vitfx.files import write_aside
 from vitfx.runtime import OnnxModel, open_session
 
 OPSET = 23
@@ -48,12 +48,7 @@ def export_onnx(module: nn.Module, path: Path, example: Tensor, metadata: Mappin
     model = _to_onnx(module, example, metadata)
     _require_free_batch(model)
     onnx.checker.check_model(model, full_check=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        onnx.save_model(model, aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_aside(path, model.SerializeToString())
 
 
 def compare_onnx(path: Path, module: nn.Module, pixels: Tensor, tolerance: float = 1e-4) -> float:
