@@ -165,8 +165,8 @@ def _guess_preprocess(module: nn.Module, source: str) -> Preprocess:
     size = getattr(module, "image_size", None) or getattr(getattr(module, "config", None), "image_size", None)
     if not isinstance(size, int):
         raise UserError(
-            f"{source} does not say what images it takes: write it with vitfx.checkpoint.save_checkpoint, "
-            "which records its preprocessing"
+            f"{source} does not say what images it takes: give --image-size "
+            "(and --mean and --std unless they are ImageNet's)"
         )
     return Preprocess(size=(size, size))
 
@@ -183,7 +183,7 @@ def _answering_logits(
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{source} does not take images of {shape[1]}×{shape[2]}×{shape[3]} ({reason}): "
-            "give the image size, channels, mean and std that it was trained with"
+            "give the --image-size, --mean and --std that it was trained with"
         ) from error
     if hasattr(answer, "logits"):
         module, answer = Logits(module).eval(), answer.logits

@@ -32,7 +32,7 @@ from vitfx.preprocess import Preprocess
 
 # Of the calibration split's pixels, scaled to 0..1.
 DIGITS = Preprocess(size=(8, 8), mean=(0.305,), std=(0.376,))
-_BATCH = 128
+_BATCH = 64
 _WARM_UP = 0.05
 _WEIGHT_DECAY = 0.05
 _LABEL_SMOOTHING = 0.1
