@@ -25,7 +25,7 @@ from vitfx.device import NAMES, pick_device
 from vitfx.errors import UserError
 from vitfx.files import write_aside
 from vitfx.image_set import ImageSet
-from vitfx.machine import environment
+from vitfx.machine import environment, load_average, usable_cores
 
 EXAMPLE = """example:
   python -m benchmarks.runtimes vit-pruned/ --batches 1,8,64 --runtimes torch,onnxruntime
@@ -76,7 +76,7 @@ def run(settings: Settings, console: Console) -> None:
     ways = variants(settings.runtimes, device)
     contenders = load_contenders(settings.models)
     images, description = _evaluation_images(settings, contenders)
-    before = torch.get_num_threads()
+    before, load = torch.get_num_threads(), load_average()
     threads = settings.threads or before
     torch.set_num_threads(threads)
     try:
@@ -91,12 +91,14 @@ def run(settings: Settings, console: Console) -> None:
                 threads,
                 lambda done, total: progress.update(task, completed=done, total=total),
             )
-        facts = environment()
+        facts = environment() | {"load_average_before": load}
     finally:
         torch.set_num_threads(before)
     console.print(latency_table(latency, contenders))
+    if load is not None and load > usable_cores() / 2:
+        console.print(f"{load:.1f} threads were at work before this began: repeat it on an idle machine")
     if count := unsteady(latency):
-        console.print(f"{count} of {len(latency)} rows vary twofold: repeat this on a machine with nothing else to do")
+        console.print(f"{count} of {len(latency)} rows vary twofold: repeat this on an idle machine")
     console.print(evaluation_table(evaluations, description))
     _write(settings, facts, contenders, latency, evaluations, description)
     console.print(f"written to {settings.out}")

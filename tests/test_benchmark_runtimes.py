@@ -7,7 +7,7 @@ from rich.progress import Progress
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from benchmarks import measure, workloads
+from benchmarks import measure, runtimes, workloads
 from benchmarks.contenders import Contender, load_contenders
 from benchmarks.evaluation import Evaluations, evaluate_contenders
 from benchmarks.measure import LatencyRow, measure_latency, unsteady
@@ -73,7 +73,8 @@ def linear(name, module=None, onnx=b"", no_module="gone"):
     return Contender(name, name, onnx, module, no_module, DIGITS, None, None)
 
 
-def test_command_on_a_folder_measures_prints_and_writes(out, tmp_path, capsys):
+def test_command_on_a_folder_measures_prints_and_writes(out, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runtimes, "load_average", lambda: 500.0)
     target = tmp_path / "times.json"
     options = ["--samples", "30", "--batches", "1,4", "--rounds", "2", "--threads", "1", "--device", "cpu"]
     options += ["--runtimes", "torch,onnxruntime", "--out", str(target)]
@@ -81,10 +82,18 @@ def test_command_on_a_folder_measures_prints_and_writes(out, tmp_path, capsys):
     assert main([str(out), *options]) == 0
     assert torch.get_num_threads() == threads
     printed = capsys.readouterr().out
-    for words in ("test loss", "test accuracy", "inference time", "p10–p90", "30 images of digits"):
+    for words in (
+        "test loss",
+        "test accuracy",
+        "inference time",
+        "p10–p90",
+        "30 images of digits",
+        "500.0 threads were",
+    ):
         assert words in printed
     record = json.loads(target.read_text())
     assert record["settings"]["batches"] == [1, 4] and record["environment"]["threads"] == 1
+    assert record["environment"]["load_average_before"] == 500
     assert list(record["evaluation"]["scores"]) == ["baseline", "pruned"]
     rows = [(row["runtime"], row["batch"], row["model"]) for row in record["latency"]]
     assert rows == [
@@ -214,6 +223,7 @@ def test_compiled_run_is_compiled():
     assert torch.equal(seen[-1], torch.ones(2, 3))
 
 
+@pytest.mark.filterwarnings("ignore:dynamo_pgo")
 def test_missing_compiler_is_a_reason_and_no_end(monkeypatch, out):
     from torch._inductor import config
 

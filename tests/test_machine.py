@@ -46,3 +46,10 @@ def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch):
     assert machine.memory_gib() == 4.0
     monkeypatch.setattr(os, "sysconf", refuse)
     assert machine.memory_gib() is None
+
+
+def test_load_average(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 2.0, 3.0), raising=False)
+    assert machine.load_average() == 1.5
+    monkeypatch.delattr(os, "getloadavg")
+    assert machine.load_average() is None

@@ -60,3 +60,8 @@ def memory_gib() -> float | None:
         # Windows has no sysconf.
         return None
     return round(pages * size / 2**30, 1)
+
+
+def load_average() -> float | None:
+    """How many threads wanted a core over the last minute, None where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
