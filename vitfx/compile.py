@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from passes.plan import DeletionPlan
 from vitfx.acdc import Journal
 from vitfx.circuit import Circuit
 from vitfx.discovery import Discovery, discover, journal_key, origins
+from vitfx.errors import UserError
 from vitfx.image_set import Images
 from vitfx.liveness import make_plan
 from vitfx.progress import Watcher
@@ -51,17 +53,22 @@ def compile_model(
     device: torch.device,
     open_journal: OpenJournal,
     watcher: Watcher,
+    accept: Callable[[GraphModule], object] | None = None,
 ) -> Pruned:
     """Traces, discovers, plans, rewrites and verifies. The module stays as it is.
 
+    accept: is given the canonical graph before discovery, and may refuse it by raising.
     Raises UserError where the model or the images can't be used, VerificationError where a proof fails.
     """
     watcher.say("tracing the model")
+    module = _at_rest(module)
     example = images.pixels[:2] if len(images) > 1 else images.pixels.expand(2, -1, -1, -1)
     traced = to_canonical(module, example)
     _check_identity(module, traced.graph_module, images.pixels[:8])
     for note in traced.notes:
         watcher.say(f"note: {note}")
+    if accept is not None:
+        accept(traced.graph_module)
     on_device = traced.graph_module.to(device)
     journal = open_journal(journal_key(settings, origins(on_device, images), device))
     found = discover(on_device, images, settings, journal, watcher)
@@ -78,9 +85,18 @@ def _carry_out(
     return Pruned(artifact, original, found.circuit, plan, verification, notes)
 
 
+def _at_rest(module: nn.Module) -> nn.Module:
+    """A copy on the CPU in eval mode; graphs of torch.export, which refuse eval(), as they are."""
+    return module if isinstance(module, GraphModule) else copy.deepcopy(module).cpu().eval()
+
+
 def _check_identity(module: nn.Module, canonical: GraphModule, pixels: Tensor) -> None:
     with torch.no_grad():
         expected, got = module(pixels), canonical(pixels)
+    if not bool(expected.any()):
+        raise UserError(
+            "the model's logits are all zero, whatever the image: its head was never trained, give a trained model"
+        )
     error = float((expected - got).abs().max() / expected.abs().max())
     if not error < _IDENTITY_TOLERANCE:
         raise VerificationError(

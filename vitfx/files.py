@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from vitfx.errors import UserError
@@ -11,11 +12,30 @@ from vitfx.errors import UserError
 JOURNAL = "discovery.jsonl"
 
 
+class WriteError(UserError):
+    """The disk or the folder does not take a file: what was worked out so far is not to blame."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says against writing `path`, as a WriteError."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(
+            f"{path} can't be written ({error.strerror}): make room there or name another place with --out"
+        ) from error
+
+
 def write_aside(path: Path, contents: bytes | str) -> None:
-    """Writes beside `path`, then renames, so that a reader never sees half a file."""
+    """Writes beside `path`, then renames, so that a reader never sees half a file. Raises WriteError."""
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_bytes(contents.encode() if isinstance(contents, str) else contents)
-    aside.replace(path)
+    with writing(path):
+        try:
+            aside.write_bytes(contents.encode() if isinstance(contents, str) else contents)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def check_output(folder: Path, *, force: bool) -> None:
@@ -23,11 +43,12 @@ def check_output(folder: Path, *, force: bool) -> None:
 
     Free is a folder that does not exist, is empty, or holds the journal of a run that was broken off.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, not a folder: name another with --out")
-    parent = folder if folder.exists() else next(one for one in folder.absolute().parents if one.exists())
-    if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
-        raise UserError(f"{folder} can't be written, {parent} does not allow it: name another folder with --out")
+    with writing(folder):
+        nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{folder} can't be a folder, because {nearest} is a file: name another with --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{folder} can't be written, {nearest} does not allow it: name another folder with --out")
     if force or not folder.exists() or (folder / JOURNAL).exists():
         return
     if others := sorted(one.name for one in folder.iterdir()):
@@ -36,8 +57,8 @@ def check_output(folder: Path, *, force: bool) -> None:
         )
 
 
-def prepare_output(folder: Path, results: Sequence[str]) -> None:
-    """Makes the folder and takes earlier `results` (file names) out of it; anything else there is left alone."""
-    folder.mkdir(parents=True, exist_ok=True)
+def remove_results(folder: Path, results: Sequence[str]) -> None:
+    """Takes earlier `results` (file names) out of the folder; anything else there is left alone."""
     for name in results:
-        (folder / name).unlink(missing_ok=True)
+        with writing(folder / name):
+            (folder / name).unlink(missing_ok=True)

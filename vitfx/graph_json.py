@@ -1,13 +1,16 @@
 """Canonical graphs as JSON: what an artifact stores beside its weights, so that it loads without anybody's code.
 
 Only dialect modules, LayerNorm and graphs of ATen operators are written and read: no name in a file makes Python
-import or run anything else.
+import or run anything else. torch.fx turns graphs into Python source and looks methods and attributes up by name, so
+method calls are refused, names must be names, and attributes and modules those that the file itself holds.
 """
 
 from __future__ import annotations
 
 import json
+import keyword
 import operator
+import re
 from typing import Any
 
 import torch
@@ -44,8 +47,12 @@ def decode(text: str) -> GraphModule:
     """A graph module whose parameters are still to be loaded. Raises UserError for a damaged or strange description."""
     try:
         return _decode_graph(json.loads(text))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"the artifact's graph can't be read: {error!r}; was it written by vitfx?") from error
+    except UserError:
+        raise
+    except Exception as error:  # What torch and torch.fx raise for arguments that make no sense is their own affair.
+        raise UserError(
+            f"the artifact's graph can't be read ({type(error).__name__}: {error}): give a file that vitfx wrote"
+        ) from error
 
 
 def _encode_graph(graph_module: GraphModule) -> dict[str, Any]:
@@ -111,8 +118,9 @@ def _encode_node(node: Node) -> dict[str, Any]:
 def _decode_graph(record: dict[str, Any]) -> GraphModule:
     root = nn.Module()
     for name, child in record["modules"].items():
-        root.add_module(name, _decode_module(child))
+        root.add_module(_name(name), _decode_module(child))
     for name, tensor in record["tensors"].items():
+        _name(name)
         empty = torch.empty(tensor["shape"], dtype=getattr(torch, tensor["dtype"]))
         if tensor["parameter"]:
             root.register_parameter(name, nn.Parameter(empty, requires_grad=empty.is_floating_point()))
@@ -121,12 +129,31 @@ def _decode_graph(record: dict[str, Any]) -> GraphModule:
     graph = Graph()
     placed: dict[str, Node] = {}
     for one in record["nodes"]:
-        target = _function(one["target"]) if one["op"] == "call_function" else one["target"]
+        target = _target(one["op"], one["target"], record)
         args = _decode_value(one["args"], placed)
-        kwargs = {key: _decode_value(value, placed) for key, value in one["kwargs"].items()}
+        kwargs = {_name(key): _decode_value(value, placed) for key, value in one["kwargs"].items()}
         placed[one["name"]] = graph.create_node(one["op"], target, args, kwargs, name=one["name"])
     graph.lint()
     return GraphModule(root, graph, class_name=record["name"])
+
+
+def _target(op: str, target: str, record: dict[str, Any]) -> Any:
+    if op == "call_function":
+        return _function(target)
+    places = {"call_module": record["modules"], "get_attr": record["tensors"], "placeholder": None, "output": None}
+    if op not in places:
+        raise UserError(f"a node that is a {op!r} has no place in an artifact")
+    within = places[op]
+    if within is not None and target not in within:
+        raise UserError(f"the artifact's graph reads {target!r}, which it does not hold: give a file that vitfx wrote")
+    return _name(target)
+
+
+def _name(text: str) -> str:
+    """The name of a module, tensor or argument. Parts of a Sequential are numbers."""
+    if re.fullmatch(r"[A-Za-z0-9_]+", text, re.ASCII) is None or keyword.iskeyword(text):
+        raise UserError(f"{text!r} is no name of anything in an artifact's graph: give a file that vitfx wrote")
+    return text
 
 
 def _function(target: str) -> Any:
@@ -137,7 +164,9 @@ def _function(target: str) -> Any:
     packet, _, overload = rest.partition(".")
     if namespace != "aten" or not packet.isidentifier() or not overload.isidentifier():
         raise UserError(f"the function {target} has no place in an artifact: only ATen operators have")
-    function = getattr(getattr(torch.ops.aten, packet), overload)
+    function = getattr(getattr(torch.ops.aten, packet, None), overload, None)
+    if not isinstance(function, torch._ops.OpOverload):
+        raise UserError(f"the operator {target} is not one of this torch ({torch.__version__}): was another used?")
     if any(argument.name == "filename" or "file" in packet for argument in function._schema.arguments):
         raise UserError(f"the operator {target} reads or writes files, which an artifact must not")
     return function

@@ -8,51 +8,81 @@ from typing import Any
 
 from vitfx.circuit import Decision, Edge
 from vitfx.errors import UserError
+from vitfx.files import write_aside, writing
 
 
 class FileJournal:
     """Appends decisions to a file and recalls those of an earlier run with the same key.
 
     key: everything that the decisions depend on. A journal with another key raises UserError, or, with force, is begun
-    anew.
+    anew. The folder is made where it is missing. Raises WriteError.
     """
 
     def __init__(self, path: Path, key: str, *, force: bool = False) -> None:
         self.path = path
         self._known: dict[str, dict[str, Any]] = {}
+        self._made_folder = not path.parent.exists()
         lines = _whole_lines(path)
         if lines and lines[0].get("key") == key:
             self._known = {line["edge"]: line for line in lines[1:]}
-            # The last line may have been cut off: what is known is written again, whole.
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        elif lines and not force:
+        elif _has_contents(path) and not force:
             raise UserError(
-                f"{path.parent} holds a run of {len(lines) - 1} decisions that was broken off, with other settings, model "
-                "or images: give those to go on with it, name another folder with --out, or pass --force to begin anew"
+                f"{path.parent} holds a run of {max(len(lines) - 1, 0)} decisions that was broken off, "
+                "with other settings, model or images: give those to go on with it, another folder with --out, "
+                "or --force to begin anew"
             )
         else:
-            path.write_text(json.dumps({"key": key}) + "\n")
+            lines = [{"key": key}]
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        # The last line may have been cut off: what is known is written again, whole.
+        write_aside(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def __len__(self) -> int:
         return len(self._known)
 
     def recall(self, edge: Edge) -> Decision | None:
+        """The earlier decision on this edge, if it was on the same heads or neurons."""
         line = self._known.get(edge.name)
-        return None if line is None else Decision(edge, line["kept"], line["score"], line["kl"])
+        if line is None or line["units"] != list(edge.writer.units):
+            return None
+        return Decision(edge, line["kept"], line["score"], line["kl"])
 
     def record(self, decision: Decision) -> None:
-        line = {"edge": decision.edge.name, "kept": decision.kept, "score": decision.score, "kl": decision.kl}
-        with self.path.open("a") as file:
+        edge = decision.edge
+        line = {
+            "edge": edge.name,
+            "units": list(edge.writer.units),
+            "kept": decision.kept,
+            "score": decision.score,
+            "kl": decision.kl,
+        }
+        with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def discard(self) -> None:
+        """Takes the file away, and the folder where the journal made it and nothing else is in it."""
+        self.path.unlink(missing_ok=True)
+        if self._made_folder and not any(self.path.parent.iterdir()):
+            self.path.parent.rmdir()
+
+
+def _has_contents(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The first line, with the key, and the decisions that follow it whole; nothing where the first is damaged."""
     if not path.is_file():
         return []
-    lines = []
-    for text in path.read_text().splitlines():
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text(errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             break
+        needed = {"edge", "units", "kept", "score", "kl"} if lines else {"key"}
+        if not isinstance(line, dict) or not needed <= line.keys():
+            break
+        lines.append(line)
     return lines

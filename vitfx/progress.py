@@ -45,7 +45,8 @@ class ConsoleWatcher:
         self._task = progress.add_task("", visible=False)
 
     def say(self, sentence: str) -> None:
-        self._progress.console.print(sentence, highlight=False, markup=False)
+        # Lines are left whole, so that what a log holds can be searched and copied.
+        self._progress.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
     def bar(self, title: str) -> Report:
         task = self._task = self._progress.add_task(title, total=None, detail="")

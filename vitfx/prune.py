@@ -28,7 +28,9 @@ from vitfx.deliver import RESULTS, measure, write_files
 from vitfx.device import pick_device
 from vitfx.discovery import NoJournal
 from vitfx.errors import UserError
-from vitfx.files import JOURNAL, check_output, prepare_output, write_aside
+from vitfx.export import ExportMismatch
+from vitfx.files import JOURNAL, WriteError, check_output, remove_results, write_aside
+from vitfx.graph_json import encode
 from vitfx.image_set import Images, ImageSet
 from vitfx.journal import FileJournal
 from vitfx.machine import environment
@@ -68,6 +70,8 @@ def prune(
         )
     if labels is not None and labels.shape != images.shape[:1]:
         raise UserError(f"labels are {tuple(labels.shape)} for {len(images)} images: give one for each")
+    if not bool(torch.isfinite(images).all()):
+        raise UserError("some pixels are NaN or infinite: give finite images")
     names = tuple(str(index) for index in range(len(images)))
     return compile_model(
         model,
@@ -90,6 +94,8 @@ class _Job:
     device: torch.device
     out: Path
     force: bool
+    data: str
+    arch: str | None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,12 +105,16 @@ def main(arguments: list[str] | None = None) -> int:
         with console_watcher(console) as watcher:
             report = _run(_open(options), watcher)
         console.print(to_table(report))
-        console.print(f"{options.out or _default_out(options)}/ has the artifact and the report", highlight=False)
+        out = options.out or _default_out(options)
+        console.print(f"{out}/ has the artifact and the report", highlight=False, markup=False, soft_wrap=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except VerificationError as error:
         print(f"error: verification failed, nothing was exported: {error}", file=sys.stderr)
+        return 1
+    except ExportMismatch as error:
+        print(f"error: the ONNX file failed its check, do not use it: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
@@ -136,10 +146,12 @@ def _open(options: argparse.Namespace) -> _Job:
     if data is None:
         raise UserError(f"{options.model} does not name its data: pass images with --data, a folder, .npz or digits")
     splits = open_data(data, model.preprocess, model.classes)
+    for part in (splits.calibration, splits.evaluation):
+        _check_labels(model, part, data)
     evaluation = splits.evaluation
     if 0 < options.eval_samples < len(evaluation):
         evaluation = evaluation.sample(options.eval_samples, settings.seed)
-    return _Job(model, splits, evaluation, settings, device, out, options.force)
+    return _Job(model, splits, evaluation, settings, device, out, options.force, data, options.arch)
 
 
 def _run(job: _Job, watcher: Watcher) -> dict[str, Any]:
@@ -148,20 +160,36 @@ def _run(job: _Job, watcher: Watcher) -> dict[str, Any]:
     journal: list[FileJournal] = []
 
     def open_journal(key: str) -> FileJournal:
-        prepare_output(job.out, RESULTS)
         journal.append(FileJournal(job.out / JOURNAL, key, force=job.force))
         if len(journal[0]):
             watcher.say(f"going on after {len(journal[0])} decisions of an earlier run")
         return journal[0]
 
-    pruned = compile_model(
-        job.model.module, images, job.settings, device=job.device, open_journal=open_journal, watcher=watcher
-    )
+    try:
+        pruned = compile_model(
+            job.model.module,
+            images,
+            job.settings,
+            device=job.device,
+            open_journal=open_journal,
+            watcher=watcher,
+            # What no artifact can hold is told before discovery, not after hours of it.
+            accept=encode,
+        )
+    except WriteError:
+        raise
+    except UserError:
+        # The same command would end the same way: its decisions are worth nothing, and the way is free for another τ.
+        for one in journal:
+            one.discard()
+        raise
+    remove_results(job.out, RESULTS)
     onnx_error = write_files(job.out, pruned, job.model, images, watcher)
     measured = measure(job.out, job.evaluation, job.device, onnx_error, watcher)
     settings = {
         "model": job.model.source,
-        "data": job.splits.name,
+        "arch": job.arch,
+        "data": job.data,
         "data_fingerprint": job.evaluation.fingerprint(),
         **job.settings.to_json(),
         "device": str(job.device),
@@ -169,8 +197,21 @@ def _run(job: _Job, watcher: Watcher) -> dict[str, Any]:
     report = make_report(pruned, measured, images, settings, environment())
     write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
     write_aside(job.out / "report.md", to_markdown(report))
-    journal[0].path.unlink()
+    journal[0].discard()
     return report
+
+
+def _check_labels(model: LoadedModel, images: ImageSet, data: str) -> None:
+    """Without names, classes are matched by their position, and each needs a logit."""
+    if images.labels is None:
+        return
+    with torch.no_grad():
+        logits = model.module(torch.zeros(2, model.preprocess.channels, *model.preprocess.size)).shape[1]
+    if max(images.labels) >= logits:
+        raise UserError(
+            f"{data} has {max(images.labels) + 1} classes or more and the model {logits} logits: "
+            "give the data that it was trained on, or images without class folders"
+        )
 
 
 def _preprocess(options: argparse.Namespace) -> Preprocess | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from passes.cost import Cost
 from rich.table import Table
+from rich.text import Text
 
+from passes.cost import Cost
 from vitfx.compile import Pruned
 from vitfx.deliver import Measured
 from vitfx.image_set import Images
@@ -77,7 +78,7 @@ def rows(report: Mapping[str, Any]) -> list[Row]:
         points = 100 * (new["accuracy"] - old["accuracy"])
         table.append(("top-1", f"{old['accuracy']:.2%}", f"{new['accuracy']:.2%}", f"{points:+.2f} points"))
     table.append(("KL from the original", "0", f"{report['kl']:.4f}", ""))
-    table.append(("agreement with the original", "100 %", f"{report['agreement']:.2%}", ""))
+    table.append(("agreement with the original", "100.00%", f"{report['agreement']:.2%}", ""))
     for key, title in (
         ("params", "parameters"),
         ("flops", "FLOPs an image"),
@@ -90,11 +91,15 @@ def rows(report: Mapping[str, Any]) -> list[Row]:
     seconds = (old["evaluation_seconds"], new["evaluation_seconds"])
     images = report["images"]["evaluation"]
     title = f"inference time, {images} evaluation images"
-    table.append((title, f"{seconds[0]:.2f} s", f"{seconds[1]:.2f} s", f"{seconds[0] / seconds[1]:.2f}× faster"))
+    table.append((title, f"{seconds[0]:.3g} s", f"{seconds[1]:.3g} s", _faster(seconds[0] / seconds[1])))
     for batch, speedup in report["speedup_by_batch"].items():
         times = (old["latency_ms"][batch], new["latency_ms"][batch])
-        table.append((f"ms at batch {batch}", f"{times[0]:.2f}", f"{times[1]:.2f}", f"{speedup:.2f}× faster"))
+        table.append((f"ms at batch {batch}", f"{times[0]:.3g}", f"{times[1]:.3g}", _faster(speedup)))
     return table
+
+
+def _faster(speedup: float) -> str:
+    return f"{speedup:.2f}× faster" if speedup >= 1 else f"{1 / speedup:.2f}× slower"
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
@@ -112,8 +117,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f"KL {circuit['kl']:.4f} on {report['images']['calibration']} calibration images.",
         f"- Evaluated on {report['images']['evaluation']} images that discovery did not see "
         f"({report['images']['skipped']} corrupt ones skipped), with {report['runtime']}.",
-        f"- Verified against the ablated model: {verify['float64']:.1e} in float64, {verify['relative']:.1e} in float32, "
-        f"ONNX against torch {verify['onnx']:.1e}; parameters and FLOPs as the plan predicts.",
+        f"- Verified against the ablated model: {verify['float64']:.1e} in float64, {verify['relative']:.1e} in "
+        f"float32; ONNX against torch {verify['onnx']:.1e}; parameters and FLOPs as the plan predicts.",
         *(f"- Not prunable: {note}" for note in report["not_prunable"]),
         "",
         "## Settings",
@@ -130,7 +135,8 @@ def to_markdown(report: Mapping[str, Any]) -> str:
 
 def to_table(report: Mapping[str, Any]) -> Table:
     """The same table for a console."""
-    table = Table(title=f"{report['settings']['model']} at τ = {report['settings']['tau']}, {report['runtime']}")
+    # As text: a path may have brackets, which rich would take for styles.
+    table = Table(title=Text(f"{report['settings']['model']} at τ = {report['settings']['tau']}, {report['runtime']}"))
     table.add_column("")
     for title in ("baseline", "pruned", ""):
         table.add_column(title, justify="right")
