@@ -51,14 +51,14 @@ class DeleteUnits(Pass):
 
     def _delete(self, graph_module: GraphModule, site: Site, deletion: SublayerDeletion) -> None:
         constant = left_behind(site.module, deletion)
+        stream = site.stream if deletion.whole else site.add
         if deletion.whole:
-            site.add.replace_all_uses_with(site.stream)
+            site.add.replace_all_uses_with(stream)
             for node in (site.add, site.node, site.norm):
                 graph_module.graph.erase_node(node)
         else:
             graph_module.set_submodule(site.name, self.shrunk(site.module, deletion.kept))
         if constant is not None:
-            stream = site.stream if deletion.whole else site.add
             _add_constant(graph_module, stream, f"{site.name}_constant", constant, site.module.out.weight.dtype)
 
 

@@ -44,7 +44,7 @@ class Walker:
     def constant(self, node: object) -> Tensor | None:
         """The value of what does not depend on the pixels, or None."""
         if isinstance(node, int | float):
-            return torch.tensor(float(node))
+            return torch.tensor(float(node), dtype=torch.float64)
         if not isinstance(node, Node) or self.carries_data(node):
             return None
         value = self.values[node]

@@ -17,6 +17,11 @@ def shared() -> Path:
     return folder
 
 
+def pytest_configure() -> None:
+    # The models are small: more threads only wait for each other, above all beside other workers.
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -48,7 +48,7 @@ class Measured:
 
 
 def write_files(folder: Path, pruned: Pruned, model: LoadedModel, images: Images, watcher: Watcher) -> float:
-    """Writes circuit, plan, artifact and both ONNX files; the greatest relative difference of an ONNX file from torch."""
+    """Writes circuit, plan, artifact and both ONNX files; returns their greatest relative difference from torch."""
     watcher.say("exporting")
     write_aside(folder / "circuit.json", pruned.circuit.to_json())
     write_aside(folder / "plan.json", pruned.plan.to_json())

@@ -1,0 +1,115 @@
+import pytest
+import timm
+import torch
+import transformers
+
+from passes.dialect import Attention, Mlp
+from passes.stream import is_canonical, read_sites
+from tests.checks import assert_equal, assert_trainable, canonical, traced
+from tests.families import CLASSES, FAMILIES, REFUSED, SIZE, images, make, randomised
+from vitfx.errors import UserError
+from vitfx.huggingface import Logits
+from vitfx.trace import to_canonical
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_identity_of_every_family(name):
+    model = make(name)
+    found = traced(name)
+    assert found.notes == ()
+    is_canonical(found.graph_module)
+    sites = read_sites(found.graph_module)
+    assert [site.name for site in sites] == ["a0", "m0", "a1", "m1", "a2", "m2"]
+    with torch.no_grad():
+        # Another batch than the one traced, so that nothing of the example is baked in.
+        assert_equal(found.graph_module(images(5)), model(images(5)), 1e-5)
+        assert_equal(found.graph_module(images(1)), model(images(1)), 1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "eager" not in name])
+def test_identity_in_float64(name):
+    """Hugging Face's eager attention is left out: its softmax is float32 whatever the model is."""
+    model = make(name).double()
+    graph_module = traced(name, torch.float64).graph_module
+    with torch.no_grad():
+        assert_equal(graph_module(images(3, torch.float64)), model(images(3, torch.float64)), 1e-10)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_canonical_graph_trains_and_reads_like_the_figure(name):
+    graph_module = traced(name).graph_module
+    assert_trainable(graph_module, images(2))
+    layer = [str(node.target) for node in graph_module.graph.nodes if node.name.startswith(("a1", "m1"))]
+    assert [target.split()[0] for target in layer] == ["a1_norm", "a1", "<built-in", "m1_norm", "m1", "<built-in"]
+
+
+def test_the_model_is_not_touched_and_shares_no_memory():
+    model = make("torchvision").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    graph_module = to_canonical(model, images(2)).graph_module
+    with torch.no_grad():
+        for parameter in graph_module.parameters():
+            parameter.zero_()
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_settings_are_recognised():
+    sites = read_sites(canonical("timm-layerscale-average-registers"))
+    attention, mlp = sites[0].module, sites[1].module
+    assert isinstance(attention, Attention)
+    assert (attention.units, attention.head_dim, attention.channels) == (4, 8, 8)
+    assert attention.scale == pytest.approx(8**-0.5)
+    assert isinstance(mlp, Mlp)
+    assert (mlp.units, mlp.activation) == (128, "gelu")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_the_reason(name):
+    build, reason = REFUSED[name]
+    with pytest.raises(UserError, match=reason):
+        to_canonical(randomised(build()), images(2))
+
+
+def test_what_is_not_recognised_stays_and_is_named():
+    config = transformers.Dinov2Config(
+        image_size=SIZE, patch_size=8, num_hidden_layers=2, num_attention_heads=4, hidden_size=32, mlp_ratio=2,
+        num_labels=CLASSES, use_swiglu_ffn=True,
+    )  # fmt: skip
+    model = randomised(Logits(transformers.Dinov2ForImageClassification(config)))
+    found = to_canonical(model, images(2))
+    assert [site.name for site in read_sites(found.graph_module)] == ["a0", "a1"]
+    assert len(found.notes) == 2
+    assert found.notes[0].startswith("m0_opaque is not prunable: 2 linear projections")
+    with torch.no_grad():
+        assert_equal(found.graph_module(images(3)), model(images(3)), 1e-5)
+    assert_trainable(found.graph_module, images(2))
+
+
+def test_names_keep_counting_past_what_is_not_recognised():
+    plain, strange = (
+        timm.models.VisionTransformer(
+            img_size=SIZE, patch_size=8, depth=3, num_heads=4, embed_dim=32, num_classes=CLASSES, qk_norm=norm
+        )
+        for norm in (False, True)
+    )
+    plain.blocks[1] = strange.blocks[1]
+    found = to_canonical(randomised(plain), images(2))
+    assert [site.name for site in read_sites(found.graph_module)] == ["a0", "m0", "m1", "a2", "m2"]
+    assert any(node.target == "a1_opaque" for node in found.graph_module.graph.nodes)
+
+
+def test_a_value_that_differs_is_not_believed(monkeypatch):
+    """A match is run against the recorded values: with another activation in its table, every MLP stays opaque."""
+    monkeypatch.setitem(__import__("passes.dialect").dialect.ACTIVATIONS, "gelu", torch.tanh)
+    found = to_canonical(make("timm"), images(2))
+    assert [site.name for site in read_sites(found.graph_module)] == ["a0", "a1", "a2"]
+    assert "activation is none of" in found.notes[0]
+
+
+def test_canonical_graphs_are_taken_as_they_are():
+    graph_module = traced("timm").graph_module
+    again = to_canonical(graph_module, images(2)).graph_module
+    assert again is not graph_module
+    assert again.code == graph_module.code
+    assert torch.equal(again(images(2)), graph_module(images(2)))
