@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.export import Dim, export
 
+import vitfx.train
 from vitfx.checkpoint import ARTIFACT_FORMAT, load_model, save_checkpoint
 from vitfx.data import open_data
 from vitfx.errors import UserError
@@ -243,3 +245,11 @@ def test_the_demo_recognises_held_out_digits() -> None:
     assert isinstance(loaded.module, ViT)
     assert loaded.data == "digits"
     assert accuracy(loaded.module, open_data("digits", loaded.preprocess, loaded.classes).evaluation.load()) >= 0.95
+
+
+def test_the_demo_is_small_and_says_how_it_was_made() -> None:
+    path = Path(str(resources.files("vitfx") / "demo" / "digits.pt"))
+    assert path.stat().st_size < 2_000_000
+    command = torch.load(path, weights_only=True)["made_by"]
+    assert command == "python -m vitfx.train --data digits --out digits.pt"
+    assert command in (vitfx.train.__doc__ or "")
