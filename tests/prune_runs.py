@@ -1,0 +1,126 @@
+"""The prune command in process, on a small model of the digits, for the tests that look at what it does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+import vitfx.deliver
+from vitfx.artifact import save_artifact
+from vitfx.checkpoint import save_checkpoint
+from vitfx.export import export_onnx
+from vitfx.graph_json import encode
+from vitfx.models import ViT
+from vitfx.preprocess import Preprocess
+from vitfx.prune import main
+from vitfx.trace import to_canonical
+from vitfx.weights import fingerprint
+
+GREY = Preprocess((8, 8), mean=(0.3,), std=(0.4,))
+DIGITS = tuple("0123456789")
+SIZES = {"image_size": 8, "patch_size": 4, "channels": 1, "classes": 10, "width": 16, "depth": 2, "heads": 2, "mlp": 16}
+EDGES = 1 + 2 * 2 + 2 * 4
+"""Of a model with `SIZES` and --paths 4: the embedding's, the heads', the MLP paths'."""
+_EXPORTED: dict[str, bytes] = {}
+
+
+class Stopped(Exception):
+    """Ends a run on purpose."""
+
+
+def model(**changes: Any) -> ViT:
+    """Random weights, with logits that are far enough apart for removals to cost something."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = ViT(**SIZES | changes).eval()
+    with torch.no_grad():
+        for block in made.blocks:
+            block.attention.out[0].weight.mul_(3)
+            block.mlp[3].weight.mul_(3)
+        made.head.weight.mul_(4)
+    return made
+
+
+def checkpoint(path: Path, **changes: Any) -> Path:
+    """A vitfx checkpoint of `model()`, with `changes` to what is written."""
+    written = {
+        "factory": "vitfx.models:ViT",
+        "kwargs": SIZES,
+        "state_dict": model().state_dict(),
+        "preprocess": GREY,
+        "classes": DIGITS,
+        "data": "digits",
+    }
+    save_checkpoint(path, **written | changes)
+    return path
+
+
+def artifact(path: Path) -> Path:
+    """The same model as vitfx writes it: a canonical graph, which needs no tracing."""
+    traced = to_canonical(model(), torch.zeros(2, 1, 8, 8))
+    save_artifact(path, traced.graph_module, GREY, DIGITS, "digits", {})
+    return path
+
+
+def picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+
+
+def run(path: Path | str, out: Path, *options: str) -> int:
+    """The command's exit code."""
+    small = ["--samples", "16", "--paths", "4", "--device", "cpu", "--eval-samples", "50", "--out", str(out)]
+    with _quick():
+        return main([str(path), *small, *options])
+
+
+def discover(path: Path | str, out: Path, *options: str) -> bytes:
+    """circuit.json of a run that ends when it would export."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitfx.prune.measure", _stop)
+        patch.setattr("vitfx.deliver._export", lambda *_: 0.0)
+        with pytest.raises(Stopped):
+            run(path, out, *options)
+    return (out / "circuit.json").read_bytes()
+
+
+def report(out: Path) -> dict[str, Any]:
+    return json.loads((out / "report.json").read_text())
+
+
+def _stop(*_: object) -> None:
+    raise Stopped
+
+
+@contextmanager
+def _quick() -> Iterator[None]:
+    """One thread, which for such a model is faster; two rounds of timing; no export of the same weights twice."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(vitfx.deliver, "_ROUNDS", 2)
+            patch.setattr(vitfx.deliver, "_SECONDS", 0.0)
+            patch.setattr(vitfx.deliver, "export_onnx", _export_once)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _export_once(module: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str]) -> None:
+    assert isinstance(module, GraphModule)
+    key = encode(module) + fingerprint(module.state_dict()) + json.dumps(dict(metadata), sort_keys=True)
+    if key not in _EXPORTED:
+        export_onnx(module, path, example, metadata)
+        _EXPORTED[key] = path.read_bytes()
+    path.write_bytes(_EXPORTED[key])
