@@ -41,7 +41,7 @@ from vitfx.settings import METHODS, Settings
 from vitfx.verify import VerificationError
 
 _EXAMPLE = """example:
-  python -m vitfx.prune demo --tau 0.01
+  python -m vitfx.prune demo --tau 0.001
   python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --tau 0.02 --out small/
   python -m vitfx.prune weights.safetensors --arch timm:vit_small_patch16_224 --data imagenet/
 
