@@ -20,8 +20,9 @@ def extract(graph_module: GraphModule, start: Node, end: Node, *, owner: str) ->
     graph = Graph()
     root = nn.Module()
     placed: dict[Node, Node] = {start: graph.placeholder("x")}
+    needed = _needed(start, end)
     for node in graph_module.graph.nodes:
-        if node not in _needed(start, end) or node in placed:
+        if node not in needed or node in placed:
             continue
         tensor = is_attribute_of(graph_module, node)
         if node.target is aten.sym_size.int and node.args[0] is not start:

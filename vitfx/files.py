@@ -46,7 +46,8 @@ def check_output(folder: Path, *, force: bool) -> None:
     with writing(folder):
         nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     if not nearest.is_dir():
-        raise UserError(f"{folder} can't be a folder, because {nearest} is a file: name another with --out")
+        where = "is a file" if nearest == folder else f"can't be made, because {nearest} is a file"
+        raise UserError(f"{folder} {where}: name another folder with --out")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"{folder} can't be written, {nearest} does not allow it: name another folder with --out")
     if force or not folder.exists() or (folder / JOURNAL).exists():

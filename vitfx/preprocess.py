@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,6 +34,10 @@ class Preprocess:
             raise UserError(f"interpolation {self.interpolation!r} is not one of {', '.join(_KNOWN_INTERPOLATIONS)}")
         if len(self.mean) != len(self.std) or not self.mean:
             raise UserError(f"mean has {len(self.mean)} channels and std has {len(self.std)}: give as many of both")
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise UserError(f"the image size is {self.size}: give (height, width), 1 pixel or more each")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise UserError(f"mean is {self.mean} and std is {self.std}: give finite numbers, std above 0")
 
     @property
     def channels(self) -> int:

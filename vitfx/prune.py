@@ -209,7 +209,7 @@ def _check_labels(model: LoadedModel, images: ImageSet, data: str) -> None:
         logits = model.module(torch.zeros(2, model.preprocess.channels, *model.preprocess.size)).shape[1]
     if max(images.labels) >= logits:
         raise UserError(
-            f"{data} has {max(images.labels) + 1} classes or more and the model {logits} logits: "
+            f"{data} has at least {max(images.labels) + 1} classes and the model {logits} logits: "
             "give the data that it was trained on, or images without class folders"
         )
 
