@@ -91,11 +91,16 @@ def rows(report: Mapping[str, Any]) -> list[Row]:
     seconds = (old["evaluation_seconds"], new["evaluation_seconds"])
     images = report["images"]["evaluation"]
     title = f"inference time, {images} evaluation images"
-    table.append((title, f"{seconds[0]:.3g} s", f"{seconds[1]:.3g} s", _faster(seconds[0] / seconds[1])))
+    table.append((title, f"{_digits(seconds[0])} s", f"{_digits(seconds[1])} s", _faster(seconds[0] / seconds[1])))
     for batch, speedup in report["speedup_by_batch"].items():
         times = (old["latency_ms"][batch], new["latency_ms"][batch])
-        table.append((f"ms at batch {batch}", f"{times[0]:.3g}", f"{times[1]:.3g}", _faster(speedup)))
+        table.append((f"ms at batch {batch}", _digits(times[0]), _digits(times[1]), _faster(speedup)))
     return table
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, and all that a large number has before its point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _faster(speedup: float) -> str:
