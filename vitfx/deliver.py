@@ -18,7 +18,7 @@ from vitfx.checkpoint import LoadedModel
 from vitfx.compile import Pruned
 from vitfx.device import synchronize
 from vitfx.evaluate import Scores, evaluate
-from vitfx.export import compare_onnx, export_onnx
+from vitfx.export import ExportMismatch, compare_onnx, export_onnx
 from vitfx.files import write_aside
 from vitfx.image_set import Images, ImageSet
 from vitfx.latency import Ratio, Timing, ratio, time_interleaved
@@ -67,7 +67,11 @@ def write_files(folder: Path, pruned: Pruned, model: LoadedModel, images: Images
 
 def _export(path: Path, module: GraphModule, pixels: Tensor, metadata: dict[str, str]) -> float:
     export_onnx(module, path, pixels[:2], metadata)
-    return compare_onnx(path, module, pixels[:8])
+    try:
+        return compare_onnx(path, module, pixels[:8])
+    except ExportMismatch:
+        path.unlink()
+        raise
 
 
 def _provenance(pruned: Pruned, model: LoadedModel) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: verification failed, nothing was exported: {error}", file=sys.stderr)
         return 1
     except ExportMismatch as error:
-        print(f"error: the ONNX file failed its check, do not use it: {error}", file=sys.stderr)
+        print(f"error: the exported file failed its check and was removed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where it stopped", file=sys.stderr)

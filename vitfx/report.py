@@ -124,7 +124,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f"({report['images']['skipped']} corrupt ones skipped), with {report['runtime']}.",
         f"- Verified against the ablated model: {verify['float64']:.1e} in float64, {verify['relative']:.1e} in "
         f"float32; ONNX against torch {verify['onnx']:.1e}; parameters and FLOPs as the plan predicts.",
-        *(f"- Not prunable: {note}" for note in report["not_prunable"]),
+        *(f"- {note}" for note in report["not_prunable"]),
         "",
         "## Settings",
         "",
