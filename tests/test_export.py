@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import onnx
@@ -8,6 +9,7 @@ from torchvision.models import VisionTransformer
 
 from vitfx.errors import UserError
 from vitfx.export import ExportMismatch, compare_onnx, export_onnx
+from vitfx.files import WriteError
 
 
 def small_vit(seed: int = 0) -> VisionTransformer:
@@ -153,9 +155,9 @@ def test_failure_while_writing_leaves_the_older_file(tmp_path, monkeypatch):
     target.write_bytes(b"older")
 
     def fail(self, other):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(WriteError, match=r"linear.onnx can't be written \(No space left on device\)"):
         export_onnx(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), target, torch.randn(2, 3, 2, 2), {})
     assert target.read_bytes() == b"older"
