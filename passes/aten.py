@@ -21,6 +21,7 @@ SHAPE_OPS = frozenset(
         aten.flatten.using_ints,
         aten.transpose.int,
         aten.t.default,
+        aten.mT.default,
         aten.permute.default,
         aten.movedim.int,
         aten.squeeze.dim,
@@ -108,12 +109,11 @@ def backward_slice(end: Node, stop: Node) -> Iterator[Node]:
         waiting.extend(node.all_input_nodes)
 
 
-def replay(path: list[Node], start: Node, seed: Tensor, values: Values) -> Any:
-    """Runs the operators of `path` again on `seed` in the place of `start`; their other arguments are as recorded."""
-    fresh: Values = {start: seed}
+def replay(path: list[Node], seed: Tensor, values: Values) -> Any:
+    """Runs the operators of `path` on `seed`, each on the result of the one before; other arguments are as recorded."""
+    result: Any = seed
     for node in path:
-        args, kwargs = torch.fx.node.map_arg(
-            (node.args, node.kwargs), lambda source: fresh.get(source, values.get(source))
-        )
-        fresh[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-    return fresh[path[-1]] if path else seed
+        known = values | {node.all_input_nodes[0]: result}
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+        result = node.target(*args, **kwargs)  # type: ignore[operator]
+    return result

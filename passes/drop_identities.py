@@ -1,4 +1,4 @@
-"""Deletes what does nothing in a traced graph: dropout that is off, casts to the same type, assertions."""
+"""Deletes what does nothing in a traced graph: assertions, a softmax's cast to the type it has."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from torch.fx import GraphModule, Node
 from passes.aten import aten
 from passes.base import Pass, PassResult
 
-_DROPOUTS = (aten.dropout.default, aten.native_dropout.default, aten.feature_dropout.default)
-_CASTS = (aten.to.dtype, aten._to_copy.default, aten.to.dtype_layout)
 _ASSERTIONS = (aten._assert_tensor_metadata.default, aten._assert_async.msg, aten._assert_scalar.default)
 
 
 class DropIdentities(Pass):
-    """Requires nothing. Ensures that a dropout, cast or copy left in the graph has an effect."""
+    """Requires a graph without in-place operators, as `vitfx.trace.trace` gives it."""
 
     def rewrite(self, graph_module: GraphModule) -> PassResult:
         dropped = 0
@@ -21,21 +19,15 @@ class DropIdentities(Pass):
             if node.target in _ASSERTIONS or (node.op == "call_module" and not node.users):
                 graph_module.graph.erase_node(node)
                 dropped += 1
-            elif _is_identity(node):
-                node.replace_all_uses_with(node.all_input_nodes[0])
-                graph_module.graph.erase_node(node)
+            elif node.target is aten.softmax.int and _dtype(node.all_input_nodes[0]) in node.args[2:]:
+                # Left in, it would hold a float64 copy of the graph to float32.
+                node.args = node.args[:2]
                 dropped += 1
         before = len(graph_module.graph.nodes)
         graph_module.graph.eliminate_dead_code()
         dropped += before - len(graph_module.graph.nodes)
-        return PassResult(graph_module, dropped > 0, (f"{dropped} nodes without effect",) if dropped else ())
+        return PassResult(graph_module, dropped > 0, (f"{dropped} things without effect",) if dropped else ())
 
 
-def _is_identity(node: Node) -> bool:
-    if node.target in _DROPOUTS:
-        probability, training = (*node.args[1:], node.kwargs.get("train", False))[:2]
-        return bool(probability == 0) or not training
-    if node.target in _CASTS:
-        here, there = node.meta.get("val"), node.all_input_nodes[0].meta.get("val")
-        return here is not None and there is not None and (here.dtype, here.device) == (there.dtype, there.device)
-    return False
+def _dtype(node: Node) -> object:
+    return getattr(node.meta.get("val"), "dtype", None)

@@ -29,6 +29,13 @@ class Trail:
     factor: float = 1.0
     gain: Tensor | None = None
 
+    def gains(self, weight: Tensor) -> Tensor:
+        """(D,): by what each of the stream's D channels is multiplied behind the projection with this weight (D, E)."""
+        width = weight.shape[0]
+        if self.gain is not None and self.gain.numel() != width:
+            raise Mismatch(f"a gain of {self.gain.numel()} channels on a stream of {width}")
+        return self.factor * (torch.ones(width) if self.gain is None else self.gain).to(weight)
+
 
 class Walker:
     """Walks backwards through one sublayer of a traced graph whose values were recorded."""
@@ -84,7 +91,7 @@ class Walker:
 
     def indices(self, trail: Trail, seed: Tensor) -> Tensor:
         """What the trail's shape operators make of a tensor of indices."""
-        result = replay(trail.path, trail.start, seed, self.values)
+        result = replay(trail.path, seed, self.values)
         if not isinstance(result, Tensor):
             raise Mismatch(f"{trail.path[-1].name} gives several tensors where one was expected")
         return result

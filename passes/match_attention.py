@@ -1,8 +1,8 @@
 """Recognising multi-head self-attention by its structure: softmax(scale · q kᵀ) v between linear projections.
 
-Fused or separate q, k, v, any order of axes, SDPA or written out (matmul, softmax, matmul), LayerScale behind the
-projection. The answer is a dialect `Attention` whose parameters are copies, so weights that are shared with another
-part of the model are left alone.
+Fused or separate q, k, v, any order of axes, SDPA or written out (matmul, softmax, matmul), LayerScale or a factor
+behind the projection. The answer is a dialect `Attention` whose parameters are copies, so weights that are shared with
+another part of the model are left alone.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from passes.aten import aten, backward_slice
+from passes.aten import SHAPE_OPS, aten, backward_slice, replay
 from passes.dialect import Attention
 from passes.layout import Mismatch, Trail, Walker, element_ids, rows_of
 
 SOFTMAX_OPS = (aten.softmax.int, aten._softmax.default)
 SDPA = aten.scaled_dot_product_attention.default
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
-_PASS_THROUGH = (aten.to.dtype, aten._to_copy.default, aten.contiguous.default, aten.clone.default)
+_CASTS = (aten.to.dtype, aten._to_copy.default)
 
 
 @dataclass
@@ -54,7 +54,7 @@ def match_attention(walker: Walker, norm: Node, result: Node) -> Attention:
     q = _source(walker, norm, core.q)
     k = _source(walker, norm, core.k, transposed=core.k_transposed)
     v = _source(walker, norm, core.v)
-    columns, weight, bias, gain = _output(walker, core, v.images, result, (batch, tokens, width))
+    columns, weight, bias, gains = _output(walker, core, v.images, result, (batch, tokens, width))
     heads, head_dim = q.rows.shape
     if not (torch.equal(q.images, v.images) and torch.equal(k.images, v.images)):
         raise Mismatch("queries, keys and values come in different orders of images and heads")
@@ -77,9 +77,9 @@ def match_attention(walker: Walker, norm: Node, result: Node) -> Attention:
     with torch.no_grad():
         for linear, source in ((module.q, q), (module.k, k), (module.v, v)):
             _fill(linear, source)
-        module.out.weight.copy_(weight if gain is None else weight * gain[:, None])
+        module.out.weight.copy_(weight * gains[:, None])
         if module.out.bias is not None and bias is not None:
-            module.out.bias.copy_(bias if gain is None else bias * gain)
+            module.out.bias.copy_(bias * gains)
     return module
 
 
@@ -116,24 +116,41 @@ def _written_core(walker: Walker, softmax: Node, inside: set[Node]) -> _Core:
     scores, scale = cast(Node, softmax.args[0]), 1.0
     while scores.target not in _PRODUCTS:
         trail = walker.trail(scores)
-        if trail.start is not scores and not trail.path:
+        if trail.start is not scores:
+            _check_order(walker, trail.start, trail.path)
             scores, scale = trail.start, scale * trail.factor
         elif scores.target is aten.add.Tensor:
             scores = _without_mask(walker, scores)
         else:
             raise Mismatch(f"{scores.name} ({scores.target}) stands between q kᵀ and the softmax")
-    weights = softmax
-    while True:
-        users = [user for user in weights.users if user in inside]
-        if len(users) != 1:
-            raise Mismatch(f"the attention pattern {weights.name} is read {len(users)} times")
-        if users[0].target in _PRODUCTS and users[0].args[0] is weights:
-            break
-        if users[0].target not in _PASS_THROUGH:
-            raise Mismatch(f"{users[0].name} ({users[0].target}) changes the attention pattern")
-        weights = users[0]
+    product = _product_with_values(walker, softmax, inside)
     q, k = cast(tuple[Node, Node], scores.args[:2])
-    return _Core(q, k, cast(Node, users[0].args[1]), users[0], scale, True)
+    return _Core(q, k, cast(Node, product.args[1]), product, scale, True)
+
+
+def _product_with_values(walker: Walker, softmax: Node, inside: set[Node]) -> Node:
+    pattern = softmax
+    path: list[Node] = []
+    while True:
+        users = [user for user in pattern.users if user in inside]
+        if len(users) != 1:
+            raise Mismatch(f"the attention pattern {pattern.name} is read {len(users)} times")
+        if users[0].target in _PRODUCTS and users[0].args[0] is pattern:
+            _check_order(walker, softmax, path)
+            return users[0]
+        if users[0].target not in SHAPE_OPS and users[0].target not in _CASTS:
+            raise Mismatch(f"{users[0].name} ({users[0].target}) changes the attention pattern")
+        pattern = users[0]
+        if pattern.target in SHAPE_OPS:
+            path.append(pattern)
+
+
+def _check_order(walker: Walker, pattern: Node, path: list[Node]) -> None:
+    """Between q kᵀ, softmax and v, leading axes may be merged and split (einsum does), rows and columns stay."""
+    ids = element_ids(walker.values[pattern].shape)
+    result = replay(path, ids, walker.values)
+    if result.shape[-2:] != ids.shape[-2:] or not torch.equal(result.flatten(), ids.flatten()):
+        raise Mismatch(f"{path[-1].name} ({path[-1].target}) reorders the attention pattern")
 
 
 def _without_mask(walker: Walker, add: Node) -> Node:
@@ -172,8 +189,7 @@ def _source(walker: Walker, norm: Node, end: Node, *, transposed: bool = False) 
     channels = ids % weight.shape[0]
     places = positions.flatten()[ids // weight.shape[0]]
     image, token = places // tokens, places % tokens
-    in_order = torch.arange(tokens)[None, :, None].expand_as(token)
-    if ids.shape[1] != tokens or not torch.equal(token, in_order):
+    if ids.shape[1] != tokens or not torch.equal(token, torch.arange(tokens)[None, :, None].expand_as(token)):
         raise Mismatch("attention runs over something else than all tokens of an image")
     by_image = [channels[image[:, 0, 0] == one] for one in range(batch)]
     rows = by_image[0][:, 0]
@@ -186,23 +202,21 @@ def _source(walker: Walker, norm: Node, end: Node, *, transposed: bool = False) 
 
 def _output(
     walker: Walker, core: _Core, images: Tensor, result: Node, shape: tuple[int, int, int]
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """(columns (H, d) of the out-projection that read head h's channel i, its weight, its bias, the gain behind it)."""
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """(columns (H, d) of the out-projection that read head h's channel i, its weight, its bias, the gains after it)."""
     after = walker.trail(result, gains=True)
     linear = after.start
     weight, bias = walker.weights(linear)
     before = walker.trail(cast(Node, linear.args[0]))
-    if before.start is not core.result or before.factor != 1.0 or after.factor != 1.0:
+    if before.start is not core.result or before.factor != 1.0:
         raise Mismatch(f"{linear.name} does not read the attention's result as it is")
     columns, places = _columns(walker, core, images, before, shape)
     ids = walker.indices(after, element_ids(walker.values[linear].shape))
     rows = rows_of(ids, shape[-1], "the residual add")
     expected = torch.arange(shape[0] * shape[1])
-    if after.gain is not None and after.gain.numel() != shape[-1]:
-        raise Mismatch(f"a gain of {after.gain.numel()} channels on a stream of {shape[-1]}")
     if rows.shape != torch.Size(shape[:2]) or not torch.equal(places[rows.flatten()], expected):
         raise Mismatch("the projection's tokens are not in the stream's order")
-    return columns, weight, bias, after.gain
+    return columns, weight, bias, after.gains(weight)
 
 
 def _columns(

@@ -1,4 +1,4 @@
-"""Recognising an MLP by its structure: linear, activation, linear, a LayerScale behind it or not."""
+"""Recognising an MLP by its structure: linear, activation, linear, a LayerScale or a factor behind it or not."""
 
 from __future__ import annotations
 
@@ -39,22 +39,20 @@ def match_mlp(walker: Walker, norm: Node, result: Node) -> Mlp:
     hidden_node = cast(Node, second.args[0])
     first = _first_linear(walker, norm, hidden_node)
     weight, bias = walker.weights(first)
-    if after.path or after.factor != 1.0 or first.args[0] is not norm:
+    if after.path or first.args[0] is not norm:
         raise Mismatch(f"tokens are moved around {first.name} or {second.name}")
     activation = _activation(walker.values[first], walker.values[hidden_node])
     width, hidden = out_weight.shape
-    if after.gain is not None and after.gain.numel() != width:
-        raise Mismatch(f"a gain of {after.gain.numel()} channels on a stream of {width}")
+    gains = after.gains(out_weight)
     module = Mlp(width, hidden, activation, bias is not None, None if out_bias is None else (width,))
     module = module.to(weight.dtype)
     with torch.no_grad():
         module.fc1.weight.copy_(weight)
         if bias is not None:
             module.fc1.bias.copy_(bias)
-        gain = torch.ones(width, dtype=weight.dtype) if after.gain is None else after.gain
-        module.out.weight.copy_(out_weight * gain[:, None])
+        module.out.weight.copy_(out_weight * gains[:, None])
         if module.out.bias is not None and out_bias is not None:
-            module.out.bias.copy_(out_bias * gain)
+            module.out.bias.copy_(out_bias * gains)
     return module
 
 

@@ -49,17 +49,73 @@ class HandWritten(nn.Module):
         )
         self.head = nn.Linear(width, CLASSES)
 
+    def attention(self, block: nn.ModuleDict, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in block["qkv"](x).chunk(3, -1))
+        pattern = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
+        return block["proj"]((pattern @ v).transpose(1, 2).flatten(2))
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
         for block in self.blocks:
-            q, k, v = (
-                part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-                for part in block["qkv"](block["n1"](x)).chunk(3, -1)
-            )
-            pattern = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
-            x = x + block["proj"]((pattern @ v).transpose(1, 2).flatten(2))
+            x = x + self.attention(block, block["n1"](x))
             x = block["down"](torch.relu(block["up"](block["n2"](x)))) + x
         return self.head(x.mean(1))
+
+
+class Careless(nn.Module):
+    """A ViT as people also write it: in place, by einsum, q and k scaled, factors, part of a position table."""
+
+    def __init__(self, width: int = 32, depth: int = 3) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 8, 8)
+        self.positions = nn.Parameter(torch.zeros(1, 20, width))
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "n1": nn.LayerNorm(width),
+                    "qkv": nn.Linear(width, 3 * width),
+                    "proj": nn.Linear(width, width),
+                    "mlp": nn.Sequential(
+                        nn.LayerNorm(width),
+                        nn.Linear(width, 40),
+                        nn.SiLU(inplace=True),
+                        nn.Dropout(0.1, inplace=True),
+                        nn.Linear(40, width),
+                    ),
+                }
+            )
+            for _ in range(depth)
+        )
+        self.factor = nn.Parameter(torch.ones(1))
+        self.head = nn.Linear(width, CLASSES)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).mT
+        x = x + self.positions[:, : x.shape[1]]
+        for block in self.blocks:
+            q, k, v = block["qkv"](block["n1"](x)).unflatten(-1, (3, 4, 8)).unbind(2)
+            pattern = torch.einsum("bihd,bjhd->bhij", q * 8**-0.25, k * 8**-0.25).softmax(-1)
+            x += self.factor * block["proj"](torch.einsum("bhij,bjhd->bihd", pattern, v).flatten(2))
+            x += 0.5 * block["mlp"](x)
+        return self.head(x.mean(1))
+
+
+class Encoder(nn.Module):
+    """On nn.TransformerEncoder, pre-LN, its positions looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 32, 8, 8)
+        self.positions = nn.Embedding(16, 32)
+        layer = nn.TransformerEncoderLayer(32, 4, 48, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 3, nn.LayerNorm(32), enable_nested_tensor=False)
+        self.head = nn.Linear(32, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.positions(torch.arange(x.shape[1], device=x.device))
+        return self.head(self.encoder(x).mean(1))
 
 
 class PostNorm(nn.Module):
@@ -104,7 +160,12 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     ),
     "hf-deit": lambda: _hf(transformers.DeiTForImageClassificationWithTeacher, transformers.DeiTConfig),
     "hf-dinov2": lambda: _hf(transformers.Dinov2ForImageClassification, transformers.Dinov2Config),
+    "hf-dinov2-registers": lambda: _hf(
+        transformers.Dinov2WithRegistersForImageClassification, transformers.Dinov2WithRegistersConfig
+    ),
     "hand-written": HandWritten,
+    "careless": Careless,
+    "torch-encoder": Encoder,
 }
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {

@@ -25,6 +25,7 @@ def test_identities_are_dropped_and_the_rest_stays():
     targets = [node.target for node in result.graph_module.graph.nodes]
     assert result.changed
     assert aten.dropout.default not in targets
+    assert all(node.args[2:] == () for node in result.graph_module.graph.nodes if node.target is aten.softmax.int)
     assert aten._assert_tensor_metadata.default not in targets
     assert targets.count(aten.softmax.int) == 3
     with torch.no_grad():
@@ -45,6 +46,12 @@ def test_cut_points_are_what_every_path_passes():
         return nodes[-1] in seen
 
     assert cut_points(nodes) == [node for node in nodes if not reached_without(node)]
+
+
+def test_nothing_is_written_in_place():
+    targets = {str(node.target) for node in trace(make("careless"), images(2)).graph.nodes}
+    assert not any(target.partition(".")[2].partition(".")[0].endswith("_") for target in targets), targets
+    assert not targets & {"aten.einsum.default", "aten.view.default", "aten.dropout.default"}
 
 
 def test_the_fast_path_is_put_back():
@@ -74,6 +81,11 @@ class NoLogits(nn.Module):
 def test_what_can_not_be_traced_is_refused(model, pixels, reason):
     with pytest.raises(UserError, match=reason):
         to_canonical(randomised(model), pixels)
+
+
+def test_weights_of_another_type_than_the_images_are_refused():
+    with pytest.raises(UserError, match=r"has torch.float16 weights and the images are torch.float32: .*float\(\)"):
+        to_canonical(make("torchvision").half(), images(2))
 
 
 def test_damaged_weights_are_refused():

@@ -21,6 +21,7 @@ from passes.stream import is_canonical
 from vitfx.errors import UserError
 
 _GREATEST_BATCH = 4096
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,14 @@ class Traced:
 def trace(module: nn.Module, example: Tensor) -> GraphModule:
     """The module's ATen graph with a dynamic batch, in eval mode; the module stays as it is.
 
+    Operators that write in place, regions of another grad mode and einsum are written as plain operators.
     example: (B ≥ 2, C, H, W). Raises UserError where the module does not take such images, fixes its batch, or can't
     be traced.
     """
     module = copy.deepcopy(module).eval() if not isinstance(module, GraphModule) else module
     _try(module, example)
     batch = Dim("batch", min=1, max=_GREATEST_BATCH)
-    with _quiet(), _no_fast_path():
+    with _quiet(), _no_fast_path(), torch.no_grad():
         try:
             program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
         except Exception as error:
@@ -50,7 +52,13 @@ def trace(module: nn.Module, example: Tensor) -> GraphModule:
                     "let it take any batch (x.shape[0] instead of a number) and try again"
                 ) from error
             raise UserError(f"torch.export can't trace the model: {_first_line(error)}") from error
+        einsum = torch.ops.aten.einsum.default
+        program = program.run_decompositions({einsum: torch.export.default_decompositions()[einsum]})
         traced = program.module(check_guards=False)
+    for node in traced.graph.nodes:
+        if node.target in _VIEWS:
+            # Whether a view can be had depends on strides, which differ from one attention kernel to another.
+            node.target = torch.ops.aten.reshape.default
     return GraphModule(traced, traced.graph)
 
 
@@ -82,6 +90,11 @@ def _canonical(module: GraphModule) -> bool:
 
 
 def _try(module: nn.Module, example: Tensor) -> None:
+    types = {str(one.dtype) for one in module.parameters() if one.is_floating_point()} - {str(example.dtype)}
+    if types:
+        raise UserError(
+            f"the model has {', '.join(sorted(types))} weights and the images are {example.dtype}: give model.float()"
+        )
     size = "×".join(str(n) for n in example.shape[1:])
     try:
         with torch.no_grad():
