@@ -58,11 +58,12 @@ class Canonicalize(Pass):
     def rewrite(self, graph_module: GraphModule) -> PassResult:
         """Raises PassError with the reason where no attention sublayer is recognised."""
         walker = Walker(graph_module, record_values(graph_module, self.example))
-        segments = _segments(graph_module)
-        first, last = _stream_ends(walker, segments)
+        segments = _segments(walker, len(self.example))
+        first, last = _stream_ends(segments)
         inside = segments[first : last + 1]
+        tokens = walker.values[inside[0].start].shape[1]
         for segment in inside:
-            _match(walker, segment)
+            _match(walker, segment, tokens)
         _refuse_the_unrecognisable(inside)
         _name(walker, inside)
         result = _Builder(graph_module, walker).build(segments, first, last)
@@ -70,32 +71,38 @@ class Canonicalize(Pass):
         return PassResult(result, True, tuple(notes))
 
 
-def _segments(graph_module: GraphModule) -> list[_Segment]:
-    output = next(node for node in graph_module.graph.nodes if node.op == "output")
+def _segments(walker: Walker, batch: int) -> list[_Segment]:
+    """Neighbours that add nothing to the stream are one segment, so that those inside begin and end on the stream."""
+    output = next(node for node in walker.graph_module.graph.nodes if node.op == "output")
     if len(output.all_input_nodes) != 1:
         raise PassError(f"the model returns {len(output.all_input_nodes)} tensors: wrap it to return the logits alone")
-    nodes = [node for node in data_nodes(graph_module) if node is not output]
+    nodes = [node for node in data_nodes(walker.graph_module) if node is not output]
     reached = set(backward_slice(output.all_input_nodes[0], nodes[0])) | {nodes[0]}
-    cuts = cut_points([node for node in nodes if node in reached])
-    segments = [_Segment(start, end) for start, end in itertools.pairwise(cuts)]
-    for segment in segments:
-        if segment.end.target in (aten.add.Tensor, aten.add_.Tensor) and segment.start in segment.end.args[:2]:
-            others = [one for one in segment.end.args[:2] if one is not segment.start and isinstance(one, Node)]
-            if others and len(segment.end.args) == 2 and not segment.end.kwargs:
-                segment.branch = others[0]
+    segments: list[_Segment] = []
+    for start, end in itertools.pairwise(cut_points([node for node in nodes if node in reached])):
+        branch = _branch(walker, start, end, batch)
+        if branch is None and segments and segments[-1].branch is None:
+            segments[-1].end = end
+        else:
+            segments.append(_Segment(start, end, branch))
     return segments
 
 
-def _stream_ends(walker: Walker, segments: list[_Segment]) -> tuple[int, int]:
-    """The first and last residual sublayer on a (batch, tokens, width) stream."""
-    residual = [
-        index
-        for index, segment in enumerate(segments)
-        if segment.branch is not None
-        and walker.carries_data(segment.branch)
-        and walker.values[segment.end].dim() == 3
-        and walker.values[segment.end].shape == walker.values[segment.start].shape
-    ]
+def _branch(walker: Walker, start: Node, end: Node, batch: int) -> Node | None:
+    """What is added to a (batch, tokens, width) stream between two neighbouring cut points, if anything is."""
+    stream = walker.values[end]
+    if end.target is not aten.add.Tensor or len(end.args) != 2 or end.kwargs or stream.dim() != 3:
+        return None
+    others = [one for one in end.args if one is not start]
+    if len(others) != 1 or not isinstance(others[0], Node) or not walker.carries_data(others[0]):
+        return None
+    same = stream.shape == walker.values[start].shape == walker.values[others[0]].shape
+    return others[0] if same and len(stream) == batch else None
+
+
+def _stream_ends(segments: list[_Segment]) -> tuple[int, int]:
+    """The first and last residual sublayer."""
+    residual = [index for index, segment in enumerate(segments) if segment.branch is not None]
     if not residual:
         raise PassError(
             "no pre-LN ViT: nowhere is a sublayer added to a (batch, tokens, width) stream that the whole image passes"
@@ -103,17 +110,20 @@ def _stream_ends(walker: Walker, segments: list[_Segment]) -> tuple[int, int]:
     return residual[0], residual[-1]
 
 
-def _match(walker: Walker, segment: _Segment) -> None:
+def _match(walker: Walker, segment: _Segment, tokens: int) -> None:
     """Fills in the segment's norm and module, or the reason why it has none."""
     try:
-        segment.norm, segment.module = _matched(walker, segment)
+        segment.norm, segment.module = _matched(walker, segment, tokens)
     except Mismatch as mismatch:
         segment.reason = str(mismatch)
 
 
-def _matched(walker: Walker, segment: _Segment) -> tuple[nn.LayerNorm, Sublayer]:
+def _matched(walker: Walker, segment: _Segment, tokens: int) -> tuple[nn.LayerNorm, Sublayer]:
     if segment.branch is None:
-        raise Mismatch(f"{segment.end.name} ({segment.end.target}) is not a residual add")
+        raise Mismatch("it adds nothing to the stream, it replaces it")
+    here = walker.values[segment.start].shape[1]
+    if here != tokens:
+        raise Mismatch(f"it has {here} tokens where the stream begins with {tokens}")
     readers = [user for user in segment.start.users if user is not segment.end]
     readers = [user for user in readers if user.target is not aten.sym_size.int]
     if len(readers) != 1 or readers[0].target is not aten.layer_norm.default:
@@ -206,13 +216,17 @@ class _Builder:
         self._call("positions", positions)
 
     def _position_table(self, stream: Node) -> tuple[Node, Tensor] | None:
-        if stream.target not in (aten.add.Tensor, aten.add_.Tensor) or len(stream.args) != 2 or stream.kwargs:
+        """(the patches, (T, D)): the table may be a part of a parameter, or looked up in one."""
+        if stream.target is not aten.add.Tensor or len(stream.args) != 2 or stream.kwargs:
             return None
+        shape = self.walker.values[stream].shape[1:]
         for patches, table in (stream.args[:2], stream.args[1::-1]):
-            value = is_attribute_of(self.source, table) if isinstance(table, Node) else None
-            shape = self.walker.values[stream].shape[1:]
-            if isinstance(value, nn.Parameter) and value.shape in (shape, torch.Size((1, *shape))):
-                return cast(Node, patches), value.detach().reshape(shape)
+            value = self.walker.constant(table)
+            if value is None or value.shape not in (shape, torch.Size((1, *shape))):
+                continue
+            made_of = backward_slice(cast(Node, table), cast(Node, patches))
+            if any(isinstance(is_attribute_of(self.source, node), nn.Parameter) for node in made_of):
+                return cast(Node, patches), value.reshape(shape)
         return None
 
     def _head(self, stream: Node, logits: Node) -> None:

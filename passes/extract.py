@@ -14,7 +14,8 @@ from passes.base import PassError
 def extract(graph_module: GraphModule, start: Node, end: Node, *, owner: str) -> GraphModule:
     """The part that computes `end` from `start`, as a graph module of one input and one output.
 
-    Parameters and buffers are copies. The batch size, which traced models ask of their own input, is asked of `start`.
+    Parameters and buffers are copies, and tensors made of nothing (`arange`) become buffers, which follow the module to
+    another device or type. The batch size, which traced models ask of their own input, is asked of `start`.
     Raises PassError where the part needs another activation than `start`.
     """
     graph = Graph()
@@ -24,7 +25,8 @@ def extract(graph_module: GraphModule, start: Node, end: Node, *, owner: str) ->
     for node in graph_module.graph.nodes:
         if node not in needed or node in placed:
             continue
-        tensor = is_attribute_of(graph_module, node)
+        made_of_nothing = node.op == "call_function" and not node.all_input_nodes
+        tensor = node.target(*node.args, **node.kwargs) if made_of_nothing else is_attribute_of(graph_module, node)
         if node.target is aten.sym_size.int and node.args[0] is not start:
             placed[node] = _batch_size(graph, placed[start], node)
         elif tensor is not None:

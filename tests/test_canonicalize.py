@@ -6,7 +6,7 @@ import transformers
 from passes.dialect import Attention, Mlp
 from passes.stream import is_canonical, read_sites
 from tests.checks import assert_equal, assert_trainable, canonical, traced
-from tests.families import CLASSES, FAMILIES, REFUSED, SIZE, images, make, randomised
+from tests.families import CLASSES, FAMILIES, REFUSED, SIZE, HandWritten, images, make, randomised
 from vitfx.errors import UserError
 from vitfx.huggingface import Logits
 from vitfx.trace import to_canonical
@@ -97,6 +97,58 @@ def test_names_keep_counting_past_what_is_not_recognised():
     found = to_canonical(randomised(plain), images(2))
     assert [site.name for site in read_sites(found.graph_module)] == ["a0", "m0", "m1", "a2", "m2"]
     assert any(node.target == "a1_opaque" for node in found.graph_module.graph.nodes)
+
+
+def test_attention_pooling_stays_and_is_named():
+    model = timm.models.VisionTransformer(
+        img_size=SIZE, patch_size=8, depth=3, num_heads=4, embed_dim=32, num_classes=CLASSES,
+        class_token=False, global_pool="map",
+    )  # fmt: skip
+    found = to_canonical(randomised(model), images(2))
+    assert [site.name for site in read_sites(found.graph_module)] == ["a0", "m0", "a1", "m1", "a2", "m2"]
+    assert [note.partition(" is not prunable: ")[2] for note in found.notes] == [
+        "it adds nothing to the stream, it replaces it",
+        "it has 1 tokens where the stream begins with 16",
+    ]
+    with torch.no_grad():
+        assert_equal(found.graph_module(images(5)), model(images(5)), 1e-5)
+
+
+class Strange(HandWritten):
+    """Computed positions, steps that put the tokens before the batch, one attention in windows."""
+
+    def attention(self, block, x):
+        if block is not self.blocks[1]:
+            return super().attention(block, x)
+        windows = block["qkv"](x.reshape(4 * x.shape[0], 4, 32))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in windows.chunk(3, -1))
+        pattern = (q @ k.transpose(-2, -1) / 4).softmax(-1, dtype=torch.float32).to(q.dtype)
+        return block["proj"]((pattern @ v).transpose(1, 2).reshape(x.shape))
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + torch.arange(16.0, device=x.device)[:, None].sin()
+        for block in self.blocks:
+            x = x + self.attention(block, block["n1"](x))
+            x = block["down"](torch.relu(block["up"](block["n2"](x)))) + x
+            x = x.transpose(0, 1).reshape(-1, 32).tanh().reshape(16, -1, 32).transpose(0, 1)
+        return self.head(x.mean(1))
+
+
+def test_windows_and_steps_between_layers_stay():
+    model = randomised(Strange())
+    found = to_canonical(model, images(2))
+    assert [site.name for site in read_sites(found.graph_module)] == ["a0", "m0", "m1", "a2", "m2"]
+    assert [note.partition(" is not prunable: ")[2] for note in found.notes] == [
+        "it adds nothing to the stream, it replaces it",
+        "attention runs over something else than all tokens of an image",
+        "it adds nothing to the stream, it replaces it",
+    ]
+    with torch.no_grad():
+        assert_equal(found.graph_module(images(5)), model(images(5)), 1e-5)
+    # Nothing holds the parts that were not rewritten to the device and the type that they were traced in.
+    assert not any("device" in node.kwargs for node in found.graph_module.embed.graph.nodes)
+    assert found.graph_module.double()(images(2, torch.float64)).dtype == torch.float64
 
 
 def test_a_value_that_differs_is_not_believed(monkeypatch):
