@@ -93,7 +93,8 @@ def _try(module: nn.Module, example: Tensor) -> None:
     types = {str(one.dtype) for one in module.parameters() if one.is_floating_point()} - {str(example.dtype)}
     if types:
         raise UserError(
-            f"the model has {', '.join(sorted(types))} weights and the images are {example.dtype}: give model.float()"
+            f"the model has {', '.join(sorted(types))} weights and the images are {example.dtype}: "
+            "convert one to the other, with model.float() or images.float()"
         )
     size = "×".join(str(n) for n in example.shape[1:])
     try:
