@@ -188,6 +188,10 @@ def test_weights_that_are_not_numbers(tmp_path: Path, value: float) -> None:
     assert "are NaN or infinite" in said
 
 
+def test_a_checkpoint_takes_no_arch(tmp_path: Path) -> None:
+    assert "leave it out" in refused(tmp_path / "model.pt", {"format": CHECKPOINT_FORMAT}, arch="timm:vit_tiny")
+
+
 def test_a_state_dict_needs_arch(tmp_path: Path) -> None:
     assert "say with --arch what model they are of" in refused(tmp_path / "model.pt", weights())
 

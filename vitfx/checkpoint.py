@@ -122,6 +122,8 @@ def _load(path: Path, arch: str | None, trust_pickle: bool, preprocess: Preproce
         check_finite(contents.state_dict(), source)
         return _Parts(contents, None)
     if isinstance(contents, Mapping) and "format" in contents:
+        if arch is not None:
+            raise UserError(f"{source} says itself what model it is of, so --arch {arch} has no say: leave it out")
         return _from_record(contents, source)
     weights = unwrap_state_dict(contents, source)
     if arch is None:
