@@ -49,6 +49,12 @@ def test_tools_are_content(command):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 
 
+def test_ci_runs_the_readmes_test_command():
+    command = (ROOT / ".ci" / "run").read_text().splitlines()[-1]
+    assert command.endswith("-m pytest")
+    assert f"    {command}\n" in (ROOT / "README.md").read_text()
+
+
 def test_importing_does_nothing():
     code = "import vitfx, sys; assert 'torch' not in sys.modules; print(vitfx.__version__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

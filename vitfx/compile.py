@@ -19,7 +19,7 @@ from vitfx.image_set import Images
 from vitfx.liveness import make_plan
 from vitfx.progress import Watcher
 from vitfx.settings import Settings
-from vitfx.trace import to_canonical
+from vitfx.trace import at_rest, to_canonical
 from vitfx.verify import Verification, VerificationError, rewrite, verify
 
 _VERIFIED_IMAGES = 64
@@ -30,7 +30,7 @@ _IDENTITY_TOLERANCE = 1e-4
 class Pruned:
     """module: the artifact, a canonical graph on the CPU, in eval mode. original: the unpruned canonical graph.
 
-    notes: sublayers that are not prunable, and why.
+    notes: what the user should know: sublayers that are not prunable and why, weights that are no longer shared.
     """
 
     module: GraphModule
@@ -61,11 +61,13 @@ def compile_model(
     Raises UserError where the model or the images can't be used, VerificationError where a proof fails.
     """
     watcher.say("tracing the model")
-    module = _at_rest(module)
+    module = at_rest(module).cpu()
     example = images.pixels[:2] if len(images) > 1 else images.pixels.expand(2, -1, -1, -1)
     traced = to_canonical(module, example)
     _check_identity(module, traced.graph_module, images.pixels[:8])
-    for note in traced.notes:
+    _check_float64(traced.graph_module, example)
+    notes = (*traced.notes, *_shared_weights(module, traced.graph_module))
+    for note in notes:
         watcher.say(f"note: {note}")
     if accept is not None:
         accept(traced.graph_module)
@@ -74,7 +76,7 @@ def compile_model(
     found = discover(on_device, images, settings, journal, watcher)
     plan = make_plan(found.circuit, found.graph, found.constants)
     watcher.say(f"removed {len(found.circuit.removed)} of {len(found.circuit.decisions)} edges; plan:\n{plan}")
-    return _carry_out(on_device.cpu(), found, plan, images, traced.notes)
+    return _carry_out(on_device.cpu(), found, plan, images, notes)
 
 
 def _carry_out(
@@ -83,11 +85,6 @@ def _carry_out(
     artifact = rewrite(original, plan).graph_module.eval()
     verification = verify(original, artifact, plan, images.pixels[:_VERIFIED_IMAGES])
     return Pruned(artifact, original, found.circuit, plan, verification, notes)
-
-
-def _at_rest(module: nn.Module) -> nn.Module:
-    """A copy on the CPU in eval mode; graphs of torch.export, which refuse eval(), as they are."""
-    return module if isinstance(module, GraphModule) else copy.deepcopy(module).cpu().eval()
 
 
 def _check_identity(module: nn.Module, canonical: GraphModule, pixels: Tensor) -> None:
@@ -102,3 +99,25 @@ def _check_identity(module: nn.Module, canonical: GraphModule, pixels: Tensor) -
         raise VerificationError(
             f"the canonical graph's logits differ from the model's by {error:.1e} of their greatest"
         )
+
+
+def _check_float64(canonical: GraphModule, pixels: Tensor) -> None:
+    """The proof is run in float64: what can't be is told now, not after discovery."""
+    try:
+        with torch.no_grad():
+            logits = copy.deepcopy(canonical).double()(pixels.double())
+        reason = "" if logits.dtype == torch.float64 else f"its logits stay {logits.dtype}"
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+    if reason:
+        raise UserError(
+            f"the model can't be run in float64, in which deletions are proved ({reason}): "
+            "take casts to fixed types out of its forward()"
+        )
+
+
+def _shared_weights(module: nn.Module, canonical: GraphModule) -> tuple[str, ...]:
+    ours, theirs = (sum(one.numel() for one in graph.parameters()) for graph in (canonical, module))
+    if ours <= theirs:
+        return ()
+    return (f"the model shares weights between layers, and its graph does not: {theirs:,} parameters became {ours:,}",)

@@ -1,6 +1,7 @@
 """Runs a canonical graph with any set of writers ablated.
 
 The head graph: writers are the embedding, each head and each MLP path, each with its one edge into the residual stream.
+The embedding is the stream that the first prunable sublayer reads: what was not recognised before that is part of it.
 Its number of edges is 1 + Σ heads + Σ paths; for 12 layers of 6 heads and 8 paths, 1 + 12·6 + 12·8 = 169.
 
 Shapes: N images, T tokens, D width, E inner channels of a sublayer.

@@ -9,7 +9,7 @@ import argparse
 import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -72,6 +72,11 @@ def prune(
         raise UserError(f"labels are {tuple(labels.shape)} for {len(images)} images: give one for each")
     if not bool(torch.isfinite(images).all()):
         raise UserError("some pixels are NaN or infinite: give finite images")
+    if len(images) < 2:
+        raise UserError(f"{len(images)} images are too few to calibrate on: give 2 or more")
+    unknown = set(settings) - {one.name for one in fields(Settings)} | settings.keys() & {"samples"}
+    if unknown:
+        raise UserError(f"{min(unknown)} is no setting: give fields of vitfx.settings.Settings apart from samples")
     names = tuple(str(index) for index in range(len(images)))
     return compile_model(
         model,

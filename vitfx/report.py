@@ -45,7 +45,7 @@ def make_report(
             "fingerprint": pruned.circuit.fingerprint(),
         },
         "verify": {**pruned.verification.to_json(), "onnx": measured.onnx_error},
-        "not_prunable": list(pruned.notes),
+        "notes": list(pruned.notes),
         "settings": dict(settings),
         "environment": dict(environment),
     }
@@ -124,7 +124,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f"({report['images']['skipped']} corrupt ones skipped), with {report['runtime']}.",
         f"- Verified against the ablated model: {verify['float64']:.1e} in float64, {verify['relative']:.1e} in "
         f"float32; ONNX against torch {verify['onnx']:.1e}; parameters and FLOPs as the plan predicts.",
-        *(f"- {note}" for note in report["not_prunable"]),
+        *(f"- {note}" for note in report["notes"]),
         "",
         "## Settings",
         "",

@@ -31,6 +31,10 @@ class Settings:
         for name, known in (("method", METHODS), ("ablation", ABLATIONS), ("corruption", CORRUPTIONS)):
             if getattr(self, name) not in known:
                 raise UserError(f"--{name} {getattr(self, name)} is not known: choose one of {', '.join(known)}")
+        for name, kind in (("tau", float), ("max_kl", float), ("samples", int), ("paths", int), ("seed", int)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+                raise UserError(f"{name} is {value!r}: give a {'whole ' if kind is int else ''}number")
         if not (math.isfinite(self.tau) and self.tau >= 0):
             raise UserError(f"--tau {self.tau} is not a threshold: give a finite number of nats, 0 or more")
         if not self.max_kl >= 0:

@@ -49,7 +49,8 @@ def decide(stage: Stage, removed: Sequence[int], reference: Tensor | None) -> De
     if module is None or not removed:
         return DecidedStage(stage, stage.module, None)
     assert reference is not None
-    kept = [unit for unit in range(module.units) if unit not in set(removed)]
+    gone = set(removed)
+    kept = [unit for unit in range(module.units) if unit not in gone]
     added = contribution(module, removed, reference)
     if kept:
         shrink = DeleteHeads if module.kind == "head" else DeleteMlpPaths

@@ -6,7 +6,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,7 @@ def trace(module: nn.Module, example: Tensor) -> GraphModule:
     example: (B ≥ 2, C, H, W). Raises UserError where the module does not take such images, fixes its batch, or can't
     be traced.
     """
-    module = copy.deepcopy(module).eval() if not isinstance(module, GraphModule) else module
+    module = at_rest(module)
     _try(module, example)
     batch = Dim("batch", min=1, max=_GREATEST_BATCH)
     with _quiet(), _no_fast_path(), torch.no_grad():
@@ -79,6 +79,14 @@ def to_canonical(module: nn.Module, example: Tensor) -> Traced:
     for parameter in result.graph_module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return Traced(result.graph_module.eval(), notes)
+
+
+def at_rest(module: nn.Module) -> nn.Module:
+    """A copy in eval mode. Programs of torch.export refuse eval(): they were traced in one mode and stay in it."""
+    module = copy.deepcopy(module)
+    with suppress(NotImplementedError):
+        module.eval()
+    return module
 
 
 def _canonical(module: GraphModule) -> bool:

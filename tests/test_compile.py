@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch import nn
+
+import vitfx
+from passes.stream import read_sites
+from tests.checks import assert_equal
+from tests.families import HandWritten, images, make, randomised
+from vitfx.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def pruned():
+    return vitfx.prune(make("timm"), images(12), tau=1.0, max_kl=2e-3, corruption="noise", paths=4)
+
+
+def test_the_result_carries_its_proof(pruned):
+    assert pruned.verification.passed
+    assert pruned.plan.deletions
+    left = [site.module.units for site in read_sites(pruned.module)]
+    assert sum(left) < sum(site.module.units for site in read_sites(pruned.original))
+    with torch.no_grad():
+        assert_equal(pruned.original(images(3)), make("timm")(images(3)), 1e-5)
+
+
+def test_no_threshold_no_change():
+    found = vitfx.prune(make("timm"), images(4), tau=0.0, corruption="noise", paths=2)
+    assert found.plan.deletions == ()
+    assert found.verification.before == found.verification.measured
+    assert torch.equal(found.module(images(2)), found.original(images(2)))
+
+
+def test_a_model_in_training_mode_stays_so_and_is_pruned_as_it_answers():
+    model = randomised(torch.nn.Sequential(make("vitfx"))).train()
+    found = vitfx.prune(model, images(4), tau=0.0, corruption="noise", paths=2)
+    assert model.training
+    with torch.no_grad():
+        assert_equal(found.module(images(3)), model.eval()(images(3)), 1e-5)
+
+
+def test_shared_weights_are_told():
+    model = HandWritten()
+    model.blocks[2] = model.blocks[0]
+    found = vitfx.prune(randomised(model), images(4), tau=0.0, corruption="noise", paths=2)
+    assert len(found.notes) == 1
+    assert "shares weights between layers" in found.notes[0]
+
+
+class CastsInside(HandWritten):
+    def forward(self, x):
+        return super().forward(x).to(torch.float16).to(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"tua": 1}, "tua is no setting"),
+        ({"samples": 3}, "samples is no setting"),
+        ({"tau": "a"}, "tau is 'a': give a number"),
+        ({"paths": 2.5}, "paths is 2.5: give a whole number"),
+        ({"tau": True}, "tau is True"),
+    ],
+)
+def test_settings_from_python_are_checked(settings, reason):
+    with pytest.raises(UserError, match=reason):
+        vitfx.prune(nn.Identity(), images(4), **settings)
+
+
+def test_one_image_is_too_few():
+    with pytest.raises(UserError, match="1 images are too few"):
+        vitfx.prune(nn.Identity(), images(1))
+
+
+def test_a_model_that_can_not_be_proved_is_told_before_discovery():
+    with pytest.raises(UserError, match="can't be run in float64"):
+        vitfx.prune(randomised(CastsInside()), images(4), tau=0.0, corruption="noise")
