@@ -87,7 +87,7 @@ def run(path: Path | str, out: Path, *options: str) -> int:
 def discover(path: Path | str, out: Path, *options: str) -> bytes:
     """circuit.json of a run that ends when it would export."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitfx.prune.measure", _stop)
+        patch.setattr("vitfx.job.measure", _stop)
         patch.setattr("vitfx.deliver._export", lambda *_: 0.0)
         with pytest.raises(Stopped):
             run(path, out, *options)

@@ -145,6 +145,7 @@ def test_the_onnx_files_say_what_they_are(finished: Finished, role: str) -> None
     assert metadata["vitfx"] == VERSION
     assert json.loads(metadata["preprocess"])["mean"] == [0.3]
     assert json.loads(metadata["settings"])["tau"] == 0.01
+    assert json.loads(metadata["tau"]) == 0.01
     assert metadata["circuit_fingerprint"] == circuit.fingerprint()
     assert json.loads(metadata["classes"]) == list(DIGITS)
 

@@ -80,6 +80,7 @@ def _provenance(pruned: Pruned, model: LoadedModel) -> dict[str, Any]:
         "model": model.source,
         "model_fingerprint": model.fingerprint,
         "circuit_fingerprint": pruned.circuit.fingerprint(),
+        "tau": pruned.circuit.settings["tau"],
         "settings": dict(pruned.circuit.settings),
         "kl": pruned.circuit.kl,
     }

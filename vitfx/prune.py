@@ -6,10 +6,9 @@ In Python: `vitfx.prune(model, images, tau=0.01)`.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,23 +19,20 @@ from torch import Tensor, nn
 
 from vitfx.ablation import ABLATIONS
 from vitfx.arch import KNOWN_ARCHES
-from vitfx.checkpoint import LoadedModel, load_model
+from vitfx.checkpoint import load_model
 from vitfx.compile import Pruned, compile_model
 from vitfx.corruption import CORRUPTIONS
-from vitfx.data import Splits, open_data
-from vitfx.deliver import RESULTS, measure, write_files
+from vitfx.data import open_data
 from vitfx.device import pick_device
 from vitfx.discovery import NoJournal
 from vitfx.errors import UserError
 from vitfx.export import ExportMismatch
-from vitfx.files import JOURNAL, WriteError, check_output, remove_results, write_aside
-from vitfx.graph_json import encode
-from vitfx.image_set import Images, ImageSet
-from vitfx.journal import FileJournal
-from vitfx.machine import environment
+from vitfx.files import check_output
+from vitfx.image_set import Images
+from vitfx.job import Job, check_labels, run_job
 from vitfx.preprocess import Preprocess
 from vitfx.progress import Silent, Watcher, console_watcher
-from vitfx.report import make_report, to_markdown, to_table
+from vitfx.report import to_table
 from vitfx.settings import METHODS, Settings
 from vitfx.verify import VerificationError
 
@@ -88,27 +84,12 @@ def prune(
     )
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A checked command line, with the model and the data open."""
-
-    model: LoadedModel
-    splits: Splits
-    evaluation: ImageSet
-    settings: Settings
-    device: torch.device
-    out: Path
-    force: bool
-    data: str
-    arch: str | None
-
-
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
     try:
         with console_watcher(console) as watcher:
-            report = _run(_open(options), watcher)
+            report = run_job(_open(options), watcher)
         console.print(to_table(report))
         out = options.out or _default_out(options)
         console.print(f"{out}/ has the artifact and the report", highlight=False, markup=False, soft_wrap=True)
@@ -127,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _open(options: argparse.Namespace) -> _Job:
+def _open(options: argparse.Namespace) -> Job:
     """Everything that can be wrong with what the user gave is found here or while tracing: nothing is written yet."""
     settings = Settings(
         tau=options.tau,
@@ -152,71 +133,11 @@ def _open(options: argparse.Namespace) -> _Job:
         raise UserError(f"{options.model} does not name its data: pass images with --data, a folder, .npz or digits")
     splits = open_data(data, model.preprocess, model.classes)
     for part in (splits.calibration, splits.evaluation):
-        _check_labels(model, part, data)
+        check_labels(model, part, data)
     evaluation = splits.evaluation
     if 0 < options.eval_samples < len(evaluation):
         evaluation = evaluation.sample(options.eval_samples, settings.seed)
-    return _Job(model, splits, evaluation, settings, device, out, options.force, data, options.arch)
-
-
-def _run(job: _Job, watcher: Watcher) -> dict[str, Any]:
-    watcher.say(job.splits.description)
-    images = job.splits.calibration.sample(job.settings.samples, job.settings.seed).load(watcher.bar("loading"))
-    journal: list[FileJournal] = []
-
-    def open_journal(key: str) -> FileJournal:
-        journal.append(FileJournal(job.out / JOURNAL, key, force=job.force))
-        if len(journal[0]):
-            watcher.say(f"going on after {len(journal[0])} decisions of an earlier run")
-        return journal[0]
-
-    try:
-        pruned = compile_model(
-            job.model.module,
-            images,
-            job.settings,
-            device=job.device,
-            open_journal=open_journal,
-            watcher=watcher,
-            # What no artifact can hold is told before discovery, not after hours of it.
-            accept=encode,
-        )
-    except WriteError:
-        raise
-    except UserError:
-        # The same command would end the same way: its decisions are worth nothing, and the way is free for another τ.
-        for one in journal:
-            one.discard()
-        raise
-    remove_results(job.out, RESULTS)
-    onnx_error = write_files(job.out, pruned, job.model, images, watcher)
-    measured = measure(job.out, job.evaluation, job.device, onnx_error, watcher)
-    settings = {
-        "model": job.model.source,
-        "arch": job.arch,
-        "data": job.data,
-        "data_fingerprint": job.evaluation.fingerprint(),
-        **job.settings.to_json(),
-        "device": str(job.device),
-    }
-    report = make_report(pruned, measured, images, settings, environment())
-    write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
-    write_aside(job.out / "report.md", to_markdown(report))
-    journal[0].discard()
-    return report
-
-
-def _check_labels(model: LoadedModel, images: ImageSet, data: str) -> None:
-    """Without names, classes are matched by their position, and each needs a logit."""
-    if images.labels is None:
-        return
-    with torch.no_grad():
-        logits = model.module(torch.zeros(2, model.preprocess.channels, *model.preprocess.size)).shape[1]
-    if max(images.labels) >= logits:
-        raise UserError(
-            f"{data} has at least {max(images.labels) + 1} classes and the model {logits} logits: "
-            "give the data that it was trained on, or images without class folders"
-        )
+    return Job(model, splits, evaluation, settings, device, out, options.force, data, options.arch)
 
 
 def _preprocess(options: argparse.Namespace) -> Preprocess | None:
