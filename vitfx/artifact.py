@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.fx import GraphModule
 
 from vitfx.checkpoint import ARTIFACT_FORMAT
-from vitfx.files import write_aside
 from vitfx.graph_json import encode
+from vitfx.model_file import write_record
 from vitfx.preprocess import Preprocess
 
 
@@ -36,6 +34,4 @@ def save_artifact(
         "data": data,
         "provenance": provenance,
     }
-    buffer = io.BytesIO()
-    torch.save(record, buffer)
-    write_aside(path, buffer.getvalue())
+    write_record(path, record)

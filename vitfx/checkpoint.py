@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -16,9 +15,8 @@ from vitfx.arch import KNOWN_ARCHES, build_from_arch, timm_preprocess
 from vitfx.errors import UserError
 from vitfx.exported import is_exported, load_exported
 from vitfx.factory import build_from_factory
-from vitfx.files import write_aside
 from vitfx.huggingface import Logits, load_folder
-from vitfx.model_file import read_model_file
+from vitfx.model_file import read_model_file, write_record
 from vitfx.preprocess import Preprocess
 from vitfx.weights import check_finite, fingerprint, load_weights, unwrap_state_dict
 
@@ -100,10 +98,7 @@ def save_checkpoint(
         "data": data,
         "made_by": made_by,
     }
-    # Through memory: torch.save writes the name of the file into it, and the name aside is another one.
-    buffer = io.BytesIO()
-    torch.save(record, buffer)
-    write_aside(path, buffer.getvalue())
+    write_record(path, record)
 
 
 def _load(path: Path, arch: str | None, trust_pickle: bool, preprocess: Preprocess | None) -> _Parts:

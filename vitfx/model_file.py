@@ -1,17 +1,20 @@
-"""Opens a model file without running code that stands in it."""
+"""Model files: opened without running code that stands in them, written whole or not at all."""
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vitfx.errors import UserError
+from vitfx.files import write_aside
 
 
 def read_model_file(path: Path, *, trust_pickle: bool) -> Any:
@@ -80,3 +83,11 @@ def _read_with_code(path: Path, code: str, trust_pickle: bool) -> Any:
 
 def _unreadable(path: Path) -> UserError:
     return UserError(f"{path} is cut short or no model file: give a whole file written by torch.save or safetensors")
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """What `read_model_file` reads: the same record gives the same bytes, whole or not at all. Raises WriteError."""
+    # Through memory: torch.save writes the name of the file into it, and the name aside is another one.
+    buffer = io.BytesIO()
+    torch.save(dict(record), buffer)
+    write_aside(path, buffer.getvalue())
