@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.prune_runs import SIZES, artifact, checkpoint, model, picture, run
+from tests.prune_runs import GREY, SIZES, artifact, checkpoint, model, picture, run
+from vitfx.data import open_data
 from vitfx.deliver import RESULTS
 from vitfx.prune import main
 
@@ -239,3 +240,23 @@ def test_a_tau_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert ended.value.code == 2
     assert "argument --tau: invalid float value: 'abc'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_whole_image_is_too_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = folder(tmp_path / "images", 20)
+    calibration = open_data(str(images), GREY).calibration
+    for name in calibration.names[1:]:
+        next(images.rglob(Path(name).name)).write_bytes(b"no image")
+    count = len(calibration)
+    said = refused(
+        capsys,
+        tmp_path / "out",
+        artifact(tmp_path / "m.pt"),
+        "--data",
+        images,
+        "--samples",
+        count,
+        "--corruption",
+        "noise",
+    )
+    assert said == f"{count - 1} of the {count} sampled images are corrupt: mend {images}"

@@ -57,12 +57,13 @@ def compile_model(
 ) -> Pruned:
     """Traces, discovers, plans, rewrites and verifies. The module stays as it is.
 
+    images: two at least, for the axis of the batch to be told from others.
     accept: is given the canonical graph before discovery, and may refuse it by raising.
     Raises UserError where the model or the images can't be used, VerificationError where a proof fails.
     """
     watcher.say("tracing the model")
     module = at_rest(module).cpu()
-    example = images.pixels[:2] if len(images) > 1 else images.pixels.expand(2, -1, -1, -1)
+    example = images.pixels[:2]
     traced = to_canonical(module, example)
     _check_identity(module, traced.graph_module, images.pixels[:8])
     _check_float64(traced.graph_module, example)

@@ -53,7 +53,7 @@ def write_files(folder: Path, pruned: Pruned, model: LoadedModel, images: Images
     write_aside(folder / "circuit.json", pruned.circuit.to_json())
     write_aside(folder / "plan.json", pruned.plan.to_json())
     provenance = _provenance(pruned, model)
-    save_artifact(folder / "pruned.pt", pruned.module, model.preprocess, model.classes, model.data, {**provenance})
+    save_artifact(folder / "pruned.pt", pruned.module, model.preprocess, model.classes, model.data, provenance)
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in provenance.items()}
     metadata["preprocess"] = json.dumps(model.preprocess.to_json())
     if model.classes is not None:

@@ -49,6 +49,8 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
     """
     watcher.say(job.splits.description)
     images = job.splits.calibration.sample(job.settings.samples, job.settings.seed).load(watcher.bar("loading"))
+    if len(images) < 2:
+        raise UserError(f"{images.skipped} of the {job.settings.samples} sampled images are corrupt: mend {job.data}")
     journal: list[FileJournal] = []
 
     def open_journal(key: str) -> FileJournal:
