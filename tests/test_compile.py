@@ -6,6 +6,7 @@ import vitfx
 from passes.stream import read_sites
 from tests.checks import assert_equal
 from tests.families import HandWritten, images, make, randomised
+from vitfx.edge_graph import kl_divergence
 from vitfx.errors import UserError
 
 
@@ -36,6 +37,16 @@ def test_a_model_in_training_mode_stays_so_and_is_pruned_as_it_answers():
     assert model.training
     with torch.no_grad():
         assert_equal(found.module(images(3)), model.eval()(images(3)), 1e-5)
+
+
+def test_a_resampled_circuit_is_told_from_its_artifact():
+    pixels = images(12)
+    found = vitfx.prune(make("timm"), pixels, tau=1.0, max_kl=2e-3, ablation="resample", corruption="noise", paths=4)
+    with torch.no_grad():
+        kl = float(kl_divergence(found.original(pixels), found.module(pixels)).mean())
+    assert found.notes[0].endswith(
+        f"D_KL(original ‖ artifact) is {kl:.4f} on the calibration images, the circuit's {found.circuit.kl:.4f}"
+    )
 
 
 def test_shared_weights_are_told():

@@ -14,6 +14,7 @@ from passes.plan import DeletionPlan
 from vitfx.acdc import Journal
 from vitfx.circuit import Circuit
 from vitfx.discovery import Discovery, discover, journal_key, origins
+from vitfx.edge_graph import kl_divergence
 from vitfx.errors import UserError
 from vitfx.image_set import Images
 from vitfx.liveness import make_plan
@@ -23,6 +24,7 @@ from vitfx.trace import at_rest, to_canonical
 from vitfx.verify import Verification, VerificationError, rewrite, verify
 
 _VERIFIED_IMAGES = 64
+_BATCH = 32
 _IDENTITY_TOLERANCE = 1e-4
 
 
@@ -85,7 +87,22 @@ def _carry_out(
 ) -> Pruned:
     artifact = rewrite(original, plan).graph_module.eval()
     verification = verify(original, artifact, plan, images.pixels[:_VERIFIED_IMAGES])
+    if found.circuit.settings["ablation"] == "resample":
+        notes = (*notes, _cost_of_constants(original, artifact, images, found.circuit))
     return Pruned(artifact, original, found.circuit, plan, verification, notes)
+
+
+def _cost_of_constants(original: GraphModule, artifact: GraphModule, images: Images, circuit: Circuit) -> str:
+    """A resampled circuit is not what an artifact can be: how far apart the two are."""
+    with torch.no_grad():
+        total = sum(
+            float(kl_divergence(original(batch), artifact(batch)).sum()) for batch in images.pixels.split(_BATCH)
+        )
+    return (
+        "resampling replaces what is removed with another image's values, an artifact with their mean: "
+        f"D_KL(original ‖ artifact) is {total / len(images):.4f} on the calibration images, "
+        f"the circuit's {circuit.kl:.4f}"
+    )
 
 
 def _check_identity(module: nn.Module, canonical: GraphModule, pixels: Tensor) -> None:
