@@ -97,7 +97,10 @@ def cut_points(nodes: list[Node]) -> list[Node]:
 
 
 def backward_slice(end: Node, stop: Node) -> Iterator[Node]:
-    """The nodes that `end` is computed from, itself included, without going past `stop`."""
+    """The nodes that `end` is computed from, itself included, without going past `stop`.
+
+    A size depends on no value: what it was asked of is not followed.
+    """
     seen = {stop}
     waiting = [end]
     while waiting:
@@ -106,7 +109,8 @@ def backward_slice(end: Node, stop: Node) -> Iterator[Node]:
             continue
         seen.add(node)
         yield node
-        waiting.extend(node.all_input_nodes)
+        if node.target is not aten.sym_size.int:
+            waiting.extend(node.all_input_nodes)
 
 
 def replay(path: list[Node], seed: Tensor, values: Values) -> Any:

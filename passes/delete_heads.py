@@ -14,7 +14,8 @@ class DeleteHeads(DeleteUnits):
 
     kind = "head"
 
-    def shrunk(self, module: Sublayer, kept: Sequence[int]) -> Attention:
+    @staticmethod
+    def shrunk(module: Sublayer, kept: Sequence[int]) -> Attention:
         assert isinstance(module, Attention)
         q, k, v = module.q, module.k, module.v
         small = Attention(

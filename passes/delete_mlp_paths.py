@@ -14,7 +14,8 @@ class DeleteMlpPaths(DeleteUnits):
 
     kind = "neuron"
 
-    def shrunk(self, module: Sublayer, kept: Sequence[int]) -> Mlp:
+    @staticmethod
+    def shrunk(module: Sublayer, kept: Sequence[int]) -> Mlp:
         assert isinstance(module, Mlp)
         small = Mlp(module.fc1.in_features, len(kept), module.activation)
         small.fc1 = take_rows(module.fc1, channels_of(kept, 1))

@@ -30,8 +30,9 @@ class DeleteUnits(Pass):
     def __init__(self, plan: DeletionPlan) -> None:
         self.plan = plan
 
+    @staticmethod
     @abstractmethod
-    def shrunk(self, module: Sublayer, kept: Sequence[int]) -> Sublayer:
+    def shrunk(module: Sublayer, kept: Sequence[int]) -> Sublayer:
         """A new sublayer of the kept units alone, with the old one's bias."""
 
     def rewrite(self, graph_module: GraphModule) -> PassResult:

@@ -7,7 +7,7 @@ import copy
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from passes.aten import aten, is_attribute_of
+from passes.aten import aten, backward_slice, is_attribute_of
 from passes.base import PassError
 
 
@@ -21,9 +21,9 @@ def extract(graph_module: GraphModule, start: Node, end: Node, *, owner: str) ->
     graph = Graph()
     root = nn.Module()
     placed: dict[Node, Node] = {start: graph.placeholder("x")}
-    needed = _needed(start, end)
+    needed = set(backward_slice(end, start))
     for node in graph_module.graph.nodes:
-        if node not in needed or node in placed:
+        if node not in needed:
             continue
         made_of_nothing = node.op == "call_function" and not node.all_input_nodes
         tensor = node.target(*node.args, **node.kwargs) if made_of_nothing else is_attribute_of(graph_module, node)
@@ -39,20 +39,6 @@ def extract(graph_module: GraphModule, start: Node, end: Node, *, owner: str) ->
             placed[node] = graph.node_copy(node, lambda source: placed[source])
     graph.output(placed[end])
     return GraphModule(root, graph, class_name=owner)
-
-
-def _needed(start: Node, end: Node) -> set[Node]:
-    needed: set[Node] = set()
-    waiting = [end]
-    while waiting:
-        node = waiting.pop()
-        if node in needed:
-            continue
-        needed.add(node)
-        # Sizes are asked of `start` instead of what they were asked of, so their source is not needed.
-        if node is not start and node.target is not aten.sym_size.int:
-            waiting.extend(node.all_input_nodes)
-    return needed
 
 
 def _batch_size(graph: Graph, start: Node, size: Node) -> Node:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from passes.aten import SHAPE_OPS, Values, aten, data_nodes, is_attribute_of, replay
+from passes.aten import SHAPE_OPS, Values, aten, data_nodes, replay
 
 
 class Mismatch(Exception):
@@ -117,9 +117,6 @@ class Walker:
         if (isinstance(weight, Node) and scale is None) or (isinstance(bias, Node) and shift is None):
             raise Mismatch(f"the weights of {norm.name} are computed from the image")
         return int(shape[0]), scale, shift, 1e-5 if eps is None else float(eps)  # type: ignore[index, arg-type]
-
-    def attribute(self, node: Node) -> Tensor | None:
-        return is_attribute_of(self.graph_module, node)
 
 
 def element_ids(shape: torch.Size) -> Tensor:

@@ -75,8 +75,9 @@ def compile_model(
     if accept is not None:
         accept(traced.graph_module)
     on_device = traced.graph_module.to(device)
-    journal = open_journal(journal_key(settings, origins(on_device, images), device))
-    found = discover(on_device, images, settings, journal, watcher)
+    facts = origins(on_device, images)
+    journal = open_journal(journal_key(settings, facts, device))
+    found = discover(on_device, images, settings, facts, journal, watcher)
     plan = make_plan(found.circuit, found.graph, found.constants)
     watcher.say(f"removed {len(found.circuit.removed)} of {len(found.circuit.decisions)} edges; plan:\n{plan}")
     return _carry_out(on_device.cpu(), found, plan, images, notes)

@@ -64,10 +64,16 @@ def journal_key(settings: Settings, facts: dict[str, str], device: torch.device)
 
 
 def discover(
-    graph_module: GraphModule, images: Images, settings: Settings, journal: Journal, watcher: Watcher
+    graph_module: GraphModule,
+    images: Images,
+    settings: Settings,
+    facts: dict[str, str],
+    journal: Journal,
+    watcher: Watcher,
 ) -> Discovery:
     """Scores every edge of the head graph on these images, on the graph module's device.
 
+    facts: their `origins`, which the circuit carries.
     Raises UserError where the corruption can't be made of these images.
     """
     device = next(graph_module.parameters()).device
@@ -85,9 +91,7 @@ def discover(
     graph = EdgeGraph(graph_module, group_paths(stages, scores, settings.paths))
     decisions = _search(graph, clean, reference, scores, settings, journal, watcher)
     kl = next((one.kl for one in reversed(decisions) if not one.kept), 0.0)
-    circuit = Circuit(
-        tuple(decisions), kl, {**settings.to_json(), "granularity": "head"}, origins(graph_module, images)
-    )
+    circuit = Circuit(tuple(decisions), kl, {**settings.to_json(), "granularity": "head"}, facts)
     return Discovery(circuit, graph, _constants(coarse, corrupted, reference, settings))
 
 
@@ -101,14 +105,16 @@ def _search(
     watcher: Watcher,
 ) -> list[Decision]:
     report = watcher.bar(settings.method)
-    seen: list[Decision] = []
+    done = removed = 0
+    kl = 0.0
 
     def progress(decision: Decision) -> None:
-        seen.append(decision)
-        removed = [one for one in seen if not one.kept]
-        kl = removed[-1].kl if removed else 0.0
-        watcher.detail(f"{decision.edge.writer.name}: {len(removed)} removed, KL {kl:.4f}")
-        report(len(seen), len(graph.writers))
+        nonlocal done, removed, kl
+        done += 1
+        if not decision.kept:
+            removed, kl = removed + 1, decision.kl
+        watcher.detail(f"{decision.edge.writer.name}: {removed} removed, KL {kl:.4f}")
+        report(done, len(graph.writers))
 
     limits = Limits(settings.tau, settings.max_kl)
     return acdc(graph, clean, reference, writer_scores(graph, scores), limits, journal, progress)

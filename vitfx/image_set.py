@@ -54,10 +54,6 @@ class ImageSet:
     def has_labels(self) -> bool:
         return self.labels is not None
 
-    @property
-    def labels_available(self) -> bool:
-        return self.has_labels
-
     def sample(self, count: int, seed: int) -> ImageSet:
         """`count` images without repetition, one of each class in turn while the class has any left.
 

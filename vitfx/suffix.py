@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from passes.delete_heads import DeleteHeads
 from passes.delete_mlp_paths import DeleteMlpPaths
 from passes.dialect import Sublayer
-from passes.plan import DeletionPlan, channels_of
+from passes.plan import channels_of
 from vitfx.edge_graph import Stage
 
 
@@ -54,7 +54,7 @@ def decide(stage: Stage, removed: Sequence[int], reference: Tensor | None) -> De
     added = contribution(module, removed, reference)
     if kept:
         shrink = DeleteHeads if module.kind == "head" else DeleteMlpPaths
-        return DecidedStage(stage, shrink(DeletionPlan()).shrunk(module, kept), added)
+        return DecidedStage(stage, shrink.shrunk(module, kept), added)
     return DecidedStage(stage, None, added if module.out.bias is None else added + module.out.bias)
 
 
