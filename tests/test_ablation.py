@@ -6,7 +6,8 @@ from tests.families import images
 from vitfx.ablation import ABLATIONS, make_reference
 from vitfx.circuit import EMBED
 from vitfx.edge_graph import EdgeGraph
-from vitfx.suffix import contribution, decide, run_decided
+from vitfx.stages import contribution
+from vitfx.suffix import decide, run_decided
 
 WHOLE = {f"m{i}": [range(48)] for i in range(3)}
 # More images than make_reference runs at a time.

@@ -10,7 +10,7 @@ from tests.checks import canonical
 from tests.families import images
 from vitfx.ablation import ABLATIONS, make_reference
 from vitfx.acdc import Limits, acdc
-from vitfx.circuit import EMBED
+from vitfx.circuit import EMBED, Edge
 from vitfx.discovery import NoJournal
 from vitfx.edge_graph import EdgeGraph
 from vitfx.importance import fisher_scores, group_paths, writer_scores
@@ -55,7 +55,7 @@ def naive(setting, tau, max_kl=math.inf):
             if sublayer != EMBED:
                 writers.sort(key=lambda one: (setting.order[one.name], one.index))
             for writer in writers:
-                logits = setting.graph.run(setting.clean, [*removed, writer], setting.reference)
+                logits = setting.graph.run(setting.clean, [Edge(one) for one in [*removed, writer]], setting.reference)
                 log_h = F.log_softmax(logits, -1)
                 new = float(F.kl_div(log_h, log_g, log_target=True, reduction="batchmean"))
                 gone = new - kl < tau and new <= max_kl

@@ -11,7 +11,7 @@ from vitfx.circuit import EMBED, Circuit, Decision, Edge, Reader, Writer
 from vitfx.errors import UserError
 
 HEAD = Edge(Writer("a0", 1, (1,)))
-PATH = Edge(Writer("m0", 0, (2, 5, 7)), Reader("a1.h0"))
+PATH = Edge(Writer("m0", 0, (2, 5, 7)), Reader("a1", 0))
 EMBEDDING = Edge(Writer(EMBED))
 CIRCUIT = Circuit(
     (Decision(PATH, False, 0.1 + 0.2, 1 / 3), Decision(HEAD, True, 1e-17, 0.5), Decision(EMBEDDING, True, 2.0, 3.0)),
@@ -37,7 +37,7 @@ def test_json_and_back() -> None:
     assert Circuit.from_json(text) == CIRCUIT
     assert Circuit.from_json(text).to_json() == text
     assert json.loads(text)["edges"] == {"kept": 2, "removed": 1}
-    assert len(text.splitlines()) == 4
+    assert len(text.splitlines()) == 5
 
 
 def test_the_order_in_which_settings_were_given_does_not_matter() -> None:
@@ -75,10 +75,12 @@ def damaged(**changes: object) -> str:
         damaged(format="vitfx-circuit/9"),
         damaged(decisions=None),
         damaged(decisions=[{}]),
-        damaged(decisions=[{"writer": {"sublayer": "a0", "index": 0, "units": 3}, "reader": "stream"}]),
-        json.dumps({"format": "vitfx-circuit/1"}),
+        damaged(writers={"a0.h1": ["a0", 1, 3]}),
+        damaged(decisions=[["a0.h1", "a1.h0.x", True, 0.0, 0.0, "exact"]]),
+        damaged(decisions=[["a0.h7", "stream", True, 0.0, 0.0, "exact"]]),
+        json.dumps({"format": "vitfx-circuit/2"}),
     ],
 )
 def test_a_damaged_file_is_refused_in_a_sentence(text: str) -> None:
-    with pytest.raises(UserError, match=r"give a circuit\.json that vitfx wrote"):
+    with pytest.raises(UserError, match=r"give a circuit\.json that (this )?vitfx wrote"):
         Circuit.from_json(text)

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from tests.checks import assert_equal, canonical, traced
 from tests.families import images
 from vitfx.ablation import make_reference
-from vitfx.circuit import EMBED, Writer
+from vitfx.circuit import EMBED, Edge, Writer
 from vitfx.edge_graph import EdgeGraph, kl_divergence
 
 PIXELS = images(4, torch.float64)
@@ -49,26 +49,26 @@ def test_zero_ablation_of_a_head_is_its_part_of_the_sum(graph):
             stream = stream + inner[:, :, head] @ weight[:, head].T
         for later in graph.stages[graph.stages.index(stage) + 1 :]:
             stream = later(stream)
-        assert_equal(graph.run(PIXELS, [writer], zero), stream, 1e-12)
+        assert_equal(graph.run(PIXELS, [Edge(writer)], zero), stream, 1e-12)
 
 
 def test_removing_everything_with_resampling_is_the_corrupted_run(graph):
     corrupted = images(8, torch.float64)[4:]
     reference = make_reference(graph, corrupted, "resample")
     with torch.no_grad():
-        assert_equal(graph.run(PIXELS, graph.writers, reference), graph.run(corrupted), 1e-12)
+        assert_equal(graph.run(PIXELS, graph.edges(), reference), graph.run(corrupted), 1e-12)
 
 
 def test_removing_everything_with_a_mean_leaves_no_trace_of_the_image(graph):
     reference = make_reference(graph, images(8, torch.float64), "mean")
     with torch.no_grad():
-        logits = graph.run(PIXELS, graph.writers, reference)
+        logits = graph.run(PIXELS, graph.edges(), reference)
     assert torch.equal(logits, logits[:1].expand_as(logits))
 
 
 def test_a_removal_without_a_reference_is_an_error(graph):
     with pytest.raises(ValueError, match="no reference"):
-        graph.run(PIXELS, [Writer(EMBED)])
+        graph.run(PIXELS, [Edge(Writer(EMBED))])
 
 
 def test_paths_must_hold_every_neuron_once():

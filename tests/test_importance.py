@@ -7,8 +7,9 @@ from passes.stream import read_sites
 from tests.checks import canonical
 from tests.families import images
 from vitfx.ablation import make_reference
-from vitfx.edge_graph import EdgeGraph, read_stages, replaced
+from vitfx.edge_graph import EdgeGraph
 from vitfx.importance import fisher_scores, group_paths, writer_scores
+from vitfx.stages import read_stages, replaced
 
 WHOLE = {f"m{i}": [range(48)] for i in range(3)}
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from vitfx.circuit import EMBED
-from vitfx.edge_graph import EdgeGraph, Reference
+from vitfx.edge_graph import EdgeGraph
+from vitfx.stages import Reference
 
 ABLATIONS = ("zero", "mean", "position-mean", "resample")
 _BATCH = 32

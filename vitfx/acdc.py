@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from vitfx.circuit import EMBED, Decision, Edge, Writer
-from vitfx.edge_graph import EdgeGraph, Reference, Stage, kl_divergence, replaced
+from vitfx.edge_graph import EdgeGraph, kl_divergence
+from vitfx.stages import Reference, Stage, replaced
 from vitfx.suffix import DecidedStage, decide, run_decided
 
 BATCH = 32

@@ -5,41 +5,64 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from vitfx.errors import UserError
 
-FORMAT = "vitfx-circuit/1"
+FORMAT = "vitfx-circuit/2"
 EMBED = "embed"
 STREAM = "stream"
+LOGITS = "logits"
+PARTS = ("q", "k", "v")
+
+EXACT, BOUND, GROUP, ATTRIBUTED = "exact", "bound", "group", "attributed"
+"""What a decision rests on, see `Decision.basis`."""
 
 
 @dataclass(frozen=True)
 class Writer:
     """What adds to the residual stream.
 
-    sublayer: "embed", or the sublayer's name ("a3", "m3"). index: which head or path of it. units: the heads or hidden
-    neurons that it is made of (one head; a path's neurons, ascending).
+    sublayer: "embed", or the sublayer's name ("a3", "m3"). index: which head or path of it, None for all of it.
+    units: the heads or hidden neurons that it is made of (one head; a path's neurons, ascending).
     """
 
     sublayer: str
-    index: int = 0
+    index: int | None = 0
     units: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
-        """ "embed", "a3.h5" or "m3.p2"."""
-        if self.sublayer == EMBED:
-            return EMBED
+        """ "embed", "a3.h5" or "m3.p2"; "a3" for a whole sublayer."""
+        if self.sublayer == EMBED or self.index is None:
+            return self.sublayer
         return f"{self.sublayer}.{'h' if self.sublayer.startswith('a') else 'p'}{self.index}"
 
 
 @dataclass(frozen=True)
 class Reader:
-    """What reads the residual stream. On the head graph there is one: all that comes behind, called "stream"."""
+    """What reads the residual stream: an MLP ("m3"), a head ("a3.h5"), its queries, keys or values ("a3.h5.q"), the
+    classifier ("logits"), or, on the block and the head graph, all that comes behind ("stream")."""
 
-    name: str = STREAM
+    sublayer: str = STREAM
+    head: int | None = None
+    part: str | None = None
+
+    @property
+    def name(self) -> str:
+        head = "" if self.head is None else f".h{self.head}"
+        return f"{self.sublayer}{head}" + ("" if self.part is None else f".{self.part}")
+
+    @staticmethod
+    def parse(name: str) -> Reader:
+        """The reader of this name. Raises ValueError for anything else."""
+        sublayer, *rest = name.split(".")
+        if not rest:
+            return Reader(sublayer)
+        if not rest[0].startswith("h") or rest[1:] not in ([], ["q"], ["k"], ["v"]):
+            raise ValueError(f"{name!r} is not a reader's name")
+        return Reader(sublayer, int(rest[0][1:]), rest[1] if rest[1:] else None)
 
 
 @dataclass(frozen=True)
@@ -58,13 +81,17 @@ class Edge:
 class Decision:
     """What a scorer made of an edge.
 
-    score: by how much removing it raised D_KL(G‖H), in nats an image. kl: D_KL(G‖H) once the edge was removed.
+    score: by how much removing it raised D_KL(G‖H), in nats an image; for the methods that rank, their own score.
+    kl: D_KL(G‖H) once the edge was removed; None where it was not measured. basis: "exact", both were measured on all
+    images; "bound", both are at least this much, the rest was not needed to keep the edge; "group", the edge went with
+    others at once, kl is theirs, score its share by attribution; "attributed", the score is an attribution alone.
     """
 
     edge: Edge
     kept: bool
     score: float
-    kl: float
+    kl: float | None
+    basis: str = EXACT
 
 
 @dataclass(frozen=True)
@@ -72,13 +99,15 @@ class Circuit:
     """The edges kept (H of the paper) and those removed, in the order of the decisions.
 
     kl: D_KL(G‖H) of the whole circuit in nats an image, over the calibration images. settings: what made it: method, τ,
-    ablation, corruption, samples, seed. origins: fingerprints of model and data, versions.
+    granularity, ablation, corruption, samples, seed. origins: fingerprints of model and data, versions. details: what a
+    method has to say about itself, such as its calibration; JSON-ready.
     """
 
     decisions: tuple[Decision, ...]
     kl: float
     settings: Mapping[str, Any] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def removed(self) -> tuple[Edge, ...]:
@@ -93,27 +122,24 @@ class Circuit:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The same circuit gives the same bytes."""
+        """The same circuit gives the same bytes. Writers once, by name, then a line a decision."""
+        writers = {one.edge.writer.name: one.edge.writer for one in self.decisions}
         record = {
             "format": FORMAT,
             "settings": dict(sorted(self.settings.items())),
             "origins": dict(sorted(self.origins.items())),
+            "details": dict(sorted(self.details.items())),
             "kl": self.kl,
             "edges": {"kept": len(self.kept), "removed": len(self.removed)},
-            "decisions": [
-                {
-                    "writer": asdict(decision.edge.writer),
-                    "reader": decision.edge.reader.name,
-                    "kept": decision.kept,
-                    "score": decision.score,
-                    "kl": decision.kl,
-                }
-                for decision in self.decisions
-            ],
+            "writers": {name: [one.sublayer, one.index, list(one.units)] for name, one in sorted(writers.items())},
+            "columns": ["writer", "reader", "kept", "score", "kl", "basis"],
         }
-        return json.dumps(record, ensure_ascii=False, indent=None, separators=(",", ":")).replace(
-            '{"writer"', '\n{"writer"'
-        )
+        lines = [
+            json.dumps([one.edge.writer.name, one.edge.reader.name, one.kept, one.score, one.kl, one.basis])
+            for one in self.decisions
+        ]
+        head = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+        return head[:-1] + ',"decisions":[\n' + ",\n".join(lines) + "\n]}"
 
     @staticmethod
     def from_json(text: str) -> Circuit:
@@ -122,16 +148,13 @@ class Circuit:
             record = json.loads(text)
             if record.get("format") != FORMAT:
                 raise UserError(
-                    f"format {record.get('format')!r} is not {FORMAT}: give a circuit.json that vitfx wrote"
+                    f"format {record.get('format')!r} is not {FORMAT}: give a circuit.json that this vitfx wrote"
                 )
+            writers = {name: Writer(one[0], one[1], tuple(one[2])) for name, one in record["writers"].items()}
             decisions = tuple(
-                Decision(Edge(_writer(one["writer"]), Reader(one["reader"])), one["kept"], one["score"], one["kl"])
-                for one in record["decisions"]
+                Decision(Edge(writers[writer], Reader.parse(reader)), kept, score, kl, basis)
+                for writer, reader, kept, score, kl, basis in record["decisions"]
             )
-            return Circuit(decisions, record["kl"], record["settings"], record["origins"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return Circuit(decisions, record["kl"], record["settings"], record["origins"], record["details"])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise UserError(f"the circuit can't be read: {error!r}; give a circuit.json that vitfx wrote") from error
-
-
-def _writer(record: dict[str, Any]) -> Writer:
-    return Writer(record["sublayer"], record["index"], tuple(record["units"]))

@@ -15,11 +15,12 @@ from vitfx.ablation import make_reference
 from vitfx.acdc import Journal, Limits, acdc
 from vitfx.circuit import Circuit, Decision
 from vitfx.corruption import corrupt
-from vitfx.edge_graph import EdgeGraph, Reference, read_stages
+from vitfx.edge_graph import EdgeGraph
 from vitfx.image_set import Images
 from vitfx.importance import fisher_scores, group_paths, writer_scores
 from vitfx.progress import Watcher
 from vitfx.settings import Settings
+from vitfx.stages import Reference, read_stages
 from vitfx.version import VERSION
 from vitfx.weights import fingerprint
 

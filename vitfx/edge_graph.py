@@ -1,65 +1,56 @@
-"""Runs a canonical graph with any set of writers ablated.
+"""The edge graph: who reads which writer of the residual stream, and a run of the model with any set of edges removed.
 
-The head graph: writers are the embedding, each head and each MLP path, each with its one edge into the residual stream.
-The embedding is the stream that the first prunable sublayer reads: what was not recognised before that is part of it.
-Its number of edges is 1 + Σ heads + Σ paths; for 12 layers of 6 heads and 8 paths, 1 + 12·6 + 12·8 = 169.
+Writers are the embedding, each attention head and each MLP path; the embedding is the stream that the first prunable
+sublayer reads, so that what was not recognised before it is part of it. Four granularities of one graph, with L layers
+of H heads and P paths, W(l) = 1 + l·(H + P) writers before layer l:
+
+    block   embedding and whole sublayers, one edge each into the stream         1 + 2L
+    head    each writer, one edge into the stream                                W(L)
+    edge    each writer → each later head, MLP and the logits                    Σ_l [H·W(l) + W(l) + H] + W(L)
+    qkv     the same with a head's queries, keys and values as readers apart     Σ_l [3H·W(l) + W(l) + H] + W(L)
+
+12 layers of 6 heads and 8 paths have 25, 169, 6,793 and 18,025 edges. A reader of the edge and the qkv graph sees the
+stream less, for each of its removed edges, what the writer adds now, plus what the writer's reference adds. Biases
+belong to no writer. An unrecognised step between sublayers reads the whole stream, and has no edges.
 
 Shapes: N images, T tokens, D width, E inner channels of a sublayer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 from torch.nn import functional as F
 
-from passes.dialect import Sublayer
-from passes.plan import channels_of
-from passes.stream import module_of, read_sites
-from vitfx.circuit import EMBED, Writer
+from passes.dialect import Attention
+from vitfx.circuit import EMBED, LOGITS, PARTS, Edge, Reader, Writer
+from vitfx.stages import Reference, Stage, attend, contribution, project_heads, read_stages, replaced
+
+GRANULARITIES = ("block", "head", "edge", "qkv")
 
 Paths = Mapping[str, Sequence[Sequence[int]]]
 """The hidden neurons of each path, for each MLP by name."""
 
-
-@dataclass(frozen=True)
-class Stage:
-    """One step along the stream: x + sublayer(norm(x)), or, where nothing is prunable, module(x)."""
-
-    name: str
-    module: nn.Module
-    norm: nn.Module | None = None
-
-    @property
-    def sublayer(self) -> Sublayer | None:
-        return self.module if isinstance(self.module, Sublayer) else None
-
-    def inner(self, stream: Tensor) -> Tensor:
-        """(N, T, D) -> the sublayer's inner channels (N, T, E)."""
-        assert isinstance(self.module, Sublayer) and self.norm is not None
-        return self.module.inner(self.norm(stream))
-
-    def __call__(self, stream: Tensor) -> Tensor:
-        return self.module(stream) if self.norm is None else stream + self.module(self.norm(stream))
-
-
-Reference = Mapping[str, Tensor]
-"""What stands in for a removed writer: for each sublayer its inner channels, for "embed" the stream, broadcastable to
-(N, T, E). Constants have no axis for images; `resample` has the corrupted run's own value for each image."""
+STREAM_READER = Reader()
+LOGITS_READER = Reader(LOGITS)
 
 
 class EdgeGraph:
-    """The oracle of the head graph. Nothing is deleted: every run computes everything and then replaces it."""
+    """The oracle. Nothing is deleted and nothing is cached: every run computes everything and then replaces it."""
 
-    def __init__(self, graph_module: GraphModule, paths: Paths) -> None:
+    def __init__(self, graph_module: GraphModule, paths: Paths, granularity: str = "head") -> None:
         """paths: for every MLP, groups that hold each of its neurons once; raises ValueError otherwise."""
+        if granularity not in GRANULARITIES:
+            raise ValueError(f"granularity {granularity!r} is not one of {', '.join(GRANULARITIES)}")
+        self.granularity = granularity
         self.stages = read_stages(graph_module)
-        self.first = next(index for index, stage in enumerate(self.stages) if stage.norm is not None)
+        sublayers = [index for index, stage in enumerate(self.stages) if stage.norm is not None]
+        self.first, self.last = sublayers[0], sublayers[-1]
         self.writers = (Writer(EMBED), *self._sublayer_writers(paths))
+        self.readers = tuple(self._readers())
 
     def _sublayer_writers(self, paths: Paths) -> list[Writer]:
         writers = []
@@ -67,26 +58,58 @@ class EdgeGraph:
             module = stage.sublayer
             if module is None:
                 continue
+            if self.granularity == "block":
+                writers.append(Writer(stage.name, None, tuple(range(module.units))))
+                continue
             groups = paths[stage.name] if module.kind == "neuron" else [[head] for head in range(module.units)]
             if sorted(unit for group in groups for unit in group) != list(range(module.units)):
                 raise ValueError(f"the paths of {stage.name} do not hold each of its {module.units} neurons once")
             writers += [Writer(stage.name, index, tuple(sorted(group))) for index, group in enumerate(groups)]
         return writers
 
-    def run(self, pixels: Tensor, removed: Collection[Writer] = (), reference: Reference | None = None) -> Tensor:
-        """(N, C, H, W) -> logits (N, K) with the removed writers replaced by their reference."""
-        gone: dict[str, list[int]] = {}
-        for writer in removed:
-            gone.setdefault(writer.sublayer, []).extend(writer.units)
+    def _readers(self) -> Iterable[Reader]:
+        if self.reads_stream:
+            yield STREAM_READER
+            return
+        parts: tuple[str | None, ...] = PARTS if self.granularity == "qkv" else (None,)
+        for stage in self.stages:
+            if isinstance(stage.module, Attention):
+                yield from (Reader(stage.name, head, part) for head in range(stage.module.units) for part in parts)
+            elif stage.sublayer is not None:
+                yield Reader(stage.name)
+        yield LOGITS_READER
+
+    @property
+    def reads_stream(self) -> bool:
+        """The block and the head graph: one reader, so that an edge stands for its writer."""
+        return self.granularity in ("block", "head")
+
+    def parents(self, reader: Reader) -> tuple[Writer, ...]:
+        """The writers that a reader can read, in the order of the stream."""
+        if reader in (STREAM_READER, LOGITS_READER):
+            return self.writers
+        at = self.stage_index(reader.sublayer)
+        return tuple(one for one in self.writers if one.sublayer == EMBED or self.stage_index(one.sublayer) < at)
+
+    def edges(self) -> tuple[Edge, ...]:
+        return tuple(Edge(writer, reader) for reader in self.readers for writer in self.parents(reader))
+
+    def stage_index(self, sublayer: str) -> int:
+        """Where a sublayer stands; the logits read what comes after the last one."""
+        if sublayer == LOGITS:
+            return self.last + 1
+        return next(index for index, stage in enumerate(self.stages) if stage.name == sublayer)
+
+    def run(self, pixels: Tensor, removed: Collection[Edge] = (), reference: Reference | None = None) -> Tensor:
+        """(N, C, H, W) -> logits (N, K), with every removed edge's reader seeing the writer's reference instead."""
+        run = _Run(self, removed, reference)
         stream = pixels
         for index, stage in enumerate(self.stages):
-            if index == self.first and EMBED in gone:
-                stream = _reference(reference, EMBED).to(stream).expand_as(stream)
-            if stage.name in gone and stage.sublayer is not None:
-                inner = replaced(stage, stage.inner(stream), gone[stage.name], _reference(reference, stage.name))
-                stream = stream + stage.sublayer.out(inner)
-            else:
-                stream = stage(stream)
+            if index == self.first:
+                stream = run.write_embedding(stream)
+            if index == self.last + 1:
+                (stream,) = run.seen(stream, [LOGITS_READER])
+            stream = stage(stream) if stage.sublayer is None else run.write(stage, stream)
         return stream
 
     def streams(self, pixels: Tensor) -> list[Tensor]:
@@ -97,35 +120,72 @@ class EdgeGraph:
         return found
 
 
-def read_stages(graph_module: GraphModule) -> list[Stage]:
-    """A canonical graph as the list of its stages."""
-    sites = {site.add: site for site in read_sites(graph_module)}
-    inside = {node for site in sites.values() for node in (site.norm, site.node)}
-    stages = []
-    for node in graph_module.graph.nodes:
-        if node in sites:
-            site = sites[node]
-            stages.append(Stage(site.name, site.module, module_of(graph_module, site.norm)))
-        elif node.op == "call_module" and node not in inside:
-            module = module_of(graph_module, node)
-            assert module is not None
-            stages.append(Stage(str(node.target), module))
-    return stages
+class _Run:
+    """One run: what has been written so far, less its reference, for the writers that some reader does not see."""
 
+    def __init__(self, graph: EdgeGraph, removed: Collection[Edge], reference: Reference | None) -> None:
+        self.graph, self.reference = graph, reference
+        self.unseen: dict[Reader, list[Writer]] = {}
+        for edge in removed:
+            self.unseen.setdefault(edge.reader, []).append(edge.writer)
+        self.gone = self.unseen.pop(STREAM_READER, [])
+        needed = {writer for writers in self.unseen.values() for writer in writers}
+        self.rows = {writer: row for row, writer in enumerate(one for one in graph.writers if one in needed)}
+        self.deltas = torch.empty(0)
 
-def replaced(stage: Stage, inner: Tensor, units: Sequence[int], reference: Tensor) -> Tensor:
-    """A copy of the inner channels (N, T, E) with those of `units` taken from the reference."""
-    assert stage.sublayer is not None
-    channels = channels_of(sorted(units), stage.sublayer.channels).to(inner.device)
-    result = inner.clone()
-    result[..., channels] = reference.to(inner)[..., channels].expand(*inner.shape[:-1], -1)
-    return result
+    def write_embedding(self, stream: Tensor) -> Tensor:
+        embed = self.graph.writers[0]
+        if embed in self.gone:
+            stream = self._reference(EMBED).to(stream).expand_as(stream)
+        if self.rows:
+            self.deltas = stream.new_zeros(len(self.rows), *stream.shape)
+        if embed in self.rows:
+            self.deltas[self.rows[embed]] = stream - self._reference(EMBED).to(stream)
+        return stream
 
+    def write(self, stage: Stage, stream: Tensor) -> Tensor:
+        """The stream behind a sublayer."""
+        module = stage.sublayer
+        assert module is not None
+        inner = self._inner(stage, stream)
+        units = [unit for writer in self.gone if writer.sublayer == stage.name for unit in writer.units]
+        if units:
+            inner = replaced(stage, inner, units, self._reference(stage.name))
+        for writer, row in self.rows.items():
+            if writer.sublayer == stage.name:
+                change = inner - self._reference(stage.name).to(inner)
+                self.deltas[row] = contribution(module, writer.units, change)
+        return stream + module.out(inner)
 
-def _reference(reference: Reference | None, name: str) -> Tensor:
-    if reference is None or name not in reference:
-        raise ValueError(f"writers of {name} are removed, but there is no reference for it")
-    return reference[name]
+    def seen(self, stream: Tensor, readers: Sequence[Reader]) -> Tensor:
+        """What each reader sees of the stream (N, T, D): (readers, N, T, D)."""
+        if not any(reader in self.unseen for reader in readers):
+            return stream.expand(len(readers), *stream.shape)
+        mask = stream.new_zeros(len(readers), len(self.rows))
+        for index, reader in enumerate(readers):
+            mask[index, [self.rows[writer] for writer in self.unseen.get(reader, [])]] = 1
+        return stream - (mask @ self.deltas.flatten(1)).unflatten(1, stream.shape)
+
+    def _inner(self, stage: Stage, stream: Tensor) -> Tensor:
+        readers = [reader for reader in self.graph.readers if reader.sublayer == stage.name]
+        module = stage.module
+        if not any(reader in self.unseen for reader in readers):
+            return stage.inner(stream)
+        assert stage.norm is not None
+        read = stage.norm(self.seen(stream, readers))
+        if not isinstance(module, Attention):
+            return stage.sublayer.inner(read[0])  # type: ignore[union-attr]
+        parts = len(readers) // module.units
+        q, k, v = (
+            project_heads(linear, module.units, read[min(part, parts - 1) :: parts])
+            for part, linear in enumerate((module.q, module.k, module.v))
+        )
+        return attend(module, q, k, v)
+
+    def _reference(self, name: str) -> Tensor:
+        if self.reference is None or name not in self.reference:
+            raise ValueError(f"edges of {name} are removed, but there is no reference for it")
+        return self.reference[name]
 
 
 def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:

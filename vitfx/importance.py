@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from vitfx.edge_graph import EdgeGraph, Paths, Reference, Stage
+from vitfx.edge_graph import EdgeGraph, Paths
+from vitfx.stages import Reference, Stage
 
 _BATCH = 16
 

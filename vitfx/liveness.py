@@ -10,9 +10,9 @@ from collections import defaultdict
 
 from passes.plan import DeletionPlan, SublayerDeletion
 from vitfx.circuit import EMBED, STREAM, Circuit, Writer
-from vitfx.edge_graph import EdgeGraph, Reference
+from vitfx.edge_graph import EdgeGraph
 from vitfx.errors import UserError
-from vitfx.suffix import contribution
+from vitfx.stages import Reference, contribution
 
 
 def dead_writers(circuit: Circuit) -> tuple[Writer, ...]:

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from passes.delete_heads import DeleteHeads
 from passes.delete_mlp_paths import DeleteMlpPaths
-from passes.dialect import Sublayer
-from passes.plan import channels_of
-from vitfx.edge_graph import Stage
+from vitfx.stages import Stage, contribution
 
 
 @dataclass(frozen=True)
@@ -56,13 +54,6 @@ def decide(stage: Stage, removed: Sequence[int], reference: Tensor | None) -> De
         shrink = DeleteHeads if module.kind == "head" else DeleteMlpPaths
         return DecidedStage(stage, shrink.shrunk(module, kept), added)
     return DecidedStage(stage, None, added if module.out.bias is None else added + module.out.bias)
-
-
-def contribution(module: Sublayer, units: Sequence[int], inner: Tensor, *, double: bool = False) -> Tensor:
-    """What these units add to the stream, without the bias: inner (..., E) -> (..., D), in the weights' type."""
-    weight = module.out.weight.double() if double else module.out.weight
-    channels = channels_of(units, module.channels).to(weight.device)
-    return inner[..., channels].to(weight) @ weight[:, channels].T
 
 
 @torch.no_grad()
