@@ -11,6 +11,16 @@ from vitfx.errors import UserError
 from vitfx.files import write_aside, writing
 
 
+class NoJournal:
+    """Remembers nothing."""
+
+    def recall(self, edge: Edge) -> None:
+        return None
+
+    def record(self, decision: Decision) -> None:
+        pass
+
+
 class FileJournal:
     """Appends decisions to a file and recalls those of an earlier run with the same key.
 
@@ -46,7 +56,7 @@ class FileJournal:
         line = self._known.get(edge.name)
         if line is None or line["units"] != list(edge.writer.units):
             return None
-        return Decision(edge, line["kept"], line["score"], line["kl"])
+        return Decision(edge, line["kept"], line["score"], line["kl"], line["basis"])
 
     def record(self, decision: Decision) -> None:
         edge = decision.edge
@@ -56,6 +66,7 @@ class FileJournal:
             "kept": decision.kept,
             "score": decision.score,
             "kl": decision.kl,
+            "basis": decision.basis,
         }
         with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -81,7 +92,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             break
-        needed = {"edge", "units", "kept", "score", "kl"} if lines else {"key"}
+        needed = {"edge", "units", "kept", "score", "kl", "basis"} if lines else {"key"}
         if not isinstance(line, dict) or not needed <= line.keys():
             break
         lines.append(line)

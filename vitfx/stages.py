@@ -38,13 +38,20 @@ class Stage:
         """An unrecognised step: it reads the stream in ways that the edge graph does not take apart."""
         return self.norm is None and not isinstance(self.module, AddConstant)
 
-    def inner(self, stream: Tensor) -> Tensor:
-        """(N, T, D) -> the sublayer's inner channels (N, T, E)."""
-        assert isinstance(self.module, Sublayer) and self.norm is not None
-        return self.module.inner(self.norm(stream))
+    def inner(self, stream: Tensor, module: Sublayer | None = None) -> Tensor:
+        """(N, T, D) -> the sublayer's inner channels (N, T, E), or those of another module in its place."""
+        module = self.sublayer if module is None else module
+        assert module is not None and self.norm is not None
+        return module.inner(self.norm(stream))
+
+    def carried(self, stream: Tensor) -> Tensor:
+        """What of the stream goes on past the sublayer: all of it."""
+        return stream
 
     def __call__(self, stream: Tensor) -> Tensor:
-        return self.module(stream) if self.norm is None else stream + self.module(self.norm(stream))
+        if self.sublayer is None:
+            return self.module(stream)
+        return self.carried(stream) + self.sublayer.out(self.inner(stream))
 
 
 def read_stages(graph_module: GraphModule) -> list[Stage]:

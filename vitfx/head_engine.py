@@ -1,0 +1,158 @@
+"""The engine of the block and the head graph: a writer's one edge into the stream is removed, and what comes behind
+sees its reference instead.
+
+A trial adds (reference − value) of the unit at hand to the stream behind its sublayer, and runs what is behind: the
+units kept there, and of the last layer only what the logits read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from vitfx.calibration import Calibration
+from vitfx.circuit import EMBED, Reader, Writer
+from vitfx.edge_graph import STREAM_READER, EdgeGraph, kl_divergence
+from vitfx.narrow import narrow
+from vitfx.search import BATCH, Trial, mean_kl
+from vitfx.second_order import Along, second_order
+from vitfx.stages import Reference, Stage, contribution, of_images, replaced
+from vitfx.suffix import DecidedStage, decide, run_decided
+
+
+class HeadEngine:
+    """Walks the sublayers from the output backwards, then the embedding.
+
+    Memory, in numbers: the streams of all stages, N·T·D·(2L + 2), one sublayer's inner channels and its output.
+    """
+
+    def __init__(self, graph: EdgeGraph, calibration: Calibration, reference: Reference) -> None:
+        self.graph, self.calibration = graph, calibration
+        self.narrowed = narrow(graph.stages, calibration.clean)
+        self.reference = self.narrowed.reference(reference)
+        self.behind: list[DecidedStage] = []
+        self.clean = torch.empty(0)
+
+    def visits(self) -> Iterator[StreamVisit]:
+        with torch.no_grad():
+            streams = self._streams()
+            self.clean = streams.pop()
+        for index in reversed(range(self.graph.first, len(self.graph.stages))):
+            stage, stream = self.narrowed.stages[index], streams.pop()
+            gone: list[int] = []
+            if stage.sublayer is not None:
+                visit = SublayerVisit(self, stage, stream)
+                yield visit
+                gone = visit.gone
+            with torch.no_grad():
+                self.behind.insert(0, decide(stage, gone, self.reference.get(stage.name)))
+        yield EmbeddingVisit(self, stream)
+
+    def _streams(self) -> list[Tensor]:
+        """The whole model's input to each stage, and its logits last."""
+        parts = []
+        for pixels in self.calibration.clean.split(BATCH):
+            found = [pixels]
+            for stage in self.narrowed.stages:
+                found.append(stage(found[-1]))
+            parts.append(found)
+        return [torch.cat(one) for one in zip(*parts, strict=True)]
+
+
+class StreamVisit:
+    """The writers of one sublayer, or the embedding, whose edges into the stream are settled one after another."""
+
+    reader: Reader = STREAM_READER
+    idle = False
+
+    def __init__(self, engine: HeadEngine, sublayer: str) -> None:
+        self.engine = engine
+        self.writers: Sequence[Writer] = [one for one in engine.graph.writers if one.sublayer == sublayer]
+
+    def change(self, writer: Writer, images: slice) -> Tensor:
+        """What replacing the writer adds to the stream: (n, T, D)."""
+        raise NotImplementedError
+
+    def stream(self, images: slice) -> Tensor:
+        """The stream behind the writers, without those removed: (n, T, D)."""
+        raise NotImplementedError
+
+    def remove(self, writers: Sequence[Writer]) -> None:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def kl_without(self, writers: Sequence[Writer], allowed: Callable[[float], bool]) -> Trial:
+        def divergence(images: slice) -> Tensor:
+            stream = self.stream(images)
+            for writer in writers:
+                stream = stream + self.change(writer, images)
+            return kl_divergence(self.engine.clean[images], run_decided(self.engine.behind, stream, images))
+
+        return mean_kl(self.engine.calibration, divergence, allowed)
+
+    def attributions(self) -> Tensor:
+        def run(images: slice) -> tuple[Tensor, Tensor, Along]:
+            stream = self.stream(images).detach().requires_grad_()
+            logits = run_decided(self.engine.behind, stream, images)
+
+            def along(gradient: Tensor) -> Tensor:
+                return torch.stack([(self.change(one, images) * gradient).sum((1, 2)) for one in self.writers])
+
+            return stream, logits, along
+
+        return second_order(self.engine.calibration, self.engine.clean, run)
+
+
+class SublayerVisit(StreamVisit):
+    """Heads or paths of one sublayer of the whole model, or the sublayer as one."""
+
+    def __init__(self, engine: HeadEngine, stage: Stage, stream: Tensor) -> None:
+        super().__init__(engine, stage.name)
+        self.stage, self.gone = stage, list[int]()
+        self.before = stage.carried(stream)
+        self.reference = engine.reference[stage.name]
+        with torch.no_grad():
+            self.inner = torch.cat([stage.inner(batch) for batch in stream.split(BATCH)])
+        self.behind = self._written()
+
+    def change(self, writer: Writer, images: slice) -> Tensor:
+        assert self.stage.sublayer is not None
+        channels = of_images(self.reference, images).to(self.inner) - self.inner[images]
+        return contribution(self.stage.sublayer, writer.units, channels)
+
+    def stream(self, images: slice) -> Tensor:
+        return self.behind[images]
+
+    def remove(self, writers: Sequence[Writer]) -> None:
+        self.gone += [unit for writer in writers for unit in writer.units]
+        self.behind = self._written()
+
+    @torch.no_grad()
+    def _written(self) -> Tensor:
+        """The stream behind the sublayer: (N, T, D)."""
+        assert self.stage.sublayer is not None
+        inner = replaced(self.stage, self.inner, self.gone, self.reference) if self.gone else self.inner
+        return self.before + self.stage.sublayer.out(inner)
+
+
+class EmbeddingVisit(StreamVisit):
+    """The embedding writes the very stream that the first sublayer reads."""
+
+    def __init__(self, engine: HeadEngine, stream: Tensor) -> None:
+        super().__init__(engine, EMBED)
+        self.clean = stream
+
+    def change(self, writer: Writer, images: slice) -> Tensor:
+        return self._ablated(images) - self.clean[images]
+
+    def stream(self, images: slice) -> Tensor:
+        return self.clean[images]
+
+    def remove(self, writers: Sequence[Writer]) -> None:
+        if writers:
+            self.clean = self._ablated(slice(None))
+
+    def _ablated(self, images: slice) -> Tensor:
+        return of_images(self.engine.reference[EMBED], images).to(self.clean).expand_as(self.clean[images])

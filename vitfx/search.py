@@ -1,0 +1,96 @@
+"""What discovery algorithms and the engines under them agree on.
+
+An engine walks the edge graph's readers from the output backwards and answers, for the reader at hand, what
+D_KL(G‖H) becomes without some more of its edges; an algorithm asks, decides, and tells the engine what is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vitfx.calibration import Calibration
+from vitfx.circuit import Decision, Edge, Reader, Writer
+
+BATCH = 16
+"""Images run at a time: small enough for a batch's activations to stay near the cores, and for a hopeless trial to be
+broken off early."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """kl: D_KL(G‖H) in nats an image; where not exact, at least this much, and more than was allowed."""
+
+    kl: float
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Limits:
+    """tau: an edge goes if removing it raises D_KL(G‖H) by less than this, in nats an image. max_kl: the most that
+    D_KL(G‖H) may reach, whatever τ says."""
+
+    tau: float
+    max_kl: float = float("inf")
+
+    def allow(self, kl_new: float, kl: float) -> bool:
+        return kl_new - kl < self.tau and kl_new <= self.max_kl
+
+
+class Visit(Protocol):
+    """One reader and the writers that it reads, in the circuit as decided so far."""
+
+    reader: Reader
+    writers: Sequence[Writer]
+    idle: bool
+    """No kept way leads from the reader to the logits: its edges change nothing."""
+
+    def kl_without(self, writers: Sequence[Writer], allowed: Callable[[float], bool]) -> Trial:
+        """D_KL(G‖H) without these edges, on top of those removed. allowed: once it says no to a part of the sum over
+        images, which only grows, the rest is not computed."""
+
+    def attributions(self) -> Tensor:
+        """A prediction of what each edge's removal would cost at this point, float64 (writers,)."""
+
+    def remove(self, writers: Sequence[Writer]) -> None:
+        """Settles that these edges are gone."""
+
+
+class Engine(Protocol):
+    def visits(self) -> Iterator[Visit]:
+        """The readers from the output backwards; each must be settled before the next is asked for."""
+
+
+class Journal(Protocol):
+    """Remembers decisions, so that a run that was broken off goes on where it stopped."""
+
+    def recall(self, edge: Edge) -> Decision | None: ...
+
+    def record(self, decision: Decision) -> None: ...
+
+
+def mean_kl(calibration: Calibration, divergence: Callable[[slice], Tensor], allowed: Callable[[float], bool]) -> Trial:
+    """The mean over all processes' images of a divergence, batch by batch, broken off as soon as it is not allowed.
+
+    divergence: images of this process -> (n,), none negative, so that a part of the sum bounds the whole from below.
+    """
+    mine = len(calibration.clean)
+    most = -(-calibration.total // calibration.share.world)
+    total = 0.0
+    for start in range(0, most, BATCH):
+        part = torch.zeros((), dtype=torch.float64)
+        if start < mine:
+            part = divergence(slice(start, min(start + BATCH, mine))).double().sum().cpu()
+        total += float(calibration.share.sum(part))
+        if start + BATCH < most and not allowed(total / calibration.total):
+            return Trial(total / calibration.total, exact=False)
+    return Trial(total / calibration.total, exact=True)
+
+
+def batches(count: int) -> Iterator[slice]:
+    for start in range(0, count, BATCH):
+        yield slice(start, min(start + BATCH, count))
