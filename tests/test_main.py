@@ -26,10 +26,10 @@ def test_listing_does_not_wait_for_torch() -> None:
 
 def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prnue"]) == 2
-    assert capsys.readouterr().err == "error: 'prnue' is no command of vitfx: give one of prune, train\n"
+    assert capsys.readouterr().err == "error: 'prnue' is no command of vitfx: give one of prune, show, train\n"
 
 
-@pytest.mark.parametrize("command", ["prune", "train"])
+@pytest.mark.parametrize("command", ["prune", "show", "train"])
 def test_a_command_is_run_under_its_own_name(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

@@ -1,0 +1,160 @@
+"""`python -m vitfx.show`: pictures of every graph, the same for the same circuit, and mistakes told in a sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from tests.circuits import made_up, of_edges
+from vitfx.circuit import Circuit
+from vitfx.circuit_picture import picture_bytes
+from vitfx.edge_graph import GRANULARITIES
+from vitfx.show import main
+
+DEAD = "#d4d4d4"
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "circuit.json"
+    path.write_text(made_up("head").to_json(), encoding="utf-8")
+    return path
+
+
+def texts(svg: str) -> set[str]:
+    """matplotlib writes text as outlines, and beside them as comments."""
+    builder = ElementTree.TreeBuilder(insert_comments=True)
+    tree = ElementTree.fromstring(svg, ElementTree.XMLParser(target=builder))
+    return {(one.text or "").strip() for one in tree.iter() if one.tag is ElementTree.Comment}
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_every_graph_becomes_a_picture(tmp_path: Path, granularity: str) -> None:
+    path = tmp_path / "circuit.json"
+    circuit = made_up(granularity)
+    path.write_text(circuit.to_json(), encoding="utf-8")
+    assert main([str(path)]) == 0
+    said = texts((tmp_path / "circuit.svg").read_text(encoding="utf-8"))
+    assert {"logits", "embed", "a0", "m1", "alive", "dead"} <= said
+    assert any(f"{granularity} graph" in one and "KL 0.25 nats" in one for one in said)
+    assert main([str(path), "--out", str(tmp_path / "small.PNG")]) == 0
+    with Image.open(tmp_path / "small.PNG") as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 500
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["circuit.json", "circuit.svg", "small.PNG"]
+
+
+def test_the_same_circuit_has_the_same_bytes() -> None:
+    for suffix in (".svg", ".png"):
+        assert picture_bytes(made_up("qkv"), suffix, 20) == picture_bytes(made_up("qkv"), suffix, 20)
+    other = dataclasses.replace(made_up("qkv"), kl=0.5)
+    assert picture_bytes(other, ".svg", 20) != picture_bytes(made_up("qkv"), ".svg", 20)
+
+
+def test_the_users_matplotlib_settings_are_left_alone() -> None:
+    import matplotlib as mpl
+
+    plain = picture_bytes(made_up("head"), ".svg", 20)
+    with mpl.rc_context({"font.size": 31, "lines.linewidth": 9, "svg.hashsalt": "mine"}):
+        assert picture_bytes(made_up("head"), ".svg", 20) == plain
+        assert mpl.rcParams["font.size"] == 31
+        assert mpl.rcParams["svg.hashsalt"] == "mine"
+
+
+def test_the_dead_are_grey() -> None:
+    live = of_edges(("embed", "stream", True, 9.0), ("a0.h0", "stream", True, 0.1), ("a0.h1", "stream", True, 2.0))
+    one_dead = of_edges(("embed", "stream", True, 9.0), ("a0.h0", "stream", False, 0.1), ("a0.h1", "stream", True, 2.0))
+    counts = [picture_bytes(one, ".svg", 0).decode().count(f"fill: {DEAD}") for one in (live, one_dead)]
+    assert counts == [1, 2]  # the legend's, and the cell's
+
+
+def test_no_more_edges_are_drawn_than_asked_for() -> None:
+    circuit = made_up("edge")
+    said = texts(picture_bytes(circuit, ".svg", 5).decode())
+    assert any(one.startswith("the 5 strongest of ") for one in said)
+    assert len(picture_bytes(circuit, ".svg", 5)) < len(picture_bytes(circuit, ".svg", 1000))
+
+
+def test_a_dollar_in_a_setting_is_a_dollar() -> None:
+    circuit = dataclasses.replace(made_up("head"), settings={"method": "a$b$"})
+    assert any(one.startswith("a$b$") for one in texts(picture_bytes(circuit, ".svg", 0).decode()))
+
+
+@pytest.mark.parametrize("scores", [0.0, -1.0, float("inf")])
+def test_scores_without_strength_are_drawn(scores: float) -> None:
+    circuit = made_up("edge", layers=1)
+    same = tuple(dataclasses.replace(one, score=scores) for one in circuit.decisions)
+    assert picture_bytes(dataclasses.replace(circuit, decisions=same), ".svg", 9).startswith(b"<?xml")
+
+
+def test_a_wide_and_deep_model_stays_within_a_picture() -> None:
+    circuit = made_up("head", layers=24, heads=16, paths=64)
+    svg = ElementTree.fromstring(picture_bytes(circuit, ".svg", 0).decode())
+    width, height = (float(svg.attrib[side].removesuffix("pt")) / 72 for side in ("width", "height"))
+    assert width < 45 and height < 45
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1
+    return said.err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--out", "circuit.pdf"], "is neither .svg nor .png"),
+        (["--out", "picture"], "is neither .svg nor .png"),
+        (["--out", "none/circuit.svg"], "is in a folder that does not exist: make none first"),
+        (["--edges", "-1"], "--edges -1 is negative"),
+        (["--top", "-2"], "--top -2 is negative"),
+    ],
+)
+def test_options_that_make_no_picture(
+    capsys: pytest.CaptureFixture[str], written: Path, options: list[str], sentence: str
+) -> None:
+    assert sentence in refused(capsys, [str(written), *options])
+    assert list(written.parent.iterdir()) == [written]
+
+
+@pytest.mark.parametrize(
+    ("contents", "sentence"),
+    [
+        (b"{}", "is not vitfx-circuit/2"),
+        (b"\xff\xfe\x00", "is not text"),
+        (Circuit((), 0.0).to_json().encode(), "has no edges"),
+        (of_edges(("x0.h0", "stream", True, 1.0)).to_json().encode(), "names a sublayer 'x0'"),
+    ],
+)
+def test_what_is_no_circuit(capsys: pytest.CaptureFixture[str], tmp_path: Path, contents: bytes, sentence: str) -> None:
+    path = tmp_path / "circuit.json"
+    path.write_bytes(contents)
+    assert sentence in refused(capsys, [str(path)])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_circuit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "can't be read (No such file or directory)" in refused(capsys, [str(tmp_path / "circuit.json")])
+
+
+def test_a_picture_is_overwritten_only_when_told(capsys: pytest.CaptureFixture[str], written: Path) -> None:
+    picture = written.with_suffix(".svg")
+    picture.write_text("mine")
+    assert "is there already: give another name with --out, or --force" in refused(capsys, [str(written)])
+    assert picture.read_text() == "mine"
+    assert main([str(written), "--force"]) == 0
+    assert picture.read_bytes().startswith(b"<?xml")
+
+
+def test_without_matplotlib_its_extra_is_named(
+    capsys: pytest.CaptureFixture[str], written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install 'vitfx[plot]'" in refused(capsys, [str(written)])
+    assert list(written.parent.iterdir()) == [written]

@@ -1,0 +1,90 @@
+"""Show a circuit: draw it as SVG or PNG, and print what it keeps of each layer."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from vitfx.circuit import Circuit
+from vitfx.circuit_picture import SUFFIXES, picture_bytes
+from vitfx.circuit_summary import summary
+from vitfx.errors import UserError
+from vitfx.files import write_aside
+
+_EXAMPLE = """example:
+  python -m vitfx.show demo-pruned-tau0.001/circuit.json
+  python -m vitfx.show circuit.json --out circuit.png --edges 100 --top 20
+
+The picture has the layers upwards, from the embedding to the logits: heads (a) and MLP paths (m) as cells, dead ones
+grey. A block or head graph has its cells coloured by score; an edge or qkv graph has its strongest kept edges drawn, by
+colour what they feed. Beside it stand heat maps of the scores by layer. It needs matplotlib: pip install 'vitfx[plot]'.
+
+exit code: 0, or 2 when something you gave can't be used; then nothing is written."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    console = Console()
+    try:
+        for name in ("edges", "top"):
+            if getattr(options, name) < 0:
+                raise UserError(f"--{name} {getattr(options, name)} is negative: give a number of edges, 0 for none")
+        out = options.out or options.circuit.with_suffix(".svg")
+        _check_out(out, force=options.force)
+        circuit = _read(options.circuit)
+        tables = summary(circuit, options.top)
+        write_aside(out, picture_bytes(circuit, out.suffix.lower(), options.edges))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    console.print(tables)
+    console.print(f"{out} has the picture", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _check_out(out: Path, *, force: bool) -> None:
+    """Raises UserError where the picture can't go there."""
+    if out.suffix.lower() not in SUFFIXES:
+        raise UserError(f"--out {out} is neither .svg nor .png: give a name that ends in one of them")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out} is in a folder that does not exist: make {out.parent} first")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: give the name of a file in it")
+    if out.exists() and not force:
+        raise UserError(f"{out} is there already: give another name with --out, or --force to overwrite it")
+
+
+def _read(path: Path) -> Circuit:
+    """Raises UserError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}): give a circuit.json that vitfx wrote") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text: give a circuit.json that vitfx wrote") from error
+    circuit = Circuit.from_json(text)
+    if not circuit.decisions:
+        raise UserError(f"{path} has no edges: give a circuit of a whole run")
+    return circuit
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vitfx.show",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("circuit", metavar="CIRCUIT", type=Path, help="a circuit.json that vitfx wrote")
+    parser.add_argument("--out", type=Path, help=".svg or .png (default: beside the circuit, as .svg)")
+    parser.add_argument("--force", action="store_true", help="overwrite the picture")
+    parser.add_argument("--edges", type=int, default=200, help="most edges drawn, the strongest ones (default 200)")
+    parser.add_argument("--top", type=int, default=10, help="strongest edges listed (default 10)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
