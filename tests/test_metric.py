@@ -36,5 +36,12 @@ def test_draws_follow_the_distribution_and_stay_in_range():
     logits = torch.tensor([0.1, 0.0, 0.6, 0.3]).log().repeat(1000, 1)
     draws = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     assert torch.bincount(drawn_from(logits, draws), minlength=4).tolist() == [100, 0, 600, 300]
-    edges = drawn_from(logits[:2], torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))
-    assert edges.tolist() == [0, 3]
+
+
+def test_a_draw_at_the_end_of_the_range_is_a_class_that_can_be():
+    """The first class has no probability, and ten tenths add up to less than 1."""
+    impossible = torch.tensor([[0.0, 0.4, 0.6]]).log()
+    assert drawn_from(impossible, torch.zeros(1, dtype=torch.float64)).tolist() == [1]
+    largest = torch.tensor([1 - 2**-53], dtype=torch.float64)
+    assert float(torch.full((10,), 0.1, dtype=torch.float64).cumsum(0)[-1]) <= float(largest)
+    assert drawn_from(torch.zeros(1, 10), largest).tolist() == [9]

@@ -130,10 +130,9 @@ class TrackedRun:
             )
             for gradient, linear in zip(gradients, (module.q, module.k, module.v), strict=True)
         ]
+        of_parts = torch.stack(parts, dim=1)
         apart = self.graph.granularity == "qkv"
-        return _through(
-            norm, tap.stream, torch.stack(parts, dim=1).flatten(0, 1) if apart else sum(parts[1:], parts[0])
-        )
+        return _through(norm, tap.stream, of_parts.flatten(0, 1) if apart else of_parts.sum(dim=1))
 
 
 def _through(norm: nn.Module, stream: Tensor, gradients: Tensor) -> Tensor:
