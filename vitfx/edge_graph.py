@@ -11,7 +11,8 @@ of H heads and P paths, W(l) = 1 + l·(H + P) writers before layer l:
 
 12 layers of 6 heads and 8 paths have 25, 169, 6,793 and 18,025 edges. A reader of the edge and the qkv graph sees the
 stream less, for each of its removed edges, what the writer adds now, plus what the writer's reference adds. Biases
-belong to no writer. An unrecognised step between sublayers reads the whole stream, and has no edges.
+belong to no writer. An unrecognised step between sublayers reads the whole stream: the block and the head graph run
+through it, the edge and the qkv graph refuse it.
 
 Shapes: N images, T tokens, D width, E inner channels of a sublayer.
 """
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 
 from passes.dialect import Attention
 from vitfx.circuit import EMBED, LOGITS, PARTS, Edge, Reader, Writer
+from vitfx.errors import UserError
 from vitfx.stages import Reference, Stage, attend, contribution, project_heads, read_stages, replaced
 
 GRANULARITIES = ("block", "head", "edge", "qkv")
@@ -42,13 +44,22 @@ class EdgeGraph:
     """The oracle. Nothing is deleted and nothing is cached: every run computes everything and then replaces it."""
 
     def __init__(self, graph_module: GraphModule, paths: Paths, granularity: str = "head") -> None:
-        """paths: for every MLP, groups that hold each of its neurons once; raises ValueError otherwise."""
+        """paths: for every MLP, groups that hold each of its neurons once; raises ValueError otherwise.
+
+        Raises UserError where an unrecognised step stands between sublayers and the graph is to be taken apart by reader.
+        """
         if granularity not in GRANULARITIES:
             raise ValueError(f"granularity {granularity!r} is not one of {', '.join(GRANULARITIES)}")
         self.granularity = granularity
         self.stages = read_stages(graph_module)
         sublayers = [index for index, stage in enumerate(self.stages) if stage.norm is not None]
         self.first, self.last = sublayers[0], sublayers[-1]
+        unseen = [stage.name for stage in self.stages[self.first : self.last] if stage.reads_unseen]
+        if unseen and not self.reads_stream:
+            raise UserError(
+                f"{unseen[0]} is not recognised, and reads the stream in ways that the {granularity} graph can't take "
+                "apart: choose --granularity head or block"
+            )
         self.writers = (Writer(EMBED), *self._sublayer_writers(paths))
         self.readers = tuple(self._readers())
 

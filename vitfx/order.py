@@ -1,4 +1,4 @@
-"""In which order the edges of a reader are asked for: Algorithm 1 leaves that open, and greedy removal depends on it."""
+"""In which order a reader's edges are asked for: Algorithm 1 leaves that open, and greedy removal depends on it."""
 
 from __future__ import annotations
 

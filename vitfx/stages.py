@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional as F
@@ -86,13 +87,20 @@ def contribution(module: Sublayer, units: Sequence[int], inner: Tensor, *, doubl
     return inner[..., channels].to(weight) @ weight[:, channels].T
 
 
-def project_heads(linear: nn.Linear, heads: int, inputs: Tensor) -> Tensor:
-    """Each head's rows of a projection on that head's own input: (H, N, T, D) -> (N, H, T, channels)."""
+def project_heads(linear: nn.Linear, heads: int, inputs: Tensor, chosen: Sequence[int] | None = None) -> Tensor:
+    """Rows of a projection on each head's own input: (H, N, T, D) -> (N, H, T, channels).
+
+    heads: all that the projection has. chosen: those that the inputs are of, where they are not all.
+    """
     count, images, tokens, width = inputs.shape
     weight = linear.weight.unflatten(0, (heads, -1))
+    bias = None if linear.bias is None else linear.bias.unflatten(0, (heads, 1, -1))
+    if chosen is not None:
+        index = torch.tensor(list(chosen), device=weight.device)
+        weight, bias = weight[index], None if bias is None else bias[index]
     found = inputs.reshape(count, images * tokens, width) @ weight.transpose(1, 2)
-    if linear.bias is not None:
-        found = found + linear.bias.unflatten(0, (heads, 1, -1))
+    if bias is not None:
+        found = found + bias
     return found.unflatten(1, (images, tokens)).transpose(0, 1)
 
 

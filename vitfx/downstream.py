@@ -1,0 +1,240 @@
+"""What a change in some writers' output does to the logits, on the edge and the qkv graph.
+
+The readers behind that see none of it keep what they have; the others add the change to what they read, and pass on
+what that changes in turn, edge by edge. Heads and paths without a kept way to the logits are not computed at all.
+What everybody reads in the circuit as it stands is worked out once, before the first trial, so that no rounding piles
+up from trial to trial.
+
+Shapes: n images of a batch, N images of the process, T tokens, D width, E inner channels of a sublayer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from passes.dialect import ACTIVATIONS, Attention, Mlp
+from passes.plan import channels_of
+from vitfx.circuit import LOGITS
+from vitfx.narrow import NarrowingStage
+from vitfx.search import batches
+from vitfx.stages import Stage, attend, contribution, project_heads
+from vitfx.streams import CleanRun
+from vitfx.wiring import Wiring
+
+
+@dataclass
+class Step:
+    """A later sublayer, or the logits, as far as the change gets there.
+
+    readers: rows of those that see some of it. mask: (readers, writers changed before), 1 where one sees the other.
+    rows: the writers that change in turn. read: what the readers read as things stand, (readers, N, T, D).
+    parts: heads' queries, keys and values as things stand, (N, heads, T, channels). inner: the same of what the rows'
+    units put out, (N, T, channels).
+    """
+
+    index: int
+    readers: list[int]
+    mask: Tensor
+    rows: list[int]
+    units: list[int]
+    read: Tensor = field(default_factory=lambda: torch.empty(0))
+    parts: list[Tensor] = field(default_factory=list)
+    inner: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+class Downstream:
+    """Everything behind the sublayer at `stage`, of which the writers in `rows` are going to change."""
+
+    def __init__(self, run: CleanRun, wiring: Wiring, stage: int, rows: Sequence[int], inner: Tensor) -> None:
+        """inner: what the sublayer puts out in the circuit as it stands, (N, T, E)."""
+        self.run, self.wiring, self.stage = run, wiring, stage
+        self.steps = self._plan(list(rows))
+        self.missed = wiring.missed(stage)
+        self._fill(inner)
+
+    def _plan(self, changed: list[int]) -> list[Step]:
+        wiring, steps = self.wiring, []
+        for index in range(self.stage + 1, self.run.logits_stage + 1):
+            readers = [row for row in wiring.alive_readers(index) if bool(wiring.seen[row, changed].any())]
+            if not readers:
+                continue
+            rows = [row for row in wiring.writers_of(index) if bool(wiring.alive[row])]
+            heads = {wiring.readers[row].head for row in readers}
+            if None not in heads:
+                rows = [row for row in rows if wiring.writers[row].index in heads]
+            mask = wiring.seen[readers][:, changed].to(self.run.logits)
+            units = [unit for row in rows for unit in wiring.writers[row].units]
+            steps.append(Step(index, readers, mask, rows, units))
+            changed = [*changed, *rows]
+        return steps
+
+    def logits(self, images: slice, changes: Tensor) -> Tensor:
+        """What becomes of the logits, (n, K), when the rows' outputs change by (rows, n, T, D)."""
+        narrow = self.run.narrowed.start
+        cut = self.stage >= narrow
+        for step in self.steps:
+            if step.index > narrow and not cut:
+                changes, cut = changes[:, :, self.run.narrowed.tokens], True
+            read = step.read[:, images] + (step.mask @ changes.flatten(1)).unflatten(1, changes.shape[1:])
+            if self.wiring.readers[step.readers[0]].sublayer == LOGITS:
+                return self.run.classify(read[0])
+            stage = self.run.narrowed.stages[step.index]
+            parts = [part[images] for part in step.parts]
+            inner = inner_of(stage, step, self.wiring, read, parts)
+            made = self.by_row(step.index, step.rows, inner - step.inner[images])
+            if isinstance(stage, NarrowingStage) and not cut:
+                changes, cut = changes[:, :, stage.tokens], True
+            changes = torch.cat([changes, made])
+        raise AssertionError("an alive writer has a way to the logits")
+
+    def by_row(self, index: int, rows: Sequence[int], inner: Tensor) -> Tensor:
+        """What each row's units add to the stream: inner channels of the rows' units (n, T, ·) -> (rows, n, T, D)."""
+        module = self.run.narrowed.stages[index].sublayer
+        assert module is not None
+        units = [self.wiring.writers[row].units for row in rows]
+        weight = module.out.weight
+        pieces = inner.split([len(one) * module.channels for one in units], dim=-1)
+        return torch.stack(
+            [
+                piece @ weight[:, channels_of(one, module.channels).to(weight.device)].T
+                for piece, one in zip(pieces, units, strict=True)
+            ]
+        )
+
+    @torch.no_grad()
+    def _fill(self, inner: Tensor) -> None:
+        """One run of the circuit as it stands from the sublayer on, keeping what the steps start from."""
+        pieces: dict[int, list[tuple[Tensor, list[Tensor], Tensor]]] = {step.index: [] for step in self.steps}
+        for images in batches(len(self.run.logits)):
+            walk = _Walk(self, images, inner[images])
+            for index in range(self.stage + 1, self.run.logits_stage + 1):
+                found = walk.step(index, next((one for one in self.steps if one.index == index), None))
+                if found is not None:
+                    pieces[index].append(found)
+        for step in self.steps:
+            reads, parts, inners = zip(*pieces[step.index], strict=True)
+            step.read = torch.cat(reads, dim=1)
+            step.parts = [torch.cat(one) for one in zip(*parts, strict=True)]
+            step.inner = torch.cat(inners)
+
+
+class _Walk:
+    """A batch on its way through the circuit as it stands."""
+
+    def __init__(self, downstream: Downstream, images: slice, inner: Tensor) -> None:
+        self.down, self.run, self.wiring, self.images = downstream, downstream.run, downstream.wiring, images
+        stage = self.run.narrowed.stages[downstream.stage]
+        module = stage.sublayer
+        assert module is not None
+        stream = self.run.streams[downstream.stage][images]
+        self.changes = stream.new_zeros(len(self.wiring.writers), *stream.shape)
+        for index in range(self.run.graph.first - 1, downstream.stage):
+            self._read_before(index)
+        self._write(downstream.stage, stream, inner)
+
+    def _read_before(self, index: int) -> None:
+        """The changes that removing a writer of the whole model makes, where a reader behind does without it."""
+        cut = self.down.stage > self.run.narrowed.start
+        for row in self.wiring.writers_of(index):
+            if self.down.missed[row]:
+                self.changes[row] = self.run.change(index, [self.wiring.writers[row]], self.images, cut=cut)
+
+    def _write(self, index: int, stream: Tensor, inner: Tensor) -> None:
+        """inner: of the whole sublayer, (n, T, E)."""
+        stage = self.run.narrowed.stages[index]
+        module = stage.sublayer
+        assert module is not None
+        if isinstance(stage, NarrowingStage):
+            self.changes = self.changes[:, :, stage.tokens]
+        self.stream = stage.carried(stream) + module.out(inner)
+        reference = self.run.reference_of(index, self.images).to(inner)
+        for row in self.wiring.writers_of(index):
+            if self.down.missed[row]:
+                self.changes[row] = contribution(module, self.wiring.writers[row].units, reference - inner)
+
+    def step(self, index: int, wanted: Step | None) -> tuple[Tensor, list[Tensor], Tensor] | None:
+        """Runs a stage; what the wanted step starts from."""
+        stage = self.run.narrowed.stages[index] if index < self.run.logits_stage else None
+        if stage is not None and stage.sublayer is None:
+            self.stream = stage(self.stream)
+            return None
+        readers = self.wiring.alive_readers(index)
+        if stage is not None and not readers:
+            self._write(index, self.stream, self._ablated(index))
+            return None
+        mask = (~self.wiring.seen[readers]).to(self.stream)
+        read = self.stream + (mask @ self.changes.flatten(1)).unflatten(1, self.stream.shape)
+        chosen = [] if wanted is None else [readers.index(row) for row in wanted.readers]
+        if stage is None:
+            return read[chosen], [], read.new_zeros(read.shape[1])
+        rows = [row for row in self.wiring.writers_of(index) if bool(self.wiring.alive[row])]
+        units = [unit for row in rows for unit in self.wiring.writers[row].units]
+        everything = Step(index, readers, mask, rows, units)
+        parts = parts_of(stage, everything, self.wiring, read)
+        inner = inner_from(stage, units, read, parts)
+        assert stage.sublayer is not None
+        channels = channels_of(units, stage.sublayer.channels).to(inner.device)
+        whole = self._ablated(index).index_copy(2, channels, inner)
+        found = None
+        if wanted is not None:
+            heads = [units.index(unit) for unit in wanted.units] if isinstance(stage.module, Attention) else []
+            own = channels_of(wanted.units, stage.sublayer.channels).to(inner.device)
+            found = read[chosen], [part[:, heads] for part in parts], whole[..., own]
+        self._write(index, self.stream, whole)
+        return found
+
+    def _ablated(self, index: int) -> Tensor:
+        """The inner channels' reference: what is dead is seen by nobody that matters, and may be anything."""
+        stage = self.run.narrowed.stages[index]
+        carried = stage.carried(self.stream)
+        reference = self.run.reference_of(index, self.images).to(carried)
+        return reference.expand(*carried.shape[:2], -1)
+
+
+def parts_of(stage: Stage, step: Step, wiring: Wiring, read: Tensor, known: Sequence[Tensor] = ()) -> list[Tensor]:
+    """An attention's queries, keys and values of the step's heads, each from its own reader where one is given.
+
+    read: (readers, n, T, D). known: what the parts are without a reader, (n, heads, T, channels). An MLP has none.
+    """
+    module = stage.module
+    if not isinstance(module, Attention):
+        return []
+    assert stage.norm is not None
+    normed = stage.norm(read)
+    parts = []
+    for position, (name, linear) in enumerate(zip("qkv", (module.q, module.k, module.v), strict=True)):
+        chosen = [at for at, row in enumerate(step.readers) if wiring.readers[row].part in (None, name)]
+        heads = [wiring.readers[step.readers[at]].head for at in chosen]
+        where = [step.units.index(head) for head in heads if head is not None]
+        inputs = normed[chosen]
+        if name == "q" and isinstance(stage, NarrowingStage):
+            inputs = inputs[:, :, stage.tokens]
+        if not chosen:
+            parts.append(known[position])
+            continue
+        made = project_heads(linear, module.units, inputs, [head for head in heads if head is not None])
+        if len(where) == len(step.units):
+            parts.append(made)
+        else:
+            parts.append(known[position].index_copy(1, torch.tensor(where, device=made.device), made))
+    return parts
+
+
+def inner_from(stage: Stage, units: Sequence[int], read: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """The inner channels of these units, (n, T, ·): heads' from their parts, neurons' from what the MLP reads."""
+    module = stage.module
+    if isinstance(module, Attention):
+        return attend(module, *parts)
+    assert isinstance(module, Mlp) and stage.norm is not None
+    rows = torch.tensor(list(units), device=read.device)
+    bias = None if module.fc1.bias is None else module.fc1.bias[rows]
+    hidden = torch.nn.functional.linear(stage.norm(read[0]), module.fc1.weight[rows], bias)
+    return ACTIVATIONS[module.activation](hidden)
+
+
+def inner_of(stage: Stage, step: Step, wiring: Wiring, read: Tensor, known: Sequence[Tensor]) -> Tensor:
+    return inner_from(stage, step.units, read, parts_of(stage, step, wiring, read, known))

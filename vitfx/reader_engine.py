@@ -1,0 +1,205 @@
+"""The engine of the edge and the qkv graph: a writer's edge into one reader is removed.
+
+All before the reader is the whole model and kept; a trial adds (reference − value) to what the reader reads, recomputes
+that reader's own projection and head, and follows the change through the edges behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from passes.dialect import Attention
+from passes.plan import channels_of
+from vitfx.calibration import Calibration
+from vitfx.circuit import LOGITS, Reader, Writer
+from vitfx.downstream import Downstream, Step, inner_from, parts_of
+from vitfx.edge_graph import EdgeGraph, kl_divergence
+from vitfx.search import Trial, batches, mean_kl
+from vitfx.second_order import Along, second_order
+from vitfx.stages import Reference, Stage
+from vitfx.streams import CleanRun
+from vitfx.wiring import Wiring
+
+
+class ReaderEngine:
+    """Walks the logits, then MLPs and heads from the output backwards; a head's queries, keys and values in turn.
+
+    Memory, in numbers: the whole model's streams and inner channels, N·T·(2L·D + ΣE), and during a visit what
+    the readers behind it read, at most N·T·D of each.
+    """
+
+    def __init__(self, graph: EdgeGraph, calibration: Calibration, reference: Reference) -> None:
+        self.graph, self.calibration = graph, calibration
+        self.run = CleanRun(graph, calibration, reference)
+        self.wiring = Wiring(graph)
+
+    def visits(self) -> Iterator[ReaderVisit]:
+        for index in range(self.run.logits_stage, self.graph.first - 1, -1):
+            if index < self.run.logits_stage and index not in self.run.inner:
+                continue
+            inner = None
+            if index < self.run.logits_stage:
+                self.wiring.settle(index)
+                inner = self.run.inner[index].clone()
+            for readers in self._groups(index):
+                yield from self._visit(index, readers, inner)
+
+    def _groups(self, index: int) -> list[list[int]]:
+        """The readers of one head, or of one MLP, together."""
+        found: dict[int | None, list[int]] = {}
+        for row in self.wiring.readers_of(index):
+            found.setdefault(self.wiring.readers[row].head, []).append(row)
+        return list(found.values())
+
+    def _visit(self, index: int, readers: list[int], inner: Tensor | None) -> Iterator[ReaderVisit]:
+        """inner: what the sublayer puts out as decided so far, (N, T, E); the visited units' part is brought up to
+        date. None for the logits."""
+        unit = _Unit(self, index, readers, inner)
+        for row in readers:
+            visit = ReaderVisit(unit, row)
+            yield visit
+            unit.settle(visit)
+        if inner is not None and not unit.idle:
+            unit.write(inner)
+
+
+class _Unit:
+    """One head or MLP, or the logits, whose readers are visited one after another."""
+
+    def __init__(self, engine: ReaderEngine, index: int, readers: list[int], inner: Tensor | None) -> None:
+        self.engine, self.index, self.run, wiring = engine, index, engine.run, engine.wiring
+        first = wiring.readers[readers[0]]
+        self.is_logits = first.sublayer == LOGITS
+        rows = [] if self.is_logits else wiring.writers_of(index) if first.head is None else [wiring.head_row(first)]
+        self.rows = [row for row in rows if bool(wiring.alive[row])]
+        self.idle = not self.is_logits and not self.rows
+        self.units = [unit for row in self.rows for unit in wiring.writers[row].units]
+        self.parts: list[Tensor] = []
+        if inner is None or self.idle:
+            return
+        self.down = Downstream(self.run, wiring, index, self.rows, inner)
+        self.before = inner[..., self._channels()].clone()
+        if isinstance(self.stage.module, Attention):
+            self.parts = self._all(lambda images: self._parts(readers, self._clean(images, len(readers))))
+
+    @property
+    def stage(self) -> Stage:
+        return self.run.narrowed.stages[self.index]
+
+    def _clean(self, images: slice, readers: int) -> Tensor:
+        stream = self.run.streams[self.index][images]
+        return stream.expand(readers, *stream.shape)
+
+    def _channels(self) -> Tensor:
+        assert self.stage.sublayer is not None
+        return channels_of(self.units, self.stage.sublayer.channels).to(self.run.logits.device)
+
+    def _parts(self, readers: list[int], read: Tensor, known: Sequence[Tensor] = ()) -> list[Tensor]:
+        step = Step(self.index, readers, read.new_zeros(0), self.rows, self.units)
+        return parts_of(self.stage, step, self.engine.wiring, read, known)
+
+    def _all(self, of: Callable[[slice], list[Tensor]]) -> list[Tensor]:
+        with torch.no_grad():
+            pieces = [of(images) for images in batches(len(self.run.logits))]
+        return [torch.cat(one) for one in zip(*pieces, strict=True)]
+
+    def inner(self, reader: int, read: Tensor, images: slice) -> Tensor:
+        """The unit's inner channels (n, T, ·) when one of its readers reads (n, T, D)."""
+        parts = self._parts([reader], read[None], [part[images] for part in self.parts])
+        return inner_from(self.stage, self.units, read[None], parts)
+
+    def logits(self, reader: int, read: Tensor, images: slice) -> Tensor:
+        if self.is_logits:
+            return self.run.classify(read)
+        change = self.inner(reader, read, images) - self.before[images]
+        return self.down.logits(images, self.down.by_row(self.index, self.rows, change))
+
+    def settle(self, visit: ReaderVisit) -> None:
+        """The reader's edges are decided: what it makes of them is what the unit's next reader finds."""
+        if self.idle or self.is_logits or not isinstance(self.stage.module, Attention):
+            self.read = visit.read
+            return
+        self.parts = self._all(
+            lambda images: self._parts([visit.row], visit.read[None, images], [part[images] for part in self.parts])
+        )
+
+    def write(self, inner: Tensor) -> None:
+        if isinstance(self.stage.module, Attention):
+            made = self._all(
+                lambda images: [inner_from(self.stage, self.units, inner, [p[images] for p in self.parts])]
+            )
+        else:
+            made = self._all(lambda images: [inner_from(self.stage, self.units, self.read[None, images], [])])
+        inner[..., self._channels()] = made[0]
+
+
+class ReaderVisit:
+    """One reader: what it reads now, (N, T, D), and the writers before it."""
+
+    def __init__(self, unit: _Unit, row: int) -> None:
+        self.unit, self.row, engine = unit, row, unit.engine
+        self.engine, self.run = engine, engine.run
+        self.reader: Reader = engine.wiring.readers[row]
+        self.writers: Sequence[Writer] = engine.graph.parents(self.reader)
+        self.idle = unit.idle
+        self.read = self.run.streams[unit.index]
+
+    @property
+    def cut(self) -> bool:
+        """What is read has the logits' tokens alone."""
+        return self.unit.index > self.run.narrowed.start
+
+    @torch.no_grad()
+    def kl_without(self, writers: Sequence[Writer], allowed: Callable[[float], bool]) -> Trial:
+        groups = self._by_stage(writers)
+
+        def divergence(images: slice) -> Tensor:
+            read = self.read[images] + self._change(groups, images)
+            return kl_divergence(self.run.logits[images], self.unit.logits(self.row, read, images))
+
+        return mean_kl(self.engine.calibration, divergence, allowed)
+
+    def attributions(self) -> Tensor:
+        def run(images: slice) -> tuple[Tensor, Tensor, Along]:
+            read = self.read[images].detach().requires_grad_()
+            logits = self.unit.logits(self.row, read, images)
+            return read, logits, lambda gradient: self._along(gradient, images)
+
+        return second_order(self.engine.calibration, self.run.logits, run)
+
+    def _along(self, gradient: Tensor, images: slice) -> Tensor:
+        """(n, T, D) -> its product with what each writer's removal changes, (writers, n)."""
+        found = []
+        for index, writers in self._by_stage(self.writers).items():
+            inner = self.run.replacing(index, images, cut=self.cut)
+            module = self.run.narrowed.stages[index].sublayer if index >= self.run.graph.first else None
+            if module is None:
+                found.append((inner * gradient).sum((1, 2))[None])
+                continue
+            by_channel = (inner * (gradient @ module.out.weight)).sum(dim=1)
+            found.append(
+                torch.stack([by_channel[:, channels_of(one.units, module.channels)].sum(1) for one in writers])
+            )
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def remove(self, writers: Sequence[Writer]) -> None:
+        self.engine.wiring.remove(self.row, writers)
+        if writers and not self.idle:
+            groups = self._by_stage(writers)
+            changes = [self._change(groups, images) for images in batches(len(self.read))]
+            self.read = self.read + torch.cat(changes)
+
+    def _change(self, groups: dict[int, list[Writer]], images: slice) -> Tensor:
+        return torch.stack(
+            [self.run.change(index, writers, images, cut=self.cut) for index, writers in groups.items()]
+        ).sum(dim=0)
+
+    def _by_stage(self, writers: Sequence[Writer]) -> dict[int, list[Writer]]:
+        wiring, groups = self.engine.wiring, dict[int, list[Writer]]()
+        for writer in writers:
+            groups.setdefault(wiring.writer_stage[wiring.row[writer]], []).append(writer)
+        return groups
