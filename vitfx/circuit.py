@@ -85,6 +85,7 @@ class Decision:
     kl: D_KL(G‖H) once the edge was removed; None where it was not measured. basis: "exact", both were measured on all
     images; "bound", both are at least this much, the rest was not needed to keep the edge; "group", the edge went with
     others at once, kl is theirs, score its share by attribution; "attributed", the score is an attribution alone.
+    attribution: what the score was predicted to be before it was measured, where that was done.
     """
 
     edge: Edge
@@ -92,6 +93,7 @@ class Decision:
     score: float
     kl: float | None
     basis: str = EXACT
+    attribution: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,12 @@ class Circuit:
             "kl": self.kl,
             "edges": {"kept": len(self.kept), "removed": len(self.removed)},
             "writers": {name: [one.sublayer, one.index, list(one.units)] for name, one in sorted(writers.items())},
-            "columns": ["writer", "reader", "kept", "score", "kl", "basis"],
+            "columns": ["writer", "reader", "kept", "score", "kl", "basis", "attribution"],
         }
         lines = [
-            json.dumps([one.edge.writer.name, one.edge.reader.name, one.kept, one.score, one.kl, one.basis])
+            json.dumps(
+                [one.edge.writer.name, one.edge.reader.name, one.kept, one.score, one.kl, one.basis, one.attribution]
+            )
             for one in self.decisions
         ]
         head = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
@@ -152,8 +156,8 @@ class Circuit:
                 )
             writers = {name: Writer(one[0], one[1], tuple(one[2])) for name, one in record["writers"].items()}
             decisions = tuple(
-                Decision(Edge(writers[writer], Reader.parse(reader)), kept, score, kl, basis)
-                for writer, reader, kept, score, kl, basis in record["decisions"]
+                Decision(Edge(writers[writer], Reader.parse(reader)), *measured)
+                for writer, reader, *measured in record["decisions"]
             )
             return Circuit(decisions, record["kl"], record["settings"], record["origins"], record["details"])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vitfx.circuit import Decision, Edge
 from vitfx.errors import UserError
 from vitfx.files import write_aside, writing
+
+_MEASURED = ("kept", "score", "kl", "basis", "attribution")
 
 
 class NoJournal:
@@ -18,6 +21,12 @@ class NoJournal:
         return None
 
     def record(self, decision: Decision) -> None:
+        pass
+
+    def recall_all(self, edges: Sequence[Edge]) -> None:
+        return None
+
+    def record_all(self, decisions: Sequence[Decision]) -> None:
         pass
 
 
@@ -56,20 +65,28 @@ class FileJournal:
         line = self._known.get(edge.name)
         if line is None or line["units"] != list(edge.writer.units):
             return None
-        return Decision(edge, line["kept"], line["score"], line["kl"], line["basis"])
+        return Decision(edge, *(line[name] for name in _MEASURED))
+
+    def recall_all(self, edges: Sequence[Edge]) -> list[Decision] | None:
+        """The earlier decisions on all of these edges, in the order in which they were made."""
+        found = {edge.name: self.recall(edge) for edge in edges}
+        ordered = [found[name] for name in self._known if name in found]
+        return None if len(ordered) < len(edges) else [one for one in ordered if one is not None] or None
 
     def record(self, decision: Decision) -> None:
-        edge = decision.edge
-        line = {
-            "edge": edge.name,
-            "units": list(edge.writer.units),
-            "kept": decision.kept,
-            "score": decision.score,
-            "kl": decision.kl,
-            "basis": decision.basis,
-        }
+        self.record_all([decision])
+
+    def record_all(self, decisions: Sequence[Decision]) -> None:
+        lines = [
+            {
+                "edge": one.edge.name,
+                "units": list(one.edge.writer.units),
+                **{name: getattr(one, name) for name in _MEASURED},
+            }
+            for one in decisions
+        ]
         with writing(self.path), self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
 
     def discard(self) -> None:
         """Takes the file away, and the folder where the journal made it and nothing else is in it."""
@@ -92,7 +109,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             break
-        needed = {"edge", "units", "kept", "score", "kl", "basis"} if lines else {"key"}
+        needed = {"edge", "units", *_MEASURED} if lines else {"key"}
         if not isinstance(line, dict) or not needed <= line.keys():
             break
         lines.append(line)

@@ -72,6 +72,11 @@ class Journal(Protocol):
 
     def record(self, decision: Decision) -> None: ...
 
+    def recall_all(self, edges: Sequence[Edge]) -> list[Decision] | None:
+        """The decisions on these edges in the order in which they were made, or None where one is not known."""
+
+    def record_all(self, decisions: Sequence[Decision]) -> None: ...
+
 
 def mean_kl(calibration: Calibration, divergence: Callable[[slice], Tensor], allowed: Callable[[float], bool]) -> Trial:
     """The mean over all processes' images of a divergence, batch by batch, broken off as soon as it is not allowed.

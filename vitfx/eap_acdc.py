@@ -1,0 +1,183 @@
+"""EAP + ACDC: attribution orders and pre-screens a reader's edges, exact ablation decides where it matters.
+
+Readers are visited as in ACDC, and each edge's removal is predicted anew at the circuit as it stands (see
+`vitfx.second_order`). From the least predicted on, edges are removed in groups: a group goes if the exact D_KL(G‖H)
+without it rises by less than τ, or by so little that no edge's share of the rise, by attribution, reaches half of τ;
+else a smaller group is tried, down to a single edge, which is then ACDC's own question. What is predicted to cost many
+times τ is kept unasked, and so is the rest once a few single edges in a row had to be kept.
+
+Gradients say less of MLPs than of heads, so both have predictions of their own scale: the median of measured by
+predicted over the edges measured alone so far. One edge of each reader, drawn at random, is measured first, so that the
+calibration that is reported does not rest on easy cases.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from vitfx.circuit import ATTRIBUTED, BOUND, EMBED, EXACT, GROUP, Decision, Edge, Writer
+from vitfx.search import Engine, Journal, Limits, Visit
+
+ABOVE = 8.0
+"""An edge predicted to cost more than this many τ is kept unasked."""
+PATIENCE = 4
+"""After as many single edges in a row that had to be kept, so are those predicted to cost more."""
+SHARE = 0.5
+"""The most of τ that an edge's share of a group's rise may be."""
+_PAIRS = 5
+
+
+def eap_acdc(
+    engine: Engine,
+    limits: Limits,
+    journal: Journal,
+    seed: int,
+    progress: Callable[[Decision], None] | None = None,
+) -> list[Decision]:
+    """Decides every edge. seed: of the edges that are measured for the calibration."""
+    decisions: list[Decision] = []
+    kl = 0.0
+    for visit in engine.visits():
+        known = journal.recall_all([Edge(writer, visit.reader) for writer in visit.writers])
+        if known is None:
+            known = _Reader(visit, limits, kl, _scales(decisions)).decide(seed)
+            journal.record_all(known)
+        else:
+            visit.remove([one.edge.writer for one in known if not one.kept])
+        for decision in known:
+            if not decision.kept:
+                assert decision.kl is not None
+                kl = decision.kl
+            if progress is not None:
+                progress(decision)
+        decisions += known
+    return decisions
+
+
+def calibration_of(decisions: Sequence[Decision], tau: float) -> dict[str, Any]:
+    """How far predictions can be believed: for heads and MLP paths apart, over the edges measured alone, Spearman's
+    rank correlation of predicted and measured, the share of equal decisions at τ, and the scale between the two."""
+    report: dict[str, Any] = {}
+    scales = _scales(decisions)
+    for kind in ("heads", "paths"):
+        pairs = _pairs(decisions, kind)
+        if len(pairs) < _PAIRS:
+            continue
+        predicted, measured = torch.tensor(pairs, dtype=torch.float64).T
+        same = (predicted * scales[kind] < tau) == (measured < tau)
+        report[kind] = {
+            "edges": len(pairs),
+            "rank_correlation": round(_spearman(predicted, measured), 4),
+            "agreement": round(float(same.double().mean()), 4),
+            "scale": scales[kind],
+        }
+    return report
+
+
+def _kind(writer: Writer) -> str:
+    return "heads" if writer.sublayer == EMBED or writer.sublayer.startswith("a") else "paths"
+
+
+def _pairs(decisions: Sequence[Decision], kind: str) -> list[tuple[float, float]]:
+    return [
+        (one.attribution, one.score)
+        for one in decisions
+        if one.basis == EXACT and one.attribution is not None and _kind(one.edge.writer) == kind
+    ]
+
+
+def _scales(decisions: Sequence[Decision]) -> dict[str, float]:
+    """Measured by predicted: 1 until enough is known."""
+    scales = {}
+    for kind in ("heads", "paths"):
+        ratios = [score / predicted for predicted, score in _pairs(decisions, kind) if predicted > 0 and score > 0]
+        scales[kind] = median(ratios) if len(ratios) >= _PAIRS else 1.0
+    return scales
+
+
+def _spearman(left: torch.Tensor, right: torch.Tensor) -> float:
+    ranks = torch.stack([one.argsort().argsort().double() for one in (left, right)])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+@dataclass
+class _Candidate:
+    writer: Writer
+    attribution: float
+    predicted: float
+
+
+class _Reader:
+    """The edges of one reader."""
+
+    def __init__(self, visit: Visit, limits: Limits, kl: float, scales: Mapping[str, float]) -> None:
+        self.visit, self.limits, self.kl, self.scales = visit, limits, kl, scales
+        self.decisions: list[Decision] = []
+
+    def decide(self, seed: int) -> list[Decision]:
+        if self.visit.idle:
+            removes = self.limits.allow(self.kl, self.kl)
+            gone = [Decision(Edge(one, self.visit.reader), not removes, 0.0, self.kl) for one in self.visit.writers]
+            self.visit.remove(self.visit.writers if removes else [])
+            return gone
+        values = self.visit.attributions().tolist()
+        found = [
+            _Candidate(writer, value, value * self.scales[_kind(writer)])
+            for writer, value in zip(self.visit.writers, values, strict=True)
+        ]
+        found.sort(key=lambda one: one.predicted)
+        probe = random.Random(f"{seed} {self.visit.reader.name} {found[0].writer.sublayer}").choice(found)
+        self._ask([probe], bounded=False)
+        self._settle([one for one in found if one is not probe])
+        return self.decisions
+
+    def _settle(self, rest: list[_Candidate]) -> None:
+        tau = self.limits.tau
+        size = max(1, sum(one.predicted < SHARE * tau for one in rest))
+        misses = 0
+        while rest:
+            if misses >= PATIENCE or rest[0].predicted > ABOVE * tau:
+                self.decisions += [self._decision(one, True, one.predicted, None, ATTRIBUTED) for one in rest]
+                return
+            group = rest[:size]
+            excess = self._ask(group)
+            if excess is None:
+                rest, size, misses = rest[size:], 2 * len(group), 0
+            elif len(group) == 1:
+                rest, misses = rest[1:], misses + 1
+            else:
+                size = max(1, int(len(group) * min(0.5, 1 / excess)))
+
+    def _ask(self, group: list[_Candidate], *, bounded: bool = True) -> float | None:
+        """Removes the group if it may go; else how many times too much it costs. A single edge is decided for good."""
+        share = max(abs(one.attribution) for one in group) / max(sum(abs(one.attribution) for one in group), 1e-300)
+        most = self.limits.tau * max(1.0, SHARE / share)
+
+        def allowed(kl: float) -> bool:
+            return kl - self.kl < most and kl <= self.limits.max_kl
+
+        trial = self.visit.kl_without([one.writer for one in group], allowed if bounded else lambda kl: True)
+        rise = trial.kl - self.kl
+        removes = allowed(trial.kl)
+        if len(group) == 1:
+            basis = EXACT if trial.exact else BOUND
+            self.decisions.append(self._decision(group[0], not removes, rise, trial.kl, basis))
+        elif removes:
+            total = max(sum(abs(one.attribution) for one in group), 1e-300)
+            self.decisions += [
+                self._decision(one, False, rise * abs(one.attribution) / total, trial.kl, GROUP) for one in group
+            ]
+        if not removes:
+            return max(rise / most, 2.0)
+        self.kl = trial.kl
+        self.visit.remove([one.writer for one in group])
+        return None
+
+    def _decision(self, one: _Candidate, kept: bool, score: float, kl: float | None, basis: str) -> Decision:
+        return Decision(Edge(one.writer, self.visit.reader), kept, score, kl, basis, one.attribution)
