@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from vitfx.calibration import Alone, Share
 from vitfx.circuit import EMBED
 from vitfx.edge_graph import EdgeGraph
 from vitfx.stages import Reference
@@ -21,10 +22,11 @@ ABLATIONS = ("zero", "mean", "position-mean", "resample")
 _BATCH = 32
 
 
-def make_reference(graph: EdgeGraph, corrupted: Tensor, ablation: str) -> Reference:
+def make_reference(graph: EdgeGraph, corrupted: Tensor, ablation: str, share: Share | None = None) -> Reference:
     """The reference of each writer, in float32 or the model's own type on the model's device.
 
-    corrupted: (N, C, H, W), preprocessed. Shapes: zero and mean (E,), position-mean (T, E), resample (N, T, E), which
+    corrupted: (N, C, H, W), preprocessed; this process's, where the images are shared out.
+    Shapes: zero and mean (E,), position-mean (T, E), resample (N, T, E), which
     takes N·T·ΣE numbers of memory.
     """
     if ablation == "resample":
@@ -33,10 +35,12 @@ def make_reference(graph: EdgeGraph, corrupted: Tensor, ablation: str) -> Refere
             for name, inner in batch.items():
                 found.setdefault(name, []).append(inner)
         return {name: torch.cat(parts) for name, parts in found.items()}
-    sums = _sums(graph, corrupted)
+    share = share or Alone()
+    sums = {name: share.sum(total) for name, total in _sums(graph, corrupted).items()}
+    count = int(share.sum(torch.tensor(len(corrupted))))
     if ablation == "zero":
         return {name: torch.zeros_like(total[0]) for name, total in sums.items()}
-    by_token = {name: total / len(corrupted) for name, total in sums.items()}
+    by_token = {name: total / count for name, total in sums.items()}
     if ablation == "position-mean":
         return by_token
     if ablation == "mean":

@@ -4,45 +4,52 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule
 
+from passes.cost import measure_cost
 from vitfx.ablation import make_reference
-from vitfx.acdc import Journal, Limits, acdc
+from vitfx.acdc import Order, acdc
+from vitfx.calibration import Calibration, Share, calibrate
 from vitfx.circuit import Circuit, Decision
-from vitfx.corruption import corrupt
-from vitfx.edge_graph import EdgeGraph
+from vitfx.eap import eap
+from vitfx.eap_acdc import calibration_of, eap_acdc
+from vitfx.eap_ig import eap_ig
+from vitfx.edge_graph import EdgeGraph, Paths
+from vitfx.fidelity import fidelity
+from vitfx.fisher import fisher
+from vitfx.head_engine import HeadEngine
 from vitfx.image_set import Images
-from vitfx.importance import fisher_scores, group_paths, writer_scores
+from vitfx.importance import fisher_scores, group_paths
+from vitfx.magnitude import magnitude
+from vitfx.order import by_attribution, forward, reverse
 from vitfx.progress import Watcher
-from vitfx.settings import Settings
+from vitfx.random_scores import random_scores
+from vitfx.rank import below, least
+from vitfx.reader_engine import ReaderEngine
+from vitfx.search import Engine, Journal, Limits
+from vitfx.settings import RANKING, Settings
 from vitfx.stages import Reference, read_stages
+from vitfx.taylor import taylor
 from vitfx.version import VERSION
 from vitfx.weights import fingerprint
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """circuit: the result. graph: the edge graph that it is one of. constants: what artifacts replace the dead with,
-    None for zero ablation."""
+    """circuit: the result. graph: the edge graph that it is one of. reference: what its removed edges read, for the
+    images in `calibration`. constants: what artifacts replace the dead with, None for zero ablation."""
 
     circuit: Circuit
     graph: EdgeGraph
+    calibration: Calibration
+    reference: Reference
     constants: Reference | None
-
-
-class NoJournal:
-    """Remembers nothing."""
-
-    def recall(self, edge: object) -> None:
-        return None
-
-    def record(self, decision: Decision) -> None:
-        pass
 
 
 def origins(graph_module: GraphModule, images: Images) -> dict[str, str]:
@@ -64,6 +71,53 @@ def journal_key(settings: Settings, facts: dict[str, str], device: torch.device)
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
+def hardest_first(graph_module: GraphModule, images: Images) -> Images:
+    """The images by the entropy of the model's answer, highest first: those on which removals tell soonest."""
+    with torch.no_grad():
+        device = next(graph_module.parameters()).device
+        logits = torch.cat([graph_module(batch.to(device)).cpu() for batch in images.pixels.split(32)])
+    log_p = logits.double().log_softmax(-1)
+    order = torch.argsort((log_p.exp() * log_p).sum(-1), stable=True)
+    return replace(
+        images,
+        pixels=images.pixels[order],
+        labels=None if images.labels is None else images.labels[order],
+        names=tuple(images.names[index] for index in order.tolist()),
+    )
+
+
+def whole_mlps(graph_module: GraphModule) -> Paths:
+    """Every MLP as one path."""
+    stages = read_stages(graph_module)
+    return {
+        stage.name: [list(range(stage.sublayer.units))]
+        for stage in stages
+        if stage.sublayer is not None and stage.sublayer.kind == "neuron"
+    }
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What comes before any scoring. coarse: the graph with whole MLPs."""
+
+    coarse: EdgeGraph
+    calibration: Calibration
+    reference: Reference
+    constants: Reference | None
+
+
+def prepare(graph_module: GraphModule, images: Images, settings: Settings, share: Share | None = None) -> Setup:
+    """Corrupted images and what stands in for removed writers. Raises UserError where a corruption can't be made."""
+    device = next(graph_module.parameters()).device
+    ordered = hardest_first(graph_module, images)
+    calibration = calibrate(ordered, settings.corruption, settings.seed, device, share)
+    coarse = EdgeGraph(graph_module, whole_mlps(graph_module))
+    make = partial(make_reference, coarse, calibration.corrupted, share=calibration.share)
+    reference = make(settings.ablation)
+    constants = {"zero": lambda: None, "resample": lambda: make("mean")}.get(settings.ablation, lambda: reference)()
+    return Setup(coarse, calibration, reference, constants)
+
+
 def discover(
     graph_module: GraphModule,
     images: Images,
@@ -71,57 +125,96 @@ def discover(
     facts: dict[str, str],
     journal: Journal,
     watcher: Watcher,
+    share: Share | None = None,
 ) -> Discovery:
-    """Scores every edge of the head graph on these images, on the graph module's device.
+    """Scores every edge of the graph on these images, on the graph module's device.
 
-    facts: their `origins`, which the circuit carries.
-    Raises UserError where the corruption can't be made of these images.
+    facts: their `origins`, which the circuit carries. share: this process's, where several work together.
+    Raises UserError where the corruption can't be made of these images, or the graph can't be taken apart as asked.
     """
-    device = next(graph_module.parameters()).device
-    clean = images.pixels.to(device)
-    corrupted = corrupt(images, settings.corruption, settings.seed).to(device)
-    stages = read_stages(graph_module)
-    whole = {
-        stage.name: [list(range(stage.sublayer.units))]
-        for stage in stages
-        if stage.sublayer is not None and stage.sublayer.kind == "neuron"
-    }
-    coarse = EdgeGraph(graph_module, whole)
-    reference = make_reference(coarse, corrupted, settings.ablation)
-    scores = fisher_scores(stages, clean, reference, seed=settings.seed, progress=watcher.bar("importance"))
-    graph = EdgeGraph(graph_module, group_paths(stages, scores, settings.paths))
-    decisions = _search(graph, clean, reference, scores, settings, journal, watcher)
-    kl = next((one.kl for one in reversed(decisions) if not one.kept), 0.0)
-    circuit = Circuit(tuple(decisions), kl, {**settings.to_json(), "granularity": "head"}, facts)
-    return Discovery(circuit, graph, _constants(coarse, corrupted, reference, settings))
+    setup = prepare(graph_module, images, settings, share)
+    stages, calibration, reference = setup.coarse.stages, setup.calibration, setup.reference
+    EdgeGraph(graph_module, whole_mlps(graph_module), settings.granularity)  # what it refuses is refused at once
+    scores = fisher_scores(stages, calibration, reference, progress=watcher.bar("importance"))
+    graph = EdgeGraph(graph_module, group_paths(stages, scores, settings.paths), settings.granularity)
+    watcher.say(f"the {settings.granularity} graph has {len(graph.edges()):,} edges")
+    run = _Discovery(graph_module, graph, calibration, reference, settings, journal, watcher)
+    decisions = run.decide()
+    removed = [one.edge for one in decisions if not one.kept]
+    faith = fidelity(graph, removed, reference, calibration.clean, calibration.labels, calibration.share)
+    details: dict[str, Any] = {"fidelity": faith.to_json()}
+    if settings.method == "eap-acdc":
+        details["calibration"] = calibration_of(decisions, settings.tau)
+    circuit = Circuit(tuple(decisions), faith.kl, settings.to_json(), facts, details)
+    return Discovery(circuit, graph, calibration, reference, setup.constants)
 
 
-def _search(
-    graph: EdgeGraph,
-    clean: Tensor,
-    reference: Reference,
-    scores: dict[str, Tensor],
-    settings: Settings,
-    journal: Journal,
-    watcher: Watcher,
-) -> list[Decision]:
-    report = watcher.bar(settings.method)
-    done = removed = 0
-    kl = 0.0
+@dataclass(frozen=True)
+class _Discovery:
+    """One run of a method."""
 
-    def progress(decision: Decision) -> None:
-        nonlocal done, removed, kl
-        done += 1
-        if not decision.kept:
-            removed, kl = removed + 1, decision.kl
-        watcher.detail(f"{decision.edge.writer.name}: {removed} removed, KL {kl:.4f}")
-        report(done, len(graph.writers))
+    graph_module: GraphModule
+    graph: EdgeGraph
+    calibration: Calibration
+    reference: Reference
+    settings: Settings
+    journal: Journal
+    watcher: Watcher
 
-    limits = Limits(settings.tau, settings.max_kl)
-    return acdc(graph, clean, reference, writer_scores(graph, scores), limits, journal, progress)
+    def decide(self) -> list[Decision]:
+        settings = self.settings
+        if settings.method in RANKING:
+            return self._rank(self._scores())
+        limits = Limits(settings.tau, settings.max_kl)
+        order = self._order() if settings.method == "acdc" else None
+        kind = HeadEngine if self.graph.reads_stream else ReaderEngine
+        engine: Engine = kind(self.graph, self.calibration, self.reference)
+        if order is not None:
+            return acdc(engine, order, limits, self.journal, self._progress())
+        return eap_acdc(engine, limits, self.journal, settings.seed, self._progress())
 
+    def _scores(self) -> dict[str, float]:
+        graph, calibration, reference, settings = self.graph, self.calibration, self.reference, self.settings
+        report = self.watcher.bar(settings.method)
+        methods: dict[str, Callable[[], dict[str, float]]] = {
+            "eap": lambda: eap(graph, calibration, reference, metric=settings.metric, progress=report),
+            "eap-ig": lambda: eap_ig(
+                graph, calibration, reference, metric=settings.metric, steps=settings.steps, progress=report
+            ),
+            "taylor": lambda: taylor(graph, calibration, progress=report),
+            "magnitude": lambda: magnitude(graph),
+            "random": lambda: random_scores(graph, settings.seed),
+        }
+        return methods[settings.method]()
 
-def _constants(graph: EdgeGraph, corrupted: Tensor, reference: Reference, settings: Settings) -> Reference | None:
-    if settings.ablation == "zero":
-        return None
-    return make_reference(graph, corrupted, "mean") if settings.ablation == "resample" else reference
+    def _rank(self, scores: dict[str, float]) -> list[Decision]:
+        if self.settings.remove is None:
+            return below(self.graph, scores, self.settings.tau)
+        pixels = self.calibration.clean[:2]
+        with torch.no_grad():
+            stream = pixels
+            for stage in self.graph.stages[: self.graph.first]:
+                stream = stage(stream)
+        flops = measure_cost(self.graph_module, pixels.shape[1:]).flops
+        return least(self.graph, scores, self.settings.remove, stream.shape[1], flops)
+
+    def _order(self) -> Order:
+        if self.settings.order != "attribution":
+            return {"reverse": reverse, "forward": forward}[self.settings.order]
+        report = self.watcher.bar("attribution")
+        return partial(by_attribution, fisher(self.graph, self.calibration, self.reference, progress=report))
+
+    def _progress(self) -> Callable[[Decision], None]:
+        report, total = self.watcher.bar(self.settings.method), len(self.graph.edges())
+        done = removed = 0
+        kl = 0.0
+
+        def progress(decision: Decision) -> None:
+            nonlocal done, removed, kl
+            done += 1
+            if not decision.kept:
+                removed, kl = removed + 1, decision.kl or kl
+            self.watcher.detail(f"{decision.edge.name}: {removed:,} removed, KL {kl:.4f}")
+            report(done, total)
+
+        return progress

@@ -46,7 +46,7 @@ class EdgeGraph:
     def __init__(self, graph_module: GraphModule, paths: Paths, granularity: str = "head") -> None:
         """paths: for every MLP, groups that hold each of its neurons once; raises ValueError otherwise.
 
-        Raises UserError where an unrecognised step stands between sublayers and the graph is to be taken apart by reader.
+        Raises UserError where the graph is to be taken apart by reader and has an unrecognised step between sublayers.
         """
         if granularity not in GRANULARITIES:
             raise ValueError(f"granularity {granularity!r} is not one of {', '.join(GRANULARITIES)}")

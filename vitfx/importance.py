@@ -12,43 +12,46 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from vitfx.edge_graph import EdgeGraph, Paths
-from vitfx.stages import Reference, Stage
+from vitfx.calibration import Calibration
+from vitfx.edge_graph import Paths
+from vitfx.metric import drawn_from, log_probability
+from vitfx.stages import Reference, Stage, of_images
 
 _BATCH = 16
 
 
 def fisher_scores(
     stages: list[Stage],
-    pixels: Tensor,
+    calibration: Calibration,
     reference: Reference,
     *,
-    seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
     """½·E[(∂ log p(y|x)/∂gate)²] of each unit, float64 (units,) for each sublayer, in nats an image.
 
-    pixels: (N, C, H, W). One y is drawn for each image, from a generator of this seed.
+    One y is drawn for each image, with `calibration.draws`.
     """
-    generator = torch.Generator().manual_seed(seed)
-    totals: dict[str, Tensor] = {}
-    for start in range(0, len(pixels), _BATCH):
-        batch = pixels[start : start + _BATCH]
-        rows = torch.arange(start, start + len(batch))
-        for name, gradients in _gate_gradients(stages, batch, rows, reference, generator).items():
-            squares = gradients.double().square().sum(dim=0) / 2
-            totals[name] = totals[name] + squares if name in totals else squares
+    totals = {
+        stage.name: torch.zeros(stage.sublayer.units, dtype=torch.float64)
+        for stage in stages
+        if stage.sublayer is not None
+    }
+    count = len(calibration.clean)
+    for start in range(0, count, _BATCH):
+        images = slice(start, min(start + _BATCH, count))
+        for name, gradients in _gate_gradients(stages, calibration, images, reference).items():
+            totals[name] += gradients.double().square().sum(dim=0).cpu() / 2
         if progress is not None:
-            progress(start + len(batch), len(pixels))
-    return {name: total.cpu() / len(pixels) for name, total in totals.items()}
+            progress(images.stop, count)
+    return {name: calibration.mean(total) for name, total in totals.items()}
 
 
 def _gate_gradients(
-    stages: list[Stage], pixels: Tensor, rows: Tensor, reference: Reference, generator: torch.Generator
+    stages: list[Stage], calibration: Calibration, images: slice, reference: Reference
 ) -> dict[str, Tensor]:
     """∂ log p(y|x)/∂gate, (N, units) for each sublayer."""
     inners: dict[str, tuple[Stage, Tensor]] = {}
-    stream = pixels
+    stream = calibration.clean[images]
     with torch.enable_grad():
         for stage in stages:
             if stage.sublayer is None:
@@ -59,15 +62,12 @@ def _gate_gradients(
                 inner.requires_grad_(True)
             inners[stage.name] = (stage, inner)
             stream = stream + stage.sublayer.out(inner)
-        log_p = torch.log_softmax(stream, dim=-1)
-        drawn = torch.multinomial(log_p.detach().exp().cpu().float(), 1, generator=generator).to(log_p.device)
-        wanted = [inner for _, inner in inners.values()]
-        gradients = torch.autograd.grad(log_p.gather(1, drawn).sum(), wanted)
+        log_p = log_probability(drawn_from(stream, calibration.draws[images]))(stream)
+        gradients = torch.autograd.grad(log_p.sum(), [inner for _, inner in inners.values()])
     result = {}
     for (name, (stage, inner)), gradient in zip(inners.items(), gradients, strict=True):
         assert stage.sublayer is not None
-        value = reference[name].to(inner)
-        ablated = value[rows.to(value.device)] if value.dim() == 3 else value
+        ablated = of_images(reference[name], images).to(inner)
         by_channel = ((inner.detach() - ablated) * gradient).sum(dim=1)
         result[name] = by_channel.unflatten(-1, (stage.sublayer.units, -1)).sum(dim=-1)
     return result
@@ -87,12 +87,3 @@ def group_paths(graph_stages: list[Stage], scores: Mapping[str, Tensor], paths: 
         chunks = torch.tensor_split(order, min(paths, module.units))
         groups[stage.name] = [sorted(chunk.tolist()) for chunk in chunks]
     return groups
-
-
-def writer_scores(graph: EdgeGraph, scores: Mapping[str, Tensor]) -> dict[str, float]:
-    """The score of each head and path by the writer's name: the sum over its units."""
-    return {
-        writer.name: float(scores[writer.sublayer][list(writer.units)].sum())
-        for writer in graph.writers
-        if writer.units
-    }

@@ -7,28 +7,84 @@ readers that are left see it, is a constant, and it can be deleted.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
+from passes.dialect import AddConstant, Attention, Sublayer
 from passes.plan import DeletionPlan, SublayerDeletion
-from vitfx.circuit import EMBED, STREAM, Circuit, Writer
+from vitfx.circuit import EMBED, Circuit, Reader, Writer
 from vitfx.edge_graph import EdgeGraph
 from vitfx.errors import UserError
 from vitfx.stages import Reference, contribution
+from vitfx.wiring import Wiring
 
 
-def dead_writers(circuit: Circuit) -> tuple[Writer, ...]:
-    """The heads and paths that no kept way passes, in the circuit's order.
+def dead_writers(circuit: Circuit, graph: EdgeGraph, reference: Reference | None) -> tuple[Writer, ...]:
+    """The heads and paths that no kept way from the image to the logits passes, in the order of the stream.
 
-    On the head graph every writer has its one edge into the stream, and every reader sees the embedding: a writer is
-    dead when that edge is gone. Raises UserError where the embedding's edge is gone, because then all of the model is.
+    On the block and the head graph a writer has one edge, and is dead when that is gone. On the others a reader needs a
+    kept edge from a writer that the image reaches, and a writer one into a reader that leads to the logits; an MLP's
+    paths share their reader; a head whose values see nothing of the image is a constant if they are the same for every
+    token, because then its pattern does not matter (`reference`, None for zero, says what they see instead).
+    Raises UserError where the embedding is dead, because then all of the model is.
     """
-    if any(edge.reader.name != STREAM for edge in (*circuit.kept, *circuit.removed)):
-        raise UserError("the circuit is not one of the head graph: this version of vitfx plans from head graphs alone")
-    if any(edge.writer.sublayer == EMBED for edge in circuit.removed):
+    if graph.reads_stream:
+        dead = {edge.writer for edge in circuit.removed}
+    else:
+        wiring = Wiring(graph)
+        rows = {reader: row for row, reader in enumerate(graph.readers)}
+        for edge in circuit.removed:
+            wiring.remove(rows[edge.reader], [edge.writer])
+        for index in range(graph.last, graph.first - 2, -1):
+            wiring.settle(index)
+        by_token = _differs_by_token([*(reference or {}).values(), *_constants(graph)])
+        reached = _reached(graph, wiring, rows, by_token=by_token)
+        dead = {one for row, one in enumerate(graph.writers) if not (bool(wiring.alive[row]) and one in reached)}
+    if any(writer.sublayer == EMBED for writer in dead):
         raise UserError(
-            f"at τ = {circuit.settings.get('tau')} even the embedding's edge is removed, so that the logits no longer "
-            "depend on the image: choose a smaller --tau or set --max-kl"
+            f"at τ = {circuit.settings.get('tau')} nothing of the image reaches the logits any more: choose a smaller "
+            "--tau or set --max-kl"
         )
-    return tuple(edge.writer for edge in circuit.removed)
+    return tuple(writer for writer in graph.writers if writer in dead)
+
+
+def _reached(graph: EdgeGraph, wiring: Wiring, rows: dict[Reader, int], *, by_token: bool) -> set[Writer]:
+    """The writers to which a kept way leads from the image."""
+    reached = {graph.writers[0]}
+
+    def sees(reader: Reader) -> bool:
+        seen = wiring.seen[rows[reader]].tolist()
+        return any(sees_it and writer in reached for sees_it, writer in zip(seen, graph.writers, strict=True))
+
+    for stage in graph.stages[graph.first : graph.last + 1]:
+        writers = [one for one in graph.writers if one.sublayer == stage.name]
+        readers = [one for one in graph.readers if one.sublayer == stage.name]
+        if not isinstance(stage.module, Attention):
+            reached |= set(writers) if any(sees(one) for one in readers) else set()
+            continue
+        for writer in writers:
+            own = [one for one in readers if one.head == writer.index and sees(one)]
+            if any(by_token or one.part in (None, "v") for one in own):
+                reached.add(writer)
+    return reached
+
+
+def _constants(graph: EdgeGraph) -> list[Tensor]:
+    """What is added to the stream for every image alike, and belongs to no writer."""
+    found: list[Tensor] = []
+    for stage in graph.stages[graph.first : graph.last + 1]:
+        if isinstance(stage.module, AddConstant):
+            found.append(stage.module.value)
+        elif isinstance(stage.module, Sublayer) and stage.module.out.bias is not None:
+            found.append(stage.module.out.bias)
+    return found
+
+
+def _differs_by_token(values: Sequence[Tensor]) -> bool:
+    """Some of what readers see without any image is not the same for every token."""
+    return any(value.dim() > 1 and not torch.equal(value, value[..., :1, :].expand_as(value)) for value in values)
 
 
 def make_plan(circuit: Circuit, graph: EdgeGraph, reference: Reference | None) -> DeletionPlan:
@@ -37,7 +93,7 @@ def make_plan(circuit: Circuit, graph: EdgeGraph, reference: Reference | None) -
     reference: constants (E,) or (T, E) for each sublayer's inner channels; None deletes without replacement (zero).
     """
     by_sublayer: defaultdict[str, list[int]] = defaultdict(list)
-    for writer in dead_writers(circuit):
+    for writer in dead_writers(circuit, graph, reference):
         by_sublayer[writer.sublayer].extend(writer.units)
     deletions = []
     for stage in graph.stages:

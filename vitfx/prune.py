@@ -24,12 +24,12 @@ from vitfx.compile import Pruned, compile_model
 from vitfx.corruption import CORRUPTIONS
 from vitfx.data import open_data
 from vitfx.device import pick_device
-from vitfx.discovery import NoJournal
 from vitfx.errors import UserError
 from vitfx.export import ExportMismatch
 from vitfx.files import check_output
 from vitfx.image_set import Images
 from vitfx.job import Job, check_labels, run_job
+from vitfx.journal import NoJournal
 from vitfx.preprocess import Preprocess
 from vitfx.progress import Silent, Watcher, console_watcher
 from vitfx.report import to_table

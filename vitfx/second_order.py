@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vitfx.calibration import Calibration
 from vitfx.edge_graph import kl_divergence
+from vitfx.metric import drawn_from, log_probability
 from vitfx.search import BATCH
 
 IMAGES = 32
@@ -39,23 +40,15 @@ def second_order(
         with torch.enable_grad():
             seen, logits, along = run(images)
             divergence = kl_divergence(clean[images], logits)
-            log_p = logits.log_softmax(-1)
-            drawn = _draw(log_p.detach(), calibration.draws[images])
+            log_p = log_probability(drawn_from(logits, calibration.draws[images]))(logits)
             (slope,) = torch.autograd.grad(divergence.sum(), seen, retain_graph=True)
-            (score,) = torch.autograd.grad(log_p.gather(1, drawn).sum(), seen)
+            (score,) = torch.autograd.grad(log_p.sum(), seen)
         with torch.no_grad():
             change = along(slope).double() + along(score).double().square() / 2
         total = total + change.sum(dim=1).cpu()
         count += len(logits)
     counts = calibration.share.sum(torch.tensor(float(count), dtype=torch.float64))
     return calibration.share.sum(total) / counts
-
-
-def _draw(log_p: Tensor, uniform: Tensor) -> Tensor:
-    """A class for each image by inverse transform: (n, 1)."""
-    below = log_p.double().exp().cumsum(-1).cpu()
-    drawn = torch.searchsorted(below, uniform[:, None] * below[:, -1:])
-    return drawn.clamp_max(log_p.shape[1] - 1).to(log_p.device)
 
 
 def _spread(count: int) -> Iterator[slice]:

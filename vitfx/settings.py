@@ -8,17 +8,31 @@ from typing import Any
 
 from vitfx.ablation import ABLATIONS
 from vitfx.corruption import CORRUPTIONS
+from vitfx.edge_graph import GRANULARITIES
 from vitfx.errors import UserError
+from vitfx.metric import METRICS
+from vitfx.order import ORDERS
 
-METHODS = ("acdc",)
+METHODS = ("acdc", "eap-acdc", "eap", "eap-ig", "magnitude", "taylor", "random")
+RANKING = ("eap", "eap-ig", "magnitude", "taylor", "random")
+"""Methods that score all edges at once: what scores less than τ goes, or the least until enough FLOPs are gone."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """tau, max_kl: nats an image, see `vitfx.acdc.Limits`. samples: calibration images. paths: groups an MLP."""
+    """tau, max_kl: nats an image, see `vitfx.search.Limits`. order: of a reader's parents, in ACDC. metric: what EAP
+    and EAP-IG follow; steps: EAP-IG's runs. remove: for ranking methods, in place of τ: the share to be removed, of
+    the FLOPs on the block and the head graph, of the edges on the others. samples: calibration images. paths: groups an
+    MLP.
+    """
 
     tau: float = 0.05
     method: str = "acdc"
+    granularity: str = "head"
+    order: str = "attribution"
+    metric: str = "kl"
+    steps: int = 5
+    remove: float | None = None
     ablation: str = "mean"
     corruption: str = "swap"
     samples: int = 128
@@ -28,10 +42,18 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raises UserError, naming the option and its value."""
-        for name, known in (("method", METHODS), ("ablation", ABLATIONS), ("corruption", CORRUPTIONS)):
+        for name, known in (
+            ("method", METHODS),
+            ("granularity", GRANULARITIES),
+            ("order", ORDERS),
+            ("metric", METRICS),
+            ("ablation", ABLATIONS),
+            ("corruption", CORRUPTIONS),
+        ):
             if getattr(self, name) not in known:
                 raise UserError(f"--{name} {getattr(self, name)} is not known: choose one of {', '.join(known)}")
-        for name, kind in (("tau", float), ("max_kl", float), ("samples", int), ("paths", int), ("seed", int)):
+        numbers = [(name, float) for name in ("tau", "max_kl", *(() if self.remove is None else ("remove",)))]
+        for name, kind in (*numbers, *((name, int) for name in ("samples", "paths", "steps", "seed"))):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
                 raise UserError(f"{name} is {value!r}: give a {'whole ' if kind is int else ''}number")
@@ -39,7 +61,11 @@ class Settings:
             raise UserError(f"--tau {self.tau} is not a threshold: give a finite number of nats, 0 or more")
         if not self.max_kl >= 0:
             raise UserError(f"--max-kl {self.max_kl} is not a limit: give a number of nats, 0 or more")
-        for name, least in (("samples", 2), ("paths", 1), ("seed", 0)):
+        if self.remove is not None and self.method not in RANKING:
+            raise UserError(f"--remove is for the methods that rank, {self.method} decides by --tau: leave it out")
+        if self.remove is not None and not 0 <= self.remove < 1:
+            raise UserError(f"--remove {self.remove} is not a share: give a number from 0 to 1")
+        for name, least in (("samples", 2), ("paths", 1), ("steps", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name} {getattr(self, name)} is too small: give {least} or more")
 
