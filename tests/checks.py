@@ -14,6 +14,7 @@ from passes.base import Pass, run_passes
 from passes.plan import DeletionPlan, SublayerDeletion
 from passes.stream import is_canonical, read_sites
 from tests.families import images, make
+from vitfx.calibration import Alone, Calibration
 from vitfx.trace import Traced, to_canonical
 from vitfx.verify import tokens_of
 
@@ -101,3 +102,9 @@ def tokens(graph_module: GraphModule) -> int:
 
 def _shapes(graph_module: GraphModule) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in graph_module.state_dict().items()}
+
+
+def calibration_on(clean: Tensor, corrupted: Tensor, labels: Tensor | None = None) -> Calibration:
+    """All of these images in this one process."""
+    draws = torch.rand(len(clean), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return Calibration(clean, corrupted, labels, draws, len(clean), Alone())

@@ -4,7 +4,7 @@ import torch
 from tests.checks import assert_equal, canonical
 from tests.families import images
 from vitfx.ablation import ABLATIONS, make_reference
-from vitfx.circuit import EMBED
+from vitfx.circuit import EMBED, Edge
 from vitfx.edge_graph import EdgeGraph
 from vitfx.stages import contribution
 from vitfx.suffix import decide, run_decided
@@ -61,7 +61,7 @@ def test_the_suffix_with_less_in_it_is_the_edge_graph_with_more_removed(graph, a
         stream = graph.streams(CORRUPTED)[start][images_of]
         gone = [one for one in EdgeGraph(canonical(), _groups(removed)).writers if _removed(one, removed)]
         sliced = {name: value[images_of] if value.dim() == 3 else value for name, value in reference.items()}
-        expected = graph.run(CORRUPTED[images_of], gone, sliced)
+        expected = graph.run(CORRUPTED[images_of], [Edge(one) for one in gone], sliced)
         assert_equal(run_decided(decided, stream, images_of), expected, 1e-10)
 
 

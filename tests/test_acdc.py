@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.checks import canonical
+from tests.checks import calibration_on, canonical
 from tests.families import images
 from vitfx.ablation import ABLATIONS, make_reference
 from vitfx.acdc import acdc
-from vitfx.calibration import Alone, Calibration
 from vitfx.circuit import EMBED, EXACT, Edge
 from vitfx.edge_graph import EdgeGraph
+from vitfx.fisher import fisher
 from vitfx.head_engine import HeadEngine
-from vitfx.importance import fisher_scores, group_paths, writer_scores
+from vitfx.importance import fisher_scores, group_paths
 from vitfx.journal import NoJournal
 from vitfx.order import by_attribution
 from vitfx.search import Limits
@@ -26,12 +26,11 @@ PATHS = 3
 class Setting:
     """A small model with its images, as discovery sees it."""
 
-    def __init__(self, name, ablation, count=40):
+    def __init__(self, name, ablation, granularity="head", count=40):
         # More images than a batch has, so that batching is part of what is compared.
         pixels = images(2 * count, torch.float64)
         self.clean, self.corrupted = pixels[:count], pixels[count:]
-        draws = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        self.calibration = Calibration(self.clean, self.corrupted, None, draws, count, Alone())
+        self.calibration = calibration_on(self.clean, self.corrupted)
         graph_module = canonical(name)
         with torch.no_grad():
             # Sharper than random weights are, so that edges differ in what they matter.
@@ -39,14 +38,14 @@ class Setting:
                 parameter.mul_(1.5)
         coarse = EdgeGraph(graph_module, {f"m{i}": [range(_hidden(graph_module, i))] for i in range(3)})
         self.reference = make_reference(coarse, self.corrupted, ablation)
-        scores = fisher_scores(coarse.stages, self.clean, self.reference, seed=0)
-        self.graph = EdgeGraph(graph_module, group_paths(coarse.stages, scores, PATHS))
-        self.order = writer_scores(self.graph, scores)
+        scores = fisher_scores(coarse.stages, self.calibration, self.reference)
+        self.graph = EdgeGraph(graph_module, group_paths(coarse.stages, scores, PATHS), granularity)
+        self.scores = fisher(self.graph, self.calibration, self.reference)
+        self.order = {edge.writer.name: self.scores[edge.name] for edge in self.graph.edges()}
 
     def run(self, tau, max_kl=math.inf, journal=None):
         engine = HeadEngine(self.graph, self.calibration, self.reference)
-        scores = {Edge(one).name: self.order.get(one.name, 0.0) for one in self.graph.writers}
-        return acdc(engine, partial(by_attribution, scores), Limits(tau, max_kl), journal or NoJournal())
+        return acdc(engine, partial(by_attribution, self.scores), Limits(tau, max_kl), journal or NoJournal())
 
 
 def _hidden(graph_module, index):
@@ -62,7 +61,7 @@ def naive(setting, tau, max_kl=math.inf):
         for sublayer in [*reversed(sublayers), EMBED]:
             writers = [one for one in setting.graph.writers if one.sublayer == sublayer]
             if sublayer != EMBED:
-                writers.sort(key=lambda one: (setting.order[one.name], one.index))
+                writers.sort(key=lambda one: setting.order[one.name])
             for writer in writers:
                 logits = setting.graph.run(setting.clean, [Edge(one) for one in [*removed, writer]], setting.reference)
                 log_h = F.log_softmax(logits, -1)
@@ -104,6 +103,14 @@ def test_thresholds_between_give_circuits_between():
 def test_sublayers_that_are_not_recognised_are_run_through():
     setting = Setting("hand-written", "mean")
     assert [one.kept for one in setting.run(1e-2)] == [kept for _, kept, _, _ in naive(setting, 1e-2)]
+
+
+def test_whole_sublayers_are_the_block_graph():
+    setting = Setting("torchvision", "mean", "block")
+    got = setting.run(2e-2)
+    assert [one.edge.writer.name for one in got] == ["m2", "a2", "m1", "a1", "m0", "a0", "embed"]
+    assert [one.kept for one in got] == [kept for _, kept, _, _ in naive(setting, 2e-2)]
+    assert 0 < sum(one.kept for one in got) < 7
 
 
 def test_max_kl_bounds_the_whole_circuit():

@@ -3,13 +3,13 @@ import itertools
 import pytest
 import torch
 
-from passes.stream import read_sites
-from tests.checks import canonical
+from tests.checks import calibration_on, canonical
 from tests.families import images
 from vitfx.ablation import make_reference
 from vitfx.edge_graph import EdgeGraph
-from vitfx.importance import fisher_scores, group_paths, writer_scores
-from vitfx.stages import read_stages, replaced
+from vitfx.importance import fisher_scores, group_paths
+from vitfx.metric import drawn_from
+from vitfx.stages import replaced
 
 WHOLE = {f"m{i}": [range(48)] for i in range(3)}
 
@@ -23,10 +23,11 @@ def test_the_gradient_of_a_gate_is_the_difference_quotient(graph):
     """½ (∂ log p(y|x)/∂gate)² by finite differences, one image and head at a time, y drawn by the same generator."""
     pixels, corrupted = images(6, torch.float64).split(3)
     reference = make_reference(graph, corrupted, "mean")
-    scores = fisher_scores(graph.stages, pixels, reference, seed=3)
+    calibration = calibration_on(pixels, corrupted)
+    scores = fisher_scores(graph.stages, calibration, reference)
     with torch.no_grad():
-        log_p = graph.run(pixels).log_softmax(-1)
-        drawn = torch.multinomial(log_p.exp().float(), 1, generator=torch.Generator().manual_seed(3))
+        logits = graph.run(pixels)
+        log_p, drawn = logits.log_softmax(-1), drawn_from(logits, calibration.draws)[:, None]
         step = 1e-5
         for head in range(4):
             moved = _with_gate(graph, pixels, "a1", head, 1 - step, reference["a1"]).log_softmax(-1)
@@ -49,9 +50,10 @@ def _with_gate(graph, pixels, name, head, gate, reference):
 def test_scores_do_not_depend_on_the_batch(graph, monkeypatch):
     pixels, corrupted = images(40, torch.float64).split(20)
     reference = make_reference(graph, corrupted, "resample")
-    scores = fisher_scores(graph.stages, pixels, reference, seed=0)
+    calibration = calibration_on(pixels, corrupted)
+    scores = fisher_scores(graph.stages, calibration, reference)
     monkeypatch.setattr("vitfx.importance._BATCH", 20)
-    again = fisher_scores(graph.stages, pixels, reference, seed=0)
+    again = fisher_scores(graph.stages, calibration, reference)
     assert all(torch.allclose(scores[name], again[name], rtol=1e-9) for name in scores)
 
 
@@ -68,13 +70,3 @@ def test_paths_hold_every_neuron_once_and_like_importance_together(graph):
 def test_more_paths_than_neurons_are_single_neurons(graph):
     groups = group_paths(graph.stages, {name: torch.arange(48.0) for name in WHOLE}, 100)
     assert groups["m0"] == [[unit] for unit in range(48)]
-
-
-def test_a_writers_score_is_the_sum_over_its_units():
-    graph_module = canonical()
-    scores = {site.name: torch.arange(float(site.module.units)) for site in read_sites(graph_module)}
-    graph = EdgeGraph(graph_module, group_paths(read_stages(graph_module), scores, 2))
-    found = writer_scores(graph, scores)
-    assert found["a0.h3"] == 3
-    assert found["m0.p1"] == sum(range(24, 48))
-    assert "embed" not in found

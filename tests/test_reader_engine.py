@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.checks import canonical
+from tests.checks import calibration_on, canonical
 from tests.families import images
 from vitfx.ablation import ABLATIONS, make_reference
 from vitfx.acdc import acdc
-from vitfx.calibration import Alone, Calibration
 from vitfx.circuit import EXACT, LOGITS, Edge
 from vitfx.edge_graph import EdgeGraph
 from vitfx.journal import NoJournal
@@ -25,8 +24,7 @@ COUNT = 20
 class Setting:
     def __init__(self, name="torchvision", granularity="qkv", ablation="mean"):
         pixels = images(2 * COUNT, torch.float64)
-        draws = torch.rand(COUNT, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        self.calibration = Calibration(pixels[:COUNT], pixels[COUNT:], None, draws, COUNT, Alone())
+        self.calibration = calibration_on(pixels[:COUNT], pixels[COUNT:])
         graph_module = canonical(name)
         with torch.no_grad():
             for parameter in graph_module.parameters():

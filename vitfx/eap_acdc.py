@@ -2,7 +2,7 @@
 
 Readers are visited as in ACDC, and each edge's removal is predicted anew at the circuit as it stands (see
 `vitfx.second_order`). From the least predicted on, edges are removed in groups: a group goes if the exact D_KL(G‖H)
-without it rises by less than τ, or by so little that no edge's share of the rise, by attribution, reaches half of τ;
+without it rises by less than τ, or by so little that no edge's share of the rise, by attribution, reaches τ;
 else a smaller group is tried, down to a single edge, which is then ACDC's own question. What is predicted to cost many
 times τ is kept unasked, and so is the rest once a few single edges in a row had to be kept.
 
@@ -24,11 +24,11 @@ import torch
 from vitfx.circuit import ATTRIBUTED, BOUND, EMBED, EXACT, GROUP, Decision, Edge, Writer
 from vitfx.search import Engine, Journal, Limits, Visit
 
-ABOVE = 8.0
+ABOVE = 4.0
 """An edge predicted to cost more than this many τ is kept unasked."""
-PATIENCE = 4
+PATIENCE = 2
 """After as many single edges in a row that had to be kept, so are those predicted to cost more."""
-SHARE = 0.5
+SHARE = 1.0
 """The most of τ that an edge's share of a group's rise may be."""
 _PAIRS = 5
 
@@ -113,6 +113,12 @@ class _Candidate:
     predicted: float
 
 
+def _shares(group: Sequence[_Candidate]) -> list[float]:
+    """Of a group's rise, by attribution; equal where that says nothing."""
+    total = sum(abs(one.attribution) for one in group)
+    return [abs(one.attribution) / total if total else 1 / len(group) for one in group]
+
+
 class _Reader:
     """The edges of one reader."""
 
@@ -156,8 +162,8 @@ class _Reader:
 
     def _ask(self, group: list[_Candidate], *, bounded: bool = True) -> float | None:
         """Removes the group if it may go; else how many times too much it costs. A single edge is decided for good."""
-        share = max(abs(one.attribution) for one in group) / max(sum(abs(one.attribution) for one in group), 1e-300)
-        most = self.limits.tau * max(1.0, SHARE / share)
+        shares = _shares(group)
+        most = self.limits.tau * max(1.0, SHARE / max(shares))
 
         def allowed(kl: float) -> bool:
             return kl - self.kl < most and kl <= self.limits.max_kl
@@ -169,9 +175,9 @@ class _Reader:
             basis = EXACT if trial.exact else BOUND
             self.decisions.append(self._decision(group[0], not removes, rise, trial.kl, basis))
         elif removes:
-            total = max(sum(abs(one.attribution) for one in group), 1e-300)
             self.decisions += [
-                self._decision(one, False, rise * abs(one.attribution) / total, trial.kl, GROUP) for one in group
+                self._decision(one, False, rise * share, trial.kl, GROUP)
+                for one, share in zip(group, shares, strict=True)
             ]
         if not removes:
             return max(rise / most, 2.0)

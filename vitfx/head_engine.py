@@ -47,7 +47,7 @@ class HeadEngine:
                 yield visit
                 gone = visit.gone
             with torch.no_grad():
-                self.behind.insert(0, decide(stage, gone, self.reference.get(stage.name)))
+                self.behind.insert(0, decide(stage, sorted(gone), self.reference.get(stage.name)))
         yield EmbeddingVisit(self, stream)
 
     def _streams(self) -> list[Tensor]:

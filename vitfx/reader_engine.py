@@ -119,6 +119,7 @@ class _Unit:
 
     def settle(self, visit: ReaderVisit) -> None:
         """The reader's edges are decided: what it makes of them is what the unit's next reader finds."""
+        visit.tidy()
         if self.idle or self.is_logits or not isinstance(self.stage.module, Attention):
             self.read = visit.read
             return
@@ -192,6 +193,14 @@ class ReaderVisit:
             groups = self._by_stage(writers)
             changes = [self._change(groups, images) for images in batches(len(self.read))]
             self.read = self.read + torch.cat(changes)
+
+    def tidy(self) -> None:
+        """Works out what is read from the whole model once more, so that rounding does not depend on the steps in which
+        edges were removed: a run that was broken off goes on to the same bits."""
+        seen = self.engine.wiring.seen[self.row]
+        gone = [one for one in self.writers if not bool(seen[self.engine.wiring.row[one]])]
+        self.read = self.run.streams[self.unit.index]
+        self.remove(gone)
 
     def _change(self, groups: dict[int, list[Writer]], images: slice) -> Tensor:
         return torch.stack(
