@@ -11,39 +11,16 @@ Shapes: n images of a batch, N images of the process, T tokens, D width, E inner
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from passes.dialect import ACTIVATIONS, Attention, Mlp
-from passes.plan import channels_of
-from vitfx.circuit import LOGITS
 from vitfx.narrow import NarrowingStage
 from vitfx.search import batches
-from vitfx.stages import Stage, attend, contribution, project_heads
+from vitfx.stages import contribution
+from vitfx.steps import Step, Units
 from vitfx.streams import CleanRun
 from vitfx.wiring import Wiring
-
-
-@dataclass
-class Step:
-    """A later sublayer, or the logits, as far as the change gets there.
-
-    readers: rows of those that see some of it. mask: (readers, writers changed before), 1 where one sees the other.
-    rows: the writers that change in turn. read: what the readers read as things stand, (readers, N, T, D).
-    parts: heads' queries, keys and values as things stand, (N, heads, T, channels). inner: the same of what the rows'
-    units put out, (N, T, channels).
-    """
-
-    index: int
-    readers: list[int]
-    mask: Tensor
-    rows: list[int]
-    units: list[int]
-    read: Tensor = field(default_factory=lambda: torch.empty(0))
-    parts: list[Tensor] = field(default_factory=list)
-    inner: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class Downstream:
@@ -62,13 +39,13 @@ class Downstream:
             readers = [row for row in wiring.alive_readers(index) if bool(wiring.seen[row, changed].any())]
             if not readers:
                 continue
-            rows = [row for row in wiring.writers_of(index) if bool(wiring.alive[row])]
+            rows = wiring.alive_writers(index)
             heads = {wiring.readers[row].head for row in readers}
             if None not in heads:
                 rows = [row for row in rows if wiring.writers[row].index in heads]
             mask = wiring.seen[readers][:, changed].to(self.run.logits)
-            units = [unit for row in rows for unit in wiring.writers[row].units]
-            steps.append(Step(index, readers, mask, rows, units))
+            units = Units(self.run.narrowed.stages[index], wiring, rows) if rows else None
+            steps.append(Step(index, readers, mask, units))
             changed = [*changed, *rows]
         return steps
 
@@ -80,30 +57,16 @@ class Downstream:
             if step.index > narrow and not cut:
                 changes, cut = changes[:, :, self.run.narrowed.tokens], True
             read = step.read[:, images] + (step.mask @ changes.flatten(1)).unflatten(1, changes.shape[1:])
-            if self.wiring.readers[step.readers[0]].sublayer == LOGITS:
+            if step.units is None:
                 return self.run.classify(read[0])
-            stage = self.run.narrowed.stages[step.index]
-            parts = [part[images] for part in step.parts]
-            inner = inner_of(stage, step, self.wiring, read, parts)
-            made = self.by_row(step.index, step.rows, inner - step.inner[images])
+            stage = step.units.stage
+            readers = [self.wiring.readers[row] for row in step.readers]
+            parts = step.units.parts(readers, read, [part[images] for part in step.parts])
+            made = step.units.by_row(step.units.inner(read, parts) - step.inner[images])
             if isinstance(stage, NarrowingStage) and not cut:
                 changes, cut = changes[:, :, stage.tokens], True
             changes = torch.cat([changes, made])
         raise AssertionError("an alive writer has a way to the logits")
-
-    def by_row(self, index: int, rows: Sequence[int], inner: Tensor) -> Tensor:
-        """What each row's units add to the stream: inner channels of the rows' units (n, T, ·) -> (rows, n, T, D)."""
-        module = self.run.narrowed.stages[index].sublayer
-        assert module is not None
-        units = [self.wiring.writers[row].units for row in rows]
-        weight = module.out.weight
-        pieces = inner.split([len(one) * module.channels for one in units], dim=-1)
-        return torch.stack(
-            [
-                piece @ weight[:, channels_of(one, module.channels).to(weight.device)].T
-                for piece, one in zip(pieces, units, strict=True)
-            ]
-        )
 
     @torch.no_grad()
     def _fill(self, inner: Tensor) -> None:
@@ -171,19 +134,13 @@ class _Walk:
         chosen = [] if wanted is None else [readers.index(row) for row in wanted.readers]
         if stage is None:
             return read[chosen], [], read.new_zeros(read.shape[1])
-        rows = [row for row in self.wiring.writers_of(index) if bool(self.wiring.alive[row])]
-        units = [unit for row in rows for unit in self.wiring.writers[row].units]
-        everything = Step(index, readers, mask, rows, units)
-        parts = parts_of(stage, everything, self.wiring, read)
-        inner = inner_from(stage, units, read, parts)
-        assert stage.sublayer is not None
-        channels = channels_of(units, stage.sublayer.channels).to(inner.device)
-        whole = self._ablated(index).index_copy(2, channels, inner)
+        alive = Units(stage, self.wiring, self.wiring.alive_writers(index))
+        parts = alive.parts([self.wiring.readers[row] for row in readers], read)
+        whole = self._ablated(index).index_copy(2, alive.channels, alive.inner(read, parts))
         found = None
-        if wanted is not None:
-            heads = [units.index(unit) for unit in wanted.units] if isinstance(stage.module, Attention) else []
-            own = channels_of(wanted.units, stage.sublayer.channels).to(inner.device)
-            found = read[chosen], [part[:, heads] for part in parts], whole[..., own]
+        if wanted is not None and wanted.units is not None:
+            heads = [alive.units.index(unit) for unit in wanted.units.units] if parts else []
+            found = read[chosen], [part[:, heads] for part in parts], whole[..., wanted.units.channels]
         self._write(index, self.stream, whole)
         return found
 
@@ -193,48 +150,3 @@ class _Walk:
         carried = stage.carried(self.stream)
         reference = self.run.reference_of(index, self.images).to(carried)
         return reference.expand(*carried.shape[:2], -1)
-
-
-def parts_of(stage: Stage, step: Step, wiring: Wiring, read: Tensor, known: Sequence[Tensor] = ()) -> list[Tensor]:
-    """An attention's queries, keys and values of the step's heads, each from its own reader where one is given.
-
-    read: (readers, n, T, D). known: what the parts are without a reader, (n, heads, T, channels). An MLP has none.
-    """
-    module = stage.module
-    if not isinstance(module, Attention):
-        return []
-    assert stage.norm is not None
-    normed = stage.norm(read)
-    parts = []
-    for position, (name, linear) in enumerate(zip("qkv", (module.q, module.k, module.v), strict=True)):
-        chosen = [at for at, row in enumerate(step.readers) if wiring.readers[row].part in (None, name)]
-        heads = [wiring.readers[step.readers[at]].head for at in chosen]
-        where = [step.units.index(head) for head in heads if head is not None]
-        inputs = normed[chosen]
-        if name == "q" and isinstance(stage, NarrowingStage):
-            inputs = inputs[:, :, stage.tokens]
-        if not chosen:
-            parts.append(known[position])
-            continue
-        made = project_heads(linear, module.units, inputs, [head for head in heads if head is not None])
-        if len(where) == len(step.units):
-            parts.append(made)
-        else:
-            parts.append(known[position].index_copy(1, torch.tensor(where, device=made.device), made))
-    return parts
-
-
-def inner_from(stage: Stage, units: Sequence[int], read: Tensor, parts: Sequence[Tensor]) -> Tensor:
-    """The inner channels of these units, (n, T, ·): heads' from their parts, neurons' from what the MLP reads."""
-    module = stage.module
-    if isinstance(module, Attention):
-        return attend(module, *parts)
-    assert isinstance(module, Mlp) and stage.norm is not None
-    rows = torch.tensor(list(units), device=read.device)
-    bias = None if module.fc1.bias is None else module.fc1.bias[rows]
-    hidden = torch.nn.functional.linear(stage.norm(read[0]), module.fc1.weight[rows], bias)
-    return ACTIVATIONS[module.activation](hidden)
-
-
-def inner_of(stage: Stage, step: Step, wiring: Wiring, read: Tensor, known: Sequence[Tensor]) -> Tensor:
-    return inner_from(stage, step.units, read, parts_of(stage, step, wiring, read, known))

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from passes.dialect import Attention
 from passes.plan import channels_of
 from vitfx.calibration import Calibration
-from vitfx.circuit import LOGITS, Reader, Writer
-from vitfx.downstream import Downstream, Step, inner_from, parts_of
+from vitfx.circuit import Reader, Writer
+from vitfx.downstream import Downstream
 from vitfx.edge_graph import EdgeGraph, kl_divergence
 from vitfx.search import Trial, batches, mean_kl
 from vitfx.second_order import Along, second_order
-from vitfx.stages import Reference, Stage
+from vitfx.stages import Reference
+from vitfx.steps import Units
 from vitfx.streams import CleanRun
 from vitfx.wiring import Wiring
 
@@ -62,7 +62,7 @@ class ReaderEngine:
             visit = ReaderVisit(unit, row)
             yield visit
             unit.settle(visit)
-        if inner is not None and not unit.idle:
+        if inner is not None:
             unit.write(inner)
 
 
@@ -71,70 +71,64 @@ class _Unit:
 
     def __init__(self, engine: ReaderEngine, index: int, readers: list[int], inner: Tensor | None) -> None:
         self.engine, self.index, self.run, wiring = engine, index, engine.run, engine.wiring
-        first = wiring.readers[readers[0]]
-        self.is_logits = first.sublayer == LOGITS
-        rows = [] if self.is_logits else wiring.writers_of(index) if first.head is None else [wiring.head_row(first)]
-        self.rows = [row for row in rows if bool(wiring.alive[row])]
-        self.idle = not self.is_logits and not self.rows
-        self.units = [unit for row in self.rows for unit in wiring.writers[row].units]
+        self.units: Units | None = None
         self.parts: list[Tensor] = []
-        if inner is None or self.idle:
+        self.is_logits = inner is None
+        if inner is None:
             return
-        self.down = Downstream(self.run, wiring, index, self.rows, inner)
-        self.before = inner[..., self._channels()].clone()
-        if isinstance(self.stage.module, Attention):
-            self.parts = self._all(lambda images: self._parts(readers, self._clean(images, len(readers))))
+        stage, first = self.run.narrowed.stages[index], wiring.readers[readers[0]]
+        rows = wiring.alive_writers(index)
+        rows = rows if first.head is None else [row for row in rows if row == wiring.head_row(first)]
+        if not rows:
+            return
+        self.units = Units(stage, wiring, rows)
+        self.down = Downstream(self.run, wiring, index, rows, inner)
+        self.before = inner[..., self.units.channels]
+        self.parts = self._all(lambda images: self._parts(readers, self._clean(images, len(readers)), []))
 
     @property
-    def stage(self) -> Stage:
-        return self.run.narrowed.stages[self.index]
+    def idle(self) -> bool:
+        """Nothing of it leads to the logits."""
+        return self.units is None and not self.is_logits
 
     def _clean(self, images: slice, readers: int) -> Tensor:
         stream = self.run.streams[self.index][images]
         return stream.expand(readers, *stream.shape)
 
-    def _channels(self) -> Tensor:
-        assert self.stage.sublayer is not None
-        return channels_of(self.units, self.stage.sublayer.channels).to(self.run.logits.device)
-
-    def _parts(self, readers: list[int], read: Tensor, known: Sequence[Tensor] = ()) -> list[Tensor]:
-        step = Step(self.index, readers, read.new_zeros(0), self.rows, self.units)
-        return parts_of(self.stage, step, self.engine.wiring, read, known)
+    def _parts(self, readers: list[int], read: Tensor, known: Sequence[Tensor]) -> list[Tensor]:
+        assert self.units is not None
+        return self.units.parts([self.engine.wiring.readers[row] for row in readers], read, known)
 
     def _all(self, of: Callable[[slice], list[Tensor]]) -> list[Tensor]:
         with torch.no_grad():
             pieces = [of(images) for images in batches(len(self.run.logits))]
         return [torch.cat(one) for one in zip(*pieces, strict=True)]
 
-    def inner(self, reader: int, read: Tensor, images: slice) -> Tensor:
-        """The unit's inner channels (n, T, ·) when one of its readers reads (n, T, D)."""
-        parts = self._parts([reader], read[None], [part[images] for part in self.parts])
-        return inner_from(self.stage, self.units, read[None], parts)
-
     def logits(self, reader: int, read: Tensor, images: slice) -> Tensor:
-        if self.is_logits:
+        """What becomes of the logits (n, K) when one of the readers reads (n, T, D)."""
+        if self.units is None:
             return self.run.classify(read)
-        change = self.inner(reader, read, images) - self.before[images]
-        return self.down.logits(images, self.down.by_row(self.index, self.rows, change))
+        parts = self._parts([reader], read[None], [part[images] for part in self.parts])
+        change = self.units.inner(read[None], parts) - self.before[images]
+        return self.down.logits(images, self.units.by_row(change))
 
     def settle(self, visit: ReaderVisit) -> None:
         """The reader's edges are decided: what it makes of them is what the unit's next reader finds."""
         visit.tidy()
-        if self.idle or self.is_logits or not isinstance(self.stage.module, Attention):
-            self.read = visit.read
+        if self.idle or self.is_logits:
             return
+        self.read = visit.read
         self.parts = self._all(
             lambda images: self._parts([visit.row], visit.read[None, images], [part[images] for part in self.parts])
         )
 
     def write(self, inner: Tensor) -> None:
-        if isinstance(self.stage.module, Attention):
-            made = self._all(
-                lambda images: [inner_from(self.stage, self.units, inner, [p[images] for p in self.parts])]
-            )
-        else:
-            made = self._all(lambda images: [inner_from(self.stage, self.units, self.read[None, images], [])])
-        inner[..., self._channels()] = made[0]
+        """Brings the unit's part of the sublayer's inner channels (N, T, E) up to date."""
+        units = self.units
+        if units is not None:
+            parts = self.parts
+            made = self._all(lambda images: [units.inner(self.read[None, images], [part[images] for part in parts])])
+            inner[..., units.channels] = made[0]
 
 
 class ReaderVisit:

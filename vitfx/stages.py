@@ -95,7 +95,7 @@ def project_heads(linear: nn.Linear, heads: int, inputs: Tensor, chosen: Sequenc
     count, images, tokens, width = inputs.shape
     weight = linear.weight.unflatten(0, (heads, -1))
     bias = None if linear.bias is None else linear.bias.unflatten(0, (heads, 1, -1))
-    if chosen is not None:
+    if chosen is not None and list(chosen) != list(range(heads)):
         index = torch.tensor(list(chosen), device=weight.device)
         weight, bias = weight[index], None if bias is None else bias[index]
     found = inputs.reshape(count, images * tokens, width) @ weight.transpose(1, 2)

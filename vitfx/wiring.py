@@ -33,6 +33,9 @@ class Wiring:
     def readers_of(self, stage: int) -> list[int]:
         return [row for row, at in enumerate(self.reader_stage) if at == stage]
 
+    def alive_writers(self, stage: int) -> list[int]:
+        return [row for row in self.writers_of(stage) if bool(self.alive[row])]
+
     def alive_readers(self, stage: int) -> list[int]:
         """Those from which a kept way leads to the logits."""
         return [row for row in self.readers_of(stage) if bool(self._leads[row])]

@@ -1,0 +1,100 @@
+"""Single heads and paths of a sublayer behind the reader at hand: what they make of what their readers read.
+
+Shapes: n images of a batch, N images of the process, T tokens, D width, E inner channels of a sublayer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from passes.dialect import ACTIVATIONS, Attention, Mlp
+from passes.plan import channels_of
+from vitfx.circuit import Reader
+from vitfx.narrow import NarrowingStage
+from vitfx.stages import Stage, attend, project_heads
+from vitfx.wiring import Wiring
+
+
+class Units:
+    """Some rows (heads or paths) of one sublayer, with their part of its weights laid out for them alone."""
+
+    def __init__(self, stage: Stage, wiring: Wiring, rows: Sequence[int]) -> None:
+        module = stage.sublayer
+        assert module is not None
+        self.stage, self.module, self.rows = stage, module, list(rows)
+        self.units = [unit for row in rows for unit in wiring.writers[row].units]
+        weight = module.out.weight
+        self.channels = channels_of(self.units, module.channels).to(weight.device)
+        self.sizes = [len(wiring.writers[row].units) * module.channels for row in rows]
+        self._columns = weight.T[self.channels].split(self.sizes)
+        self._stacked = torch.stack(self._columns) if len(set(self.sizes)) == 1 else None
+        if isinstance(module, Mlp):
+            self._hidden = module.fc1.weight[self.channels]
+            self._bias = None if module.fc1.bias is None else module.fc1.bias[self.channels]
+
+    def inner(self, read: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """The inner channels, (n, T, ·): heads' from their parts, neurons' from what the MLP reads, (1, n, T, D)."""
+        if isinstance(self.module, Attention):
+            return attend(self.module, *parts)
+        assert isinstance(self.module, Mlp) and self.stage.norm is not None
+        return ACTIVATIONS[self.module.activation](F.linear(self.stage.norm(read[0]), self._hidden, self._bias))
+
+    def by_row(self, inner: Tensor) -> Tensor:
+        """What each row adds to the stream: (n, T, ·) -> (rows, n, T, D)."""
+        if self._stacked is None:
+            pieces = inner.split(self.sizes, dim=-1)
+            return torch.stack([piece @ block for piece, block in zip(pieces, self._columns, strict=True)])
+        apart = inner.flatten(0, 1).unflatten(1, (len(self.rows), -1)).transpose(0, 1)
+        return torch.bmm(apart, self._stacked).unflatten(1, inner.shape[:2])
+
+    def parts(self, readers: Sequence[Reader], read: Tensor, known: Sequence[Tensor] = ()) -> list[Tensor]:
+        """An attention's queries, keys and values, each from its own reader where one is given; an MLP has none.
+
+        read: of each reader, (readers, n, T, D). known: what the parts are otherwise, (n, heads, T, channels).
+        """
+        if not isinstance(self.module, Attention):
+            return []
+        assert self.stage.norm is not None
+        normed, parts = self.stage.norm(read), []
+        for position, (name, linear) in enumerate(
+            zip("qkv", (self.module.q, self.module.k, self.module.v), strict=True)
+        ):
+            chosen = [at for at, reader in enumerate(readers) if reader.part in (None, name)]
+            if not chosen:
+                parts.append(known[position])
+                continue
+            inputs = normed if len(chosen) == len(readers) else normed[chosen]
+            if name == "q" and isinstance(self.stage, NarrowingStage):
+                inputs = inputs[:, :, self.stage.tokens]
+            heads = [head for at in chosen if (head := readers[at].head) is not None]
+            made = project_heads(linear, self.module.units, inputs, heads)
+            where = [self.units.index(head) for head in heads]
+            whole = where == list(range(len(self.units)))
+            parts.append(
+                made if whole else known[position].index_copy(1, torch.tensor(where, device=made.device), made)
+            )
+        return parts
+
+
+@dataclass
+class Step:
+    """A later sublayer, or the logits, as far as a change gets there.
+
+    readers: rows of those that see some of it. mask: (readers, writers changed before), 1 where one sees the other.
+    units: the writers that change in turn, None for the logits. read: what the readers read as things stand, (readers,
+    N, T, D). parts: heads' queries, keys and values as things stand, (N, heads, T, channels). inner: the same of what
+    the units put out, (N, T, channels).
+    """
+
+    index: int
+    readers: list[int]
+    mask: Tensor
+    units: Units | None
+    read: Tensor = field(default_factory=lambda: torch.empty(0))
+    parts: list[Tensor] = field(default_factory=list)
+    inner: Tensor = field(default_factory=lambda: torch.empty(0))
