@@ -1,0 +1,116 @@
+"""What the benchmarks of discovery run on: a model as a graph, its calibration images, references and edge graph."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.fx import GraphModule
+
+from vitfx.acdc import Order
+from vitfx.checkpoint import LoadedModel, load_model
+from vitfx.circuit import Circuit, Writer
+from vitfx.data import Splits, open_data
+from vitfx.discovery import Setup, origins, prepare
+from vitfx.edge_graph import EdgeGraph, Paths
+from vitfx.errors import UserError
+from vitfx.fisher import fisher
+from vitfx.head_engine import HeadEngine
+from vitfx.image_set import Images, ImageSet
+from vitfx.importance import fisher_scores, group_paths
+from vitfx.order import by_attribution
+from vitfx.progress import Watcher
+from vitfx.reader_engine import ReaderEngine
+from vitfx.search import Engine
+from vitfx.settings import Settings
+from vitfx.trace import at_rest, to_canonical
+
+
+@dataclass(frozen=True)
+class Subject:
+    """sample: the calibration images, undecoded; images: decoded. graph_module: canonical, on the device.
+    facts: see `vitfx.discovery.origins`."""
+
+    model: LoadedModel
+    splits: Splits
+    sample: ImageSet
+    images: Images
+    graph_module: GraphModule
+    setup: Setup
+    graph: EdgeGraph
+    facts: dict[str, str]
+
+    def engine(self) -> Engine:
+        kind = HeadEngine if self.graph.reads_stream else ReaderEngine
+        return kind(self.graph, self.setup.calibration, self.setup.reference)
+
+    def order(self) -> Order:
+        """The least attributed first, as `vitfx.discovery` has it by default."""
+        return partial(by_attribution, fisher(self.graph, self.setup.calibration, self.setup.reference))
+
+
+def open_subject(
+    model: str,
+    data: str | None,
+    settings: Settings,
+    device: torch.device,
+    watcher: Watcher,
+    circuit: Circuit | None = None,
+) -> Subject:
+    """circuit: what the neurons' groups are taken from; without one they are found as discovery finds them.
+
+    Raises UserError where model or data can't be used, or the circuit is of others.
+    """
+    loaded = load_model(model)
+    source = data or loaded.data
+    if source is None:
+        raise UserError(f"{model} does not name its data: pass images with --data, a folder, .npz or digits")
+    splits = open_data(source, loaded.preprocess, loaded.classes)
+    sample = splits.calibration.sample(settings.samples, settings.seed)
+    images = sample.load(watcher.bar("loading"))
+    graph_module = to_canonical(at_rest(loaded.module), images.pixels[:2]).graph_module.to(device)
+    facts = origins(graph_module, images)
+    if circuit is not None and any(circuit.origins.get(name) != facts[name] for name in ("model", "images")):
+        raise UserError("--circuit was found on another model or other images: give those that it was found on")
+    setup = prepare(graph_module, images, settings)
+    if circuit is None:
+        watcher.say("grouping neurons")
+        scores = fisher_scores(setup.coarse.stages, setup.calibration, setup.reference)
+        paths = group_paths(setup.coarse.stages, scores, settings.paths)
+    else:
+        paths = paths_of(circuit)
+    graph = EdgeGraph(graph_module, paths, settings.granularity)
+    watcher.say(f"the {settings.granularity} graph has {len(graph.edges()):,} edges")
+    return Subject(loaded, splits, sample, images, graph_module, setup, graph, facts)
+
+
+def paths_of(circuit: Circuit) -> Paths:
+    """The groups of neurons that a circuit's writers are."""
+    writers = {one.edge.writer for one in circuit.decisions if one.edge.writer.sublayer.startswith("m")}
+    by_mlp: defaultdict[str, list[Writer]] = defaultdict(list)
+    for writer in writers:
+        by_mlp[writer.sublayer].append(writer)
+    return {
+        name: [list(one.units) for one in sorted(found, key=lambda one: one.index or 0)]
+        for name, found in by_mlp.items()
+    }
+
+
+def settings_of(circuit: Circuit) -> Settings:
+    """What a circuit was found with. Raises UserError where it does not say."""
+    record = dict(circuit.settings)
+    if record.get("max_kl") is None:
+        record["max_kl"] = float("inf")
+    try:
+        return Settings(**{one.name: record[one.name] for one in fields(Settings)})
+    except KeyError as error:
+        raise UserError(f"--circuit does not say its {error.args[0]}: give one that this vitfx found") from error
+
+
+def check_out(out: Path) -> None:
+    """Raises UserError where a result can't be written, before it takes hours to find."""
+    if out.is_dir() or not out.parent.is_dir():
+        raise UserError(f"--out {out} can't be written: give it a file in a folder that is there")
