@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from passes.plan import channels_of
 from vitfx.calibration import Calibration
 from vitfx.circuit import Reader, Writer
 from vitfx.downstream import Downstream
@@ -38,12 +37,12 @@ class ReaderEngine:
 
     def visits(self) -> Iterator[ReaderVisit]:
         for index in range(self.run.logits_stage, self.graph.first - 1, -1):
-            if index < self.run.logits_stage and index not in self.run.inner:
+            if index < self.run.logits_stage and self.run.narrowed.stages[index].sublayer is None:
                 continue
             inner = None
             if index < self.run.logits_stage:
                 self.wiring.settle(index)
-                inner = self.run.inner[index].clone()
+                inner = self.run.inner(index)
             for readers in self._groups(index):
                 yield from self._visit(index, readers, inner)
 
@@ -140,12 +139,14 @@ class ReaderVisit:
         self.reader: Reader = engine.wiring.readers[row]
         self.writers: Sequence[Writer] = engine.graph.parents(self.reader)
         self.idle = unit.idle
-        self.read = self.run.streams[unit.index]
+        start = self.run.narrowed.start
+        self.cut = unit.index > start or (unit.index == start and self.reader.part == "q")
+        self.read = self._whole()
 
-    @property
-    def cut(self) -> bool:
-        """What is read has the logits' tokens alone."""
-        return self.unit.index > self.run.narrowed.start
+    def _whole(self) -> Tensor:
+        """What the reader reads in the whole model; where it is cut, of the tokens that the logits read."""
+        stream = self.run.streams[self.unit.index]
+        return self.run.narrowed.cut(stream) if self.unit.index == self.run.narrowed.start and self.cut else stream
 
     @torch.no_grad()
     def kl_without(self, writers: Sequence[Writer], allowed: Callable[[float], bool]) -> Trial:
@@ -161,24 +162,9 @@ class ReaderVisit:
         def run(images: slice) -> tuple[Tensor, Tensor, Along]:
             read = self.read[images].detach().requires_grad_()
             logits = self.unit.logits(self.row, read, images)
-            return read, logits, lambda gradient: self._along(gradient, images)
+            return read, logits, lambda gradient: self.run.along(gradient, self.writers, images, cut=self.cut)
 
         return second_order(self.engine.calibration, self.run.logits, run)
-
-    def _along(self, gradient: Tensor, images: slice) -> Tensor:
-        """(n, T, D) -> its product with what each writer's removal changes, (writers, n)."""
-        found = []
-        for index, writers in self._by_stage(self.writers).items():
-            inner = self.run.replacing(index, images, cut=self.cut)
-            module = self.run.narrowed.stages[index].sublayer if index >= self.run.graph.first else None
-            if module is None:
-                found.append((inner * gradient).sum((1, 2))[None])
-                continue
-            by_channel = (inner * (gradient @ module.out.weight)).sum(dim=1)
-            found.append(
-                torch.stack([by_channel[:, channels_of(one.units, module.channels)].sum(1) for one in writers])
-            )
-        return torch.cat(found)
 
     @torch.no_grad()
     def remove(self, writers: Sequence[Writer]) -> None:
@@ -193,7 +179,7 @@ class ReaderVisit:
         edges were removed: a run that was broken off goes on to the same bits."""
         seen = self.engine.wiring.seen[self.row]
         gone = [one for one in self.writers if not bool(seen[self.engine.wiring.row[one]])]
-        self.read = self.run.streams[self.unit.index]
+        self.read = self._whole()
         self.remove(gone)
 
     def _change(self, groups: dict[int, list[Writer]], images: slice) -> Tensor:

@@ -55,7 +55,8 @@ class Units:
     def parts(self, readers: Sequence[Reader], read: Tensor, known: Sequence[Tensor] = ()) -> list[Tensor]:
         """An attention's queries, keys and values, each from its own reader where one is given; an MLP has none.
 
-        read: of each reader, (readers, n, T, D). known: what the parts are otherwise, (n, heads, T, channels).
+        read: of each reader, (readers, n, T, D); queries alone may come with the tokens that are wanted only. known:
+        what the parts are otherwise, (n, heads, T, channels).
         """
         if not isinstance(self.module, Attention):
             return []
@@ -69,7 +70,7 @@ class Units:
                 parts.append(known[position])
                 continue
             inputs = normed if len(chosen) == len(readers) else normed[chosen]
-            if name == "q" and isinstance(self.stage, NarrowingStage):
+            if name == "q" and isinstance(self.stage, NarrowingStage) and inputs.shape[2] > len(self.stage.tokens):
                 inputs = inputs[:, :, self.stage.tokens]
             heads = [head for at in chosen if (head := readers[at].head) is not None]
             made = project_heads(linear, self.module.units, inputs, heads)
