@@ -17,7 +17,7 @@ from vitfx.stages import Reference, of_images
 
 
 class CleanRun:
-    """streams: the input of each stage, (N, T, D); behind the last attention, T is what the logits read. logits: (N, K).
+    """streams: the input of each stage, (N, T, D); T behind the last attention is what the logits read. logits: (N, K).
 
     Memory, in numbers: N·T·((2L + 1)·D + ΣE): the streams, and of every sublayer reference less inner channels.
     """
