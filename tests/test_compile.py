@@ -41,20 +41,52 @@ def test_a_model_in_training_mode_stays_so_and_is_pruned_as_it_answers():
 
 def test_a_resampled_circuit_is_told_from_its_artifact():
     pixels = images(12)
-    found = vitfx.prune(make("timm"), pixels, tau=1.0, max_kl=2e-3, ablation="resample", corruption="noise", paths=4)
+    found = vitfx.prune(make("timm"), pixels, tau=1.0, max_kl=1e-3, ablation="resample", corruption="noise", paths=4)
     with torch.no_grad():
         kl = float(kl_divergence(found.original(pixels), found.module(pixels)).mean())
-    assert found.notes[0].endswith(
-        f"D_KL(original ‖ artifact) is {kl:.4f} on the calibration images, the circuit's {found.circuit.kl:.4f}"
+    assert found.artifact_kl == pytest.approx(kl, rel=1e-5)
+    assert found.artifact_kl != pytest.approx(found.circuit.kl, rel=1e-3)
+    assert found.notes == (
+        "the artifact has a mean where resampling has another image's values, which takes D_KL from the original, on "
+        f"the calibration images, from {found.circuit.kl:.4f} to {kl:.4f}",
     )
+
+
+@pytest.mark.parametrize("granularity", ["edge", "qkv"])
+def test_restored_edges_are_told(granularity):
+    pixels = images(12)
+    found = vitfx.prune(
+        make("timm"), pixels, method="random", remove=0.9, granularity=granularity, corruption="noise", paths=4
+    )
+    assert found.plan.deletions
+    with torch.no_grad():
+        kl = float(kl_divergence(found.original(pixels), found.module(pixels)).mean())
+    assert found.artifact_kl == pytest.approx(kl, rel=1e-5)
+    assert found.artifact_kl != pytest.approx(found.circuit.kl, rel=1e-3)
+    assert found.notes == (
+        "the artifact restores the edges between survivors, which takes D_KL from the original, on the calibration "
+        f"images, from {found.circuit.kl:.4f} to {kl:.4f}",
+    )
+
+
+@pytest.mark.parametrize(("granularity", "threshold"), [("head", {"remove": 0.2}), ("block", {"tau": 1e-5})])
+def test_an_artifact_that_is_the_circuit_needs_no_telling(granularity, threshold):
+    pixels = images(12)
+    settings = {"method": "eap", "granularity": granularity, "corruption": "noise", "paths": 4} | threshold
+    found = vitfx.prune(make("timm"), pixels, **settings)
+    assert found.artifact_kl is None
+    with torch.no_grad():
+        kl = float(kl_divergence(found.original(pixels), found.module(pixels)).mean())
+    assert found.circuit.kl == pytest.approx(kl, rel=1e-3)
+    assert bool(found.plan.deletions) == (found.notes == ())
 
 
 def test_shared_weights_are_told():
     model = HandWritten()
     model.blocks[2] = model.blocks[0]
     found = vitfx.prune(randomised(model), images(4), tau=0.0, corruption="noise", paths=2)
-    assert len(found.notes) == 1
     assert "shares weights between layers" in found.notes[0]
+    assert found.notes[1:] == ("no head or MLP path is dead at τ = 0: nothing is deleted",)
 
 
 class CastsInside(HandWritten):

@@ -128,11 +128,18 @@ def test_circuit_plan_and_report_agree(finished: Finished) -> None:
         name: sorted(units) for name, units in gone.items()
     }
     assert report(finished.out)["circuit"] == {
+        "source": None,
+        "method": "acdc",
+        "granularity": "head",
         "kl": circuit.kl,
+        "artifact_kl": None,
         "edges": EDGES,
         "removed": len(circuit.removed),
         "fingerprint": circuit.fingerprint(),
+        "fidelity": circuit.details["fidelity"],
+        "calibration": None,
     }
+    assert circuit.details["fidelity"]["kl"] == circuit.kl
 
 
 @pytest.mark.parametrize("role", ["pruned", "baseline"])
@@ -216,9 +223,9 @@ def test_max_kl_bounds_the_circuit(finished: Finished, tmp_path: Path) -> None:
 
 
 def test_a_tau_of_zero_changes_nothing_that_costs(finished: Finished, tmp_path: Path) -> None:
-    written = json.loads(discover(finished.checkpoint, tmp_path / "out", "--tau", "0"))
-    assert all(one["score"] < 0 for one in written["decisions"] if not one["kept"])
-    assert written["kl"] == 0 or written["edges"]["removed"] > 0
+    written = Circuit.from_json(discover(finished.checkpoint, tmp_path / "out", "--tau", "0").decode())
+    assert all(one.score < 0 for one in written.decisions if not one.kept)
+    assert written.kl == pytest.approx(0, abs=1e-9) or written.removed
 
 
 def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:

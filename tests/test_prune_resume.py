@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+import vitfx.acdc
 from tests.prune_runs import EDGES, Stopped, artifact, discover, run
-from vitfx.acdc import _Search
 from vitfx.circuit import Decision
 from vitfx.files import JOURNAL
 from vitfx.journal import FileJournal
@@ -51,19 +51,19 @@ class Whole:
 
 @dataclass
 class Evaluations:
-    """Counts how often the search asks what a removal costs."""
+    """Counts how many edges the search decides."""
 
     monkeypatch: pytest.MonkeyPatch
     count: int = field(default=0)
 
     def __post_init__(self) -> None:
-        asked = _Search._kl_of
+        decide = vitfx.acdc._decide
 
-        def counted(search: _Search, *arguments: Any) -> float:
+        def counted(*arguments: Any) -> Decision:
             self.count += 1
-            return asked(search, *arguments)
+            return decide(*arguments)
 
-        self.monkeypatch.setattr(_Search, "_kl_of", counted)
+        self.monkeypatch.setattr(vitfx.acdc, "_decide", counted)
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +154,8 @@ def test_other_settings_do_not_go_on(
     capsys.readouterr()
     assert run(whole.model, out, "--tau", "0.02") == 2
     assert capsys.readouterr().err == (
-        f"error: {out} holds a run of 5 decisions that was broken off, with other settings, model or images: "
-        "give those to go on with it, another folder with --out, or --force to begin anew\n"
+        f"error: {out / JOURNAL} is of a run of 5 decisions that was broken off, with other settings, model or images: "
+        "give those to go on with it, another place with --out, or --force to begin anew\n"
     )
     assert (out / JOURNAL).read_text() == journal
     assert evaluations.count == 5
@@ -185,7 +185,7 @@ def test_a_tau_that_removes_everything_leaves_the_folder_as_it_was(
         out.mkdir()
     assert run(whole.model, out, "--tau", "1e9") == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: at τ = 1000000000.0 even the embedding's edge is removed")
+    assert said.startswith("error: at τ = 1000000000.0 nothing of the image reaches the logits any more")
     assert said.endswith("choose a smaller --tau or set --max-kl\n")
     assert out.exists() == there
     assert not there or list(out.iterdir()) == []

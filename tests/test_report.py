@@ -25,7 +25,9 @@ NEW = Cost(parameters=1500, flops=6_000, heads=3, neurons=0, sublayers=2)
 SETTINGS = {
     "model": "runs[1]/vit.pt",
     "tau": 0.05,
+    "remove": None,
     "method": "acdc",
+    "granularity": "head",
     "ablation": "mean",
     "corruption": "swap",
     "seed": 0,
@@ -39,7 +41,7 @@ def scores(labelled: bool) -> dict[str, Scores]:
     }
 
 
-def made(*, labelled: bool = True, notes: tuple[str, ...] = ()) -> dict[str, Any]:
+def made(*, labelled: bool = True, notes: tuple[str, ...] = (), **changes: Any) -> dict[str, Any]:
     """A report that needs no run: pruned takes half the time at batch 1 and a tenth more at batch 64."""
     timings = {
         1: {"baseline": Timing((2.0, 2.2, 2.4)), "pruned": Timing((1.0, 1.1, 1.2))},
@@ -51,11 +53,11 @@ def made(*, labelled: bool = True, notes: tuple[str, ...] = ()) -> dict[str, Any
         Decision(Edge(Writer("m0", 0, (1,))), False, 0.1, 0.1),
         Decision(Edge(Writer("a0", 0, (0,))), True, 2.0, 2.1),
     )
-    circuit = Circuit(decisions, 0.1)
+    circuit = Circuit(decisions, 0.1, SETTINGS, details={"fidelity": {"kl": 0.1}, "evaluation": {"kl": 0.2}})
     verification = Verification(1e-6, 3e-7, 4e-16, 64, OLD, NEW, NEW)
-    pruned = Pruned(None, None, circuit, None, verification, notes)  # type: ignore[arg-type]
+    pruned = Pruned(None, None, circuit, None, verification, notes, 0.04)  # type: ignore[arg-type]
     images = Images(None, None, ("a", "b"), skipped=1)  # type: ignore[arg-type]
-    return make_report(pruned, measured, images, SETTINGS, {"vitfx": "0", "cpu": "slow"})
+    return make_report(pruned, measured, images, SETTINGS | changes, {"vitfx": "0", "cpu": "slow"})
 
 
 def test_the_record() -> None:
@@ -68,7 +70,10 @@ def test_the_record() -> None:
     assert found["speedup"] == pytest.approx(10 / 11)
     assert found["speedup_by_batch"]["1"] == pytest.approx(2)
     assert found["images"] == {"calibration": 2, "evaluation": 90, "skipped": 4}
-    assert found["circuit"]["removed"] == 1
+    circuit = found["circuit"]
+    assert circuit | {"removed": 1, "edges": 2, "kl": 0.1, "artifact_kl": 0.04, "source": None} == circuit
+    assert (circuit["method"], circuit["granularity"], circuit["fidelity"]) == ("acdc", "head", {"kl": 0.1})
+    assert circuit["calibration"] is None
     assert found["verify"]["passed"] is True
     assert found["verify"]["onnx"] == 2e-7
 
@@ -109,6 +114,15 @@ def test_markdown() -> None:
     assert "(4 corrupt ones skipped), with CPUExecutionProvider." in text
     assert "4.0e-16 in float64, 3.0e-07 in float32; ONNX against torch 2.0e-07" in text
     assert "- cpu: slow" in lines
+
+
+def test_where_a_circuit_came_from() -> None:
+    found = made(circuit="old/circuit.json", remove=0.3)
+    text = to_markdown(found)
+    assert found["circuit"]["source"] == "old/circuit.json"
+    assert "- Circuit of old/circuit.json: 1 of 2 edges of the head graph removed by acdc (mean ablation" in text
+    assert text.startswith("# runs[1]/vit.pt, pruned by vitfx at 30% to remove\n")
+    assert "- Circuit: 1 of 2 edges" in to_markdown(made())
 
 
 def test_the_console_shows_brackets_as_they_are() -> None:

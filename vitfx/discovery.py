@@ -15,12 +15,13 @@ from torch.fx import GraphModule
 from passes.cost import measure_cost
 from vitfx.ablation import make_reference
 from vitfx.acdc import Order, acdc
-from vitfx.calibration import Calibration, Share, calibrate
+from vitfx.calibration import Alone, Calibration, Share, calibrate
 from vitfx.circuit import Circuit, Decision
 from vitfx.eap import eap
 from vitfx.eap_acdc import calibration_of, eap_acdc
 from vitfx.eap_ig import eap_ig
 from vitfx.edge_graph import EdgeGraph, Paths
+from vitfx.errors import UserError
 from vitfx.fidelity import fidelity
 from vitfx.fisher import fisher
 from vitfx.head_engine import HeadEngine
@@ -71,13 +72,14 @@ def journal_key(settings: Settings, facts: dict[str, str], device: torch.device)
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def hardest_first(graph_module: GraphModule, images: Images) -> Images:
+def hardest_first(graph_module: GraphModule, images: Images, share: Share) -> Images:
     """The images by the entropy of the model's answer, highest first: those on which removals tell soonest."""
     with torch.no_grad():
         device = next(graph_module.parameters()).device
         logits = torch.cat([graph_module(batch.to(device)).cpu() for batch in images.pixels.split(32)])
     log_p = logits.double().log_softmax(-1)
-    order = torch.argsort((log_p.exp() * log_p).sum(-1), stable=True)
+    # Other machines may round otherwise, and every process must hold another part of one and the same order.
+    order = share.broadcast(torch.argsort((log_p.exp() * log_p).sum(-1), stable=True))
     return replace(
         images,
         pixels=images.pixels[order],
@@ -107,9 +109,15 @@ class Setup:
 
 
 def prepare(graph_module: GraphModule, images: Images, settings: Settings, share: Share | None = None) -> Setup:
-    """Corrupted images and what stands in for removed writers. Raises UserError where a corruption can't be made."""
+    """Corrupted images and what stands in for removed writers.
+
+    Raises UserError where a corruption can't be made, or where a process would have fewer than two images.
+    """
+    share = share or Alone()
+    if len(images) < 2 * share.world:
+        raise UserError(f"{len(images)} images are too few for {share.world} processes: give each 2 or more")
     device = next(graph_module.parameters()).device
-    ordered = hardest_first(graph_module, images)
+    ordered = hardest_first(graph_module, images, share)
     calibration = calibrate(ordered, settings.corruption, settings.seed, device, share)
     coarse = EdgeGraph(graph_module, whole_mlps(graph_module))
     make = partial(make_reference, coarse, calibration.corrupted, share=calibration.share)

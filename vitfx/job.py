@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from vitfx.checkpoint import LoadedModel
+from vitfx.circuit import Circuit
 from vitfx.compile import compile_model
-from vitfx.data import Splits
 from vitfx.deliver import RESULTS, measure, write_files
 from vitfx.errors import UserError
-from vitfx.files import JOURNAL, WriteError, remove_results, write_aside
+from vitfx.files import JOURNAL, WriteError, remove_results, write_aside, writing
 from vitfx.graph_json import encode
 from vitfx.image_set import ImageSet
+from vitfx.inputs import Inputs
 from vitfx.journal import FileJournal
 from vitfx.machine import environment
 from vitfx.progress import Watcher
@@ -28,18 +28,17 @@ from vitfx.settings import Settings
 class Job:
     """A checked command line, with the model and the data open.
 
-    data, arch: as the user gave them, so that the report says how to open the same again.
+    circuit, circuit_file: what stands in place of discovery, if anything does; the settings are its own then.
     """
 
-    model: LoadedModel
-    splits: Splits
+    inputs: Inputs
     evaluation: ImageSet
     settings: Settings
     device: torch.device
     out: Path
     force: bool
-    data: str
-    arch: str | None
+    circuit: Circuit | None = None
+    circuit_file: Path | None = None
 
 
 def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
@@ -47,10 +46,8 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
 
     Raises UserError, VerificationError and ExportMismatch.
     """
-    watcher.say(job.splits.description)
-    images = job.splits.calibration.sample(job.settings.samples, job.settings.seed).load(watcher.bar("loading"))
-    if len(images) < 2:
-        raise UserError(f"{images.skipped} of the {job.settings.samples} sampled images are corrupt: mend {job.data}")
+    watcher.say(job.inputs.splits.description)
+    images = job.inputs.calibration(job.settings.samples, job.settings.seed, watcher.bar("loading"))
     journal: list[FileJournal] = []
 
     def open_journal(key: str) -> FileJournal:
@@ -61,7 +58,7 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
 
     try:
         pruned = compile_model(
-            job.model.module,
+            job.inputs.model.module,
             images,
             job.settings,
             device=job.device,
@@ -69,6 +66,7 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
             watcher=watcher,
             # What no artifact can hold is told before discovery, not after hours of it.
             accept=encode,
+            circuit=job.circuit,
         )
     except WriteError:
         raise
@@ -77,13 +75,16 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
         for one in journal:
             one.discard()
         raise
+    with writing(job.out):
+        job.out.mkdir(parents=True, exist_ok=True)
     remove_results(job.out, RESULTS)
-    onnx_error = write_files(job.out, pruned, job.model, images, watcher)
+    onnx_error = write_files(job.out, pruned, job.inputs.model, images, watcher)
     measured = measure(job.out, job.evaluation, job.device, onnx_error, watcher)
     settings = {
-        "model": job.model.source,
-        "arch": job.arch,
-        "data": job.data,
+        "model": job.inputs.model.source,
+        "arch": job.inputs.arch,
+        "data": job.inputs.data,
+        "circuit": None if job.circuit_file is None else str(job.circuit_file),
         "data_fingerprint": job.evaluation.fingerprint(),
         **job.settings.to_json(),
         "device": str(job.device),
@@ -91,18 +92,6 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
     report = make_report(pruned, measured, images, settings, environment())
     write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
     write_aside(job.out / "report.md", to_markdown(report))
-    journal[0].discard()
+    for one in journal:
+        one.discard()
     return report
-
-
-def check_labels(model: LoadedModel, images: ImageSet, data: str) -> None:
-    """Without names, classes are matched by their position, and each needs a logit: UserError where one has none."""
-    if images.labels is None:
-        return
-    with torch.no_grad():
-        logits = model.module(torch.zeros(2, model.preprocess.channels, *model.preprocess.size)).shape[1]
-    if max(images.labels) >= logits:
-        raise UserError(
-            f"{data} has at least {max(images.labels) + 1} classes and the model {logits} logits: "
-            "give the data that it was trained on, or images without class folders"
-        )

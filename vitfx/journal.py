@@ -46,8 +46,8 @@ class FileJournal:
             self._known = {line["edge"]: line for line in lines[1:]}
         elif _has_contents(path) and not force:
             raise UserError(
-                f"{path.parent} holds a run of {max(len(lines) - 1, 0)} decisions that was broken off, "
-                "with other settings, model or images: give those to go on with it, another folder with --out, "
+                f"{path} is of a run of {max(len(lines) - 1, 0)} decisions that was broken off, "
+                "with other settings, model or images: give those to go on with it, another place with --out, "
                 "or --force to begin anew"
             )
         else:

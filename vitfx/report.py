@@ -38,16 +38,29 @@ def make_report(
             "evaluation": measured.scores["pruned"].images,
             "skipped": calibration.skipped + measured.scores["pruned"].skipped,
         },
-        "circuit": {
-            "kl": pruned.circuit.kl,
-            "edges": len(pruned.circuit.decisions),
-            "removed": len(pruned.circuit.removed),
-            "fingerprint": pruned.circuit.fingerprint(),
-        },
+        "circuit": _circuit(pruned, settings.get("circuit")),
         "verify": {**pruned.verification.to_json(), "onnx": measured.onnx_error},
         "notes": list(pruned.notes),
         "settings": dict(settings),
         "environment": dict(environment),
+    }
+
+
+def _circuit(pruned: Pruned, source: str | None) -> dict[str, Any]:
+    """fidelity: of the circuit as it is, on the calibration images. artifact_kl: see `Pruned`. source: the file that it
+    came from, None where this run discovered it."""
+    circuit = pruned.circuit
+    return {
+        "source": source,
+        "method": circuit.settings["method"],
+        "granularity": circuit.settings["granularity"],
+        "kl": circuit.kl,
+        "artifact_kl": pruned.artifact_kl,
+        "edges": len(circuit.decisions),
+        "removed": len(circuit.removed),
+        "fingerprint": circuit.fingerprint(),
+        "fidelity": circuit.details.get("fidelity"),
+        "calibration": circuit.details.get("calibration"),
     }
 
 
@@ -110,15 +123,17 @@ def _faster(speedup: float) -> str:
 def to_markdown(report: Mapping[str, Any]) -> str:
     """report.md."""
     settings, verify, circuit = report["settings"], report["verify"], report["circuit"]
+    source = f" of {circuit['source']}" if circuit["source"] else ""
     lines = [
-        f"# {settings['model']}, pruned by vitfx at τ = {settings['tau']}",
+        f"# {settings['model']}, pruned by vitfx at {_threshold(settings)}",
         "",
         "| | baseline | pruned | |",
         "| --- | ---: | ---: | ---: |",
         *(f"| {' | '.join(row)} |" for row in rows(report)),
         "",
-        f"- Circuit: {circuit['removed']} of {circuit['edges']} edges removed by {settings['method']} "
-        f"({settings['ablation']} ablation, {settings['corruption']} corruption, seed {settings['seed']}), "
+        f"- Circuit{source}: {circuit['removed']:,} of {circuit['edges']:,} edges of the "
+        f"{circuit['granularity']} graph removed by {circuit['method']} ({settings['ablation']} ablation, "
+        f"{settings['corruption']} corruption, seed {settings['seed']}), "
         f"KL {circuit['kl']:.4f} on {report['images']['calibration']} calibration images.",
         f"- Evaluated on {report['images']['evaluation']} images that discovery did not see "
         f"({report['images']['skipped']} corrupt ones skipped), with {report['runtime']}.",
@@ -138,10 +153,14 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _threshold(settings: Mapping[str, Any]) -> str:
+    return f"τ = {settings['tau']:g}" if settings["remove"] is None else f"{settings['remove']:.0%} to remove"
+
+
 def to_table(report: Mapping[str, Any]) -> Table:
     """The same table for a console."""
     # As text: a path may have brackets, which rich would take for styles.
-    table = Table(title=Text(f"{report['settings']['model']} at τ = {report['settings']['tau']}, {report['runtime']}"))
+    table = Table(title=Text(f"{report['settings']['model']} at {_threshold(report['settings'])}, {report['runtime']}"))
     table.add_column("")
     for title in ("baseline", "pruned", ""):
         table.add_column(title, justify="right")

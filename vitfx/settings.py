@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,14 +64,31 @@ class Settings:
             raise UserError(f"--max-kl {self.max_kl} is not a limit: give a number of nats, 0 or more")
         if self.remove is not None and self.method not in RANKING:
             raise UserError(f"--remove is for the methods that rank, {self.method} decides by --tau: leave it out")
+        if self.method in RANKING and not math.isinf(self.max_kl):
+            raise UserError(f"--max-kl is for methods that measure KL, {self.method} ranks: leave it out")
         if self.remove is not None and not 0 <= self.remove < 1:
             raise UserError(f"--remove {self.remove} is not a share: give a number from 0 to 1")
         for name, least in (("samples", 2), ("paths", 1), ("steps", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name} {getattr(self, name)} is too small: give {least} or more")
 
+    @property
+    def threshold(self) -> str:
+        """What decides, as a person reads it."""
+        return f"τ = {self.tau:g}" if self.remove is None else f"a share of {self.remove:g} to remove"
+
     def to_json(self) -> dict[str, Any]:
         """Without infinity, which JSON does not have: no limit is null."""
         record = asdict(self)
         record["max_kl"] = None if math.isinf(self.max_kl) else self.max_kl
         return record
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> Settings:
+        """Raises UserError for anything but what `to_json` makes."""
+        try:
+            return Settings(**{**record, "max_kl": math.inf if record["max_kl"] is None else record["max_kl"]})
+        except (TypeError, KeyError) as error:
+            raise UserError(
+                f"the circuit's settings can't be read ({error}): give a circuit that vitfx wrote"
+            ) from error

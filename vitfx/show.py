@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vitfx.circuit import Circuit
+from vitfx.circuit_file import read_circuit
 from vitfx.circuit_picture import SUFFIXES, picture_bytes
 from vitfx.circuit_summary import summary
 from vitfx.errors import UserError
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
                 raise UserError(f"--{name} {getattr(options, name)} is negative: give a number of edges, 0 for none")
         out = options.out or options.circuit.with_suffix(".svg")
         _check_out(out, force=options.force)
-        circuit = _read(options.circuit)
+        circuit = read_circuit(options.circuit)
         tables = summary(circuit, options.top)
         write_aside(out, picture_bytes(circuit, out.suffix.lower(), options.edges))
     except UserError as error:
@@ -55,20 +55,6 @@ def _check_out(out: Path, *, force: bool) -> None:
         raise UserError(f"--out {out} is a folder: give the name of a file in it")
     if out.exists() and not force:
         raise UserError(f"{out} is there already: give another name with --out, or --force to overwrite it")
-
-
-def _read(path: Path) -> Circuit:
-    """Raises UserError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}): give a circuit.json that vitfx wrote") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text: give a circuit.json that vitfx wrote") from error
-    circuit = Circuit.from_json(text)
-    if not circuit.decisions:
-        raise UserError(f"{path} has no edges: give a circuit of a whole run")
-    return circuit
 
 
 def _parser() -> argparse.ArgumentParser:
