@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-_COMMANDS = ("prune", "show", "train")
+_COMMANDS = ("discover", "prune", "show", "train")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {command:8}{_first_line(command)}" for command in _COMMANDS]
+    lines = [f"  {command:10}{_first_line(command)}" for command in _COMMANDS]
     return "\n".join(
         [
             "vitfx makes trained Vision Transformers smaller and faster.",

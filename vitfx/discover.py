@@ -1,0 +1,204 @@
+"""Discover a ViT's circuit: which edges between its parts carry the answer. Nothing is deleted."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console, RenderableType
+
+from vitfx.calibration import Share
+from vitfx.circuit_summary import summary
+from vitfx.discover_job import Discoveries
+from vitfx.errors import UserError
+from vitfx.files import writing
+from vitfx.frontend import read_module
+from vitfx.inputs import open_inputs
+from vitfx.memory import check_memory, memory_needed
+from vitfx.options import add_discovery, add_inputs, add_loading, given_settings, make_settings, threshold
+from vitfx.progress import Silent, Watcher, console_watcher
+from vitfx.settings import Settings
+from vitfx.share import ToldElsewhere, first_says, on_each, open_share, share_device
+from vitfx.stability import Outcome
+from vitfx.sweep import circuit_path, read_sweep, record_path, sweep, to_table
+from vitfx.verify import VerificationError
+
+_EXAMPLE = """example:
+  python -m vitfx.discover demo --granularity qkv --method eap-acdc --tau 0.001 --out circuit.json
+  python -m vitfx.show circuit.json
+  python -m vitfx.prune demo --circuit circuit.json
+
+  python -m vitfx.discover vit.pt --tau-sweep 1e-5:1e-1:9       a circuit for each τ, and a table
+  python -m vitfx.discover vit.pt --repeats 5                   what other images and seeds would have found
+  torchrun --nproc-per-node=4 -m vitfx.discover vit.pt          images shared out over four processes
+
+The same command goes on where it was stopped. exit code: 0; 2 when something you gave can't be used; 130 after Ctrl-C.
+"""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A checked command line. taus: of the sweep, None where there is none. out: the circuit, or what the circuits of
+    the sweep are named after."""
+
+    options: argparse.Namespace
+    settings: Settings
+    taus: tuple[float, ...] | None
+    out: Path
+    device: torch.device
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    # Before the processes know of each other, torchrun's own number is all that there is to tell them apart.
+    first = os.environ.get("RANK", "0") == "0"
+    console = Console(quiet=not first)
+    try:
+        with first_says(first):
+            task = _check(options)
+        with open_share(task.device) as share, console_watcher(console) if first else nullcontext(Silent()) as watcher:
+            found = _run(task, share, watcher)
+        console.print(*found, highlight=False, markup=False, soft_wrap=True, sep="\n")
+    except ToldElsewhere:
+        return 2
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except VerificationError as error:
+        print(f"error: {error}: nothing was written", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        if first:
+            print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _check(options: argparse.Namespace) -> _Task:
+    """Raises UserError for what can be seen to be wrong without the model."""
+    given = given_settings(options)
+    taus = None
+    if options.tau_sweep is not None:
+        for name in ("tau", "remove"):
+            if name in given:
+                raise UserError(f"--tau-sweep sets the thresholds: leave --{name} out")
+        taus = read_sweep(options.tau_sweep)
+        given["tau"] = taus[0]
+    settings = make_settings(given)
+    if options.repeats < 1:
+        raise UserError(f"--repeats {options.repeats} is too small: give 1 or more")
+    for name in ("eval_samples", "top"):
+        if getattr(options, name) < 0:
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(options, name)} is negative: give a number, 0 for none"
+            )
+    base = f"{Path(options.model).stem}-{settings.granularity}-{settings.method}"
+    out = options.out or Path(f"{base}.json" if taus else f"{base}-{threshold(settings)}.json")
+    _check_out(out, overwrites=taus is None and not options.force)
+    return _Task(options, settings, taus, out, share_device(options.device))
+
+
+def _check_out(out: Path, *, overwrites: bool) -> None:
+    """Raises UserError where a circuit can't go there. overwrites: a file that is there already is in the way."""
+    with writing(out):
+        if not out.parent.is_dir():
+            raise UserError(f"--out {out} is in a folder that does not exist: make {out.parent} first")
+        if out.is_dir():
+            raise UserError(f"--out {out} is a folder: give the name of a file in it")
+        if not os.access(out.parent, os.W_OK | os.X_OK):
+            raise UserError(f"{out.parent} does not allow new files: name another place with --out")
+        if overwrites and out.exists():
+            raise UserError(f"{out} is there already: give another name with --out, or --force to replace it")
+
+
+def _run(task: _Task, share: Share, watcher: Watcher) -> list[RenderableType]:
+    """What is to be printed. Raises UserError."""
+    options, settings = task.options, task.settings
+    inputs = on_each(share, lambda: open_inputs(options))
+    watcher.say(inputs.splits.description)
+    images = on_each(share, lambda: inputs.calibration(settings.samples, settings.seed, watcher.bar("loading")))
+    with first_says(share.rank == 0):
+        graph_module = read_module(inputs.model.module, images.pixels, watcher).graph_module.to(task.device)
+        needed = memory_needed(graph_module, images, settings, share.world)
+        watcher.say(check_memory(needed, options.memory, share.world))
+        job = Discoveries(
+            inputs, graph_module, images, options.eval_samples, options.repeats, options.force, share, watcher
+        )
+        if task.taus is None:
+            return _told(job.run(settings, task.out), task)
+        rows = sweep(job, settings, task.taus, task.out)
+        example = circuit_path(task.out, task.taus[0])
+        return [to_table(rows), f"{record_path(task.out)} has the table", *_next(options, example)]
+
+
+def _told(outcome: Outcome, task: _Task) -> list[RenderableType]:
+    circuit = outcome.circuit
+    said: list[RenderableType] = [summary(circuit, task.options.top)]
+    for name, where in (("fidelity", "calibration"), ("evaluation", "held-out")):
+        if scores := circuit.details.get(name):
+            accuracy = ""
+            if scores["accuracy"] is not None:
+                accuracy = f", top-1 {scores['accuracy']:.2%} (whole model {scores['whole_accuracy']:.2%})"
+            said.append(
+                f"the circuit on {scores['images']:,} {where} images: KL {scores['kl']:.4f} nats, agreement with the "
+                f"whole model {scores['agreement']:.2%}{accuracy}"
+            )
+    if task.settings.ablation == "resample":
+        said.append("a resampled circuit has values for its own calibration images alone: it is not run on others")
+    (heads, all_heads), (paths, all_paths) = outcome.dead_of("a"), outcome.dead_of("m")
+    names = ("attentions", "MLPs") if task.settings.granularity == "block" else ("heads", "MLP paths")
+    said.append(f"dead: {heads} of {all_heads} {names[0]}, {paths} of {all_paths} {names[1]}")
+    if len(outcome.dead) == len(outcome.writers):
+        said.append("nothing of the image reaches the logits any more: choose a smaller τ")
+    return [*said, f"{task.out} has the circuit", *_next(task.options, task.out)]
+
+
+def _next(options: argparse.Namespace, out: Path) -> list[str]:
+    more = [part for name in ("data", "arch") if (value := getattr(options, name)) for part in (f"--{name}", value)]
+    return [
+        f"draw it:               {shlex.join(['python', '-m', 'vitfx.show', str(out)])}",
+        f"delete what is dead:   "
+        f"{shlex.join(['python', '-m', 'vitfx.prune', options.model, '--circuit', str(out), *more])}",
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vitfx.discover",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_inputs(parser)
+    add = parser.add_argument
+    add("--out", type=Path, help="the circuit's file (default: MODEL-GRANULARITY-METHOD-tauτ.json)")
+    add("--force", action="store_true", help="replace a circuit that is there")
+    add(
+        "--tau-sweep",
+        metavar="LOW:HIGH:COUNT",
+        help="a circuit for each of COUNT thresholds from LOW to HIGH, evenly spaced in their logarithm, each in a "
+        "file of its own named after --out, and a table of what they cost",
+    )
+    add(
+        "--repeats",
+        type=int,
+        default=1,
+        help="runs with other calibration images and seeds, seed, seed + 1, …; says how much of the circuit they find "
+        "again; the circuit written is the first run's (default 1)",
+    )
+    add("--eval-samples", type=int, default=500, help="held-out images to run the circuit on (default 500, 0 for none)")
+    add("--memory", type=float, metavar="GIB", help="most memory for kept activations; needing more is refused")
+    add("--top", type=int, default=10, help="strongest edges listed (default 10)")
+    add_discovery(parser)
+    add_loading(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

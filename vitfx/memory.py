@@ -1,0 +1,68 @@
+"""What a discovery keeps in memory, worked out before it starts."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule
+
+from passes.dialect import Attention
+from vitfx.discovery import whole_mlps
+from vitfx.edge_gradients import embedding_of
+from vitfx.edge_graph import EdgeGraph
+from vitfx.errors import UserError
+from vitfx.image_set import Images
+from vitfx.narrow import narrow
+from vitfx.settings import RANKING, Settings
+
+GIB = 2**30
+
+
+def memory_needed(graph_module: GraphModule, images: Images, settings: Settings, processes: int) -> int:
+    """Bytes that a process keeps at most, beside the weights and a batch's activations.
+
+    N images of a process, T tokens (those that the logits read, behind the last attention), D width, E inner channels:
+    the clean and the corrupted images; the resampling reference, N·T·(D + ΣE); for the methods that measure
+
+        block, head   the streams before every sublayer and behind the last, and of one sublayer the inner channels
+                      and what comes before and behind it
+        edge, qkv     the streams and inner channels of all, and, while the first sublayer is visited, what every
+                      reader behind it reads, N·T·D each, and heads' queries, keys and values, N·T·E each
+    """
+    pixels = images.pixels[:2].to(next(graph_module.parameters()).device)
+    graph = EdgeGraph(graph_module, whole_mlps(graph_module), settings.granularity)
+    _, tokens, width = embedding_of(graph, pixels).shape
+    read_tokens = narrow(graph.stages, pixels)
+    kept = tokens if read_tokens.tokens is None else len(read_tokens.tokens)
+    sizes = []
+    for index, stage in enumerate(graph.stages[graph.first : graph.last + 1], graph.first):
+        if stage.sublayer is not None:
+            behind = kept if index >= read_tokens.start else tokens
+            readers = sum(one.sublayer == stage.name for one in graph.readers)
+            inner = stage.sublayer.units * stage.sublayer.channels
+            read = tokens if index <= read_tokens.start else kept
+            sizes.append((read * width, behind * inner, readers, 3 if isinstance(stage.module, Attention) else 0))
+    numbers = 2 * pixels[0].numel()
+    if settings.ablation == "resample":
+        numbers += tokens * (width + sum(inner for _, inner, _, _ in sizes))
+    streams = sum(read for read, *_ in sizes) + kept * width
+    if settings.method not in RANKING and graph.reads_stream:
+        numbers += streams + max(inner + 2 * read for read, inner, *_ in sizes)
+    elif settings.method not in RANKING:
+        numbers += streams + sum((1 + parts) * inner for _, inner, _, parts in sizes)
+        numbers += sum(readers * read for read, _, readers, _ in sizes[1:]) + kept * width
+    per_process = -(-len(images) // processes)
+    return per_process * numbers * torch.finfo(pixels.dtype).bits // 8
+
+
+def check_memory(needed: int, limit: float | None, processes: int) -> str:
+    """What is needed as a sentence. limit: GiB a process. Raises UserError where that is too little."""
+    gib = needed / GIB
+    if limit is not None and not limit > 0:
+        raise UserError(f"--memory {limit:g} is no amount: give a number of GiB above 0")
+    if limit is not None and gib > limit:
+        raise UserError(
+            f"--memory {limit:g} GiB is too little for the {gib:.2f} GiB of activations that each process would keep: "
+            "give fewer --samples, a coarser --granularity, or more processes with torchrun"
+        )
+    whose = f" in each of {processes} processes" if processes > 1 else ""
+    return f"activations kept: {gib:.2f} GiB at most{whose}, beside the weights and a batch at a time"

@@ -1,0 +1,140 @@
+"""The same discovery at many thresholds: a circuit for each, and a table of what they cost."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from vitfx.circuit import Circuit
+from vitfx.discover_job import Discoveries, matches
+from vitfx.errors import UserError
+from vitfx.files import write_aside
+from vitfx.settings import Settings
+from vitfx.share import on_first
+from vitfx.stability import Outcome
+
+
+def read_sweep(text: str) -> tuple[float, ...]:
+    """ "1e-5:1e-1:9" -> 9 thresholds from 1e-5 to 1e-1, each as many times the one before, to four digits.
+
+    Raises UserError.
+    """
+    try:
+        low, high, count = (kind(part) for kind, part in zip((float, float, int), text.split(":"), strict=True))
+    except ValueError as error:
+        raise UserError(f"--tau-sweep {text} is not LOW:HIGH:COUNT: give for example 1e-5:1e-1:9") from error
+    if not (0 < low < high < math.inf) or count < 2:
+        raise UserError(f"--tau-sweep {text} is no range: give 0 < LOW < HIGH, and a COUNT of 2 or more")
+    return tuple(float(f"{low * (high / low) ** (index / (count - 1)):.4g}") for index in range(int(count)))
+
+
+def circuit_path(out: Path, tau: float) -> Path:
+    return out.with_name(f"{out.stem}-tau{tau:g}{out.suffix}")
+
+
+def record_path(out: Path) -> Path:
+    return out.with_name(f"{out.stem}-sweep.json")
+
+
+def sweep(job: Discoveries, settings: Settings, taus: Sequence[float], out: Path) -> list[dict[str, Any]]:
+    """A circuit file for each τ beside `out`, and the table of them as JSON; circuits that an earlier run of the same
+    sweep wrote are not discovered again. Raises UserError where another file would be overwritten."""
+    facts = job.facts
+
+    def known() -> dict[float, dict[str, Any]]:
+        rows = _known_rows(record_path(out))
+        found = {}
+        for tau in taus:
+            path = circuit_path(out, tau)
+            circuit = _circuit_at(path) if tau in rows else None
+            if (
+                circuit is not None
+                and matches(circuit, replace(settings, tau=tau), facts, job.repeats)
+                and circuit.fingerprint() == rows[tau]["fingerprint"]
+            ):
+                found[tau] = rows[tau]
+            elif path.exists() and not job.force:
+                raise UserError(
+                    f"{path} is there already, of other settings, model or images: give another name with --out, or "
+                    "--force to replace it"
+                )
+        return found
+
+    rows = on_first(job.share, known)
+    for tau in taus:
+        if tau in rows:
+            job.watcher.say(f"τ = {tau:g}: {rows[tau]['file']} is there already")
+            continue
+        job.watcher.say(f"τ = {tau:g}")
+        start = time.perf_counter()
+        outcome = job.run(replace(settings, tau=tau), circuit_path(out, tau))
+        rows[tau] = _row(outcome, circuit_path(out, tau), time.perf_counter() - start)
+        if job.share.rank == 0:
+            done = [rows[one] for one in taus if one in rows]
+            write_aside(record_path(out), json.dumps({"sweep": done}, indent=1, ensure_ascii=False))
+    return [rows[tau] for tau in taus]
+
+
+def _known_rows(path: Path) -> dict[float, dict[str, Any]]:
+    """What an earlier run recorded; nothing where it can't be read."""
+    try:
+        return {row["tau"]: row for row in json.loads(path.read_text())["sweep"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _circuit_at(path: Path) -> Circuit | None:
+    try:
+        return Circuit.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, UserError):
+        return None
+
+
+def _row(outcome: Outcome, path: Path, seconds: float) -> dict[str, Any]:
+    circuit = outcome.circuit
+    (heads, all_heads), (paths, all_paths) = outcome.dead_of("a"), outcome.dead_of("m")
+    return {
+        "tau": circuit.settings["tau"],
+        "file": path.name,
+        "fingerprint": circuit.fingerprint(),
+        "edges": len(circuit.decisions),
+        "removed": len(circuit.removed),
+        "heads": all_heads,
+        "dead_heads": heads,
+        "paths": all_paths,
+        "dead_paths": paths,
+        "kl": circuit.kl,
+        "fidelity": circuit.details["fidelity"],
+        "evaluation": circuit.details.get("evaluation"),
+        "overlap": circuit.details.get("stability", {}).get("overlap"),
+        "seconds": round(seconds, 3),
+    }
+
+
+def to_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Agreement and accuracy on the held-out images where circuits were run on them, else on the calibration images."""
+    first = rows[0]["evaluation"] or rows[0]["fidelity"]
+    where = f"{first['images']} {'held-out' if rows[0]['evaluation'] else 'calibration'} images"
+    table = Table(caption=f"KL on the calibration images, agreement and accuracy on {where}")
+    for title in ("τ", "edges removed", "dead heads", "dead paths", "KL", "agreement", "accuracy", "seconds"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        scores = row["evaluation"] or row["fidelity"]
+        table.add_row(
+            f"{row['tau']:g}",
+            f"{row['removed']:,}/{row['edges']:,}",
+            f"{row['dead_heads']}/{row['heads']}",
+            f"{row['dead_paths']}/{row['paths']}",
+            f"{row['kl']:.4g}",
+            f"{scores['agreement']:.2%}",
+            "" if scores["accuracy"] is None else f"{scores['accuracy']:.2%}",
+            f"{row['seconds']:.1f}",
+        )
+    return table
