@@ -1,0 +1,87 @@
+"""What `benchmarks.methods` found, for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+_COLUMNS = ("FLOPs deleted", "method", "KL", "agreement", "top-1", "calibration KL", "discovery")
+
+
+def table(record: dict[str, Any]) -> Table:
+    found = Table(title=_title(record), min_width=80)
+    for number, column in enumerate(_COLUMNS):
+        found.add_column(column, justify="left" if number == 1 else "right", no_wrap=number == 1)
+    before = None
+    for share, cells in _rows(record):
+        if before not in (None, share):
+            found.add_section()
+        before = share
+        found.add_row(*cells)
+    return found
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """A title, the table and what its columns are."""
+    lines = [_title(record), "", "| " + " | ".join(_COLUMNS) + " |"]
+    lines.append("|" + "|".join(" --- " if number == 1 else " ---: " for number in range(len(_COLUMNS))) + "|")
+    lines += ["| " + " | ".join(cells) + " |" for _, cells in _rows(record)]
+    machine = record["asked"]["environment"]
+    lines += [
+        "",
+        "KL is D_KL(whole ‖ smaller) in nats an image; top-1 is followed by its standard error; random stands for the "
+        "mean of its seeds and, after ±, their standard deviation. Discovery is the seconds of one run, without the "
+        f"{record['preparation_seconds']:.0f} s that all methods share (loading, tracing, means, grouping), on "
+        f"{machine['device']} ({machine['cpu']}, {machine['threads']} threads).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _title(record: dict[str, Any]) -> str:
+    settings, asked = record["asked"]["settings"], record["asked"]
+    whole = next(iter(record["methods"].values()))["whole"]
+    accuracy = "" if whole["accuracy"] is None else f"; the whole model's top-1: {_percent([whole['accuracy']])}"
+    return (
+        f"{settings['granularity']} graph, {settings['ablation']} ablation, {settings['samples']} calibration and "
+        f"{asked['evaluation_images']} evaluation images{accuracy}"
+    )
+
+
+def _rows(record: dict[str, Any]) -> list[tuple[float, list[str]]]:
+    """Share by share, method by method."""
+    rows = []
+    for share in record["asked"]["flops"]:
+        for method, found in record["methods"].items():
+            alike = [one for one in found["rows"] if one["share"] == share]
+            rows.append((share, _cells(method, found, alike)))
+    return rows
+
+
+def _cells(method: str, found: dict[str, Any], alike: Sequence[dict[str, Any]]) -> list[str]:
+    def of(name: str) -> list[Any]:
+        return [one[name] for one in alike]
+
+    top = "–" if None in of("accuracy") else _percent(of("accuracy"), of("standard_error")[0])
+    return [
+        f"{statistics.fmean(of('deleted')):.1%}",
+        method,
+        _number(of("kl")),
+        _percent(of("agreement")),
+        top,
+        _number(of("calibration_kl")),
+        f"{found['seconds']:.1f} s",
+    ]
+
+
+def _number(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{spread}"
+
+
+def _percent(values: Sequence[float], error: float | None = None) -> str:
+    """error: of one value; of several, their standard deviation is told instead."""
+    spread = statistics.stdev(values) if len(values) > 1 else error
+    return f"{statistics.fmean(values):.1%}" + ("" if spread is None else f" ± {100 * spread:.1f}")
