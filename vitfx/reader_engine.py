@@ -7,6 +7,7 @@ that reader's own projection and head, and follows the change through the edges 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -80,10 +81,15 @@ class _Unit:
         rows = rows if first.head is None else [row for row in rows if row == wiring.head_row(first)]
         if not rows:
             return
-        self.units = Units(stage, wiring, rows)
-        self.down = Downstream(self.run, wiring, index, rows, inner)
+        self.units, self.inner = Units(stage, wiring, rows), inner
         self.before = inner[..., self.units.channels]
         self.parts = self._all(lambda images: self._parts(readers, self._clean(images, len(readers)), []))
+
+    @cached_property
+    def down(self) -> Downstream:
+        """Worked out when the first question is asked: a reader that a journal settles asks none."""
+        assert self.units is not None
+        return Downstream(self.run, self.engine.wiring, self.index, self.units.rows, self.inner)
 
     @property
     def idle(self) -> bool:
