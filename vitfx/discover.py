@@ -24,7 +24,7 @@ from vitfx.memory import check_memory, memory_needed
 from vitfx.options import add_discovery, add_inputs, add_loading, given_settings, make_settings, threshold
 from vitfx.progress import Silent, Watcher, console_watcher
 from vitfx.settings import Settings
-from vitfx.share import ToldElsewhere, first_says, on_each, open_share, share_device
+from vitfx.share import ToldElsewhere, first_says, let_speak, on_each, open_share, share_device
 from vitfx.stability import Outcome
 from vitfx.sweep import circuit_path, read_sweep, record_path, sweep, to_table
 from vitfx.verify import VerificationError
@@ -66,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
             found = _run(task, share, watcher)
         console.print(*found, highlight=False, markup=False, soft_wrap=True, sep="\n")
     except ToldElsewhere:
+        let_speak()
         return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -149,6 +150,11 @@ def _told(outcome: Outcome, task: _Task) -> list[RenderableType]:
                 f"the circuit on {scores['images']:,} {where} images: KL {scores['kl']:.4f} nats, agreement with the "
                 f"whole model {scores['agreement']:.2%}{accuracy}"
             )
+    if steady := circuit.details.get("stability"):
+        said.append(
+            f"{steady['repeats']} runs with other images and seeds; two of them have in common, of what either keeps, "
+            + ", ".join(f"{share:.0%} of the {name}" for name, share in steady["overlap"].items())
+        )
     if task.settings.ablation == "resample":
         said.append("a resampled circuit has values for its own calibration images alone: it is not run on others")
     (heads, all_heads), (paths, all_paths) = outcome.dead_of("a"), outcome.dead_of("m")

@@ -18,15 +18,16 @@ GIB = 2**30
 
 
 def memory_needed(graph_module: GraphModule, images: Images, settings: Settings, processes: int) -> int:
-    """Bytes that a process keeps at most, beside the weights and a batch's activations.
+    """Bytes that a process keeps while it needs most, beside the weights and a batch's activations.
 
     N images of a process, T tokens (those that the logits read, behind the last attention), D width, E inner channels:
     the clean and the corrupted images; the resampling reference, N·T·(D + ΣE); for the methods that measure
 
         block, head   the streams before every sublayer and behind the last, and of one sublayer the inner channels
                       and what comes before and behind it
-        edge, qkv     the streams and inner channels of all, and, while the first sublayer is visited, what every
-                      reader behind it reads, N·T·D each, and heads' queries, keys and values, N·T·E each
+        edge, qkv     the embedding, the streams and inner channels of all, and, while the first sublayer is visited,
+                      what every reader behind it reads, N·T·D each, its sublayer's inner channels once more, and heads'
+                      queries, keys and values, N·T·E each
     """
     pixels = images.pixels[:2].to(next(graph_module.parameters()).device)
     graph = EdgeGraph(graph_module, whole_mlps(graph_module), settings.granularity)
@@ -48,7 +49,7 @@ def memory_needed(graph_module: GraphModule, images: Images, settings: Settings,
     if settings.method not in RANKING and graph.reads_stream:
         numbers += streams + max(inner + 2 * read for read, inner, *_ in sizes)
     elif settings.method not in RANKING:
-        numbers += streams + sum((1 + parts) * inner for _, inner, _, parts in sizes)
+        numbers += tokens * width + streams + sum((2 + parts) * inner for _, inner, _, parts in sizes)
         numbers += sum(readers * read for read, _, readers, _ in sizes[1:]) + kept * width
     per_process = -(-len(images) // processes)
     return per_process * numbers * torch.finfo(pixels.dtype).bits // 8
@@ -56,13 +57,13 @@ def memory_needed(graph_module: GraphModule, images: Images, settings: Settings,
 
 def check_memory(needed: int, limit: float | None, processes: int) -> str:
     """What is needed as a sentence. limit: GiB a process. Raises UserError where that is too little."""
-    gib = needed / GIB
+    amount = f"{needed / GIB:.2f} GiB" if needed > GIB / 10 else f"{needed / 2**20:.1f} MiB"
     if limit is not None and not limit > 0:
         raise UserError(f"--memory {limit:g} is no amount: give a number of GiB above 0")
-    if limit is not None and gib > limit:
+    if limit is not None and needed > limit * GIB:
         raise UserError(
-            f"--memory {limit:g} GiB is too little for the {gib:.2f} GiB of activations that each process would keep: "
+            f"--memory {limit:g} GiB is too little for the {amount} of activations that each process would keep: "
             "give fewer --samples, a coarser --granularity, or more processes with torchrun"
         )
     whose = f" in each of {processes} processes" if processes > 1 else ""
-    return f"activations kept: {gib:.2f} GiB at most{whose}, beside the weights and a batch at a time"
+    return f"activations kept: {amount}{whose}, beside the weights and a batch at a time"

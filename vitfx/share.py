@@ -7,6 +7,7 @@ alone writes and speaks. torchrun ends the others as soon as one ends with an ex
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,6 +25,9 @@ from vitfx.search import Journal
 
 _TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others before it gives up."""
+
+_SPEAKING = 10.0
+"""Seconds that a process waits for the one that says what is wrong; torchrun ends it as soon as that one has ended."""
 
 T = TypeVar("T")
 
@@ -155,6 +159,12 @@ def on_each(share: Share, function: Callable[[], T]) -> T:
             raise ToldElsewhere
         raise error if share.rank == 0 else OwnFailure(f"process {share.rank}: {error}") from error
     return value
+
+
+def let_speak() -> None:
+    """To be called before a process ends on ToldElsewhere: it would take the process that speaks with it."""
+    if started_by_torchrun():
+        time.sleep(_SPEAKING)
 
 
 @contextmanager

@@ -47,10 +47,11 @@ class Outcome:
 def stability(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """outcomes: of two runs or more on the same graph but for the groups of neurons. JSON-ready:
 
-    seeds, kl: of the runs. overlap: the mean over pairs of runs of |both| / |either|, of kept edges, surviving heads
-    and surviving neurons. survival: for each writer of the first run, the share of runs in which it survived; of a
-    path, the mean over its neurons. edges: the same of kept edges, on the block and the head graph; on the others,
-    by_writer, the mean over the writer's edges, and histogram, how many edges 0, 1, … R of the R runs kept.
+    overlap: the mean over pairs of runs of |both| / |either|, of kept edges, surviving heads and surviving neurons.
+    kept_by: how many edges, heads and neurons survived in 0, 1, … R of the R runs. seeds, kl: of the runs. survival:
+    for each writer of the first run, the share of runs in which it survived; of a path, the mean over its neurons.
+    edges: on the block and the head graph, the same of kept edges; by_writer: on the others, the mean over a writer's
+    edges.
     """
     table = _Table(outcomes[0])
     kept = torch.stack([table.kept(one) for one in outcomes])
@@ -64,6 +65,11 @@ def stability(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             "heads": _overlap(alive[:, heads], table.weight[heads]),
             "neurons": _overlap(alive[:, neurons], table.weight[neurons]),
         },
+        "kept_by": {
+            "edges": _counts(kept, table.weight[:, None] * table.there),
+            "heads": _counts(alive[:, heads]),
+            "neurons": _counts(alive[:, neurons]),
+        },
         "seeds": [one.circuit.settings["seed"] for one in outcomes],
         "kl": [one.circuit.kl for one in outcomes],
         "survival": {one.name: _mean(survival[table.rows(one)]) for one in outcomes[0].writers},
@@ -72,12 +78,9 @@ def stability(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     if len(table.readers) == 1:
         found["edges"] = {edge.name: _mean(table.of(share, edge)) for edge in sorted(edges, key=table.place)}
     else:
-        counts = kept.sum(dim=0)
-        weight = table.weight[:, None] * table.there
         found["by_writer"] = {
             one.name: _mean(share[table.rows(one)][:, table.there[table.rows(one)[0]]]) for one in outcomes[0].writers
         }
-        found["histogram"] = [round(float((weight * (counts == times)).sum()), 3) for times in range(len(outcomes) + 1)]
     return found
 
 
@@ -140,6 +143,13 @@ def _overlap(marked: Tensor, weight: Tensor) -> float:
         either = float((weight * (one | other)).sum())
         found.append(float((weight * (one & other)).sum()) / either if either else 1.0)
     return round(sum(found) / len(found), 6)
+
+
+def _counts(marked: Tensor, weight: Tensor | None = None) -> list[float]:
+    """How many were marked in 0, 1, … R of the R runs. marked: bool (runs, …); weight: how much each counts for."""
+    times = marked.sum(dim=0)
+    weight = torch.ones(times.shape, dtype=torch.float64) if weight is None else weight
+    return [round(float((weight * (times == count)).sum()), 3) for count in range(len(marked) + 1)]
 
 
 def _mean(values: Tensor) -> float:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from vitfx.circuit import Circuit
@@ -122,16 +123,17 @@ def to_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Agreement and accuracy on the held-out images where circuits were run on them, else on the calibration images."""
     first = rows[0]["evaluation"] or rows[0]["fidelity"]
     where = f"{first['images']} {'held-out' if rows[0]['evaluation'] else 'calibration'} images"
-    table = Table(caption=f"KL on the calibration images, agreement and accuracy on {where}")
-    for title in ("τ", "edges removed", "dead heads", "dead paths", "KL", "agreement", "accuracy", "seconds"):
-        table.add_column(title, justify="right")
+    totals = f"{rows[0]['edges']:,} edges, {rows[0]['heads']} heads, {rows[0]['paths']} paths"
+    table = Table(caption=f"of {totals}; KL on the calibration images, agreement and accuracy on {where}", box=SIMPLE)
+    for title in ("τ", "edges\nremoved", "dead\nheads", "dead\npaths", "KL", "agreement", "accuracy", "seconds"):
+        table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         scores = row["evaluation"] or row["fidelity"]
         table.add_row(
             f"{row['tau']:g}",
-            f"{row['removed']:,}/{row['edges']:,}",
-            f"{row['dead_heads']}/{row['heads']}",
-            f"{row['dead_paths']}/{row['paths']}",
+            f"{row['removed']:,}",
+            str(row["dead_heads"]),
+            str(row["dead_paths"]),
             f"{row['kl']:.4g}",
             f"{scores['agreement']:.2%}",
             "" if scores["accuracy"] is None else f"{scores['accuracy']:.2%}",

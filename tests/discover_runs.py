@@ -1,0 +1,18 @@
+"""The discover command in process, on the small model of `tests.prune_runs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitfx.circuit import Circuit
+from vitfx.discover import main
+
+
+def run(model: Path | str, out: Path, *options: str) -> int:
+    """The command's exit code."""
+    small = ["--samples", "16", "--paths", "4", "--device", "cpu", "--eval-samples", "40", "--out", str(out)]
+    return main([str(model), *small, *options])
+
+
+def read(path: Path) -> Circuit:
+    return Circuit.from_json(path.read_text())
