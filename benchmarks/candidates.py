@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -13,16 +13,12 @@ from benchmarks.opening import Subject
 from passes.cost import Cost, measure_cost, predict_cost, unit_flops
 from passes.plan import DeletionPlan
 from vitfx.circuit import EMBED, Circuit, Decision
-from vitfx.eap import eap
-from vitfx.eap_ig import eap_ig
+from vitfx.edge_scores import score_edges
 from vitfx.errors import UserError
 from vitfx.liveness import make_plan
-from vitfx.magnitude import magnitude
 from vitfx.progress import Report
-from vitfx.random_scores import random_scores
 from vitfx.rank import least
 from vitfx.settings import Settings
-from vitfx.taylor import taylor
 from vitfx.verify import rewrite, tokens_of
 
 
@@ -114,14 +110,6 @@ class Workshop:
 
 def score(subject: Subject, settings: Settings, method: str, seed: int, report: Report) -> dict[str, float]:
     """Every edge's score by a method that ranks."""
-    graph, calibration, reference = subject.graph, subject.setup.calibration, subject.setup.reference
-    methods: dict[str, Callable[[], dict[str, float]]] = {
-        "eap": lambda: eap(graph, calibration, reference, metric=settings.metric, progress=report),
-        "eap-ig": lambda: eap_ig(
-            graph, calibration, reference, metric=settings.metric, steps=settings.steps, progress=report
-        ),
-        "taylor": lambda: taylor(graph, calibration, progress=report),
-        "magnitude": lambda: magnitude(graph),
-        "random": lambda: random_scores(graph, seed),
-    }
-    return methods[method]()
+    setup = subject.setup
+    asked = replace(settings, method=method, seed=seed)
+    return score_edges(subject.graph, setup.calibration, setup.reference, asked, report)

@@ -16,7 +16,7 @@ from vitfx.journal import NoJournal
 from vitfx.progress import Report
 from vitfx.search import Limits
 
-OVERSHOOT = 0.014
+OVERSHOOT = 0.03
 """How far beyond the share a circuit may be before it is trimmed."""
 RUNS = 8
 """The most runs of a method that are added for one share."""

@@ -17,26 +17,22 @@ from vitfx.ablation import make_reference
 from vitfx.acdc import Order, acdc
 from vitfx.calibration import Alone, Calibration, Share, calibrate
 from vitfx.circuit import Circuit, Decision
-from vitfx.eap import eap
 from vitfx.eap_acdc import calibration_of, eap_acdc
-from vitfx.eap_ig import eap_ig
 from vitfx.edge_graph import EdgeGraph, Paths
+from vitfx.edge_scores import score_edges
 from vitfx.errors import UserError
 from vitfx.fidelity import fidelity
 from vitfx.fisher import fisher
 from vitfx.head_engine import HeadEngine
 from vitfx.image_set import Images
 from vitfx.importance import fisher_scores, group_paths
-from vitfx.magnitude import magnitude
 from vitfx.order import by_attribution, forward, reverse
 from vitfx.progress import Watcher
-from vitfx.random_scores import random_scores
 from vitfx.rank import below, least
 from vitfx.reader_engine import ReaderEngine
 from vitfx.search import Engine, Journal, Limits
 from vitfx.settings import RANKING, Settings
 from vitfx.stages import Reference, read_stages
-from vitfx.taylor import taylor
 from vitfx.version import VERSION
 from vitfx.weights import fingerprint
 
@@ -172,7 +168,8 @@ class _Discovery:
     def decide(self) -> list[Decision]:
         settings = self.settings
         if settings.method in RANKING:
-            return self._rank(self._scores())
+            report = self.watcher.bar(settings.method)
+            return self._rank(score_edges(self.graph, self.calibration, self.reference, settings, report))
         limits = Limits(settings.tau, settings.max_kl)
         order = self._order() if settings.method == "acdc" else None
         kind = HeadEngine if self.graph.reads_stream else ReaderEngine
@@ -180,20 +177,6 @@ class _Discovery:
         if order is not None:
             return acdc(engine, order, limits, self.journal, self._progress())
         return eap_acdc(engine, limits, self.journal, settings.seed, self._progress())
-
-    def _scores(self) -> dict[str, float]:
-        graph, calibration, reference, settings = self.graph, self.calibration, self.reference, self.settings
-        report = self.watcher.bar(settings.method)
-        methods: dict[str, Callable[[], dict[str, float]]] = {
-            "eap": lambda: eap(graph, calibration, reference, metric=settings.metric, progress=report),
-            "eap-ig": lambda: eap_ig(
-                graph, calibration, reference, metric=settings.metric, steps=settings.steps, progress=report
-            ),
-            "taylor": lambda: taylor(graph, calibration, progress=report),
-            "magnitude": lambda: magnitude(graph),
-            "random": lambda: random_scores(graph, settings.seed),
-        }
-        return methods[settings.method]()
 
     def _rank(self, scores: dict[str, float]) -> list[Decision]:
         if self.settings.remove is None:
