@@ -79,9 +79,13 @@ def picture(path: Path, seed: int) -> None:
 
 def run(path: Path | str, out: Path, *options: str) -> int:
     """The command's exit code."""
-    small = ["--samples", "16", "--paths", "4", "--device", "cpu", "--eval-samples", "50", "--out", str(out)]
+    return run_circuit(path, out, "--samples", "16", "--paths", "4", *options)
+
+
+def run_circuit(path: Path | str, out: Path, *options: str) -> int:
+    """The same without settings: a circuit brings its own."""
     with _quick():
-        return main([str(path), *small, *options])
+        return main([str(path), "--device", "cpu", "--eval-samples", "50", "--out", str(out), *options])
 
 
 def discover(path: Path | str, out: Path, *options: str) -> bytes:

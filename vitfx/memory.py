@@ -44,7 +44,8 @@ def memory_needed(graph_module: GraphModule, images: Images, settings: Settings,
             sizes.append((read * width, behind * inner, readers, 3 if isinstance(stage.module, Attention) else 0))
     numbers = 2 * pixels[0].numel()
     if settings.ablation == "resample":
-        numbers += tokens * (width + sum(inner for _, inner, _, _ in sizes))
+        modules = [stage.sublayer for stage in graph.stages if stage.sublayer is not None]
+        numbers += tokens * (width + sum(one.units * one.channels for one in modules))
     streams = sum(read for read, *_ in sizes) + kept * width
     if settings.method not in RANKING and graph.reads_stream:
         numbers += streams + max(inner + 2 * read for read, inner, *_ in sizes)

@@ -1,0 +1,256 @@
+"""`python -m vitfx.discover` from a model to circuit files, and on to `prune --circuit`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.discover_runs import read, run
+from tests.prune_runs import EDGES, GREY, artifact, model, report
+from tests.prune_runs import discover as prune_discover
+from tests.prune_runs import run_circuit as prune_circuit
+from vitfx.circuit import Circuit, Decision
+from vitfx.data import open_data
+from vitfx.discover import main
+from vitfx.discovery import prepare
+from vitfx.edge_graph import EdgeGraph
+from vitfx.fidelity import fidelity
+from vitfx.journal import FileJournal
+from vitfx.settings import METHODS, Settings
+from vitfx.show import main as show
+from vitfx.sweep import read_sweep
+from vitfx.trace import to_canonical
+
+Captured = pytest.CaptureFixture[str]
+QKV = ("--granularity", "qkv", "--tau", "0.003")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return artifact(tmp_path_factory.mktemp("discover") / "model.pt")
+
+
+@pytest.fixture(scope="module")
+def circuit(path: Path) -> Path:
+    """Of the qkv graph."""
+    out = path.parent / "qkv.json"
+    assert run(path, out, *QKV) == 0
+    return out
+
+
+def test_a_circuit_is_written_and_told(path: Path, tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "circuit.json"
+    assert run(path, out, "--tau", "0.01") == 0
+    found, said = read(out), capsys.readouterr().out
+    assert [one.name for one in tmp_path.iterdir()] == ["circuit.json"]
+    assert len(found.decisions) == EDGES
+    assert 0 < len(found.removed) < EDGES
+    assert f"the head graph has {EDGES} edges" in said
+    assert "activations kept: " in said
+    assert f"the circuit on 16 calibration images: KL {found.kl:.4f} nats" in said
+    assert f"python -m vitfx.prune {path} --circuit {out}" in said
+    assert show([str(out), "--out", str(tmp_path / "picture.svg")]) == 0
+
+
+def test_the_evaluation_is_that_of_the_edge_graph_on_images_not_seen(circuit: Path) -> None:
+    found = read(circuit)
+    graph_module = to_canonical(model(), torch.zeros(2, 1, 8, 8)).graph_module
+    paths: dict[str, list[list[int]]] = {}
+    for writer in {one.edge.writer for one in found.decisions if one.edge.writer.sublayer.startswith("m")}:
+        paths.setdefault(writer.sublayer, [[], [], [], []])[writer.index or 0] = list(writer.units)
+    graph = EdgeGraph(graph_module, paths, "qkv")
+    splits = open_data("digits", GREY)
+    images, held_out = splits.calibration.sample(16, 0).load(), splits.evaluation.sample(40, 0).load()
+    setup = prepare(graph_module, images, Settings.from_json(found.settings))
+    expected = fidelity(graph, found.removed, setup.reference, held_out.pixels, held_out.labels).to_json()
+    assert found.details["evaluation"] == pytest.approx(expected)
+    assert found.details["fidelity"]["kl"] == found.kl
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("granularity", ["block", "edge"])
+def test_every_method(path: Path, tmp_path: Path, method: str, granularity: str) -> None:
+    options = ["--method", method, "--granularity", granularity, "--eval-samples", "0"]
+    options += ["--tau", "0.005" if granularity == "edge" else "0.1"] if "acdc" in method else ["--remove", "0.3"]
+    assert run(path, tmp_path / "out.json", *options) == 0
+    found = read(tmp_path / "out.json")
+    assert (found.settings["method"], found.settings["granularity"]) == (method, granularity)
+    assert 0 < len(found.removed) < len(found.decisions)
+    assert "evaluation" not in found.details
+    assert ("calibration" in found.details) == (method == "eap-acdc")
+
+
+def test_a_resampled_circuit_is_not_run_on_other_images(path: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert run(path, tmp_path / "out.json", "--tau", "0.01", "--ablation", "resample") == 0
+    assert "evaluation" not in read(tmp_path / "out.json").details
+    assert "a resampled circuit has values for its own calibration images alone" in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_bytes(path: Path, circuit: Path, tmp_path: Path) -> None:
+    assert run(path, tmp_path / "again.json", *QKV) == 0
+    assert (tmp_path / "again.json").read_bytes() == circuit.read_bytes()
+
+
+def test_ctrl_c_and_on(path: Path, circuit: Path, tmp_path: Path, capsys: Captured) -> None:
+    record, recorded = FileJournal.record, 0
+
+    def interrupting(journal: FileJournal, decision: Decision) -> None:
+        nonlocal recorded
+        record(journal, decision)
+        recorded += 1
+        if recorded == 30:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileJournal, "record", interrupting)
+        assert run(path, tmp_path / "out.json", *QKV) == 130
+    assert capsys.readouterr().err == "\nstopped; the same command goes on where it stopped\n"
+    assert [one.name for one in tmp_path.iterdir()] == [".out.json.journal"]
+    assert run(path, tmp_path / "out.json", "--tau", "0.1") == 2
+    assert ".out.json.journal is of a run of 30 decisions that was broken off" in capsys.readouterr().err
+    assert run(path, tmp_path / "out.json", *QKV) == 0
+    assert "going on after 30 decisions" in capsys.readouterr().out
+    assert [one.name for one in tmp_path.iterdir()] == ["out.json"]
+    assert (tmp_path / "out.json").read_bytes() == circuit.read_bytes()
+
+
+def test_a_sweep(path: Path, tmp_path: Path, capsys: Captured) -> None:
+    sweep = ("--tau-sweep", "1e-3:1e-1:3")
+    assert run(path, tmp_path / "c.json", *sweep) == 0
+    names = ["c-sweep.json", "c-tau0.001.json", "c-tau0.01.json", "c-tau0.1.json"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == names
+    rows = json.loads((tmp_path / "c-sweep.json").read_text())["sweep"]
+    for row, name in zip(rows, names[1:], strict=True):
+        found = read(tmp_path / name)
+        assert (row["file"], row["tau"], row["kl"]) == (name, found.settings["tau"], found.kl)
+        assert row["removed"] == len(found.removed) == row["dead_heads"] + row["dead_paths"]
+    assert rows[0]["removed"] < rows[1]["removed"] < rows[2]["removed"]
+    assert run(path, tmp_path / "one.json", "--tau", "0.01") == 0
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "c-tau0.01.json").read_bytes()
+
+    # What is there is not discovered again; what is missing is.
+    (tmp_path / "c-tau0.01.json").unlink()
+    before = (tmp_path / "c-tau0.1.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert run(path, tmp_path / "c.json", *sweep) == 0
+    said = capsys.readouterr().out
+    assert "c-tau0.001.json is there already" in said
+    assert said.count("the head graph has") == 1
+    assert (tmp_path / "c-tau0.1.json").stat().st_mtime_ns == before
+    again = json.loads((tmp_path / "c-sweep.json").read_text())["sweep"]
+    assert [one["fingerprint"] for one in again] == [one["fingerprint"] for one in rows]
+    assert run(path, tmp_path / "c.json", *sweep, "--seed", "1") == 2
+    assert "c-tau0.001.json is there already, of other settings, model or images" in capsys.readouterr().err
+
+
+def test_thresholds_of_a_sweep() -> None:
+    assert read_sweep("1e-5:1e-1:9")[::2] == (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    assert read_sweep("1e-5:1e-1:9")[1] == 3.162e-5
+
+
+def test_repeats(path: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert run(path, tmp_path / "out.json", "--tau", "0.01", "--repeats", "3") == 0
+    assert run(path, tmp_path / "first.json", "--tau", "0.01") == 0
+    assert run(path, tmp_path / "second.json", "--tau", "0.01", "--seed", "1") == 0
+    found, first, second = (read(tmp_path / f"{name}.json") for name in ("out", "first", "second"))
+    assert found.decisions == first.decisions
+    steady = found.details["stability"]
+    assert (steady["repeats"], steady["seeds"]) == (3, [0, 1, 2])
+    assert steady["kl"][:2] == [first.kl, second.kl]
+    assert 0 < steady["overlap"]["edges"] < 1
+    assert steady["survival"]["embed"] == 1
+    assert sum(steady["kept_by"]["heads"]) == 4
+    assert "3 runs with other images and seeds; two of them have in common" in capsys.readouterr().out
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["first.json", "out.json", "second.json"]
+
+
+def test_a_circuit_goes_on_to_prune(path: Path, circuit: Path, tmp_path: Path) -> None:
+    assert prune_circuit(path, tmp_path / "out", "--circuit", str(circuit)) == 0
+    found, known = report(tmp_path / "out")["circuit"], read(circuit)
+    assert (tmp_path / "out" / "circuit.json").read_bytes() == circuit.read_bytes()
+    assert (found["source"], found["granularity"], found["kl"]) == (str(circuit), "qkv", known.kl)
+    assert found["fingerprint"] == known.fingerprint()
+    assert found["artifact_kl"] != pytest.approx(known.kl, rel=1e-3)
+    settings = report(tmp_path / "out")["settings"]
+    assert {**settings, **known.settings} == settings
+    assert any("restores the edges between survivors" in note for note in report(tmp_path / "out")["notes"])
+
+
+def test_prune_discovers_the_same_circuit(path: Path, circuit: Path, tmp_path: Path) -> None:
+    written = prune_discover(path, tmp_path / "out", *QKV)
+    known = read(circuit)
+    details = {name: value for name, value in known.details.items() if name != "evaluation"}
+    whole = Circuit(known.decisions, known.kl, known.settings, known.origins, details)
+    assert written.decode() == whole.to_json()
+
+
+def test_circuits_that_prune_refuses(path: Path, circuit: Path, tmp_path: Path, capsys: Captured) -> None:
+    def refusal(given: Path, *options: str) -> str:
+        assert prune_circuit(given, tmp_path / "out", *options) == 2
+        assert not (tmp_path / "out").exists()
+        return capsys.readouterr().err
+
+    other = artifact(tmp_path / "other.pt")
+    record = torch.load(other, weights_only=True)
+    name = next(key for key, value in record["state_dict"].items() if value.is_floating_point())
+    record["state_dict"][name] = record["state_dict"][name] * 1.01
+    torch.save(record, other)
+    assert "was found on another model's weights" in refusal(other, "--circuit", str(circuit))
+    known = read(circuit)
+    shifted = tmp_path / "shifted.json"
+    shifted.write_text(circuit.read_text().replace(known.origins["images"], "0" * 64))
+    assert "found on other calibration images" in refusal(path, "--circuit", str(shifted))
+    fewer = Circuit(known.decisions[1:], known.kl, known.settings, known.origins, known.details)
+    shifted.write_text(fewer.to_json())
+    assert "and not each of the graph's" in refusal(path, "--circuit", str(shifted))
+    assert "brings its own settings: leave out --tau" in refusal(path, "--circuit", str(circuit), "--tau", "0.1")
+    assert "can't be read" in refusal(path, "--circuit", str(tmp_path / "none.json"))
+
+
+REFUSED = {
+    "τ twice": (("--tau", "0.1", "--tau-sweep", "1e-3:1e-1:3"), "--tau-sweep sets the thresholds: leave --tau out"),
+    "no range": (("--tau-sweep", "1:2"), "--tau-sweep 1:2 is not LOW:HIGH:COUNT"),
+    "backwards": (("--tau-sweep", "1:0.1:3"), "--tau-sweep 1:0.1:3 is no range"),
+    "one": (("--tau-sweep", "0.1:1:1"), "--tau-sweep 0.1:1:1 is no range"),
+    "no repeats": (("--repeats", "0"), "--repeats 0 is too small"),
+    "negative": (("--eval-samples", "-1"), "--eval-samples -1 is negative"),
+    "not measured": (("--method", "eap", "--max-kl", "1"), "--max-kl is for methods that measure KL, eap ranks"),
+    "not ranked": (("--remove", "0.1"), "--remove is for the methods that rank, acdc decides by --tau"),
+    "twice": (("--remove", "0.1", "--tau", "1", "--method", "eap"), "--remove 0.1 stands in place of --tau"),
+    "not looked at": (("--steps", "3"), "--steps is for eap-ig, not acdc: leave it out"),
+    "memory": (("--memory", "1e-6"), "--memory 1e-06 GiB is too little for the "),
+    "no memory": (("--memory", "-1"), "--memory -1 is no amount"),
+    "device": (("--device", "abacus"), "device 'abacus' is not one of"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(path: Path, tmp_path: Path, capsys: Captured, case: str) -> None:
+    options, sentence = REFUSED[case]
+    assert run(path, tmp_path / "out.json", *options) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {sentence}")
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_a_circuit_can_not_go(path: Path, circuit: Path, tmp_path: Path, capsys: Captured) -> None:
+    before = circuit.read_bytes()
+    assert run(path, circuit) == 2
+    assert f"{circuit} is there already" in capsys.readouterr().err
+    assert circuit.read_bytes() == before
+    assert run(path, tmp_path / "none" / "out.json") == 2
+    assert "is in a folder that does not exist" in capsys.readouterr().err
+    assert run(path, tmp_path) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
+def test_help_teaches(capsys: Captured) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "25, 169, 6,793 and 18,025 edges" in said
+    assert "torchrun --nproc-per-node=4 -m vitfx.discover" in said
