@@ -2,13 +2,14 @@
 
 Readers are visited as in ACDC, and each edge's removal is predicted anew at the circuit as it stands (see
 `vitfx.second_order`). From the least predicted on, edges are removed in groups: a group goes if the exact D_KL(G‖H)
-without it rises by less than τ, or by so little that no edge's share of the rise, by attribution, reaches τ;
-else a smaller group is tried, down to a single edge, which is then ACDC's own question. What is predicted to cost many
-times τ is kept unasked, and so is the rest once a few single edges in a row had to be kept.
+without it rises by so little that no edge's share of the rise, by attribution, reaches τ; else a smaller group is
+tried, down to a single edge, which is then ACDC's own question. Edges predicted to cost more than τ are asked one by
+one. What is predicted to cost many times τ is kept unasked, and so is the rest once single edges in a row had to be
+kept.
 
 Gradients say less of MLPs than of heads, so both have predictions of their own scale: the median of measured by
-predicted over the edges measured alone so far. One edge of each reader, drawn at random, is measured first, so that the
-calibration that is reported does not rest on easy cases.
+predicted over the edges measured alone so far. Of some readers an edge drawn at random is measured first, so that the
+calibration that is reported does not rest on close cases.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ ABOVE = 4.0
 """An edge predicted to cost more than this many τ is kept unasked."""
 PATIENCE = 2
 """After as many single edges in a row that had to be kept, so are those predicted to cost more."""
-SHARE = 1.0
-"""The most of τ that an edge's share of a group's rise may be."""
+PROBES = 0.3
+"""The share of the readers of which an edge is drawn and measured for the calibration."""
 _PAIRS = 5
 
 
@@ -138,32 +139,43 @@ class _Reader:
             for writer, value in zip(self.visit.writers, values, strict=True)
         ]
         found.sort(key=lambda one: one.predicted)
-        probe = random.Random(f"{seed} {self.visit.reader.name} {found[0].writer.sublayer}").choice(found)
-        self._ask([probe], bounded=False)
-        self._settle([one for one in found if one is not probe])
+        drawn = random.Random(f"{seed} {self.visit.reader.name} {found[0].writer.sublayer}")
+        if drawn.random() < PROBES:
+            probe = drawn.choice(found)
+            self._ask([probe], bounded=False)
+            found.remove(probe)
+        self._settle(found)
         return self.decisions
 
     def _settle(self, rest: list[_Candidate]) -> None:
-        tau = self.limits.tau
-        size = max(1, sum(one.predicted < SHARE * tau for one in rest))
-        misses = 0
+        """The edges predicted to cost less than τ go in as large groups as may; those above are asked one by one."""
+        below = sum(one.predicted < self.limits.tau for one in rest)
+        self._remove(rest[:below])
+        self._question(rest[below:])
+
+    def _remove(self, rest: list[_Candidate]) -> None:
+        size = len(rest)
         while rest:
-            if misses >= PATIENCE or rest[0].predicted > ABOVE * tau:
-                self.decisions += [self._decision(one, True, one.predicted, None, ATTRIBUTED) for one in rest]
-                return
             group = rest[:size]
             excess = self._ask(group)
-            if excess is None:
-                rest, size, misses = rest[size:], 2 * len(group), 0
-            elif len(group) == 1:
-                rest, misses = rest[1:], misses + 1
+            if excess is None or len(group) == 1:
+                rest, size = rest[size:], 2 * len(group)
             else:
                 size = max(1, int(len(group) * min(0.5, 1 / excess)))
+
+    def _question(self, rest: list[_Candidate]) -> None:
+        misses = 0
+        while rest:
+            if misses >= PATIENCE or rest[0].predicted > ABOVE * self.limits.tau:
+                self.decisions += [self._decision(one, True, one.predicted, None, ATTRIBUTED) for one in rest]
+                return
+            misses = 0 if self._ask(rest[:1]) is None else misses + 1
+            rest = rest[1:]
 
     def _ask(self, group: list[_Candidate], *, bounded: bool = True) -> float | None:
         """Removes the group if it may go; else how many times too much it costs. A single edge is decided for good."""
         shares = _shares(group)
-        most = self.limits.tau * max(1.0, SHARE / max(shares))
+        most = self.limits.tau / max(shares)
 
         def allowed(kl: float) -> bool:
             return kl - self.kl < most and kl <= self.limits.max_kl
