@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from benchmarks.naive import Naive
-from vitfx.circuit import EXACT, GROUP, LOGITS, STREAM, Decision, Edge, Reader, Writer
+from vitfx.circuit import EXACT, GROUP, LOGITS, PROBE, STREAM, Decision, Edge, Reader, Writer
 from vitfx.errors import UserError
 from vitfx.progress import Report
 from vitfx.search import Engine, Limits, Visit
@@ -142,7 +142,7 @@ class LiveSampler:
         kl = self.state.kl(decision)
         engine = None
         if not self.together:
-            engine = Answer(elapsed, decision.kl, decision.kept, decision.basis == EXACT)
+            engine = Answer(elapsed, decision.kl, decision.kept, decision.basis in (EXACT, PROBE))
         naive, plain = self.state.ask(decision, kl, self.limits)
         idle = self.state.idle(decision.edge.reader)
         return Sample(self.position, decision, len(self.state.removed), kl, idle, engine, naive, plain)

@@ -10,7 +10,7 @@ import torch
 from tests.test_acdc import Setting as HeadSetting
 from tests.test_reader_engine import Setting as ReaderSetting
 from vitfx.acdc import acdc
-from vitfx.circuit import ATTRIBUTED, EXACT, GROUP, Decision, Edge, Reader, Writer
+from vitfx.circuit import ATTRIBUTED, GROUP, PROBE, Decision, Edge, Reader, Writer
 from vitfx.eap_acdc import calibration_of, eap_acdc
 from vitfx.fisher import fisher
 from vitfx.head_engine import HeadEngine
@@ -101,7 +101,7 @@ def test_a_reader_that_leads_nowhere_is_not_asked():
 
 def test_calibration_tells_heads_from_paths():
     def decision(sublayer, predicted, measured):
-        return Decision(Edge(Writer(sublayer), Reader("logits")), measured >= 0.5, measured, measured, EXACT, predicted)
+        return Decision(Edge(Writer(sublayer), Reader("logits")), measured >= 0.5, measured, measured, PROBE, predicted)
 
     heads = [decision(f"a{i}", i / 10, 2 * i / 10) for i in range(10)]
     paths = [decision(f"m{i}", i / 10, (9 - i) / 10) for i in range(10)]

@@ -16,7 +16,7 @@ STREAM = "stream"
 LOGITS = "logits"
 PARTS = ("q", "k", "v")
 
-EXACT, BOUND, GROUP, ATTRIBUTED = "exact", "bound", "group", "attributed"
+EXACT, BOUND, GROUP, ATTRIBUTED, PROBE = "exact", "bound", "group", "attributed", "probe"
 """What a decision rests on, see `Decision.basis`."""
 
 
@@ -84,7 +84,8 @@ class Decision:
     score: by how much removing it raised D_KL(G‖H), in nats an image; for the methods that rank, their own score.
     kl: D_KL(G‖H) once the edge was removed; None where it was not measured. basis: "exact", both were measured on all
     images; "bound", both are at least this much, the rest was not needed to keep the edge; "group", the edge went with
-    others at once, kl is theirs, score its share by attribution; "attributed", the score is an attribution alone.
+    others at once, kl is theirs, score its share by attribution; "attributed", the score is an attribution alone;
+    "probe", exact, of an edge that was drawn at random to tell how far attributions can be believed.
     attribution: what the score was predicted to be before it was measured, where that was done.
     """
 

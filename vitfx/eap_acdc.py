@@ -8,8 +8,8 @@ one. What is predicted to cost many times τ is kept unasked, and so is the rest
 kept.
 
 Gradients say less of MLPs than of heads, so both have predictions of their own scale: the median of measured by
-predicted over the edges measured alone so far. Of some readers an edge drawn at random is measured first, so that the
-calibration that is reported does not rest on close cases.
+predicted over edges drawn at random, of some readers one, which are measured first and alone. The calibration that is
+reported rests on them too, not on the close cases.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from vitfx.circuit import ATTRIBUTED, BOUND, EMBED, EXACT, GROUP, Decision, Edge, Writer
+from vitfx.circuit import ATTRIBUTED, BOUND, EMBED, EXACT, GROUP, PROBE, Decision, Edge, Writer
+from vitfx.edge_graph import STREAM_READER
 from vitfx.search import Engine, Journal, Limits, Visit
 
 ABOVE = 4.0
@@ -30,7 +31,8 @@ ABOVE = 4.0
 PATIENCE = 2
 """After as many single edges in a row that had to be kept, so are those predicted to cost more."""
 PROBES = 0.3
-"""The share of the readers of which an edge is drawn and measured for the calibration."""
+"""The share of the readers of which an edge is drawn and measured for the calibration; on the block and the head graph,
+which have few, all sublayers."""
 _PAIRS = 5
 
 
@@ -62,7 +64,7 @@ def eap_acdc(
 
 
 def calibration_of(decisions: Sequence[Decision], tau: float) -> dict[str, Any]:
-    """How far predictions can be believed: for heads and MLP paths apart, over the edges measured alone, Spearman's
+    """How far predictions can be believed: for heads and MLP paths apart, over the edges drawn at random, Spearman's
     rank correlation of predicted and measured, the share of equal decisions at τ, and the scale between the two."""
     report: dict[str, Any] = {}
     scales = _scales(decisions)
@@ -89,7 +91,7 @@ def _pairs(decisions: Sequence[Decision], kind: str) -> list[tuple[float, float]
     return [
         (one.attribution, one.score)
         for one in decisions
-        if one.basis == EXACT and one.attribution is not None and _kind(one.edge.writer) == kind
+        if one.basis == PROBE and one.attribution is not None and _kind(one.edge.writer) == kind
     ]
 
 
@@ -140,9 +142,9 @@ class _Reader:
         ]
         found.sort(key=lambda one: one.predicted)
         drawn = random.Random(f"{seed} {self.visit.reader.name} {found[0].writer.sublayer}")
-        if drawn.random() < PROBES:
+        if self.visit.reader == STREAM_READER or drawn.random() < PROBES:
             probe = drawn.choice(found)
-            self._ask([probe], bounded=False)
+            self._ask([probe], probe=True)
             found.remove(probe)
         self._settle(found)
         return self.decisions
@@ -172,7 +174,7 @@ class _Reader:
             misses = 0 if self._ask(rest[:1]) is None else misses + 1
             rest = rest[1:]
 
-    def _ask(self, group: list[_Candidate], *, bounded: bool = True) -> float | None:
+    def _ask(self, group: list[_Candidate], *, probe: bool = False) -> float | None:
         """Removes the group if it may go; else how many times too much it costs. A single edge is decided for good."""
         shares = _shares(group)
         most = self.limits.tau / max(shares)
@@ -180,11 +182,11 @@ class _Reader:
         def allowed(kl: float) -> bool:
             return kl - self.kl < most and kl <= self.limits.max_kl
 
-        trial = self.visit.kl_without([one.writer for one in group], allowed if bounded else lambda kl: True)
+        trial = self.visit.kl_without([one.writer for one in group], (lambda kl: True) if probe else allowed)
         rise = trial.kl - self.kl
         removes = allowed(trial.kl)
         if len(group) == 1:
-            basis = EXACT if trial.exact else BOUND
+            basis = PROBE if probe else EXACT if trial.exact else BOUND
             self.decisions.append(self._decision(group[0], not removes, rise, trial.kl, basis))
         elif removes:
             self.decisions += [
