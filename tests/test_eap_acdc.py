@@ -44,7 +44,7 @@ class Scripted:
     def attributions(self):
         return torch.tensor(self.predicted, dtype=torch.float64)
 
-    def remove(self, writers):
+    def remove(self, writers, order=None):
         self.gone += writers
 
 

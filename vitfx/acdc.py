@@ -37,7 +37,7 @@ def acdc(
             if not decision.kept:
                 assert decision.kl is not None
                 kl = decision.kl
-                visit.remove([writer])
+                visit.remove([writer], decision.order)
             decisions.append(decision)
             if progress is not None:
                 progress(decision)
@@ -49,4 +49,5 @@ def _decide(visit: Visit, edge: Edge, kl: float, limits: Limits) -> Decision:
         return Decision(edge, not limits.allow(kl, kl), 0.0, kl)
     trial = visit.kl_without([edge.writer], partial(limits.allow, kl=kl))
     kept = not limits.allow(trial.kl, kl)
-    return Decision(edge, kept, trial.kl - kl, trial.kl, EXACT if trial.exact else BOUND)
+    basis = EXACT if trial.exact else BOUND
+    return Decision(edge, kept, trial.kl - kl, trial.kl, basis, order=None if kept else trial.order)

@@ -86,7 +86,8 @@ class Decision:
     images; "bound", both are at least this much, the rest was not needed to keep the edge; "group", the edge went with
     others at once, kl is theirs, score its share by attribution; "attributed", the score is an attribution alone;
     "probe", exact, of an edge that was drawn at random to tell how far attributions can be believed.
-    attribution: what the score was predicted to be before it was measured, where that was done.
+    attribution: what the score was predicted to be before it was measured, where that was done. order: of a removed
+    edge, the images by what they now add to D_KL(G‖H), most first; for going on after it, and no part of a circuit.
     """
 
     edge: Edge
@@ -95,6 +96,7 @@ class Decision:
     kl: float | None
     basis: str = EXACT
     attribution: float | None = None
+    order: tuple[int, ...] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

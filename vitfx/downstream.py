@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vitfx.narrow import NarrowingStage
-from vitfx.search import batches
+from vitfx.search import Chosen, batches
 from vitfx.stages import contribution
 from vitfx.steps import Step, Units
 from vitfx.streams import CleanRun
@@ -49,7 +49,7 @@ class Downstream:
             changed = [*changed, *rows]
         return steps
 
-    def logits(self, images: slice, changes: Tensor) -> Tensor:
+    def logits(self, images: Chosen, changes: Tensor) -> Tensor:
         """What becomes of the logits, (n, K), when the rows' outputs change by (rows, n, T, D)."""
         narrow = self.run.narrowed.start
         cut = self.stage >= narrow
@@ -88,7 +88,7 @@ class Downstream:
 class _Walk:
     """A batch on its way through the circuit as it stands."""
 
-    def __init__(self, downstream: Downstream, images: slice, inner: Tensor) -> None:
+    def __init__(self, downstream: Downstream, images: Chosen, inner: Tensor) -> None:
         self.down, self.run, self.wiring, self.images = downstream, downstream.run, downstream.wiring, images
         stage = self.run.narrowed.stages[downstream.stage]
         module = stage.sublayer

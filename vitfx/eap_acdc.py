@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -52,7 +52,8 @@ def eap_acdc(
             known = _Reader(visit, limits, kl, _scales(decisions)).decide(seed)
             journal.record_all(known)
         else:
-            visit.remove([one.edge.writer for one in known if not one.kept])
+            gone = [one for one in known if not one.kept]
+            visit.remove([one.edge.writer for one in gone], gone[-1].order if gone else None)
         for decision in known:
             if not decision.kept:
                 assert decision.kl is not None
@@ -196,7 +197,8 @@ class _Reader:
         if not removes:
             return max(rise / most, 2.0)
         self.kl = trial.kl
-        self.visit.remove([one.writer for one in group])
+        self.decisions[-1] = replace(self.decisions[-1], order=trial.order)
+        self.visit.remove([one.writer for one in group], trial.order)
         return None
 
     def _decision(self, one: _Candidate, kept: bool, score: float, kl: float | None, basis: str) -> Decision:

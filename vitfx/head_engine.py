@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from passes.plan import channels_of
 from vitfx.calibration import Calibration
 from vitfx.circuit import EMBED, Reader, Writer
 from vitfx.edge_graph import STREAM_READER, EdgeGraph, kl_divergence
 from vitfx.narrow import narrow
-from vitfx.search import BATCH, Trial, mean_kl
+from vitfx.search import BATCH, Chosen, Trial, mean_kl
 from vitfx.second_order import Along, second_order
-from vitfx.stages import Reference, Stage, contribution, of_images, replaced
+from vitfx.stages import Reference, Stage, of_images, replaced
 from vitfx.suffix import DecidedStage, decide, run_decided
 
 
@@ -34,6 +35,7 @@ class HeadEngine:
         self.reference = self.narrowed.reference(reference)
         self.behind: list[DecidedStage] = []
         self.clean = torch.empty(0)
+        self.order: tuple[int, ...] | None = None
 
     def visits(self) -> Iterator[StreamVisit]:
         with torch.no_grad():
@@ -71,29 +73,35 @@ class StreamVisit:
         self.engine = engine
         self.writers: Sequence[Writer] = [one for one in engine.graph.writers if one.sublayer == sublayer]
 
-    def change(self, writer: Writer, images: slice) -> Tensor:
+    def change(self, writer: Writer, images: Chosen) -> Tensor:
         """What replacing the writer adds to the stream: (n, T, D)."""
         raise NotImplementedError
 
-    def stream(self, images: slice) -> Tensor:
+    def stream(self, images: Chosen) -> Tensor:
         """The stream behind the writers, without those removed: (n, T, D)."""
         raise NotImplementedError
 
-    def remove(self, writers: Sequence[Writer]) -> None:
+    def replace(self, writers: Sequence[Writer]) -> None:
+        """Their references stand in for them from now on."""
         raise NotImplementedError
+
+    def remove(self, writers: Sequence[Writer], order: tuple[int, ...] | None = None) -> None:
+        self.replace(writers)
+        if order is not None:
+            self.engine.order = order
 
     @torch.no_grad()
     def kl_without(self, writers: Sequence[Writer], allowed: Callable[[float], bool]) -> Trial:
-        def divergence(images: slice) -> Tensor:
+        def divergence(images: Chosen) -> Tensor:
             stream = self.stream(images)
             for writer in writers:
                 stream = stream + self.change(writer, images)
             return kl_divergence(self.engine.clean[images], run_decided(self.engine.behind, stream, images))
 
-        return mean_kl(self.engine.calibration, divergence, allowed)
+        return mean_kl(self.engine.calibration, divergence, allowed, self.engine.order)
 
     def attributions(self) -> Tensor:
-        def run(images: slice) -> tuple[Tensor, Tensor, Along]:
+        def run(images: Chosen) -> tuple[Tensor, Tensor, Along]:
             stream = self.stream(images).detach().requires_grad_()
             logits = run_decided(self.engine.behind, stream, images)
 
@@ -111,21 +119,31 @@ class SublayerVisit(StreamVisit):
     def __init__(self, engine: HeadEngine, stage: Stage, stream: Tensor) -> None:
         super().__init__(engine, stage.name)
         self.stage, self.gone = stage, list[int]()
+        self.parts: dict[Writer, tuple[Tensor, Tensor]] = {}
         self.before = stage.carried(stream)
         self.reference = engine.reference[stage.name]
         with torch.no_grad():
             self.inner = torch.cat([stage.inner(batch) for batch in stream.split(BATCH)])
         self.behind = self._written()
 
-    def change(self, writer: Writer, images: slice) -> Tensor:
-        assert self.stage.sublayer is not None
-        channels = of_images(self.reference, images).to(self.inner) - self.inner[images]
-        return contribution(self.stage.sublayer, writer.units, channels)
+    def change(self, writer: Writer, images: Chosen) -> Tensor:
+        missing, columns = self._part(writer)
+        return missing[images] @ columns
 
-    def stream(self, images: slice) -> Tensor:
+    def _part(self, writer: Writer) -> tuple[Tensor, Tensor]:
+        """Reference less value of the writer's channels, (N, T, ·), and its columns of the projection, (·, D)."""
+        if writer not in self.parts:
+            assert self.stage.sublayer is not None
+            module = self.stage.sublayer
+            channels = channels_of(writer.units, module.channels).to(self.inner.device)
+            missing = self.reference.to(self.inner)[..., channels] - self.inner[..., channels]
+            self.parts[writer] = missing, module.out.weight.T[channels]
+        return self.parts[writer]
+
+    def stream(self, images: Chosen) -> Tensor:
         return self.behind[images]
 
-    def remove(self, writers: Sequence[Writer]) -> None:
+    def replace(self, writers: Sequence[Writer]) -> None:
         self.gone += [unit for writer in writers for unit in writer.units]
         self.behind = self._written()
 
@@ -144,15 +162,15 @@ class EmbeddingVisit(StreamVisit):
         super().__init__(engine, EMBED)
         self.clean = stream
 
-    def change(self, writer: Writer, images: slice) -> Tensor:
+    def change(self, writer: Writer, images: Chosen) -> Tensor:
         return self._ablated(images) - self.clean[images]
 
-    def stream(self, images: slice) -> Tensor:
+    def stream(self, images: Chosen) -> Tensor:
         return self.clean[images]
 
-    def remove(self, writers: Sequence[Writer]) -> None:
+    def replace(self, writers: Sequence[Writer]) -> None:
         if writers:
             self.clean = self._ablated(slice(None))
 
-    def _ablated(self, images: slice) -> Tensor:
+    def _ablated(self, images: Chosen) -> Tensor:
         return of_images(self.engine.reference[EMBED], images).to(self.clean).expand_as(self.clean[images])

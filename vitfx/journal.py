@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from vitfx.circuit import Decision, Edge
 from vitfx.errors import UserError
 from vitfx.files import write_aside, writing
 
-_MEASURED = ("kept", "score", "kl", "basis", "attribution")
+_MEASURED = ("kept", "score", "kl", "basis", "attribution", "order")
 
 
 class NoJournal:
@@ -65,7 +66,8 @@ class FileJournal:
         line = self._known.get(edge.name)
         if line is None or line["units"] != list(edge.writer.units):
             return None
-        return Decision(edge, *(line[name] for name in _MEASURED))
+        found = Decision(edge, *(line[name] for name in _MEASURED))
+        return replace(found, order=None if found.order is None else tuple(found.order))
 
     def recall_all(self, edges: Sequence[Edge]) -> list[Decision] | None:
         """The earlier decisions on all of these edges, in the order in which they were made."""

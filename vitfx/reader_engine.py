@@ -16,7 +16,7 @@ from vitfx.calibration import Calibration
 from vitfx.circuit import Reader, Writer
 from vitfx.downstream import Downstream
 from vitfx.edge_graph import EdgeGraph, kl_divergence
-from vitfx.search import Trial, batches, mean_kl
+from vitfx.search import Chosen, Trial, batches, mean_kl
 from vitfx.second_order import Along, second_order
 from vitfx.stages import Reference
 from vitfx.steps import Units
@@ -35,6 +35,7 @@ class ReaderEngine:
         self.graph, self.calibration = graph, calibration
         self.run = CleanRun(graph, calibration, reference)
         self.wiring = Wiring(graph)
+        self.order: tuple[int, ...] | None = None
 
     def visits(self) -> Iterator[ReaderVisit]:
         for index in range(self.run.logits_stage, self.graph.first - 1, -1):
@@ -96,7 +97,7 @@ class _Unit:
         """Nothing of it leads to the logits."""
         return self.units is None and not self.is_logits
 
-    def _clean(self, images: slice, readers: int) -> Tensor:
+    def _clean(self, images: Chosen, readers: int) -> Tensor:
         stream = self.run.streams[self.index][images]
         return stream.expand(readers, *stream.shape)
 
@@ -109,7 +110,7 @@ class _Unit:
             pieces = [of(images) for images in batches(len(self.run.logits))]
         return [torch.cat(one) for one in zip(*pieces, strict=True)]
 
-    def logits(self, reader: int, read: Tensor, images: slice) -> Tensor:
+    def logits(self, reader: int, read: Tensor, images: Chosen) -> Tensor:
         """What becomes of the logits (n, K) when one of the readers reads (n, T, D)."""
         if self.units is None:
             return self.run.classify(read)
@@ -158,14 +159,14 @@ class ReaderVisit:
     def kl_without(self, writers: Sequence[Writer], allowed: Callable[[float], bool]) -> Trial:
         groups = self._by_stage(writers)
 
-        def divergence(images: slice) -> Tensor:
+        def divergence(images: Chosen) -> Tensor:
             read = self.read[images] + self._change(groups, images)
             return kl_divergence(self.run.logits[images], self.unit.logits(self.row, read, images))
 
-        return mean_kl(self.engine.calibration, divergence, allowed)
+        return mean_kl(self.engine.calibration, divergence, allowed, self.engine.order)
 
     def attributions(self) -> Tensor:
-        def run(images: slice) -> tuple[Tensor, Tensor, Along]:
+        def run(images: Chosen) -> tuple[Tensor, Tensor, Along]:
             read = self.read[images].detach().requires_grad_()
             logits = self.unit.logits(self.row, read, images)
             return read, logits, lambda gradient: self.run.along(gradient, self.writers, images, cut=self.cut)
@@ -173,7 +174,8 @@ class ReaderVisit:
         return second_order(self.engine.calibration, self.run.logits, run)
 
     @torch.no_grad()
-    def remove(self, writers: Sequence[Writer]) -> None:
+    def remove(self, writers: Sequence[Writer], order: tuple[int, ...] | None = None) -> None:
+        self.engine.order = self.engine.order if order is None else order
         self.engine.wiring.remove(self.row, writers)
         if writers and not self.idle:
             groups = self._by_stage(writers)
@@ -188,7 +190,7 @@ class ReaderVisit:
         self.read = self._whole()
         self.remove(gone)
 
-    def _change(self, groups: dict[int, list[Writer]], images: slice) -> Tensor:
+    def _change(self, groups: dict[int, list[Writer]], images: Chosen) -> Tensor:
         return torch.stack(
             [self.run.change(index, writers, images, cut=self.cut) for index, writers in groups.items()]
         ).sum(dim=0)

@@ -23,10 +23,12 @@ broken off early."""
 
 @dataclass(frozen=True)
 class Trial:
-    """kl: D_KL(G‖H) in nats an image; where not exact, at least this much, and more than was allowed."""
+    """kl: D_KL(G‖H) in nats an image; where not exact, at least this much, and more than was allowed. order: where it
+    is exact, this process's images by what they add to it, most first."""
 
     kl: float
     exact: bool
+    order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Limits:
 
     def allow(self, kl_new: float, kl: float) -> bool:
         return kl_new - kl < self.tau and kl_new <= self.max_kl
+
+
+Chosen = slice | Tensor
+"""Some of this process's images: a slice of them, or their indices."""
 
 
 class Visit(Protocol):
@@ -56,8 +62,9 @@ class Visit(Protocol):
     def attributions(self) -> Tensor:
         """A prediction of what each edge's removal would cost at this point, float64 (writers,)."""
 
-    def remove(self, writers: Sequence[Writer]) -> None:
-        """Settles that these edges are gone."""
+    def remove(self, writers: Sequence[Writer], order: tuple[int, ...] | None = None) -> None:
+        """Settles that these edges are gone. order: that of their trial, for the trials to come: the images that add
+        most tell first that a removal is not allowed."""
 
 
 class Engine(Protocol):
@@ -78,22 +85,31 @@ class Journal(Protocol):
     def record_all(self, decisions: Sequence[Decision]) -> None: ...
 
 
-def mean_kl(calibration: Calibration, divergence: Callable[[slice], Tensor], allowed: Callable[[float], bool]) -> Trial:
+def mean_kl(
+    calibration: Calibration,
+    divergence: Callable[[Chosen], Tensor],
+    allowed: Callable[[float], bool],
+    order: Sequence[int] | None = None,
+) -> Trial:
     """The mean over all processes' images of a divergence, batch by batch, broken off as soon as it is not allowed.
 
     divergence: images of this process -> (n,), none negative, so that a part of the sum bounds the whole from below.
+    order: in which this process's images are taken; as they stand where None.
     """
     mine = len(calibration.clean)
     most = -(-calibration.total // calibration.share.world)
-    total = 0.0
+    indices = torch.arange(mine) if order is None else torch.tensor(order)
+    parts, total = [torch.zeros(0, dtype=torch.float64)], 0.0
     for start in range(0, most, BATCH):
-        part = torch.zeros((), dtype=torch.float64)
+        chosen = slice(start, min(start + BATCH, mine))
         if start < mine:
-            part = divergence(slice(start, min(start + BATCH, mine))).double().sum().cpu()
-        total += float(calibration.share.sum(part))
+            images: Chosen = chosen if order is None else indices[chosen].to(calibration.clean.device)
+            parts.append(divergence(images).double().cpu())
+        total += float(calibration.share.sum(parts[-1].sum() if start < mine else torch.zeros((), dtype=torch.float64)))
         if start + BATCH < most and not allowed(total / calibration.total):
             return Trial(total / calibration.total, exact=False)
-    return Trial(total / calibration.total, exact=True)
+    hardest = indices[torch.argsort(torch.cat(parts), descending=True, stable=True)]
+    return Trial(total / calibration.total, exact=True, order=tuple(hardest.tolist()))
 
 
 def batches(count: int) -> Iterator[slice]:

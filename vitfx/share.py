@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -76,13 +77,19 @@ class SharedJournal:
     """
 
     def __init__(self, journal: Journal, share: Share) -> None:
-        self._journal, self._records = journal, share.rank == 0
+        self._journal, self._records, self._alone = journal, share.rank == 0, share.world == 1
 
     def recall(self, edge: Edge) -> Decision | None:
-        return self._journal.recall(edge)
+        found = self._journal.recall(edge)
+        return None if found is None else self._plain(found)
 
     def recall_all(self, edges: Sequence[Edge]) -> list[Decision] | None:
-        return self._journal.recall_all(edges)
+        found = self._journal.recall_all(edges)
+        return None if found is None else [self._plain(one) for one in found]
+
+    def _plain(self, decision: Decision) -> Decision:
+        """The order is of the first process's images: where there are others, it means nothing to them."""
+        return decision if self._alone else replace(decision, order=None)
 
     def record(self, decision: Decision) -> None:
         if self._records:

@@ -109,6 +109,6 @@ def attend(module: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, scale=module.scale).transpose(1, 2).flatten(2)
 
 
-def of_images(reference: Tensor, images: slice) -> Tensor:
+def of_images(reference: Tensor, images: slice | Tensor) -> Tensor:
     """The part of a reference that stands for these images: all of it, unless it has an axis for them."""
     return reference[images] if reference.dim() == 3 else reference

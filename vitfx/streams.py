@@ -12,7 +12,7 @@ from vitfx.calibration import Calibration
 from vitfx.circuit import EMBED, Writer
 from vitfx.edge_graph import EdgeGraph
 from vitfx.narrow import Narrowed, narrow
-from vitfx.search import BATCH
+from vitfx.search import BATCH, Chosen
 from vitfx.stages import Reference, of_images
 
 
@@ -86,10 +86,10 @@ class CleanRun:
             stream = stage(stream)
         return stream
 
-    def reference_of(self, index: int, images: slice) -> Tensor:
+    def reference_of(self, index: int, images: Chosen) -> Tensor:
         return of_images(self._reference[self.narrowed.stages[index].name], images)
 
-    def change(self, index: int, writers: Sequence[Writer], images: slice, *, cut: bool) -> Tensor:
+    def change(self, index: int, writers: Sequence[Writer], images: Chosen, *, cut: bool) -> Tensor:
         """What replacing these writers, all of the stage `index`, adds to the stream: (n, T, D).
 
         cut: for the tokens that the logits read alone.
@@ -105,7 +105,7 @@ class CleanRun:
             chosen[span] = 1
         return missing @ (columns * chosen)
 
-    def along(self, gradient: Tensor, writers: Iterable[Writer], images: slice, *, cut: bool) -> Tensor:
+    def along(self, gradient: Tensor, writers: Iterable[Writer], images: Chosen, *, cut: bool) -> Tensor:
         """A gradient by the stream (n, T, D) -> its product with what replacing each writer changes, (writers, n)."""
         found, products = [], dict[int, Tensor]()
         for writer in writers:
@@ -117,6 +117,6 @@ class CleanRun:
             found.append(products[index][:, slice(None) if embed else self._span[writer]].sum(dim=1))
         return torch.stack(found)
 
-    def _missing_of(self, index: int, images: slice, *, cut: bool) -> Tensor:
+    def _missing_of(self, index: int, images: Chosen, *, cut: bool) -> Tensor:
         missing = self._missing[index][images]
         return self.narrowed.cut(missing) if cut and index < self.narrowed.start else missing

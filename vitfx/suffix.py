@@ -15,6 +15,7 @@ from torch import Tensor
 from passes.delete_heads import DeleteHeads
 from passes.delete_mlp_paths import DeleteMlpPaths
 from passes.dialect import Sublayer
+from vitfx.search import Chosen
 from vitfx.stages import Stage, contribution, of_images
 
 
@@ -31,7 +32,7 @@ class DecidedStage:
     small: Sublayer | None
     added: Tensor | None
 
-    def __call__(self, stream: Tensor, images: slice) -> Tensor:
+    def __call__(self, stream: Tensor, images: Chosen) -> Tensor:
         """stream: (n, T, D) of the images `images`."""
         if self.stage.sublayer is None:
             return self.stage(stream)
@@ -56,7 +57,7 @@ def decide(stage: Stage, removed: Sequence[int], reference: Tensor | None) -> De
     return DecidedStage(stage, None, added if module.out.bias is None else added + module.out.bias)
 
 
-def run_decided(decided: Sequence[DecidedStage], stream: Tensor, images: slice) -> Tensor:
+def run_decided(decided: Sequence[DecidedStage], stream: Tensor, images: Chosen) -> Tensor:
     """The logits that the decided stages make of a stream."""
     for stage in decided:
         stream = stage(stream, images)
