@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule
 
 from vitfx.acdc import Order
@@ -20,7 +22,7 @@ from vitfx.errors import UserError
 from vitfx.fisher import fisher
 from vitfx.head_engine import HeadEngine
 from vitfx.image_set import Images, ImageSet
-from vitfx.importance import fisher_scores, group_paths
+from vitfx.importance import fisher_scores, group_paths, stream_scores
 from vitfx.order import by_attribution
 from vitfx.progress import Watcher
 from vitfx.reader_engine import ReaderEngine
@@ -32,7 +34,7 @@ from vitfx.trace import at_rest, to_canonical
 @dataclass(frozen=True)
 class Subject:
     """sample: the calibration images, undecoded; images: decoded. graph_module: canonical, on the device.
-    facts: see `vitfx.discovery.origins`."""
+    facts: see `vitfx.discovery.origins`. units: each unit's Fisher score; empty where a circuit gave the groups."""
 
     model: LoadedModel
     splits: Splits
@@ -42,6 +44,7 @@ class Subject:
     setup: Setup
     graph: EdgeGraph
     facts: dict[str, str]
+    units: Mapping[str, Tensor]
 
     def engine(self) -> Engine:
         kind = HeadEngine if self.graph.reads_stream else ReaderEngine
@@ -49,6 +52,8 @@ class Subject:
 
     def order(self) -> Order:
         """The least attributed first, as `vitfx.discovery` has it by default."""
+        if self.graph.reads_stream:
+            return partial(by_attribution, stream_scores(self.graph, self.units))
         return partial(by_attribution, fisher(self.graph, self.setup.calibration, self.setup.reference))
 
 
@@ -76,6 +81,7 @@ def open_subject(
     if circuit is not None and any(circuit.origins.get(name) != facts[name] for name in ("model", "images")):
         raise UserError("--circuit was found on another model or other images: give those that it was found on")
     setup = prepare(graph_module, images, settings)
+    scores: dict[str, Tensor] = {}
     if circuit is None:
         watcher.say("grouping neurons")
         scores = fisher_scores(setup.coarse.stages, setup.calibration, setup.reference)
@@ -84,7 +90,7 @@ def open_subject(
         paths = paths_of(circuit)
     graph = EdgeGraph(graph_module, paths, settings.granularity)
     watcher.say(f"the {settings.granularity} graph has {len(graph.edges()):,} edges")
-    return Subject(loaded, splits, sample, images, graph_module, setup, graph, facts)
+    return Subject(loaded, splits, sample, images, graph_module, setup, graph, facts, scores)
 
 
 def paths_of(circuit: Circuit) -> Paths:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule
 
 from passes.cost import measure_cost
@@ -25,7 +26,7 @@ from vitfx.fidelity import fidelity
 from vitfx.fisher import fisher
 from vitfx.head_engine import HeadEngine
 from vitfx.image_set import Images
-from vitfx.importance import fisher_scores, group_paths
+from vitfx.importance import fisher_scores, group_paths, stream_scores
 from vitfx.order import by_attribution, forward, reverse
 from vitfx.progress import Watcher
 from vitfx.rank import below, least
@@ -142,7 +143,7 @@ def discover(
     scores = fisher_scores(stages, calibration, reference, progress=watcher.bar("importance"))
     graph = EdgeGraph(graph_module, group_paths(stages, scores, settings.paths), settings.granularity)
     watcher.say(f"the {settings.granularity} graph has {len(graph.edges()):,} edges")
-    run = _Discovery(graph_module, graph, calibration, reference, settings, journal, watcher)
+    run = _Discovery(graph_module, graph, calibration, reference, scores, settings, journal, watcher)
     decisions = run.decide()
     removed = [one.edge for one in decisions if not one.kept]
     faith = fidelity(graph, removed, reference, calibration.clean, calibration.labels, calibration.share)
@@ -155,12 +156,13 @@ def discover(
 
 @dataclass(frozen=True)
 class _Discovery:
-    """One run of a method."""
+    """One run of a method. units: the Fisher score of every head and neuron."""
 
     graph_module: GraphModule
     graph: EdgeGraph
     calibration: Calibration
     reference: Reference
+    units: Mapping[str, Tensor]
     settings: Settings
     journal: Journal
     watcher: Watcher
@@ -192,6 +194,8 @@ class _Discovery:
     def _order(self) -> Order:
         if self.settings.order != "attribution":
             return {"reverse": reverse, "forward": forward}[self.settings.order]
+        if self.graph.reads_stream:
+            return partial(by_attribution, stream_scores(self.graph, self.units))
         report = self.watcher.bar("attribution")
         return partial(by_attribution, fisher(self.graph, self.calibration, self.reference, progress=report))
 

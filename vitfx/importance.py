@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitfx.calibration import Calibration
-from vitfx.edge_graph import Paths
+from vitfx.edge_graph import EdgeGraph, Paths
 from vitfx.metric import drawn_from, log_probability
 from vitfx.stages import Reference, Stage, of_images
 
@@ -87,3 +87,12 @@ def group_paths(graph_stages: list[Stage], scores: Mapping[str, Tensor], paths: 
         chunks = torch.tensor_split(order, min(paths, module.units))
         groups[stage.name] = [sorted(chunk.tolist()) for chunk in chunks]
     return groups
+
+
+def stream_scores(graph: EdgeGraph, scores: Mapping[str, Tensor]) -> dict[str, float]:
+    """Of the edges of a block or head graph by name: the sum over each writer's units. The embedding's is 0: it is
+    asked for alone, and needs no order."""
+    return {
+        edge.name: float(scores[edge.writer.sublayer][list(edge.writer.units)].sum()) if edge.writer.units else 0.0
+        for edge in graph.edges()
+    }

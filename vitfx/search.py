@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -100,13 +101,13 @@ def mean_kl(
     most = -(-calibration.total // calibration.share.world)
     indices = torch.arange(mine) if order is None else torch.tensor(order)
     parts, total = [torch.zeros(0, dtype=torch.float64)], 0.0
-    for start in range(0, most, BATCH):
-        chosen = slice(start, min(start + BATCH, mine))
+    for start, stop in pairwise([0, *range(BATCH // 2, most, BATCH), most]):
+        chosen = slice(start, min(stop, mine))
         if start < mine:
             images: Chosen = chosen if order is None else indices[chosen].to(calibration.clean.device)
             parts.append(divergence(images).double().cpu())
         total += float(calibration.share.sum(parts[-1].sum() if start < mine else torch.zeros((), dtype=torch.float64)))
-        if start + BATCH < most and not allowed(total / calibration.total):
+        if stop < most and not allowed(total / calibration.total):
             return Trial(total / calibration.total, exact=False)
     hardest = indices[torch.argsort(torch.cat(parts), descending=True, stable=True)]
     return Trial(total / calibration.total, exact=True, order=tuple(hardest.tolist()))
