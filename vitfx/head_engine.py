@@ -19,7 +19,7 @@ from vitfx.edge_graph import STREAM_READER, EdgeGraph, kl_divergence
 from vitfx.narrow import narrow
 from vitfx.search import BATCH, Chosen, Trial, mean_kl
 from vitfx.second_order import Along, second_order
-from vitfx.stages import Reference, Stage, of_images, replaced
+from vitfx.stages import Reference, Stage, of_images
 from vitfx.suffix import DecidedStage, decide, run_decided
 
 
@@ -40,16 +40,17 @@ class HeadEngine:
     def visits(self) -> Iterator[StreamVisit]:
         with torch.no_grad():
             streams = self._streams()
-            self.clean = streams.pop()
+            self.clean = behind = streams.pop()
         for index in reversed(range(self.graph.first, len(self.graph.stages))):
             stage, stream = self.narrowed.stages[index], streams.pop()
             gone: list[int] = []
             if stage.sublayer is not None:
-                visit = SublayerVisit(self, stage, stream)
+                visit = SublayerVisit(self, stage, stream, behind)
                 yield visit
                 gone = visit.gone
             with torch.no_grad():
                 self.behind.insert(0, decide(stage, sorted(gone), self.reference.get(stage.name)))
+            behind = stream
         yield EmbeddingVisit(self, stream)
 
     def _streams(self) -> list[Tensor]:
@@ -116,15 +117,15 @@ class StreamVisit:
 class SublayerVisit(StreamVisit):
     """Heads or paths of one sublayer of the whole model, or the sublayer as one."""
 
-    def __init__(self, engine: HeadEngine, stage: Stage, stream: Tensor) -> None:
+    def __init__(self, engine: HeadEngine, stage: Stage, stream: Tensor, behind: Tensor) -> None:
+        """stream: what the sublayer reads; behind: the stream behind it, in the whole model."""
         super().__init__(engine, stage.name)
         self.stage, self.gone = stage, list[int]()
         self.parts: dict[Writer, tuple[Tensor, Tensor]] = {}
-        self.before = stage.carried(stream)
+        self.behind = behind
         self.reference = engine.reference[stage.name]
         with torch.no_grad():
             self.inner = torch.cat([stage.inner(batch) for batch in stream.split(BATCH)])
-        self.behind = self._written()
 
     def change(self, writer: Writer, images: Chosen) -> Tensor:
         missing, columns = self._part(writer)
@@ -145,14 +146,9 @@ class SublayerVisit(StreamVisit):
 
     def replace(self, writers: Sequence[Writer]) -> None:
         self.gone += [unit for writer in writers for unit in writer.units]
-        self.behind = self._written()
-
-    @torch.no_grad()
-    def _written(self) -> Tensor:
-        """The stream behind the sublayer: (N, T, D)."""
-        assert self.stage.sublayer is not None
-        inner = replaced(self.stage, self.inner, self.gone, self.reference) if self.gone else self.inner
-        return self.before + self.stage.sublayer.out(inner)
+        with torch.no_grad():
+            for writer in writers:
+                self.behind = self.behind + self.change(writer, slice(None))
 
 
 class EmbeddingVisit(StreamVisit):
