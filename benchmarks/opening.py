@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -14,10 +13,10 @@ from torch.fx import GraphModule
 
 from vitfx.acdc import Order
 from vitfx.checkpoint import LoadedModel, load_model
-from vitfx.circuit import Circuit, Writer
+from vitfx.circuit import Circuit
 from vitfx.data import Splits, open_data
 from vitfx.discovery import Setup, origins, prepare
-from vitfx.edge_graph import EdgeGraph, Paths
+from vitfx.edge_graph import EdgeGraph
 from vitfx.errors import UserError
 from vitfx.fisher import fisher
 from vitfx.head_engine import HeadEngine
@@ -26,6 +25,7 @@ from vitfx.importance import fisher_scores, group_paths, stream_scores
 from vitfx.order import by_attribution
 from vitfx.progress import Watcher
 from vitfx.reader_engine import ReaderEngine
+from vitfx.replay import paths_of
 from vitfx.search import Engine
 from vitfx.settings import Settings
 from vitfx.trace import at_rest, to_canonical
@@ -87,22 +87,10 @@ def open_subject(
         scores = fisher_scores(setup.coarse.stages, setup.calibration, setup.reference)
         paths = group_paths(setup.coarse.stages, scores, settings.paths)
     else:
-        paths = paths_of(circuit)
+        paths = paths_of(circuit, setup)
     graph = EdgeGraph(graph_module, paths, settings.granularity)
     watcher.say(f"the {settings.granularity} graph has {len(graph.edges()):,} edges")
     return Subject(loaded, splits, sample, images, graph_module, setup, graph, facts, scores)
-
-
-def paths_of(circuit: Circuit) -> Paths:
-    """The groups of neurons that a circuit's writers are."""
-    writers = {one.edge.writer for one in circuit.decisions if one.edge.writer.sublayer.startswith("m")}
-    by_mlp: defaultdict[str, list[Writer]] = defaultdict(list)
-    for writer in writers:
-        by_mlp[writer.sublayer].append(writer)
-    return {
-        name: [list(one.units) for one in sorted(found, key=lambda one: one.index or 0)]
-        for name, found in by_mlp.items()
-    }
 
 
 def settings_of(circuit: Circuit) -> Settings:

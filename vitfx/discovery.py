@@ -34,6 +34,7 @@ from vitfx.reader_engine import ReaderEngine
 from vitfx.search import Engine, Journal, Limits
 from vitfx.settings import RANKING, Settings
 from vitfx.stages import Reference, read_stages
+from vitfx.verify import tokens_of
 from vitfx.version import VERSION
 from vitfx.weights import fingerprint
 
@@ -184,12 +185,9 @@ class _Discovery:
         if self.settings.remove is None:
             return below(self.graph, scores, self.settings.tau)
         pixels = self.calibration.clean[:2]
-        with torch.no_grad():
-            stream = pixels
-            for stage in self.graph.stages[: self.graph.first]:
-                stream = stage(stream)
+        tokens = tokens_of(self.graph_module, pixels)
         flops = measure_cost(self.graph_module, pixels.shape[1:]).flops
-        return least(self.graph, scores, self.settings.remove, stream.shape[1], flops)
+        return least(self.graph, scores, self.settings.remove, tokens, flops)
 
     def _order(self) -> Order:
         if self.settings.order != "attribution":

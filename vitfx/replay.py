@@ -30,7 +30,7 @@ def replay(circuit: Circuit, graph_module: GraphModule, images: Images, facts: M
     settings = Settings.from_json(circuit.settings)
     setup = prepare(graph_module, images, settings)
     try:
-        graph = EdgeGraph(graph_module, _paths(circuit, setup), settings.granularity)
+        graph = EdgeGraph(graph_module, paths_of(circuit, setup), settings.granularity)
     except (KeyError, ValueError) as error:
         raise UserError(f"the circuit does not fit the model's graph ({error}): discover again") from error
     decided = [one.edge for one in circuit.decisions]
@@ -42,7 +42,7 @@ def replay(circuit: Circuit, graph_module: GraphModule, images: Images, facts: M
     return Discovery(circuit, graph, setup.calibration, setup.reference, setup.constants)
 
 
-def _paths(circuit: Circuit, setup: Setup) -> Paths:
+def paths_of(circuit: Circuit, setup: Setup) -> Paths:
     """The groups of neurons that the circuit's writers are."""
     mlps = {
         stage.name for stage in setup.coarse.stages if stage.sublayer is not None and stage.sublayer.kind == "neuron"
