@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from passes.dialect import AddConstant, Mlp, Sublayer
+
+Module = TypeVar("Module", bound=nn.Module)
 _PROBES = 3
 
 
@@ -36,3 +41,20 @@ def tokens_read(tail: Callable[[Tensor], Tensor], stream: Tensor) -> tuple[int, 
         if not torch.equal(tail(probe), tail(other)):
             return everything
     return tuple(torch.nonzero(read).flatten().tolist())
+
+
+def by_token(module: nn.Module | None) -> bool:
+    """The module makes of each token what it makes of it alone."""
+    return isinstance(module, Mlp | nn.LayerNorm | AddConstant)
+
+
+def cut_tokens(module: Module, tokens: Tensor) -> Module:
+    """The module with its constants for each token cut to these tokens; itself where it has none."""
+    path = "value" if isinstance(module, AddConstant) else "out.bias" if isinstance(module, Sublayer) else ""
+    constant = dict(module.named_parameters()).get(path)
+    if constant is None or constant.dim() == 1:
+        return module
+    result = copy.deepcopy(module)
+    holder = result if isinstance(result, AddConstant) else result.get_submodule("out")
+    setattr(holder, path.rpartition(".")[2], nn.Parameter(constant.detach()[tokens]))
+    return result

@@ -6,15 +6,14 @@ and of the MLP. The stages here give the very numbers of the whole model for the
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from passes.dialect import AddConstant, Attention, Mlp, Sublayer
-from passes.token_use import tokens_read
+from passes.dialect import Attention, Sublayer
+from passes.token_use import by_token, cut_tokens, tokens_read
 from vitfx.stages import Reference, Stage, attend
 
 
@@ -76,7 +75,7 @@ def narrow(stages: Sequence[Stage], pixels: Tensor) -> Narrowed:
     start = max(index for index, stage in enumerate(stages) if stage.norm is not None)
     while start >= 0 and not isinstance(stages[start].module, Attention):
         start -= 1
-    end = next((i for i in range(start + 1, len(stages)) if not _by_token(stages[i])), len(stages))
+    end = next((i for i in range(start + 1, len(stages)) if not by_token(stages[i].module)), len(stages))
     whole = Narrowed(plain, len(stages), len(stages), None)
     if start < 0 or end == len(stages):
         return whole
@@ -90,25 +89,8 @@ def narrow(stages: Sequence[Stage], pixels: Tensor) -> Narrowed:
     tokens = torch.tensor(read, device=stream.device)
     first, last = stages[start], stages[end]
     changed = [
-        NarrowingStage(name=first.name, module=_cut(first.module, tokens), norm=first.norm, tokens=tokens),
-        *(Stage(one.name, _cut(one.module, tokens), one.norm) for one in stages[start + 1 : end]),
+        NarrowingStage(name=first.name, module=cut_tokens(first.module, tokens), norm=first.norm, tokens=tokens),
+        *(Stage(one.name, cut_tokens(one.module, tokens), one.norm) for one in stages[start + 1 : end]),
         WideningStage(name=last.name, module=last.module, tokens=tokens, count=stream.shape[1]),
     ]
     return Narrowed((*plain[:start], *changed, *plain[end + 1 :]), start, end, tokens)
-
-
-def _by_token(stage: Stage) -> bool:
-    """It makes of each token what it makes of it alone."""
-    return isinstance(stage.module, Mlp | nn.LayerNorm | AddConstant)
-
-
-def _cut(module: nn.Module, tokens: Tensor) -> nn.Module:
-    """The module with its constants for each token cut to these tokens; itself where it has none."""
-    path = "value" if isinstance(module, AddConstant) else "out.bias" if isinstance(module, Sublayer) else ""
-    constant = dict(module.named_parameters()).get(path)
-    if constant is None or constant.dim() == 1:
-        return module
-    result = copy.deepcopy(module)
-    holder = result if isinstance(result, AddConstant) else result.out
-    setattr(holder, path.rpartition(".")[2], nn.Parameter(constant[tokens]))
-    return result

@@ -1,0 +1,133 @@
+"""The deployment dialect: the modules that exact rewrites turn a canonical graph's into, for export alone.
+
+They compute what they stand for, faster, and give up what training and pruning need: heads and neurons apart, a
+LayerNorm with parameters of its own, one stream of the same tokens from end to end.
+
+Shapes: B images, T tokens, n of them read, D the width of the stream, H heads, d channels of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from passes.dialect import Attention, Projection
+
+
+class TakeTokens(nn.Module):
+    """The first `count` tokens: (B, T, D) -> (B, count, D)."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, : self.count]
+
+    def extra_repr(self) -> str:
+        return f"count={self.count}"
+
+
+class NarrowedAttention(nn.Module):
+    """Attention of all T tokens, asked by the first `count` alone: (B, T, D) -> (B, count, D)."""
+
+    def __init__(self, whole: Attention, out: Projection, count: int, tokens: int) -> None:
+        """whole: what is narrowed. out: its projection, for these tokens. tokens: T, for weighing what is cheaper."""
+        super().__init__()
+        self.q, self.k, self.v, self.out = whole.q, whole.k, whole.v, out
+        self.units, self.scale = whole.units, whole.scale
+        self.count, self.tokens = count, tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = ((self.q, x[:, : self.count]), (self.k, x), (self.v, x))
+        q, k, v = (linear(part).unflatten(-1, (self.units, -1)).transpose(1, 2) for linear, part in read)
+        return self.out(F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2))
+
+    def extra_repr(self) -> str:
+        return f"heads={self.units}, scale={self.scale:.4g}, count={self.count}"
+
+
+class AbsorbedAttention(nn.Module):
+    """A NarrowedAttention without keys and values for every token: (B, T, D) -> (B, count, D).
+
+    By associativity a query reads the normalised stream itself, through its head's key rows, and what it gathers there
+    goes through the head's value rows: q (x Wkᵀ)ᵀ = (q Wk) xᵀ and P (x Wvᵀ) = (P x) Wvᵀ. Keys' biases move all scores
+    of a query alike and drop out of the softmax; values' biases come through it as they are, because it sums to one.
+    """
+
+    def __init__(self, narrowed: NarrowedAttention) -> None:
+        super().__init__()
+        heads = narrowed.units
+        self.q, self.out = narrowed.q, narrowed.out
+        self.units, self.scale, self.count = heads, narrowed.scale, narrowed.count
+        self.key = nn.Parameter(narrowed.k.weight.detach().unflatten(0, (heads, -1)).clone())
+        self.value = nn.Parameter(narrowed.v.weight.detach().unflatten(0, (heads, -1)).mT.contiguous())
+        bias = narrowed.v.bias
+        self.value_bias = None if bias is None else nn.Parameter(bias.detach().view(heads, 1, -1).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        asked = self.q(x[:, : self.count]) * self.scale
+        asked = asked.reshape(-1, self.units, self.key.shape[1]).transpose(0, 1)
+        asked = (asked @ self.key).transpose(0, 1).reshape(-1, self.count * self.units, x.shape[2])
+        gathered = (asked @ x.transpose(1, 2)).softmax(-1) @ x
+        heads = gathered.reshape(-1, self.units, x.shape[2]).transpose(0, 1) @ self.value
+        if self.value_bias is not None:
+            heads = heads + self.value_bias
+        return self.out(heads.transpose(0, 1).reshape(-1, self.count, self.units * self.value.shape[2]))
+
+    def extra_repr(self) -> str:
+        return f"heads={self.units}, scale={self.scale:.4g}, count={self.count}"
+
+
+class PackedAttention(nn.Module):
+    """Attention whose queries, keys and values are one product: (B, T, D) -> (B, T, D).
+
+    sizes: output rows of q, k and v in the packed weight.
+    """
+
+    def __init__(self, qkv: nn.Linear, out: Projection, heads: int, scale: float, sizes: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.qkv, self.out = qkv, out
+        self.units, self.scale, self.sizes = heads, scale, sizes
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(x).split(self.sizes, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.units, -1)).transpose(1, 2) for part in parts)
+        return self.out(F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2))
+
+    def extra_repr(self) -> str:
+        return f"heads={self.units}, scale={self.scale:.4g}, sizes={self.sizes}"
+
+
+class PatchTokens(nn.Module):
+    """Pixels (B, C, H, W) -> stream (B, T, D): a linear map of each patch, and one table for everything else.
+
+    The table (T, D) holds positions, the convolution's bias, and before the patches `prefix` rows of tokens that no
+    pixel reaches, such as the class token with its position.
+    """
+
+    def __init__(self, weight: Tensor, table: Tensor, prefix: int) -> None:
+        """weight: of the convolution, (D, C, patch height, patch width); its stride is the patch."""
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone())
+        self.table = nn.Parameter(table.detach().clone())
+        self.prefix = prefix
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = F.conv2d(x, self.weight, stride=self.weight.shape[2:]).flatten(2).transpose(1, 2)
+        padded = F.pad(patches, (0, 0, self.prefix, 0)) if self.prefix else patches
+        return padded + self.table
+
+    def extra_repr(self) -> str:
+        return f"prefix={self.prefix}"
+
+
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear with these values: weight (out, in), bias (out,)."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).to(weight)
+    with torch.no_grad():
+        made.weight.copy_(weight)
+        if bias is not None:
+            made.bias.copy_(bias)
+    return made

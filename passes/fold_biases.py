@@ -1,0 +1,40 @@
+"""Biases that attention does not need: those of the keys drop out, those of the values go on into the projection's."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from passes.base import Pass, PassResult
+from passes.deployment import linear_of
+from passes.dialect import Attention
+from passes.stream import is_canonical, read_sites
+
+
+class FoldBiases(Pass):
+    """Requires and ensures a canonical graph.
+
+    A key's bias adds q · bₖ to all scores of one query alike, and a softmax does not see that. A softmax's weights sum
+    to one, so that the values' bias comes out of it as it went in: P (V + 1 bᵥᵀ) Wᵀ + b = P V Wᵀ + (W bᵥ + b).
+    """
+
+    requires = (is_canonical,)
+    ensures = (is_canonical,)
+
+    @torch.no_grad()
+    def rewrite(self, graph_module: GraphModule) -> PassResult:
+        names = []
+        for site in read_sites(graph_module):
+            module = site.module
+            if not isinstance(module, Attention) or (module.k.bias is None and module.v.bias is None):
+                continue
+            module.k = linear_of(module.k.weight, None)
+            if module.v.bias is not None:
+                out = module.out
+                bias = out.weight.double() @ module.v.bias.double()
+                bias = bias if out.bias is None else out.bias.double() + bias
+                out.bias = nn.Parameter(bias.to(out.weight.dtype))
+                module.v = linear_of(module.v.weight, None)
+            names.append(site.name)
+        return PassResult(graph_module, bool(names), (f"of {', '.join(names)}",) if names else ())

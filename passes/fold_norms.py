@@ -1,0 +1,106 @@
+"""A LayerNorm's scale and shift go into the linear maps that alone read it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from passes.aten import aten, is_attribute_of
+from passes.base import Pass, PassResult
+from passes.deployment import linear_of
+from passes.dialect import Attention, Mlp, Sublayer
+from passes.stream import is_canonical, module_of, read_sites
+
+_ALONG_TOKENS = frozenset({aten.select.int, aten.slice.Tensor, aten.mean.dim})
+
+
+class FoldNorms(Pass):
+    """Requires and ensures a canonical graph. W (s ⊙ x̂ + t) + b = (W diag s) x̂ + (W t + b).
+
+    The final norm is folded where the head is a choice or mean of tokens and one linear.
+    """
+
+    requires = (is_canonical,)
+    ensures = (is_canonical,)
+
+    def rewrite(self, graph_module: GraphModule) -> PassResult:
+        folded = []
+        for site in read_sites(graph_module):
+            norm = module_of(graph_module, site.norm)
+            assert isinstance(norm, nn.LayerNorm)
+            if norm.elementwise_affine:
+                _fold_into(site.module, norm)
+                graph_module.set_submodule(str(site.norm.target), _plain(norm))
+                folded.append(site.name)
+        if _fold_final(graph_module):
+            folded.append("the head")
+        return PassResult(graph_module, bool(folded), (f"into {', '.join(folded)}",) if folded else ())
+
+
+def _fold_into(module: Sublayer, norm: nn.LayerNorm) -> None:
+    if isinstance(module, Attention):
+        module.q, module.k, module.v = (_folded(one, norm) for one in (module.q, module.k, module.v))
+    elif isinstance(module, Mlp):
+        module.fc1 = _folded(module.fc1, norm)
+
+
+@torch.no_grad()
+def _folded(linear: nn.Linear, norm: nn.LayerNorm) -> nn.Linear:
+    weight, bias = _fold(linear.weight, linear.bias, norm)
+    return linear_of(weight, bias)
+
+
+def _fold(weight: Tensor, bias: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor | None]:
+    """In float64: many small numbers are summed into the bias."""
+    shift = None if norm.bias is None else weight.double() @ norm.bias.double()
+    if shift is not None:
+        bias = (shift if bias is None else bias.double() + shift).to(weight.dtype)
+    return (weight.double() * norm.weight.double()).to(weight.dtype), bias
+
+
+def _plain(norm: nn.LayerNorm) -> nn.LayerNorm:
+    return nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
+
+
+@torch.no_grad()
+def _fold_final(graph_module: GraphModule) -> bool:
+    calls = [node for node in graph_module.graph.nodes if node.op == "call_module"]
+    if len(calls) < 2:
+        return False
+    norm, head = (module_of(graph_module, node) for node in calls[-2:])
+    if not isinstance(norm, nn.LayerNorm) or not norm.elementwise_affine or not isinstance(head, GraphModule):
+        return False
+    linear = _only_linear(head, norm.normalized_shape[0])
+    if linear is None:
+        return False
+    _, weight_node, bias_node = linear.all_input_nodes
+    weight, bias = is_attribute_of(head, weight_node), is_attribute_of(head, bias_node)
+    assert weight is not None and bias is not None
+    folded_weight, folded_bias = _fold(weight, bias, norm)
+    assert folded_bias is not None
+    setattr(head, str(weight_node.target), nn.Parameter(folded_weight))
+    setattr(head, str(bias_node.target), nn.Parameter(folded_bias))
+    graph_module.set_submodule(str(calls[-2].target), _plain(norm))
+    return True
+
+
+def _only_linear(head: GraphModule, width: int) -> Node | None:
+    """The linear, with weight and bias of its own, that all channels of the head's input go into and nothing else."""
+    node = next(one for one in head.graph.nodes if one.op == "placeholder")
+    while len(node.users) == 1:
+        (node,) = node.users
+        if node.target is aten.linear.default:
+            parameters = node.all_input_nodes[1:]
+            own = [is_attribute_of(head, one) for one in parameters if len(one.users) == 1]
+            whole = len(own) == 2 and own[0] is not None and own[1] is not None and own[0].shape[1] == width
+            return node if whole else None
+        if node.target not in _ALONG_TOKENS or not _along_tokens(node):
+            return None
+    return None
+
+
+def _along_tokens(node: Node) -> bool:
+    """It picks or averages images or tokens of (B, T, D), not channels."""
+    axes = node.args[1] if len(node.args) > 1 else 0
+    return all(axis in (0, 1, -2) for axis in (axes if isinstance(axes, list | tuple) else (axes,)))

@@ -1,0 +1,101 @@
+"""The embedding becomes a product for each patch and one table: class token, registers and positions built once.
+
+The libraries' own code asks for the batch size and expands the class token to it on every call. What an embedding does
+is found by values, whatever its form: zeros give its table, single pixels of one patch the product, and random pixels
+must then give the same.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from passes.base import Pass, PassResult
+from passes.deployment import PatchTokens
+from passes.dialect import AddConstant
+from passes.stream import module_of
+
+_TOLERANCE = 1e-12
+_CHUNK = 64
+
+
+class FoldPatches(Pass):
+    """embed, or embed and positions, become one PatchTokens where that is what they compute.
+
+    Goes before rewrites that need a canonical graph, and leaves one. example: pixels (B, C, H, W), for their size.
+    Untouched, with the reason in the notes, is any other embedding: of overlapping patches, of more than one layer,
+    with tokens in another order.
+    """
+
+    def __init__(self, example: Tensor) -> None:
+        self.example = example
+
+    @torch.no_grad()
+    def rewrite(self, graph_module: GraphModule) -> PassResult:
+        first = next(node for node in graph_module.graph.nodes if node.op == "call_module")
+        embed = module_of(graph_module, first)
+        if isinstance(embed, PatchTokens):
+            return PassResult(graph_module, False, ("done already",))
+        assert embed is not None
+        made = _patch_tokens(embed, self.example.shape[1:], next(graph_module.parameters()))
+        if isinstance(made, str):
+            return PassResult(graph_module, False, (f"the embedding stays as it is: {made}",))
+        graph_module.set_submodule(str(first.target), made)
+        after = list(first.users)
+        table = module_of(graph_module, after[0])
+        if len(after) == 1 and isinstance(table, AddConstant):
+            made.table.add_(table.value)
+            after[0].replace_all_uses_with(first)
+            graph_module.graph.erase_node(after[0])
+        note = f"{made.weight.shape[2]}×{made.weight.shape[3]} patches, {made.prefix} tokens before them"
+        return PassResult(graph_module, True, (note,))
+
+
+def _patch_tokens(embed: nn.Module, image: torch.Size, like: Tensor) -> PatchTokens | str:
+    """The same in the type of `like`, or why it can't be. Worked out in float64."""
+    exact = copy.deepcopy(embed).double()
+    table = exact(torch.zeros(2, *image, dtype=torch.float64, device=like.device))
+    if table.dim() != 3 or not torch.equal(table[0], table[1]):
+        return "it does not treat all images alike"
+    sides = _patch(exact, image, like.device)
+    if sides is None:
+        return "its last token is not that of the last patch"
+    height, width = sides
+    prefix = table.shape[1] - (image[1] // height) * (image[2] // width)
+    if image[1] % height or image[2] % width or prefix < 0:
+        return f"{height}×{width} patches do not tile the image"
+    made = PatchTokens(_weight(exact, image, sides, table[0, -1]), table[0], prefix)
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(2, *image, generator=generator, dtype=torch.float64).to(like.device)
+    expected = exact(probe)
+    if not bool((made(probe) - expected).abs().max() < _TOLERANCE * expected.abs().max()):
+        return "it is no sum of a product for each patch and a table"
+    return made.to(like)
+
+
+def _patch(embed: nn.Module, image: torch.Size, device: torch.device) -> tuple[int, int] | None:
+    """Height and width of what the last token sees, where that is the image's last corner."""
+    probe = torch.randn(1, *image, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(device)
+    with torch.enable_grad():
+        seen = embed(probe.requires_grad_())[:, -1]
+        (gradient,) = torch.autograd.grad(seen.square().sum(), probe, allow_unused=True)
+    if gradient is None or not bool(gradient[0, :, -1, -1].any()):
+        return None
+    rows, columns = (gradient.ne(0).any(dim=1)[0].any(dim=axis) for axis in (1, 0))
+    return int(rows.sum()), int(columns.sum())
+
+
+def _weight(embed: nn.Module, image: torch.Size, sides: tuple[int, int], constant: Tensor) -> Tensor:
+    """(D, C, height, width): what each pixel of the last patch adds to its token, whose constant part is (D,)."""
+    channels, (height, width) = image[0], sides
+    places = torch.cartesian_prod(torch.arange(channels), torch.arange(-height, 0), torch.arange(-width, 0))
+    columns = []
+    for chunk in places.split(_CHUNK):
+        # One more than needed: a batch of one is the only one that traced code may treat apart.
+        pixels = torch.zeros(len(chunk) + 1, *image, dtype=torch.float64, device=constant.device)
+        pixels[torch.arange(len(chunk)), chunk[:, 0], chunk[:, 1], chunk[:, 2]] = 1
+        columns.append(embed(pixels)[:-1, -1] - constant)
+    return torch.cat(columns).T.reshape(-1, channels, height, width)
