@@ -92,6 +92,7 @@ def _bias_growth(graph_module: GraphModule, plan: DeletionPlan) -> int:
     """How the parameters that carry constants grow: walks the stream as folding does, with shapes alone."""
     deleted = {deletion.name: deletion for deletion in plan.deletions}
     sites = {site.node: site for site in read_sites(graph_module)}
+    refitted = {refit.name for refit in plan.refits}
     growth = 0
     carrier: int | None = None  # elements of the bias or table that the next constant goes into
     for node in graph_module.graph.nodes:
@@ -109,6 +110,9 @@ def _bias_growth(graph_module: GraphModule, plan: DeletionPlan) -> int:
             growth -= bias
         else:
             carrier = bias
+            if sites[node].name in refitted and not bias:
+                carrier = out.weight.shape[0]
+                growth += carrier
         if left is not None:
             needed = max(carrier or 0, left.numel())
             growth += needed - (carrier or 0)

@@ -1,10 +1,12 @@
-"""The deletion plan: which units of which sublayers go, and the constant that each sublayer's dead leave behind."""
+"""The deletion plan: which units of which sublayers go, the constant that each sublayer's dead leave behind, and the
+weights with which survivors make up for them."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,15 +53,40 @@ class SublayerDeletion:
 
 
 @dataclass(frozen=True)
-class DeletionPlan:
-    """Deletions, one a sublayer, in the order of the stream."""
+class Refit:
+    """What a surviving sublayer writes with in place of its own projection, so that it makes up for deletions.
 
-    deletions: tuple[SublayerDeletion, ...] = ()
+    name: the sublayer's. weight: (D, E), the projection of the inner channels that it keeps, in their order. shift:
+    (D,), what is added to its bias, whatever constants go there as well.
+    """
+
+    name: str
+    weight: Tensor
+    shift: Tensor
 
     def __post_init__(self) -> None:
-        names = [deletion.name for deletion in self.deletions]
-        if len(set(names)) != len(names):
-            raise PassError(f"a plan names a sublayer once, this one names {names}")
+        if self.weight.dim() != 2 or self.shift.shape != self.weight.shape[:1]:
+            raise PassError(
+                f"the refit of {self.name} has a weight of {tuple(self.weight.shape)} and a shift of "
+                f"{tuple(self.shift.shape)}: give (width, channels) and (width,)"
+            )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The numbers by name, for a file beside the plan."""
+        return {f"{self.name}.weight": self.weight.contiguous(), f"{self.name}.shift": self.shift.contiguous()}
+
+
+@dataclass(frozen=True)
+class DeletionPlan:
+    """Deletions and refits, one a sublayer each, in the order of the stream."""
+
+    deletions: tuple[SublayerDeletion, ...] = ()
+    refits: tuple[Refit, ...] = ()
+
+    def __post_init__(self) -> None:
+        for names in ([one.name for one in self.deletions], [one.name for one in self.refits]):
+            if len(set(names)) != len(names):
+                raise PassError(f"a plan names a sublayer once, this one names {names}")
 
     def of_kind(self, kind: str) -> dict[str, SublayerDeletion]:
         return {deletion.name: deletion for deletion in self.deletions if deletion.kind == kind}
@@ -76,26 +103,54 @@ class DeletionPlan:
                     f"the plan takes {deletion.name} for {deletion.total} {deletion.kind}s, "
                     f"the graph has {module.units} {module.kind}s there"
                 )
+        gone = {deletion.name: len(deletion.units) for deletion in self.deletions}
+        for refit in self.refits:
+            module = sites.get(refit.name)
+            if module is None:
+                raise PassError(f"the plan refits the sublayer {refit.name}, which the graph does not have")
+            kept = (module.out.weight.shape[0], (module.units - gone.get(refit.name, 0)) * module.channels)
+            if refit.weight.shape != kept:
+                raise PassError(
+                    f"the plan refits {refit.name} with a weight of {tuple(refit.weight.shape)}, "
+                    f"what it keeps there needs {kept}"
+                )
 
     def __str__(self) -> str:
         if not self.deletions:
             return "nothing is deleted"
-        return "\n".join(
+        refitted = [refit.name for refit in self.refits]
+        lines = [
             f"{one.name}: {'all' if one.whole else len(one.units)} of {one.total} {one.kind}s"
             + ("" if one.kind == "neuron" or one.whole else f" ({', '.join(map(str, one.units))})")
             for one in self.deletions
-        )
+        ]
+        return "\n".join(lines + ([f"refitted: {', '.join(refitted)}"] if refitted else []))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The refits' numbers by name, which are too many for JSON and go into a file beside it."""
+        return {name: value for refit in self.refits for name, value in refit.tensors().items()}
 
     def to_json(self) -> str:
-        """Constants as base64 of little-endian float64, so that a plan read back is the plan written."""
-        return json.dumps({"format": "vitfx-plan/1", "deletions": [_record(one) for one in self.deletions]}, indent=1)
+        """Constants as base64 of little-endian float64, so that a plan read back is the plan written; of refits shape,
+        type and sha256 of what `tensors` has."""
+        record: dict[str, Any] = {
+            "format": "vitfx-plan/1",
+            "deletions": [_record(one) for one in self.deletions],
+            "refits": [
+                {"name": one.name, "tensors": {name: _facts(value) for name, value in one.tensors().items()}}
+                for one in self.refits
+            ],
+        }
+        return json.dumps(record, indent=1)
 
     @staticmethod
-    def from_json(text: str) -> DeletionPlan:
+    def from_json(text: str, tensors: Mapping[str, Tensor] | None = None) -> DeletionPlan:
+        """tensors: what `DeletionPlan.tensors` gave for this plan. Raises PassError where they are not the plan's."""
         record = json.loads(text)
         if record.get("format") != "vitfx-plan/1":
             raise PassError(f"format {record.get('format')!r} is not vitfx-plan/1")
-        return DeletionPlan(tuple(_deletion(one) for one in record["deletions"]))
+        refits = tuple(_refit(one, tensors or {}) for one in record.get("refits", ()))
+        return DeletionPlan(tuple(_deletion(one) for one in record["deletions"]), refits)
 
 
 def _record(deletion: SublayerDeletion) -> dict[str, Any]:
@@ -121,6 +176,21 @@ def _deletion(record: dict[str, Any]) -> SublayerDeletion:
         raw = bytearray(base64.b64decode(constant["float64"]))
         tensor = torch.frombuffer(raw, dtype=torch.float64).reshape(constant["shape"]).clone()
     return SublayerDeletion(record["name"], record["kind"], tuple(record["units"]), record["total"], tensor)
+
+
+def _facts(value: Tensor) -> dict[str, Any]:
+    raw = value.detach().cpu().contiguous().numpy()
+    little = raw.astype(raw.dtype.newbyteorder("<"), copy=False)
+    return {"shape": list(value.shape), "type": raw.dtype.name, "sha256": hashlib.sha256(little.tobytes()).hexdigest()}
+
+
+def _refit(record: dict[str, Any], tensors: Mapping[str, Tensor]) -> Refit:
+    for name, facts in record["tensors"].items():
+        if name not in tensors:
+            raise PassError(f"the plan's tensor {name} is missing: give the file that was written beside the plan")
+        if _facts(tensors[name]) != facts:
+            raise PassError(f"the tensor {name} is not the plan's: give the file that was written beside the plan")
+    return Refit(record["name"], *(tensors[name] for name in record["tensors"]))
 
 
 def channels_of(units: Sequence[int], channels: int) -> Tensor:

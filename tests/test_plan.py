@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from passes.base import PassError
-from passes.plan import DeletionPlan, SublayerDeletion, channels_of
+from passes.plan import DeletionPlan, Refit, SublayerDeletion, channels_of
 from tests.checks import canonical, plan_of
 
 
@@ -70,3 +71,49 @@ def test_another_format_is_refused():
 def test_channels_of_units():
     assert channels_of([2, 0], 3).tolist() == [6, 7, 8, 0, 1, 2]
     assert channels_of([], 3).tolist() == []
+
+
+def _refit(name="m2", channels=46, width=32):
+    generator = torch.Generator().manual_seed(0)
+    return Refit(name, torch.randn(width, channels, generator=generator), torch.randn(width, generator=generator))
+
+
+def test_refits_come_back_with_their_tensors():
+    graph_module = canonical()
+    plan = replace(plan_of(graph_module, {"m1": [0], "m2": [0, 7]}), refits=(_refit(),))
+    plan.check(graph_module)
+    assert str(plan).splitlines()[-1] == "refitted: m2"
+    again = DeletionPlan.from_json(plan.to_json(), plan.tensors())
+    assert again.to_json() == plan.to_json()
+    assert torch.equal(again.refits[0].weight, plan.refits[0].weight)
+    assert torch.equal(again.refits[0].shift, plan.refits[0].shift)
+
+
+def test_other_tensors_than_the_plans_are_refused():
+    plan = DeletionPlan((), (_refit(),))
+    with pytest.raises(PassError, match=r"tensor m2\.weight is missing"):
+        DeletionPlan.from_json(plan.to_json())
+    tensors = plan.tensors()
+    tensors["m2.shift"] = tensors["m2.shift"] + 1
+    with pytest.raises(PassError, match=r"tensor m2\.shift is not the plan's"):
+        DeletionPlan.from_json(plan.to_json(), tensors)
+
+
+@pytest.mark.parametrize(
+    ("refit", "reason"),
+    [
+        (_refit("m7"), "refits the sublayer m7, which the graph does not have"),
+        (_refit("m2", 48), r"refits m2 with a weight of \(32, 48\), what it keeps there needs \(32, 46\)"),
+        (_refit("m1", 1), r"what it keeps there needs \(32, 0\)"),
+    ],
+)
+def test_refits_are_checked_against_the_graph(refit, reason):
+    graph_module = canonical()
+    plan = replace(plan_of(graph_module, {"m1": range(48), "m2": [0, 7]}), refits=(refit,))
+    with pytest.raises(PassError, match=reason):
+        plan.check(graph_module)
+
+
+def test_a_refit_has_a_shift_of_its_width():
+    with pytest.raises(PassError, match=r"a weight of \(4, 3\) and a shift of \(3,\)"):
+        Refit("m0", torch.zeros(4, 3), torch.zeros(3))

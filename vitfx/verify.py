@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from passes.base import PassResult, run_passes
+from passes.compensate import Compensate
 from passes.cost import Cost, measure_cost, predict_cost
 from passes.delete_heads import DeleteHeads
 from passes.delete_mlp_paths import DeleteMlpPaths
@@ -58,9 +59,9 @@ class Verification:
 
 
 def rewrite(graph_module: GraphModule, plan: DeletionPlan) -> PassResult:
-    """Carries the plan out: heads, MLP paths, then the constants into biases."""
+    """Carries the plan out: heads, MLP paths, what makes up for them, then the constants into biases."""
     plan.check(graph_module)
-    return run_passes(graph_module, [DeleteHeads(plan), DeleteMlpPaths(plan), FoldConstants()])
+    return run_passes(graph_module, [DeleteHeads(plan), DeleteMlpPaths(plan), Compensate(plan), FoldConstants()])
 
 
 def verify(graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan, pixels: Tensor) -> Verification:
@@ -96,13 +97,14 @@ def verify(graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan,
 def tokens_of(graph_module: GraphModule, pixels: Tensor) -> int:
     """Tokens in the residual stream."""
     site = read_sites(graph_module)[0]
-    return int(_Streams(graph_module, {}).at_norms(pixels)[site.name].shape[1])
+    return int(_Streams(graph_module, DeletionPlan()).at_norms(pixels)[site.name].shape[1])
 
 
 def ablated_logits(graph_module: GraphModule, plan: DeletionPlan, pixels: Tensor) -> Tensor:
-    """The oracle: (N, C, H, W) -> (N, K), each sublayer computed whole, its dead units zeroed, its constant added."""
+    """The oracle: (N, C, H, W) -> (N, K), each sublayer computed whole, its dead units zeroed, its constant added, and
+    what its refit changes."""
     with torch.no_grad():
-        return _Streams(graph_module, {one.name: one for one in plan.deletions}).run(pixels)
+        return _Streams(graph_module, plan).run(pixels)
 
 
 def _compare(
@@ -118,24 +120,34 @@ def _compare(
 class _Streams(Interpreter):
     """Runs a canonical graph with a plan's units ablated, and can keep what each sublayer's norm reads."""
 
-    def __init__(self, graph_module: GraphModule, deletions: dict[str, Any]) -> None:
+    def __init__(self, graph_module: GraphModule, plan: DeletionPlan) -> None:
         super().__init__(graph_module)
-        self.deletions = deletions
+        self.deletions = {one.name: one for one in plan.deletions}
+        self.refits = {one.name: one for one in plan.refits}
         self.read: dict[str, Tensor] = {}
         self._norms = {site.norm: site.name for site in read_sites(graph_module)}
 
     def run_node(self, n: Node) -> Any:
         if n in self._norms:
             self.read[self._norms[n]] = self.env[n.all_input_nodes[0]]
-        deletion = self.deletions.get(str(n.target)) if n.op == "call_module" else None
-        if deletion is None:
+        name = str(n.target) if n.op == "call_module" else ""
+        deletion, refit = self.deletions.get(name), self.refits.get(name)
+        if deletion is None and refit is None:
             return super().run_node(n)
-        module = self.module.get_submodule(str(n.target))
+        module = self.module.get_submodule(name)
         assert isinstance(module, Sublayer)
         inner = module.inner(self.env[n.all_input_nodes[0]])
-        inner[..., channels_of(deletion.units, module.channels).to(inner.device)] = 0
+        kept = range(module.units) if deletion is None else deletion.kept
+        if deletion is not None:
+            inner[..., channels_of(deletion.units, module.channels).to(inner.device)] = 0
         out = module.out(inner)
-        return out if deletion.constant is None else out + deletion.constant.to(out)
+        if deletion is not None and deletion.constant is not None:
+            out = out + deletion.constant.to(out)
+        if refit is not None:
+            channels = channels_of(kept, module.channels).to(inner.device)
+            change = refit.weight.to(inner) - module.out.weight[:, channels]
+            out = out + inner[..., channels] @ change.T + refit.shift.to(inner)
+        return out
 
     def at_norms(self, pixels: Tensor) -> dict[str, Tensor]:
         """The stream (N, T, D) that each sublayer reads, by its name."""
@@ -148,8 +160,8 @@ def _parting(
     graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan, pixels: Tensor, tolerance: float
 ) -> str:
     """The first surviving sublayer that reads another stream than in the ablated model."""
-    oracle = _Streams(graph_module, {one.name: one for one in plan.deletions}).at_norms(pixels)
-    for name, stream in _Streams(artifact, {}).at_norms(pixels).items():
+    oracle = _Streams(graph_module, plan).at_norms(pixels)
+    for name, stream in _Streams(artifact, DeletionPlan()).at_norms(pixels).items():
         error = float((stream - oracle[name]).abs().max() / oracle[name].abs().max())
         if not error < tolerance:
             return f"the stream that {name} reads (off by {error:.1e})"

@@ -1,0 +1,100 @@
+"""Ridge regression from streamed statistics: which linear map of what is left makes up for what is missing.
+
+Minimises Σ |R − H·ΔWᵀ − Δb|² + λ·n·|ΔW|² (Hoerl and Kennard 1970), so that the map shrinks towards no change at all, by
+the normal equations in float64. The shift Δb is not penalised. λ is chosen on rows that the fit has not seen.
+
+Shapes: n rows, E inputs, D outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SHRINKAGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4)
+"""λ by the mean variance of the inputs, the strongest first."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over rows, float64. gram: (E + 1, E + 1) of (h, 1) with itself. cross: (E + 1, D) of (h, 1) with r. square:
+    of |r|²."""
+
+    gram: Tensor
+    cross: Tensor
+    square: Tensor
+
+    @staticmethod
+    def of(inputs: Tensor, missing: Tensor) -> Moments:
+        """Of one batch, (n, E) and (n, D). Products are made in the batch's own type, which is fast and, over a few
+        thousand rows, accurate enough; they are added up in float64."""
+        ones = inputs.new_ones(len(inputs), 1)
+        rows = torch.cat([inputs, ones], dim=1)
+        return Moments((rows.T @ rows).double(), (rows.T @ missing).double(), missing.square().sum().double())
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.gram + other.gram, self.cross + other.cross, self.square + other.square)
+
+    @property
+    def rows(self) -> float:
+        return float(self.gram[-1, -1])
+
+    def error(self, change: Tensor, shift: Tensor) -> float:
+        """Mean over these rows of |r − ΔW·h − Δb|²."""
+        both = torch.cat([change.T, shift[None]])
+        total = (both * (self.gram @ both)).sum() - 2 * (both * self.cross).sum() + self.square
+        return float(total) / self.rows
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """change: ΔW, float64 (D, E); None where no map helps on held-out rows. shift: Δb, float64 (D,). shrinkage: as in
+    `SHRINKAGES`, None without a map. before, after: mean |r|² a held-out row without and with the change."""
+
+    change: Tensor | None
+    shift: Tensor
+    shrinkage: float | None
+    before: float
+    after: float
+
+
+def ridge(fitted: Moments, held_out: Moments) -> Ridge:
+    """The fit to `fitted` with the shrinkage that is best on `held_out`, then to both together.
+
+    Shrinkages are tried from the strongest on, as long as the error falls.
+    """
+    width, outputs = len(fitted.gram) - 1, fitted.cross.shape[1]
+    none = fitted.gram.new_zeros(outputs, width)
+    best, least = None, held_out.error(none, _shift(fitted, none))
+    for shrinkage in SHRINKAGES:
+        change = _solve(fitted, shrinkage)
+        error = held_out.error(change, _shift(fitted, change))
+        if not error < least:
+            break
+        best, least = shrinkage, error
+    both = fitted + held_out
+    before = float(held_out.square) / held_out.rows
+    if best is None:
+        return Ridge(None, _shift(both, none), None, before, least)
+    change = _solve(both, best)
+    return Ridge(change, _shift(both, change), best, before, least)
+
+
+def _solve(moments: Moments, shrinkage: float) -> Tensor:
+    """ΔW, (D, E). Inputs that never vary have no part in it."""
+    count = moments.rows
+    mean = moments.gram[:-1, -1:] / count
+    covariance = moments.gram[:-1, :-1] / count - mean @ mean.T
+    cross = moments.cross[:-1] / count - mean @ (moments.cross[-1:] / count)
+    variance = covariance.diagonal().mean()
+    if not float(variance) > 0:
+        return torch.zeros_like(cross.T)
+    covariance.diagonal().add_(shrinkage * variance)
+    return torch.cholesky_solve(cross, torch.linalg.cholesky(covariance)).T
+
+
+def _shift(moments: Moments, change: Tensor) -> Tensor:
+    """Δb, (D,): the mean of what the map leaves."""
+    return (moments.cross[-1] - change @ moments.gram[:-1, -1]) / moments.rows
