@@ -1,0 +1,129 @@
+"""From a goal to a pruned model that meets it, measured and not only predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vitfx.errors import UserError
+from vitfx.goal import DROP, SPEEDUP, Goal
+from vitfx.price import Price
+from vitfx.progress import Watcher
+from vitfx.pursuit import Pursuit, Standing, State
+
+ROUNDS = 3
+"""Cuts, each scored anew, on the way to a price."""
+TOLERANCE = 0.015
+"""How far the measured speed-up may be from the one asked for before the cut is corrected: half of what is promised,
+for the measurement has an error of its own."""
+CORRECTIONS = 4
+_STRIDE = 0.06
+_BISECTIONS = 3
+
+Speed = Callable[[State], float]
+"""The plain export's time by that of a pruned model, measured in turns."""
+
+
+@dataclass(frozen=True)
+class Attained:
+    """state: the model. speedup: measured, None where the goal is none. steps: every model on the way: its total price
+    and how it stood; JSON-ready."""
+
+    state: State
+    standing: Standing
+    speedup: float | None
+    steps: tuple[dict[str, Any], ...]
+
+
+class Attempt:
+    """One goal on one pursuit."""
+
+    def __init__(self, pursuit: Pursuit, price: Price, watcher: Watcher) -> None:
+        self.pursuit, self.price, self.watcher = pursuit, price, watcher
+        self.steps: list[dict[str, Any]] = []
+
+    def to_price(self, most: float, rounds: int = ROUNDS) -> State:
+        """A model of at most this total price, in so many cuts. Raises UserError where no model is that cheap."""
+        state, whole = self.pursuit.start(), self.price.whole
+        if most >= whole:
+            return state
+        for number in range(1, rounds + 1):
+            state = self.cut(state, whole + (most - whole) * number / rounds)
+        return state
+
+    def to_speed(self, speedup: float, plain: float, measure: Speed) -> tuple[State, float]:
+        """The model that is `speedup` times as fast as a plain export that takes `plain` ms. Raises UserError."""
+        most = plain / speedup
+        state = self.to_price(most)
+        found = measure(state)
+        for _ in range(CORRECTIONS):
+            self.watcher.say(f"measured {found:.3f}×, asked for {speedup:g}×")
+            if abs(found / speedup - 1) <= TOLERANCE or (most >= self.price.whole and found > speedup):
+                break
+            # What was predicted and what was measured differ by a factor that is nearly the same a step further on.
+            most *= found / speedup
+            state = self.cut(state, most)
+            found = measure(state)
+        return state, found
+
+    def within(self, goal: Goal) -> State:
+        """The cheapest model found that keeps to a limit on accuracy or KL. Raises UserError where none does."""
+        whole = self.price.whole
+        good, bad = (self.pursuit.start(), whole), None
+        while bad is None or len(self.steps) < 1:
+            most = good[1] - _STRIDE * whole
+            state = self.cut(good[0], most)
+            if self._keeps(state, goal):
+                good = (state, most)
+            else:
+                bad = most
+        for _ in range(_BISECTIONS):
+            most = (good[1] + bad) / 2
+            state = self.cut(good[0], most)
+            if self._keeps(state, goal):
+                good = (state, most)
+            else:
+                bad = most
+        return good[0]
+
+    def cut(self, state: State, most: float) -> State:
+        state = self.pursuit.cut(state, self.price, most)
+        standing = self.pursuit.standing(state)
+        total = self.price.total(state.kept)
+        self.steps.append({"price": total, "share": total / self.price.whole, "kl": standing.kl, "drop": standing.drop})
+        lost = "" if standing.drop is None else f", {standing.drop:+.1f} ± {standing.error:.1f} points lost"
+        self.watcher.say(f"{total / self.price.whole:.1%} of the {self.price.unit}: KL {standing.kl:.4f}{lost}")
+        return state
+
+    def _keeps(self, state: State, goal: Goal) -> bool:
+        standing = self.pursuit.standing(state)
+        if goal.kind != DROP:
+            return standing.kl <= goal.value
+        assert standing.drop is not None
+        return standing.drop <= goal.value
+
+
+def attain(
+    pursuit: Pursuit,
+    goal: Goal,
+    price: Price,
+    watcher: Watcher,
+    *,
+    plain: float | None = None,
+    measure: Speed | None = None,
+) -> Attained:
+    """price: in what the goal is counted in; for a limit on accuracy or KL, what is to be saved within it. plain,
+    measure: for a speed-up. Raises UserError where the goal is out of reach, or needs labels that are not there."""
+    if goal.kind == DROP and pursuit.labels is None:
+        raise UserError("--max-drop needs labelled images: give images in class folders, or --max-kl instead")
+    attempt = Attempt(pursuit, price, watcher)
+    found = None
+    if goal.kind == SPEEDUP:
+        assert plain is not None and measure is not None
+        state, found = attempt.to_speed(goal.value, plain, measure)
+    elif goal.priced:
+        state = attempt.to_price(goal.value * price.whole)
+    else:
+        state = attempt.within(goal)
+    return Attained(state, pursuit.standing(state), found, tuple(attempt.steps))

@@ -1,0 +1,72 @@
+"""What a user asks of a pruned model, and on which runtime."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from vitfx.errors import UserError
+
+SPEEDUP, PARAMETERS, FLOPS, DROP, KL = "target-speedup", "target-params", "target-flops", "max-drop", "max-kl"
+GOALS = (SPEEDUP, PARAMETERS, FLOPS, DROP, KL)
+PRICED = (SPEEDUP, PARAMETERS, FLOPS)
+"""Goals that say what the model may cost; the others say how far its answers may go astray."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """kind: one of `GOALS`, an option's name. value: of target-speedup, the unpruned model's time by the pruned one's;
+    of target-params and target-flops, the share of them that is left; of max-drop, points of top-1; of max-kl, nats an
+    image. Both limits are measured on images that were held out from all fitting."""
+
+    kind: str
+    value: float
+
+    def __post_init__(self) -> None:
+        """Raises UserError, naming the option and its value."""
+        if not math.isfinite(self.value):
+            raise UserError(f"--{self.kind} {self.value} is no goal: give a finite number")
+        if self.kind == SPEEDUP and self.value <= 1:
+            raise UserError(f"--{self.kind} {self.value:g} is not faster: give a number above 1, such as 1.5")
+        if self.kind in (PARAMETERS, FLOPS) and not 0 < self.value < 1:
+            raise UserError(f"--{self.kind} {self.value:g} is not a share to keep: give a number from 0 to 1")
+        if self.kind in (DROP, KL) and self.value <= 0:
+            raise UserError(f"--{self.kind} {self.value:g} allows nothing: give a number above 0")
+
+    @property
+    def priced(self) -> bool:
+        return self.kind in PRICED
+
+    def __str__(self) -> str:
+        said = {
+            SPEEDUP: f"{self.value:g}× faster",
+            PARAMETERS: f"{self.value:.0%} of the parameters",
+            FLOPS: f"{self.value:.0%} of the FLOPs",
+            DROP: f"at most {self.value:g} points of top-1 lost",
+            KL: f"at most {self.value:g} nats from the original",
+        }
+        return said[self.kind]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The runtime that times are measured on. device: by torch's name. batch: images at a time."""
+
+    device: str = "cpu"
+    batch: int = 8
+
+    def to_json(self) -> dict[str, Any]:
+        return {"device": self.device, "batch": self.batch}
+
+    def __str__(self) -> str:
+        return f"{self.device}:batch={self.batch}"
+
+
+def parse_target(text: str) -> Target:
+    """`cpu`, `cpu:batch=8`: a device by torch's name, and a batch. Raises UserError."""
+    found = re.fullmatch(r"(?P<device>[a-z]+(:\d+)?)(:batch=(?P<batch>\d+))?", text)
+    if found is None or (found["batch"] is not None and int(found["batch"]) < 1):
+        raise UserError(f"--target {text} is not understood: give a device and a batch, such as cpu:batch=8")
+    return Target(found["device"], Target.batch if found["batch"] is None else int(found["batch"]))

@@ -1,0 +1,65 @@
+"""What each head and each neuron costs to run, in milliseconds, FLOPs or parameters, and what deleting it saves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from passes.cost import measure_cost, unit_flops, unit_parameters
+from passes.dialect import Sublayer
+from passes.stream import module_of, read_sites
+
+FLOPS, PARAMETERS = "FLOPs", "parameters"
+
+
+@dataclass(frozen=True)
+class Price:
+    """unit: what is counted. rest: what everything but the prunable sublayers costs. sublayers: for each sublayer's
+    name the cost of it with 0, 1, … all of its units, float64 (units + 1,), rising."""
+
+    unit: str
+    rest: float
+    sublayers: Mapping[str, Tensor]
+
+    @property
+    def whole(self) -> float:
+        """Of the model with nothing deleted."""
+        return self.total({})
+
+    def total(self, counts: Mapping[str, int]) -> float:
+        """Of a model whose sublayers keep so many units; those that are not named keep all."""
+        return self.rest + sum(float(cost[counts.get(name, -1)]) for name, cost in self.sublayers.items())
+
+
+def flops_price(graph_module: GraphModule, image: torch.Size, tokens: int) -> Price:
+    """FLOPs for one image of shape (C, H, W), counted as `passes.cost` counts them."""
+    costs = {name: _line(module, unit_flops(module, tokens)) for name, module in _modules(graph_module).items()}
+    return _price(FLOPS, measure_cost(graph_module, image).flops, costs)
+
+
+def parameters_price(graph_module: GraphModule) -> Price:
+    """Numbers that the artifact holds; a whole sublayer's biases and norm go with its last unit."""
+    costs = {}
+    for site in read_sites(graph_module):
+        norm = module_of(graph_module, site.norm)
+        extra = sum(one.numel() for one in norm.parameters()) if norm is not None else 0
+        extra += 0 if site.module.out.bias is None else site.module.out.bias.numel()
+        costs[site.name] = _line(site.module, unit_parameters(site.module))
+        costs[site.name][1:] += extra
+    return _price(PARAMETERS, sum(one.numel() for one in graph_module.parameters()), costs)
+
+
+def _modules(graph_module: GraphModule) -> dict[str, Sublayer]:
+    return {site.name: site.module for site in read_sites(graph_module)}
+
+
+def _line(module: Sublayer, each: int) -> Tensor:
+    return torch.arange(module.units + 1, dtype=torch.float64) * each
+
+
+def _price(unit: str, whole: float, costs: Mapping[str, Tensor]) -> Price:
+    return Price(unit, whole - sum(float(cost[-1]) for cost in costs.values()), costs)
