@@ -26,15 +26,38 @@ def build_from_arch(arch: str, weights: Mapping[str, torch.Tensor], source: str)
 
     Raises UserError for a name that the library does not know and for weights that do not fit.
     """
-    library, _, name = arch.partition(":")
-    if library not in ("torchvision", "timm") or not name or ":" in name:
-        raise UserError(f"--arch {arch} is not one of {KNOWN_ARCHES}: give one of these")
+    library, name = _split(arch)
     if library == "timm":
         module, preprocess = _timm(name, weights)
     else:
         module, preprocess = _torchvision(name, weights)
     load_weights(module, weights, arch, source)
     return module, preprocess
+
+
+def arch_factory(arch: str) -> tuple[str, dict[str, Any]]:
+    """What a checkpoint names as factory and first argument of the model that `arch` names; raises UserError."""
+    library, name = _split(arch)
+    if library == "timm":
+        import_extra("timm", "timm")
+        return "timm:create_model", {"model_name": name}
+    return "torchvision.models:get_model", {"name": name}
+
+
+def arch_sizes(arch: str, weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """The number of classes and the image's side that `weights` show, as arguments of `arch_factory`'s factory.
+
+    Raises UserError for a name that the library does not know.
+    """
+    library, name = _split(arch)
+    return _timm_sizes(name, weights) if library == "timm" else _torchvision_sizes(name, weights)
+
+
+def _split(arch: str) -> tuple[str, str]:
+    library, _, name = arch.partition(":")
+    if library not in ("torchvision", "timm") or not name or ":" in name:
+        raise UserError(f"--arch {arch} is not one of {KNOWN_ARCHES}: give one of these")
+    return library, name
 
 
 def timm_preprocess(module: nn.Module) -> Preprocess:
@@ -52,15 +75,7 @@ def timm_preprocess(module: nn.Module) -> Preprocess:
 
 def _torchvision(name: str, weights: Mapping[str, torch.Tensor]) -> tuple[nn.Module, Preprocess]:
     models = torchvision.models
-
-    def create(**sizes: int) -> nn.Module:
-        return models.get_model(name, weights=None, **sizes)
-
-    default = _on_meta(create, f"torchvision:{name}")
-    sizes = _classes(weights, [key for key, value in default.state_dict().items() if value.ndim == 2][-1:])
-    positions, patches = weights.get("encoder.pos_embedding"), weights.get("conv_proj.weight")
-    if positions is not None and patches is not None:
-        sizes |= _image_size("image_size", positions.shape[1] - 1, patches.shape[-1])
+    sizes = _torchvision_sizes(name, weights)
     presets = [choice.transforms() for choice in models.get_model_weights(name)]
     fitting = [preset for preset in presets if list(preset.crop_size) == [sizes.get("image_size")]]
     preset = (fitting or presets)[0]
@@ -72,24 +87,34 @@ def _torchvision(name: str, weights: Mapping[str, torch.Tensor]) -> tuple[nn.Mod
         mean=tuple(preset.mean),
         std=tuple(preset.std),
     )
-    return create(**sizes), preprocess
+    return models.get_model(name, weights=None, **sizes), preprocess
+
+
+def _torchvision_sizes(name: str, weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    default = _on_meta(lambda: torchvision.models.get_model(name, weights=None), f"torchvision:{name}")
+    sizes = _classes(weights, [key for key, value in default.state_dict().items() if value.ndim == 2][-1:])
+    positions, patches = weights.get("encoder.pos_embedding"), weights.get("conv_proj.weight")
+    if positions is not None and patches is not None:
+        sizes |= _image_size("image_size", positions.shape[1] - 1, patches.shape[-1])
+    return sizes
 
 
 def _timm(name: str, weights: Mapping[str, torch.Tensor]) -> tuple[nn.Module, Preprocess]:
     timm = import_extra("timm", "timm")
+    module = timm.create_model(name, pretrained=False, **_timm_sizes(name, weights))
+    return module, timm_preprocess(module)
 
-    def create(**sizes: int) -> nn.Module:
-        return timm.create_model(name, pretrained=False, **sizes)
 
-    default: Any = _on_meta(create, f"timm:{name}")
+def _timm_sizes(name: str, weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    timm = import_extra("timm", "timm")
+    default: Any = _on_meta(lambda: timm.create_model(name, pretrained=False), f"timm:{name}")
     heads = default.default_cfg.get("classifier", ())
     sizes = _classes(weights, [f"{head}.weight" for head in ([heads] if isinstance(heads, str) else heads)])
     positions, patches = weights.get("pos_embed"), weights.get("patch_embed.proj.weight")
     if positions is not None and patches is not None and positions.ndim == 3 and patches.ndim == 4:
         prefix = 0 if getattr(default, "no_embed_class", False) else getattr(default, "num_prefix_tokens", 0)
         sizes |= _image_size("img_size", positions.shape[1] - prefix, patches.shape[-1])
-    module = create(**sizes)
-    return module, timm_preprocess(module)
+    return sizes
 
 
 def _on_meta(create: Callable[[], nn.Module], arch: str) -> nn.Module:

@@ -17,13 +17,13 @@ class WriteError(UserError):
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """What the system says against writing `path`, as a WriteError."""
+def writing(path: Path, option: str = "--out") -> Iterator[None]:
+    """What the system says against writing `path`, as a WriteError. option: with which another place is named."""
     try:
         yield
     except OSError as error:
         raise WriteError(
-            f"{path} can't be written ({error.strerror}): make room there or name another place with --out"
+            f"{path} can't be written ({error.strerror}): make room there or name another place with {option}"
         ) from error
 
 
@@ -38,10 +38,10 @@ def write_aside(path: Path, contents: bytes | str) -> None:
             aside.unlink(missing_ok=True)
 
 
-def check_output(folder: Path, *, force: bool) -> None:
+def check_output(folder: Path, *, force: bool, unfinished: str = JOURNAL) -> None:
     """Raises UserError where results can't go there; writes nothing.
 
-    Free is a folder that does not exist, is empty, or holds the journal of a run that was broken off.
+    Free is a folder that does not exist, is empty, or holds the file `unfinished` of a run that was broken off.
     """
     with writing(folder):
         nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
@@ -50,7 +50,7 @@ def check_output(folder: Path, *, force: bool) -> None:
         raise UserError(f"{folder} {where}: name another folder with --out")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"{folder} can't be written, {nearest} does not allow it: name another folder with --out")
-    if force or not folder.exists() or (folder / JOURNAL).exists():
+    if force or not folder.exists() or (folder / unfinished).exists():
         return
     if others := sorted(one.name for one in folder.iterdir()):
         raise UserError(

@@ -18,7 +18,8 @@ class ViT(nn.Module):
     Takes (B, channels, image_size, image_size), gives logits (B, classes).
 
     width: of the residual stream; mlp: hidden neurons of each MLP.
-    dropout: on attention weights, hidden neurons and each sublayer's output.
+    dropout: on the embedded tokens, hidden neurons and each sublayer's output; attention_dropout: on attention weights,
+        which costs the fused kernel on CPUs.
     drop_path: the chance that the last block's sublayers are skipped for an image in training, growing linearly
         from 0 at the first block (stochastic depth, Huang et al. 2016).
 
@@ -37,6 +38,7 @@ class ViT(nn.Module):
         mlp: int = 512,
         dropout: float = 0.0,
         drop_path: float = 0.0,
+        attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         _check_counts(
@@ -45,7 +47,7 @@ class ViT(nn.Module):
         )  # fmt: skip
         _check_divides("image_size", image_size, "patch_size", patch_size)
         _check_divides("width", width, "heads", heads)
-        _check_chances(dropout=dropout, drop_path=drop_path)
+        _check_chances(dropout=dropout, drop_path=drop_path, attention_dropout=attention_dropout)
         patches = (image_size // patch_size) ** 2
         self.image_size = image_size
         self.embed = nn.Sequential(
@@ -56,7 +58,7 @@ class ViT(nn.Module):
         self.positions = nn.Parameter(torch.empty(1, patches + 1, width))
         self.dropout = nn.Dropout(dropout)
         rates = [drop_path * block / max(depth - 1, 1) for block in range(depth)]
-        self.blocks = nn.Sequential(*(Block(width, heads, mlp, dropout, rate) for rate in rates))
+        self.blocks = nn.Sequential(*(Block(width, heads, mlp, dropout, attention_dropout, rate) for rate in rates))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
         # As large as embedded patches are: from 0.02, which is common, small data sets take far longer to be learnt.
@@ -74,10 +76,12 @@ class ViT(nn.Module):
 class Block(nn.Module):
     """One layer: x + attention(norm(x)), then x + mlp(norm(x)); (B, N, width) -> (B, N, width)."""
 
-    def __init__(self, width: int, heads: int, mlp: int, dropout: float, drop_path: float) -> None:
+    def __init__(
+        self, width: int, heads: int, mlp: int, dropout: float, attention_dropout: float, drop_path: float
+    ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, dropout)
+        self.attention = Attention(width, heads, dropout, attention_dropout)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             nn.Linear(width, mlp), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp, width), nn.Dropout(dropout)
@@ -92,16 +96,16 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017); (B, N, width) -> (B, N, width)."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, attention_dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.dropout = dropout
+        self.attention_dropout = attention_dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Sequential(nn.Linear(width, width), nn.Dropout(dropout))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attention_dropout if self.training else 0.0)
         return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
 
 

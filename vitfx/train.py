@@ -1,105 +1,96 @@
-"""Train a small Vision Transformer on scikit-learn's digits, from nothing.
+"""Train a Vision Transformer on images in folders by class, from nothing or from weights that are there.
 
-The demo model in the package was made, on two CPU cores in two minutes, by
+    python -m vitfx.train --data tiny-imagenet-200/
+
+trains the seed project's ViT by its recipe (`vitfx/configs/tiny-imagenet.toml`). The demo model in the package was made
+by such a command, on two CPU cores in two minutes:
 
     python -m vitfx.train --data digits --out digits.pt
 
-Stochastic depth (Huang et al. 2016) is part of the recipe: a model that has learnt to do without any of its
+Stochastic depth (Huang et al. 2016) is part of both recipes: a model that has learnt to do without any of its
 sublayers has some to spare, as large models do.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
 
-from vitfx.checkpoint import save_checkpoint
-from vitfx.data import Images, open_data
-from vitfx.device import NAMES, pick_device
+from vitfx.device import NAMES
 from vitfx.errors import UserError
-from vitfx.models import ViT
-from vitfx.preprocess import Preprocess
+from vitfx.files import check_output
+from vitfx.pixel_cache import default_cache
+from vitfx.progress import Silent, console_watcher
+from vitfx.share import ToldElsewhere, first_says, let_speak, open_share, share_device
+from vitfx.train_config import PACKAGED, PRECISIONS, read_config
+from vitfx.train_job import run_training
+from vitfx.train_loader import default_workers
+from vitfx.train_task import TrainJob
+from vitfx.training_state import STATE
 
-# Of the calibration split's pixels, scaled to 0..1.
-DIGITS = Preprocess(size=(8, 8), mean=(0.305,), std=(0.376,))
-_BATCH = 64
-_WARM_UP = 0.05
-_WEIGHT_DECAY = 0.05
-_LABEL_SMOOTHING = 0.1
+_EXAMPLES = """examples:
+  python -m vitfx.train --data tiny-imagenet-200/
+  python -m vitfx.train --data tiny-imagenet-200/ --epochs 10 --set augmentation.cutmix=0 --out short/
+  python -m vitfx.train --data photos/ --init vit_b_16.pth --arch torchvision:vit_b_16 --lr 5e-5 --epochs 5
+  torchrun --nproc-per-node=4 -m vitfx.train --data tiny-imagenet-200/
 
+To change a recipe, copy vitfx/configs/tiny-imagenet.toml, where every key is explained, and pass it with --config; or
+write a file that begins with base = "tiny-imagenet" and holds what differs.
 
-def train(
-    model: nn.Module,
-    images: Images,
-    *,
-    epochs: int,
-    learning_rate: float,
-    seed: int,
-    progress: Callable[[int, float], None] | None = None,
-) -> None:
-    """Trains `model`, in place and on its own device, on labelled `images`, and leaves it in eval mode.
+The folder has best.pt (highest validation accuracy) and last.pt, which every other command of vitfx takes as MODEL;
+history.json, curves.png and gradient_flow.png, renewed as it goes; at the end confusion.csv, confusion.png, classes.csv
+and report.json. Ctrl-C, a crash or kill -9 loses at most --save-seconds: the same command goes on, with the same
+batches and the same curve. With several nodes, --out and --cache must be folders that all of them see.
+"""
 
-    AdamW, a linear warm-up and a cosine down to 0, label smoothing, images moved by up to a pixel.
-    progress: called after each epoch with how many are done and their mean loss.
-
-    Raises UserError where the loss stops being a number.
-    """
-    if images.labels is None:
-        raise UserError("training needs labels: give images with their classes")
-    device = next(model.parameters()).device
-    pixels, labels = images.pixels.to(device), images.labels.to(device)
-    steps = epochs * math.ceil(len(images) / _BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=_WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    # Dropout and stochastic depth draw from torch's own generator.
-    torch.manual_seed(seed)
-    model.train()
-    for epoch in range(epochs):
-        total = 0.0
-        for batch in torch.randperm(len(images)).to(device).split(_BATCH):
-            logits = model(_moved(pixels[batch]))
-            loss = F.cross_entropy(logits, labels[batch], label_smoothing=_LABEL_SMOOTHING)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            total += loss.item() * len(batch)
-        if not math.isfinite(total):
-            raise UserError(
-                f"the loss is {total} after {epoch + 1} epochs: give a learning rate below {learning_rate:g}"
-            )
-        if progress is not None:
-            progress(epoch + 1, total / len(images))
-    model.eval()
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, images: Images) -> float:
-    """The share, 0..1, of labelled `images` that `model` classifies as their labels say."""
-    device = next(model.parameters()).device
-    right = model(images.pixels.to(device)).argmax(dim=1).cpu() == images.labels
-    return right.double().mean().item()
+# Options that stand for a key of the configuration.
+_KEYS = {
+    "epochs": ("training.epochs", int, "passes over the training images"),
+    "batch": ("training.batch", int, "images a step, over all processes"),
+    "lr": ("training.lr", float, "the highest learning rate"),
+    "seed": ("training.seed", int, "same seed, same weights"),
+    "precision": ("training.precision", str, ", ".join(PRECISIONS)),
+    "width": ("model.width", int, "channels of the residual stream"),
+    "depth": ("model.depth", int, "blocks"),
+    "heads": ("model.heads", int, "attention heads of each block"),
+    "mlp": ("model.mlp", int, "hidden neurons of each MLP"),
+    "patch": ("model.patch", int, "side of a patch in pixels"),
+    "dropout": ("model.dropout", float, "chance that a value is dropped in training"),
+    "drop_path": ("model.drop_path", float, "chance that the last block's sublayers are skipped in training"),
+    "arch": ("model.arch", str, "vit (vitfx's own), timm:NAME or torchvision:NAME"),
+    "image_size": ("model.image_size", int, "side in pixels that images are resized to"),
+}
+_SIZES = ("width", "depth", "heads", "mlp", "patch")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    console = Console(stderr=True)
+    first = os.environ.get("RANK", "0") == "0"
+    console = Console(stderr=True, quiet=not first)
     try:
-        _run(options, list(sys.argv[1:] if arguments is None else arguments), console)
-    except UserError as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        with first_says(first):
+            job = _check(options, list(sys.argv[1:] if arguments is None else arguments))
+        with open_share(job.device) as share, console_watcher(console) if first else nullcontext(Silent()) as watcher:
+            report = run_training(job, share, watcher)
+        console.print(_summary(job, report), highlight=False, markup=False, soft_wrap=True)
+    except ToldElsewhere:
+        let_speak()
         return 2
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if first:
+            print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -107,103 +98,94 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m vitfx.train",
         description=(__doc__ or "").splitlines()[0],
-        epilog="example: python -m vitfx.train --data digits --out digits.pt --epochs 50",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", required=True, help="what to train on: digits")
-    parser.add_argument("--out", required=True, type=Path, help="where the checkpoint is written")
-    parser.add_argument("--epochs", type=int, default=80, help="passes over the training images")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same weights")
-    parser.add_argument("--width", type=int, default=64, help="channels of the residual stream")
-    parser.add_argument("--depth", type=int, default=6, help="blocks")
-    parser.add_argument("--heads", type=int, default=8, help="attention heads of each block")
-    parser.add_argument("--mlp", type=int, default=128, help="hidden neurons of each MLP")
-    parser.add_argument("--patch", type=int, default=2, help="side of a patch in pixels")
-    parser.add_argument("--dropout", type=float, default=0.0, help="chance that a value is dropped in training")
     parser.add_argument(
-        "--drop-path", type=float, default=0.3, help="chance that the last block's sublayers are skipped"
+        "--data",
+        required=True,
+        help="Tiny ImageNet (folders or tar files), train/ and val/ with class folders, class folders alone, "
+        "an .npz with images and labels, or digits",
     )
-    parser.add_argument("--lr", type=float, default=2e-3, help="the highest learning rate")
-    parser.add_argument("--device", default="auto", help=NAMES)
-    parser.add_argument("--force", action="store_true", help="overwrite --out")
+    parser.add_argument(
+        "--config", help=f"{', '.join(PACKAGED)} or FILE.toml (default: digits for digits, else tiny-imagenet)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="changes one value; may be repeated"
+    )
+    for name, (key, kind, text) in _KEYS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{text} ({key})")
+    parser.add_argument(
+        "--init",
+        help="weights to begin with: a vitfx checkpoint, or bare weights with --arch; they bring the size and "
+        "normalisation of their images, and get a new classifier where the classes are others",
+    )
+    parser.add_argument(
+        "--out",
+        help="folder for the results (default: trained-DATA); or FILE.pt for the last weights, with a folder FILE",
+    )
+    parser.add_argument("--force", action="store_true", help="replace earlier results, or a run that was stopped")
+    parser.add_argument("--device", default="auto", help=f"{NAMES} (default auto)")
+    parser.add_argument("--workers", type=int, help="processes that augment (default: 0 on a CPU, 1 a core on a GPU)")
+    parser.add_argument("--cache", type=Path, help=f"folder for decoded images (default {default_cache()})")
+    parser.add_argument(
+        "--save-seconds", type=float, default=120, help="time between states to go on from (default 120)"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard, in OUT/tensorboard")
     return parser
 
 
-def _run(options: argparse.Namespace, arguments: list[str], console: Console) -> None:
-    _check(options)
-    device = pick_device(options.device)
-    splits = open_data(options.data, DIGITS)
-    if splits.classes is None:
-        raise UserError(f"{options.data} has no classes: training needs labelled images")
-    kwargs = {
-        "image_size": DIGITS.size[0],
-        "patch_size": options.patch,
-        "channels": DIGITS.channels,
-        "classes": len(splits.classes),
-        "width": options.width,
-        "depth": options.depth,
-        "heads": options.heads,
-        "mlp": options.mlp,
-    }
-    torch.manual_seed(options.seed)
-    model = ViT(**kwargs, dropout=options.dropout, drop_path=options.drop_path).to(device)
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("epochs", total=options.epochs)
-
-        def show(epoch: int, loss: float) -> None:
-            bar.update(task, completed=epoch, description=f"epochs, training loss {loss:.3f},")
-
-        images = splits.calibration.load()
-        train(model, images, epochs=options.epochs, learning_rate=options.lr, seed=options.seed, progress=show)
-    save_checkpoint(
-        options.out,
-        factory="vitfx.models:ViT",
-        kwargs=kwargs,
-        state_dict=model.state_dict(),
-        preprocess=DIGITS,
-        classes=splits.classes,
+def _check(options: argparse.Namespace, arguments: list[str]) -> TrainJob:
+    """Raises UserError for what can be seen to be wrong without the data."""
+    given = {name: getattr(options, name) for name in _KEYS if getattr(options, name) is not None}
+    name = options.config or ("digits" if options.data == "digits" else "tiny-imagenet")
+    config = read_config(name, options.set, {_KEYS[key][0]: value for key, value in given.items()})
+    arch = None if config.model.arch == "vit" else config.model.arch
+    if (options.init or arch) and (sizes := [key for key in _SIZES if key in given]):
+        raise UserError(f"--{sizes[0]} is for vitfx's own ViT from nothing: leave it out with --arch and --init")
+    if options.workers is not None and options.workers < 0:
+        raise UserError(f"--workers {options.workers} is negative: give a number of processes, 0 for none")
+    if not options.save_seconds >= 0:
+        raise UserError(f"--save-seconds {options.save_seconds:g} is no time: give 0 or more")
+    out, model_file = _out(options)
+    check_output(out, force=options.force, unfinished=STATE)
+    if model_file and model_file.exists() and not options.force and not (out / STATE).exists():
+        raise UserError(f"{model_file} is there already: give another --out, or --force to overwrite it")
+    device = share_device(options.device)
+    return TrainJob(
+        config=config,
         data=options.data,
-        made_by=shlex.join(["python", "-m", "vitfx.train", *arguments]),
+        out=out,
+        model_file=model_file,
+        cache=options.cache or default_cache(),
+        device=device,
+        workers=default_workers(device) if options.workers is None else options.workers,
+        save_seconds=options.save_seconds,
+        init=options.init,
+        arch=arch,
+        image_size=options.image_size,
+        tensorboard=options.tensorboard,
+        force=options.force,
+        command=shlex.join(["python", "-m", "vitfx.train", *arguments]),
     )
-    held_out = splits.evaluation.load()
-    console.print(
-        f"{options.out}: {accuracy(model, held_out):.2%} of {len(held_out)} held-out images are classified correctly",
-        highlight=False,
-        soft_wrap=True,
+
+
+def _out(options: argparse.Namespace) -> tuple[Path, Path | None]:
+    """The folder, and the file that --out may name instead."""
+    out = Path(options.out or f"trained-{Path(options.data).resolve().stem}")
+    if out.suffix != ".pt":
+        return out, None
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: give the name of a file in it, or one without .pt")
+    return out.with_suffix(""), out
+
+
+def _summary(job: TrainJob, report: dict[str, Any]) -> str:
+    last, best = report["last"], report["best"]
+    return (
+        f"{last['accuracy']:.2%} of {last['images']} held-out images are classified correctly by the last weights, "
+        f"{best['accuracy']:.2%} after the best epoch ({best['epoch']}): {job.model_file or job.out}"
     )
-
-
-def _check(options: argparse.Namespace) -> None:
-    if options.data != "digits":
-        raise UserError(f"--data {options.data} cannot be trained on yet: give digits")
-    if options.epochs < 1:
-        raise UserError(f"--epochs {options.epochs} trains nothing: give 1 or more")
-    if not (options.lr > 0 and math.isfinite(options.lr)):
-        raise UserError(f"--lr {options.lr} is no learning rate: give a number above 0")
-    if not options.out.parent.is_dir():
-        raise UserError(f"--out {options.out} is in a folder that does not exist: make {options.out.parent} first")
-    if options.out.is_dir():
-        raise UserError(f"--out {options.out} is a folder: give the name of a file in it")
-    if options.out.exists() and not options.force:
-        raise UserError(f"--out {options.out} is there already: give another name, or --force to overwrite it")
-
-
-def _rate(step: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine down to 0: the factor of the learning rate at a step."""
-    warm_up = max(1, round(_WARM_UP * steps))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
-
-
-def _moved(pixels: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W), each image moved by up to one pixel each way, the border repeated at the edges it leaves."""
-    count, _, height, width = pixels.shape
-    shift = (2 * torch.rand(count, 2) - 1) * torch.tensor([2 / width, 2 / height])
-    move = torch.cat([torch.eye(2).expand(count, 2, 2), shift[:, :, None]], dim=2).to(pixels.device)
-    grid = F.affine_grid(move, list(pixels.shape), align_corners=False)
-    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
 
 
 if __name__ == "__main__":
