@@ -16,6 +16,7 @@ def test_the_commands_are_listed(capsys: pytest.CaptureFixture[str], arguments: 
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "\n  discover  Discover a ViT's circuit" in said
+    assert "\n  optimize  Make a trained ViT faster" in said
     assert "\n  prune     Prune a trained ViT" in said
     assert "\n  train     Train a small Vision Transformer" in said
 
@@ -28,10 +29,10 @@ def test_listing_does_not_wait_for_torch() -> None:
 def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prnue"]) == 2
     said = capsys.readouterr().err
-    assert said == "error: 'prnue' is no command of vitfx: give one of discover, prune, show, train\n"
+    assert said == "error: 'prnue' is no command of vitfx: give one of discover, optimize, prune, show, train\n"
 
 
-@pytest.mark.parametrize("command", ["discover", "prune", "show", "train"])
+@pytest.mark.parametrize("command", ["discover", "optimize", "prune", "show", "train"])
 def test_a_command_is_run_under_its_own_name(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-_COMMANDS = ("discover", "prune", "show", "train")
+_COMMANDS = ("discover", "optimize", "prune", "show", "train")
 
 
 def main(arguments: list[str] | None = None) -> int:

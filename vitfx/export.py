@@ -30,22 +30,12 @@ class ExportMismatch(Exception):
 
 
 def export_onnx(module: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str]) -> None:
-    """Writes `module` to `path` as opset 23 with a batch of any size, checked with `onnx.checker`.
+    """`to_onnx`, checked with `onnx.checker` and written to `path`."""
+    write_onnx(to_onnx(module, example, metadata), path)
 
-    example: (B, C, H, W) pixels with B >= 2, in the module's dtype and on its device.
-    metadata: goes to the file's `metadata_props`, keys and values as they are.
-    The module is exported in evaluation mode and left as it was. Raises UserError where the module fixes the
-    batch size, where the file would pass 2 GiB, and where the example holds a single image.
-    """
-    if len(example) < 2:
-        # torch.export takes a dimension of size 1 for a constant.
-        raise UserError(f"the example batch has {len(example)} image: ONNX export needs 2 or more to see the batch")
-    size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-    if size > _MOST_BYTES:
-        raise UserError(
-            f"the model's weights take {size / 2**30:.1f} GiB and one ONNX file holds 2 GiB: prune more of it first"
-        )
-    model = _to_onnx(module, example, metadata)
+
+def write_onnx(model: onnx.ModelProto, path: Path) -> None:
+    """Checks a model and writes it. Raises UserError where its batch is not free."""
     _require_free_batch(model)
     onnx.checker.check_model(model, full_check=True)
     write_aside(path, model.SerializeToString())
@@ -83,7 +73,22 @@ def _difference(session: OnnxModel, module: nn.Module, pixels: Tensor, path: Pat
     return difference
 
 
-def _to_onnx(module: nn.Module, example: Tensor, metadata: Mapping[str, str]) -> onnx.ModelProto:
+def to_onnx(module: nn.Module, example: Tensor, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """`module` as opset 23 with a batch of any size.
+
+    example: (B, C, H, W) pixels with B >= 2, in the module's dtype and on its device.
+    metadata: goes to the file's `metadata_props`, keys and values as they are.
+    The module is exported in evaluation mode and left as it was. Raises UserError where the module fixes the
+    batch size, where the file would pass 2 GiB, and where the example holds a single image.
+    """
+    if len(example) < 2:
+        # torch.export takes a dimension of size 1 for a constant.
+        raise UserError(f"the example batch has {len(example)} image: ONNX export needs 2 or more to see the batch")
+    size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    if size > _MOST_BYTES:
+        raise UserError(
+            f"the model's weights take {size / 2**30:.1f} GiB and one ONNX file holds 2 GiB: prune more of it first"
+        )
     dynamic = ({0: torch.export.Dim(BATCH, min=1)},)
     with _evaluating(module):
         try:

@@ -37,9 +37,7 @@ def open_inputs(options: argparse.Namespace) -> Inputs:
 
     Raises UserError.
     """
-    model = load_model(
-        options.model, arch=options.arch, trust_pickle=options.trust_pickle, preprocess=_preprocess(options)
-    )
+    model = open_model(options)
     data = options.data or model.data
     if data is None:
         raise UserError(f"{options.model} does not name its data: pass images with --data, a folder, .npz or digits")
@@ -47,6 +45,13 @@ def open_inputs(options: argparse.Namespace) -> Inputs:
     for part in (splits.calibration, splits.evaluation):
         _check_labels(model, part, data)
     return Inputs(model, splits, data, options.arch)
+
+
+def open_model(options: argparse.Namespace) -> LoadedModel:
+    """The model alone. Raises UserError."""
+    return load_model(
+        options.model, arch=options.arch, trust_pickle=options.trust_pickle, preprocess=_preprocess(options)
+    )
 
 
 def _preprocess(options: argparse.Namespace) -> Preprocess | None:

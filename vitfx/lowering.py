@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from passes.absorb_keys import AbsorbKeys
@@ -66,20 +66,6 @@ class Lowered:
         return tuple(step.name for step in self.steps if step.changed)
 
 
-def read_rewrites(text: str) -> tuple[str, ...]:
-    """The rewrites that "all", "none" or "NAME,NAME" stand for, in their order. Raises UserError for other names."""
-    if text in ("all", "none"):
-        return REWRITES if text == "all" else ()
-    given = [name.strip() for name in text.split(",")]
-    for name in given:
-        if name not in REWRITES:
-            raise UserError(f"--rewrites {name} is no rewrite: give all, none, or some of {','.join(REWRITES)}")
-        for needed in NEEDS.get(name, ()):
-            if needed not in given:
-                raise UserError(f"--rewrites {name} does nothing without {needed}: name both, or neither")
-    return tuple(name for name in REWRITES if name in given)
-
-
 def lower(
     graph_module: GraphModule, names: Collection[str], pixels: Tensor, plain: Preprocess | None = None
 ) -> Lowered:
@@ -99,8 +85,8 @@ def lower(
             result = run_passes(exact, [made])
         except PassError as error:
             raise UserError(f"{name} can't be made ({error}): leave it out") from error
-        if isinstance(made, PlainPixels):
-            example = _plain(example, made)
+        if plain is not None and isinstance(made, PlainPixels):
+            example = plain_pixels(example, plain)
         exact, current = result.graph_module, run_passes(current, [made]).graph_module
         logits = _logits(exact, example)
         steps.append(Step(name, result.changed, _error(logits, expected), result.notes))
@@ -119,14 +105,27 @@ def _chosen(names: Collection[str], pixels: Tensor, plain: Preprocess | None) ->
     return chosen
 
 
+class Normalising(nn.Module):
+    """Takes pixels of 0 to 1 and gives them to a module normalised: what a model of plain pixels is compared with."""
+
+    def __init__(self, module: nn.Module, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.module, self.preprocess = module, preprocess
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        mean, std = _columns(self.preprocess, pixels)
+        return self.module((pixels - mean) / std)
+
+
 def plain_pixels(pixels: Tensor, preprocess: Preprocess) -> Tensor:
     """Normalised pixels (B, C, H, W) as they were before mean and standard deviation: 0 to 1."""
-    return _plain(pixels, PlainPixels(preprocess.mean, preprocess.std))
-
-
-def _plain(pixels: Tensor, one: PlainPixels) -> Tensor:
-    mean, std = (torch.tensor(values, dtype=pixels.dtype).view(1, -1, 1, 1) for values in (one.mean, one.std))
+    mean, std = _columns(preprocess, pixels)
     return pixels * std + mean
+
+
+def _columns(preprocess: Preprocess, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    mean, std = (pixels.new_tensor(values).view(1, -1, 1, 1) for values in (preprocess.mean, preprocess.std))
+    return mean, std
 
 
 @torch.no_grad()

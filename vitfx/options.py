@@ -9,6 +9,7 @@ from typing import Any
 from vitfx.ablation import ABLATIONS
 from vitfx.arch import KNOWN_ARCHES
 from vitfx.corruption import CORRUPTIONS
+from vitfx.deployment import NAMES
 from vitfx.edge_graph import GRANULARITIES
 from vitfx.errors import UserError
 from vitfx.metric import METRICS
@@ -83,6 +84,18 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=int, help="pixels, where the file does not say")
     add("--mean", type=float, nargs="+", help="of the channels, values in 0..1 (default ImageNet's)")
     add("--std", type=float, nargs="+", help="of the channels (default ImageNet's)")
+
+
+def add_rewrites(parser: argparse.ArgumentParser) -> None:
+    """What is rewritten before export."""
+    add = parser.add_argument_group("exact rewrites").add_argument
+    add(
+        "--rewrites",
+        default="all",
+        metavar="all|none|NAME,NAME",
+        help=f"rewrites that change no value, on or off by name: {', '.join(NAMES)} (default all)",
+    )
+    add("--portable", action="store_true", help="standard ONNX operators only, none of ONNX Runtime's own")
 
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,0 +1,200 @@
+"""Rewrite rules on exported models: a pattern, a check that says why it refuses, what stands there instead.
+
+Shapes: B images, T tokens, D the width of the stream, H heads, E = H·d inner channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript.rewriter import MatchResult, RewriteRuleClassBase
+
+CONTRIB = "com.microsoft"
+_SWAP_HEADS = [0, 2, 1, 3]
+
+
+class _Rule(RewriteRuleClassBase):
+    """refusals: is told why something that matched was left alone."""
+
+    def __init__(self, refusals: list[str]) -> None:
+        super().__init__()
+        self.refusals = refusals
+
+    def _decide(self, reason: str | None) -> MatchResult:
+        result = MatchResult()
+        if reason is not None:
+            self.refusals.append(f"{self.name}: {reason}")
+            result.fail(reason)
+        return result
+
+
+def _heads_first(op: Any, tokens: Any, shape: Any) -> Any:
+    """(B, T, E) -> (B, H, T, d)."""
+    return op.Transpose(op.Reshape(tokens, shape), perm=_SWAP_HEADS)
+
+
+def _attended(op: Any, parts: Iterable[tuple[Any, Any]], shape: Any) -> Any:
+    """parts: q, k and v (B, T, E), each with the shape that sets its heads apart."""
+    attended = op.Attention(*(_heads_first(op, *part) for part in parts), _outputs=["attended"])
+    return op.Reshape(op.Transpose(attended, perm=_SWAP_HEADS), shape)
+
+
+def _why_not_plain(attended: ir.Value, shapes: tuple[ir.Value, ...], after: ir.Value) -> str | None:
+    """Why an attention is another than softmax(scale · Q Kᵀ) V with as many heads in q, k and v."""
+    node = attended.producer()
+    assert node is not None
+    if len([value for value in node.inputs if value is not None]) > 3 or node.attributes.get_int("is_causal"):
+        return f"{node.name} has a mask"
+    if node.attributes.get_float("softcap"):
+        return f"{node.name} caps its scores"
+    if node.attributes.get_float("scale") is None:
+        return f"{node.name} does not say its scale"
+    sizes = [_ints(value) for value in shapes]
+    if any(len(size) != 4 for size in sizes) or len({size[2] for size in sizes if len(size) == 4}) != 1:
+        return f"{node.name} has other numbers of heads in q, k and v"
+    heads, channels = sizes[2][2:]
+    if _ints(after)[2:] != [heads * channels]:
+        return f"the heads of {node.name} are not laid side by side"
+    return None
+
+
+class PackedAttention(_Rule):
+    """Linear, split, heads, Attention -> com.microsoft::Attention, which has the projection in it.
+
+    biased: whether the projection has a bias.
+    """
+
+    def __init__(self, refusals: list[str], *, biased: bool) -> None:
+        super().__init__(refusals)
+        self.biased = biased
+
+    def pattern(
+        self, op: Any, x: Any, weight: Any, bias: Any, sizes: Any, q_shape: Any, k_shape: Any, v_shape: Any, after: Any
+    ) -> Any:
+        product = op.MatMul(x, weight)
+        if self.biased:
+            product = op.Add(product, bias)
+        parts = op.Split(product, sizes, axis=2, _outputs=["q", "k", "v"])
+        return _attended(op, zip(parts, (q_shape, k_shape, v_shape), strict=True), after)
+
+    def check(
+        self, op: Any, x: ir.Value, weight: ir.Value, attended: ir.Value, after: ir.Value, **found: ir.Value
+    ) -> MatchResult:
+        shapes = (found["q_shape"], found["k_shape"], found["v_shape"])
+        reason = _why_not_plain(attended, shapes, after)
+        if reason is None and (weight.const_value is None or not _ints(found["sizes"])):
+            reason = "the packed weight or its sizes are no constants"
+        return self._decide(reason)
+
+    def rewrite(
+        self, op: Any, x: ir.Value, weight: ir.Value, attended: ir.Value, sizes: ir.Value, **found: ir.Value
+    ) -> ir.Value:
+        # Without a bias, which its schema allows, ONNX Runtime 1.31 ends the process.
+        bias = found["bias"] if self.biased else op.Constant(value=_zeros(weight))
+        return op.Attention(
+            x,
+            weight,
+            bias,
+            num_heads=_ints(found["q_shape"])[2],
+            qkv_hidden_sizes=_ints(sizes),
+            scale=_scale(attended),
+            _domain=CONTRIB,
+        )
+
+
+class AttentionOfTokens(_Rule):
+    """Heads, Attention and back -> one operator on (B, T, E), which does without the transposes.
+
+    operator: "Attention" of the standard, or "MultiHeadAttention" of ONNX Runtime.
+    """
+
+    def __init__(self, refusals: list[str], operator: str) -> None:
+        super().__init__(refusals)
+        self.operator = operator
+
+    def pattern(self, op: Any, q: Any, k: Any, v: Any, q_shape: Any, k_shape: Any, v_shape: Any, after: Any) -> Any:
+        return _attended(op, ((q, q_shape), (k, k_shape), (v, v_shape)), after)
+
+    def check(self, op: Any, q: ir.Value, attended: ir.Value, after: ir.Value, **found: ir.Value) -> MatchResult:
+        return self._decide(_why_not_plain(attended, (found["q_shape"], found["k_shape"], found["v_shape"]), after))
+
+    def rewrite(
+        self, op: Any, q: ir.Value, k: ir.Value, v: ir.Value, q_shape: ir.Value, attended: ir.Value, **_: ir.Value
+    ) -> ir.Value:
+        heads = _ints(q_shape)[2]
+        if self.operator == "Attention":
+            return op.Attention(q, k, v, q_num_heads=heads, kv_num_heads=heads, scale=_scale(attended))
+        return op.MultiHeadAttention(q, k, v, num_heads=heads, scale=_scale(attended), _domain=CONTRIB)
+
+
+class LinearToGemm(_Rule):
+    """MatMul and Add on (B, T, D) -> Gemm on (B·T, D), which adds the bias while the product is at hand."""
+
+    def pattern(self, op: Any, x: Any, weight: Any, bias: Any) -> Any:
+        return op.Add(op.MatMul(x, weight, _outputs=["product"]), bias)
+
+    def check(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value, product: ir.Value) -> MatchResult:
+        constants = weight.const_value is not None and bias.const_value is not None
+        if not constants or weight.shape is None or len(weight.shape) != 2:
+            return MatchResult().fail("it is no linear map")
+        if bias.shape is None or len(bias.shape) != 1:
+            return self._decide(f"{bias.name} differs from token to token, which Gemm's bias can't")
+        tokens = None if product.shape is None or len(product.shape) != 3 else product.shape[1]
+        return self._decide(None if isinstance(tokens, int) else f"the number of tokens of {product.name} is not known")
+
+    def rewrite(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value, product: ir.Value) -> ir.Value:
+        assert weight.shape is not None and product.shape is not None
+        flat = op.Reshape(x, op.Constant(value_ints=[-1, weight.shape[0]]))
+        made = op.Gemm(flat, weight, bias)
+        result = op.Reshape(made, op.Constant(value_ints=[-1, *product.shape[1:]]))
+        result.shape, result.dtype = product.shape, product.dtype
+        return result
+
+
+class FlatActivation(_Rule):
+    """(B·T, D) -> (B, T, D), activation, and back again -> the activation alone. Between two Gemm of an MLP."""
+
+    def __init__(self, refusals: list[str], activation: str) -> None:
+        super().__init__(refusals)
+        self.activation = activation
+
+    def pattern(self, op: Any, x: Any, whole: Any, flat: Any) -> Any:
+        activated = getattr(op, self.activation)(op.Reshape(x, whole), _outputs=["activated"])
+        return op.Reshape(activated, flat)
+
+    def check(self, op: Any, x: ir.Value, whole: ir.Value, flat: ir.Value, activated: ir.Value) -> MatchResult:
+        before, after = _ints(whole), _ints(flat)
+        same = len(before) == 3 and after == [-1, before[2]]
+        # Only a Gemm's result is known to have been flat in the same way.
+        producer = x.producer()
+        return self._decide(
+            None if same and producer is not None and producer.op_type == "Gemm" else "the shapes around it differ"
+        )
+
+    def rewrite(self, op: Any, x: ir.Value, activated: ir.Value, **_: ir.Value) -> ir.Value:
+        node = activated.producer()
+        assert node is not None
+        attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+        return getattr(op, self.activation)(x, **attributes)
+
+
+def _ints(value: ir.Value) -> list[int]:
+    """A constant's numbers, none where it is no constant."""
+    tensor = ir.convenience.get_const_tensor(value)
+    return [] if tensor is None else [int(one) for one in tensor.numpy().flatten()]
+
+
+def _zeros(weight: ir.Value) -> ir.TensorProtocol:
+    """As many as the weight (D, E) has columns, in its type."""
+    constant = weight.const_value
+    assert constant is not None
+    return ir.tensor(np.zeros(constant.numpy().shape[1], constant.numpy().dtype))
+
+
+def _scale(attended: ir.Value) -> float:
+    node = attended.producer()
+    assert node is not None
+    return float(node.attributes["scale"].as_float())
