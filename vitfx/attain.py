@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,9 @@ TOLERANCE = 0.015
 """How far the measured speed-up may be from the one asked for before the cut is corrected: half of what is promised,
 for the measurement has an error of its own."""
 CORRECTIONS = 4
-_STRIDE = 0.06
-_BISECTIONS = 3
+_STRIDE, _FINEST = 0.06, 0.007
+"""Of the whole price, how much cheaper the next cut is, and how near to a cut that was too deep the search goes on."""
+_MOST_CUTS = 24
 
 Speed = Callable[[State], float]
 """The plain export's time by that of a pruned model, measured in turns."""
@@ -62,7 +64,7 @@ class Attempt:
             if abs(found / speedup - 1) <= TOLERANCE or (most >= self.price.whole and found > speedup):
                 break
             # What was predicted and what was measured differ by a factor that is nearly the same a step further on.
-            most *= found / speedup
+            most = min(most * found / speedup, self.price.whole)
             state = self.cut(state, most)
             found = measure(state)
         return state, found
@@ -70,16 +72,13 @@ class Attempt:
     def within(self, goal: Goal) -> State:
         """The cheapest model found that keeps to a limit on accuracy or KL. Raises UserError where none does."""
         whole = self.price.whole
-        good, bad = (self.pursuit.start(), whole), None
-        while bad is None or len(self.steps) < 1:
-            most = good[1] - _STRIDE * whole
-            state = self.cut(good[0], most)
-            if self._keeps(state, goal):
-                good = (state, most)
-            else:
-                bad = most
-        for _ in range(_BISECTIONS):
-            most = (good[1] + bad) / 2
+        # A hair more than nothing prunable at all, for sums of floats.
+        least = self.price.total(dict.fromkeys(self.price.sublayers, 0)) + 1e-9 * whole
+        good, bad = (self.pursuit.start(), whole), -math.inf
+        for _ in range(_MOST_CUTS):
+            most = max(good[1] - _STRIDE * whole, least) if math.isinf(bad) else (good[1] + bad) / 2
+            if good[1] - most < _FINEST * whole:
+                break
             state = self.cut(good[0], most)
             if self._keeps(state, goal):
                 good = (state, most)

@@ -72,7 +72,7 @@ class Narrowed:
 def narrow(stages: Sequence[Stage], pixels: Tensor) -> Narrowed:
     """The stages with what no logit reads left out. pixels: two example images or more."""
     plain = tuple(stages)
-    start = max(index for index, stage in enumerate(stages) if stage.norm is not None)
+    start = max((index for index, stage in enumerate(stages) if stage.norm is not None), default=-1)
     while start >= 0 and not isinstance(stages[start].module, Attention):
         start -= 1
     end = next((i for i in range(start + 1, len(stages)) if not by_token(stages[i].module)), len(stages))

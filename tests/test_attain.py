@@ -1,0 +1,148 @@
+import copy
+
+import pytest
+import torch
+
+from passes.cost import measure_cost
+from passes.stream import read_sites
+from tests.checks import assert_equal, canonical
+from tests.families import images
+from vitfx.attain import ROUNDS, Attempt, attain
+from vitfx.edge_graph import kl_divergence
+from vitfx.errors import UserError
+from vitfx.goal import DROP, FLOPS, KL, SPEEDUP, Goal
+from vitfx.price import flops_price
+from vitfx.progress import Silent
+from vitfx.pursuit import Pursuit
+from vitfx.verify import ablated_logits, rewrite, tokens_of
+
+
+@pytest.fixture(scope="module")
+def model():
+    return canonical()
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return images(48).double()
+
+
+@pytest.fixture
+def price(model, pixels):
+    return flops_price(model, pixels.shape[1:], tokens_of(model, pixels[:2]))
+
+
+@pytest.fixture
+def pursuit(model, pixels):
+    labels = model(pixels).argmax(-1)
+    return Pursuit(model, pixels, labels, scored=16, seed=0, watcher=Silent())
+
+
+def flops_of(model, state, pixels):
+    return measure_cost(rewrite(model, state.plan).graph_module, pixels.shape[1:]).flops
+
+
+def test_a_price_is_met_in_rounds_and_the_artifact_is_the_ablated_and_refitted_model(model, pixels, price, pursuit):
+    before = copy.deepcopy(model.state_dict())
+    attempt = Attempt(pursuit, price, Silent())
+    state = attempt.to_price(0.6 * price.whole)
+    assert len(attempt.steps) == ROUNDS
+    assert [step["share"] for step in attempt.steps] == sorted((s["share"] for s in attempt.steps), reverse=True)
+    assert 0.5 * price.whole < flops_of(model, state, pixels) <= 0.6 * price.whole
+    assert flops_of(model, state, pixels) == price.total(state.kept)
+    assert state.plan.refits
+    artifact = rewrite(model, state.plan).graph_module
+    assert_equal(artifact(pixels), ablated_logits(model, state.plan, pixels), 1e-9)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_standing_is_that_of_the_held_out_images(model, pixels, price, pursuit):
+    state = Attempt(pursuit, price, Silent()).to_price(0.7 * price.whole, rounds=1)
+    found = pursuit.standing(state)
+    last = pixels[-12:]
+    assert len(pursuit.held_out) == 12
+    logits = ablated_logits(model, state.plan, last)
+    assert found.kl == pytest.approx(float(kl_divergence(model(last), logits).mean().detach()), rel=1e-9)
+    wrong = (logits.argmax(-1) != model(last).argmax(-1)).double()
+    assert found.drop == pytest.approx(100 * float(wrong.mean()))
+    assert found.error == pytest.approx(100 * float(wrong.std()) / 12**0.5)
+
+
+def test_the_same_seed_gives_the_same_plan(model, pixels, price):
+    def found():
+        pursuit = Pursuit(model, pixels, None, scored=16, seed=3, watcher=Silent())
+        return Attempt(pursuit, price, Silent()).to_price(0.7 * price.whole)
+
+    one, two = found(), found()
+    assert one.plan.to_json() == two.plan.to_json()
+
+
+def test_a_later_round_may_put_back_what_an_earlier_one_deleted(pursuit, price):
+    attempt = Attempt(pursuit, price, Silent())
+    small = attempt.cut(pursuit.start(), 0.4 * price.whole)
+    larger = attempt.cut(small, 0.8 * price.whole)
+    assert sum(larger.kept.values()) > sum(small.kept.values())
+    assert price.total(larger.kept) <= 0.8 * price.whole
+
+
+def test_a_price_out_of_reach_is_refused(pursuit, price):
+    with pytest.raises(UserError, match=r"even without any attention and MLP the model has \d+% of its FLOPs"):
+        Attempt(pursuit, price, Silent()).to_price(0.5 * price.rest)
+
+
+def test_a_speed_that_was_mispredicted_is_corrected_until_it_is_measured(pursuit, price):
+    """The runtime of this test takes a quarter of the time whatever is deleted; the price does not know."""
+    plain, fixed = 1.25 * price.whole, 0.25 * price.whole
+    asked = []
+
+    def measure(state):
+        asked.append(price.total(state.kept))
+        return plain / (fixed + 0.75 * asked[-1])
+
+    found = attain(pursuit, Goal(SPEEDUP, 1.6), price, Silent(), plain=plain, measure=measure)
+    assert len(asked) > 1
+    assert found.speedup == pytest.approx(1.6, rel=0.03)
+    assert price.total(found.state.kept) == asked[-1]
+
+
+def test_a_speed_that_exact_rewrites_reach_alone_deletes_nothing(pursuit, price):
+    found = attain(pursuit, Goal(SPEEDUP, 1.2), price, Silent(), plain=2 * price.whole, measure=lambda state: 2.0)
+    assert found.state.plan.deletions == ()
+    assert found.speedup == 2.0
+
+
+def test_a_limit_is_kept_to_and_nearly_used_up(pursuit, price):
+    limit = pursuit.standing(Attempt(pursuit, price, Silent()).to_price(0.7 * price.whole)).kl
+    loose = attain(pursuit, Goal(KL, limit), price, Silent())
+    assert 0 < loose.standing.kl <= limit
+    assert loose.standing.kl == pursuit.standing(loose.state).kl
+    assert any(step["kl"] > limit for step in loose.steps)
+    tight = attain(pursuit, Goal(KL, limit / 10), price, Silent())
+    assert tight.standing.kl <= limit / 10
+    assert price.total(tight.state.kept) > price.total(loose.state.kept)
+
+
+def test_a_limit_that_nothing_breaks_leaves_no_sublayer(pursuit, price):
+    found = attain(pursuit, Goal(KL, 1e6), price, Silent())
+    assert set(found.state.kept.values()) == {0}
+
+
+def test_a_limit_on_accuracy_needs_labels(model, pixels, price):
+    pursuit = Pursuit(model, pixels, None, scored=16, seed=0, watcher=Silent())
+    assert pursuit.standing(pursuit.start()).drop is None
+    with pytest.raises(UserError, match="--max-drop needs labelled images"):
+        attain(pursuit, Goal(DROP, 1.0), price, Silent())
+
+
+def test_a_share_of_flops_is_a_goal(pursuit, price):
+    found = attain(pursuit, Goal(FLOPS, 0.9), price, Silent())
+    assert price.total(found.state.kept) <= 0.9 * price.whole
+    assert found.speedup is None
+
+
+def test_the_dead_are_named_as_the_model_has_them(model, pursuit, price):
+    state = Attempt(pursuit, price, Silent()).to_price(0.5 * price.whole, rounds=1)
+    units = {site.name: site.module.units for site in read_sites(model)}
+    for deletion in state.plan.deletions:
+        assert deletion.total == units[deletion.name]
+        assert state.kept[deletion.name] == deletion.total - len(deletion.units)

@@ -1,0 +1,57 @@
+"""The arguments that say what a pruned model must reach, in place of τ."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from vitfx.errors import UserError
+from vitfx.goal import DROP, FLOPS, GOALS, KL, PARAMETERS, SPEEDUP, Goal, Target, parse_target
+
+SAMPLES = 1024
+"""Calibration images of a run for a goal: survivors are refitted on three quarters, one is held out."""
+_SHARED = {"seed", "samples", "max_kl"}
+"""Discovery's arguments that a goal has a use for."""
+
+
+def add_goal(parser: argparse.ArgumentParser) -> None:
+    """`--max-kl` is among discovery's arguments: without --tau and --method it is a goal."""
+    add = parser.add_argument_group(
+        "goals",
+        "in place of --tau: what is asked for is searched for and measured; --max-kl alone is one too "
+        f"(calibration on {SAMPLES} images if --samples does not say)",
+    ).add_argument
+    add(f"--{SPEEDUP}", type=float, metavar="X", help="X times as fast as the plain export, on the target")
+    add(f"--{DROP}", type=float, metavar="POINTS", help="as fast as may be for so many points of top-1 at most")
+    add(f"--{PARAMETERS}", type=float, metavar="SHARE", help="so much of the parameters, 0 to 1, losing least")
+    add(f"--{FLOPS}", type=float, metavar="SHARE", help="so much of the FLOPs, 0 to 1, losing least")
+    add(
+        "--target",
+        default=str(Target()),
+        metavar="DEVICE:batch=N",
+        help=f"where and at which batch times are measured (default {Target()})",
+    )
+
+
+def read_goal(options: argparse.Namespace, given: Mapping[str, Any]) -> tuple[Goal, Target] | None:
+    """given: what `vitfx.options.given_settings` found. Raises UserError where goals or other arguments exclude each
+    other."""
+    values = {kind: getattr(options, kind.replace("-", "_")) for kind in GOALS}
+    found = [Goal(kind, value) for kind, value in values.items() if value is not None and kind != KL]
+    others = sorted(given.keys() - _SHARED)
+    if not found and values[KL] is not None and not others and options.circuit is None:
+        found = [Goal(KL, values[KL])]
+    if not found:
+        if options.target != str(Target()):
+            raise UserError(f"--target {options.target} is for a goal: give one, such as --target-speedup 1.5")
+        return None
+    if len(found) > 1 or (values[KL] is not None and found[0].kind != KL):
+        names = " and ".join(f"--{kind}" for kind, value in values.items() if value is not None)
+        raise UserError(f"{names} are goals of their own: give one")
+    if options.circuit is not None:
+        raise UserError(f"--{found[0].kind} looks for its own deletions: leave out --circuit")
+    if others:
+        name = others[0].replace("_", "-")
+        raise UserError(f"--{found[0].kind} stands in place of discovery: leave out --{name}")
+    return found[0], parse_target(options.target)
