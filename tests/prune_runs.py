@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -18,8 +19,7 @@ from torch.fx import GraphModule
 import vitfx.deliver
 from vitfx.artifact import save_artifact
 from vitfx.checkpoint import save_checkpoint
-from vitfx.export import export_onnx
-from vitfx.graph_json import encode
+from vitfx.export import Change, to_onnx, write_onnx
 from vitfx.models import ViT
 from vitfx.preprocess import Preprocess
 from vitfx.prune import main
@@ -31,7 +31,7 @@ DIGITS = tuple("0123456789")
 SIZES = {"image_size": 8, "patch_size": 4, "channels": 1, "classes": 10, "width": 16, "depth": 2, "heads": 2, "mlp": 16}
 EDGES = 1 + 2 * 2 + 2 * 4
 """Of a model with `SIZES` and --paths 4: the embedding's, the heads', the MLP paths'."""
-_EXPORTED: dict[str, bytes] = {}
+_EXPORTED: dict[str, onnx.ModelProto] = {}
 
 
 class Stopped(Exception):
@@ -121,10 +121,11 @@ def _quick() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _export_once(module: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str]) -> None:
-    assert isinstance(module, GraphModule)
-    key = encode(module) + fingerprint(module.state_dict()) + json.dumps(dict(metadata), sort_keys=True)
+def _export_once(
+    module: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str], change: Change | None = None
+) -> None:
+    graphs = "".join(one.code for one in module.modules() if isinstance(one, GraphModule))
+    key = f"{graphs}{module}{fingerprint(module.state_dict())}{json.dumps(dict(metadata), sort_keys=True)}"
     if key not in _EXPORTED:
-        export_onnx(module, path, example, metadata)
-        _EXPORTED[key] = path.read_bytes()
-    path.write_bytes(_EXPORTED[key])
+        _EXPORTED[key] = to_onnx(module, example, metadata)
+    write_onnx(_EXPORTED[key] if change is None else change(_EXPORTED[key]), path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from torch.fx import GraphModule
 from vitfx.artifact import save_artifact
 from vitfx.checkpoint import LoadedModel
 from vitfx.compile import Pruned
+from vitfx.deployment import Deployment
 from vitfx.device import synchronize
 from vitfx.evaluate import Scores, evaluate
 from vitfx.export import ExportMismatch, compare_onnx, export_onnx
 from vitfx.files import write_aside
 from vitfx.image_set import Images, ImageSet
 from vitfx.latency import Ratio, Timing, ratio, time_interleaved
+from vitfx.lowering import lower
 from vitfx.progress import Watcher
 from vitfx.runtime import OnnxModel, open_session
 from vitfx.version import VERSION
@@ -37,7 +39,7 @@ _SECONDS = 4.0
 class Measured:
     """What the two ONNX files did on the runtime. timings and ratios: by batch; a ratio is baseline by pruned.
 
-    onnx_error: greatest |onnx − torch| by the greatest |torch| of the two files.
+    onnx_error: greatest |onnx − torch| by the greatest |torch| of the two files. deployment: see `Written`.
     """
 
     provider: str
@@ -45,10 +47,25 @@ class Measured:
     timings: Mapping[int, Mapping[str, Timing]]
     ratios: Mapping[int, Ratio]
     onnx_error: float
+    deployment: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_files(folder: Path, pruned: Pruned, model: LoadedModel, images: Images, watcher: Watcher) -> float:
-    """Writes circuit, plan, artifact and both ONNX files; returns their greatest relative difference from torch."""
+@dataclass(frozen=True)
+class Written:
+    """onnx_error: greatest relative difference of the two ONNX files from torch. deployment: how pruned.onnx was made
+    of the artifact, and what that changed."""
+
+    onnx_error: float
+    deployment: dict[str, Any]
+
+
+def write_files(
+    folder: Path, pruned: Pruned, model: LoadedModel, images: Images, deployment: Deployment, watcher: Watcher
+) -> Written:
+    """Writes circuit, plan, artifact and both ONNX files: baseline.onnx as torch exports it, pruned.onnx as deployed.
+
+    Raises ExportMismatch where a file is not its module, VerificationError where an exact rewrite is not exact.
+    """
     watcher.say("exporting")
     write_aside(folder / "circuit.json", pruned.circuit.to_json())
     write_aside(folder / "plan.json", pruned.plan.to_json())
@@ -58,15 +75,20 @@ def write_files(folder: Path, pruned: Pruned, model: LoadedModel, images: Images
     metadata["preprocess"] = json.dumps(model.preprocess.to_json())
     if model.classes is not None:
         metadata["classes"] = json.dumps(model.classes)
-    errors = [
-        _export(folder / name, module, images.pixels, {**metadata, "role": name.removesuffix(".onnx")})
-        for name, module in (("baseline.onnx", pruned.original), ("pruned.onnx", pruned.module))
-    ]
-    return max(errors)
+    whole = _export(folder / "baseline.onnx", pruned.original, images.pixels, {**metadata, "role": "baseline"})
+    lowered = lower(pruned.module, deployment.graph_rewrites, images.pixels)
+    small = _export(
+        folder / "pruned.onnx", lowered.graph_module, images.pixels, {**metadata, "role": "pruned"}, deployment
+    )
+    made = {**deployment.to_json(), "applied": list(lowered.applied), "float64": lowered.error}
+    return Written(max(whole, small), made)
 
 
-def _export(path: Path, module: GraphModule, pixels: Tensor, metadata: dict[str, str]) -> float:
-    export_onnx(module, path, pixels[:2], metadata)
+def _export(
+    path: Path, module: GraphModule, pixels: Tensor, metadata: dict[str, str], deployment: Deployment | None = None
+) -> float:
+    change = None if deployment is None else lambda model: deployment.formed(model).model
+    export_onnx(module, path, pixels[:2], metadata, change)
     try:
         return compare_onnx(path, module, pixels[:8])
     except ExportMismatch:

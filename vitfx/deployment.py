@@ -16,7 +16,7 @@ from vitfx.device import is_gpu
 from vitfx.errors import UserError
 from vitfx.export import to_onnx
 from vitfx.lowering import NEEDS, REWRITES, Lowered, lower
-from vitfx.onnx_forms import FORMS, Form, to_form
+from vitfx.onnx_forms import FORMS, Form, Formed, to_form
 from vitfx.preprocess import Preprocess
 
 GEMM = "gemm"
@@ -44,6 +44,12 @@ class Deployment:
             return preprocess
         channels = preprocess.channels
         return replace(preprocess, mean=(0.0,) * channels, std=(1.0,) * channels)
+
+    def formed(self, model: onnx.ModelProto) -> Formed:
+        """An exported model in this form, which its metadata then says."""
+        formed = to_form(model, self.form, gemm=GEMM in self.rewrites)
+        formed.model.metadata_props.add(key="deployment", value=json.dumps(self.to_json()))
+        return formed
 
     def to_json(self) -> dict[str, Any]:
         return {"rewrites": list(self.rewrites), "form": self.form.name, "plain_pixels": self.plain is not None}
@@ -103,9 +109,8 @@ def deploy_forms(
         one = replace(deployment, form=form)
         if form.packed not in exported:
             lowered = lower(graph_module, one.graph_rewrites, pixels, one.plain)
-            exported[form.packed] = lowered, to_onnx(lowered.graph_module, pixels[:2], {})
-        lowered, plain = exported[form.packed]
-        formed = to_form(plain, form, gemm=GEMM in one.rewrites)
-        onnx.helper.set_model_props(formed.model, {**metadata, "deployment": json.dumps(one.to_json())})
+            exported[form.packed] = lowered, to_onnx(lowered.graph_module, pixels[:2], metadata)
+        lowered, model = exported[form.packed]
+        formed = one.formed(model)
         made[form.name] = Deployed(formed.model, lowered, formed.refusals)
     return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from vitfx.circuit import Circuit
 from vitfx.compile import compile_model
 from vitfx.deliver import RESULTS, measure, write_files
+from vitfx.deployment import Deployment
 from vitfx.errors import UserError
 from vitfx.files import JOURNAL, WriteError, remove_results, write_aside, writing
 from vitfx.graph_json import encode
@@ -29,6 +30,7 @@ class Job:
     """A checked command line, with the model and the data open.
 
     circuit, circuit_file: what stands in place of discovery, if anything does; the settings are its own then.
+    deployment: how pruned.onnx is made.
     """
 
     inputs: Inputs
@@ -37,6 +39,7 @@ class Job:
     device: torch.device
     out: Path
     force: bool
+    deployment: Deployment
     circuit: Circuit | None = None
     circuit_file: Path | None = None
 
@@ -78,8 +81,9 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
     with writing(job.out):
         job.out.mkdir(parents=True, exist_ok=True)
     remove_results(job.out, RESULTS)
-    onnx_error = write_files(job.out, pruned, job.inputs.model, images, watcher)
-    measured = measure(job.out, job.evaluation, job.device, onnx_error, watcher)
+    written = write_files(job.out, pruned, job.inputs.model, images, job.deployment, watcher)
+    measured = measure(job.out, job.evaluation, job.device, written.onnx_error, watcher)
+    measured = replace(measured, deployment=written.deployment)
     settings = {
         "model": job.inputs.model.source,
         "arch": job.inputs.arch,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vitfx.circuit_file import read_circuit
 from vitfx.compile import Pruned, compile_model
+from vitfx.deployment import default_deployment, read_rewrites
 from vitfx.device import pick_device
 from vitfx.errors import UserError
 from vitfx.export import ExportMismatch
@@ -26,7 +27,7 @@ from vitfx.image_set import Images
 from vitfx.inputs import open_inputs
 from vitfx.job import Job, run_job
 from vitfx.journal import NoJournal
-from vitfx.options import add_discovery, add_inputs, add_loading, given_settings, make_settings, threshold
+from vitfx.options import add_discovery, add_inputs, add_loading, add_rewrites, given_settings, make_settings, threshold
 from vitfx.progress import Silent, Watcher, console_watcher
 from vitfx.report import to_table
 from vitfx.settings import Settings
@@ -109,6 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _open(options: argparse.Namespace) -> Job:
     """Everything that can be wrong with what the user gave is found here or while tracing: nothing is written yet."""
     given = given_settings(options)
+    rewrites = read_rewrites(options.rewrites)
     circuit = None
     if options.circuit is None:
         settings = make_settings(given)
@@ -127,7 +129,8 @@ def _open(options: argparse.Namespace) -> Job:
     evaluation = inputs.splits.evaluation
     if 0 < options.eval_samples < len(evaluation):
         evaluation = evaluation.sample(options.eval_samples, settings.seed)
-    return Job(inputs, evaluation, settings, device, out, options.force, circuit, options.circuit)
+    deployment = default_deployment(rewrites, device, portable=options.portable)
+    return Job(inputs, evaluation, settings, device, out, options.force, deployment, circuit, options.circuit)
 
 
 def _out(options: argparse.Namespace, settings: Settings) -> Path:
@@ -156,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         "--eval-samples", type=int, default=2000, help="evaluation images at most, 0 for all (default 2000)"
     )
     add_discovery(parser)
+    add_rewrites(parser)
     add_loading(parser)
     return parser
 

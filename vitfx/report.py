@@ -40,6 +40,7 @@ def make_report(
         },
         "circuit": _circuit(pruned, settings.get("circuit")),
         "verify": {**pruned.verification.to_json(), "onnx": measured.onnx_error},
+        "deployment": dict(measured.deployment),
         "notes": list(pruned.notes),
         "settings": dict(settings),
         "environment": dict(environment),
@@ -139,6 +140,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f"({report['images']['skipped']} corrupt ones skipped), with {report['runtime']}.",
         f"- Verified against the ablated model: {verify['float64']:.1e} in float64, {verify['relative']:.1e} in "
         f"float32; ONNX against torch {verify['onnx']:.1e}; parameters and FLOPs as the plan predicts.",
+        *_deployment(report["deployment"]),
         *(f"- {note}" for note in report["notes"]),
         "",
         "## Settings",
@@ -151,6 +153,15 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _deployment(made: Mapping[str, Any]) -> list[str]:
+    if not made.get("rewrites"):
+        return []
+    return [
+        f"- pruned.onnx is the artifact after exact rewrites ({', '.join(made['applied'])}), in float64 within "
+        f"{made['float64']:.1e} of it, in the ONNX form {made['form']}; baseline.onnx is as torch exports it."
+    ]
 
 
 def _threshold(settings: Mapping[str, Any]) -> str:
