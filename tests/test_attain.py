@@ -1,13 +1,16 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 from passes.cost import measure_cost
+from passes.plan import DeletionPlan
 from passes.stream import read_sites
 from tests.checks import assert_equal, canonical
 from tests.families import images
 from vitfx.attain import ROUNDS, Attempt, attain
+from vitfx.compensation import Compensator
 from vitfx.edge_graph import kl_divergence
 from vitfx.errors import UserError
 from vitfx.goal import DROP, FLOPS, KL, SPEEDUP, Goal
@@ -36,6 +39,10 @@ def price(model, pixels):
 def pursuit(model, pixels):
     labels = model(pixels).argmax(-1)
     return Pursuit(model, pixels, labels, scored=16, seed=0, watcher=Silent())
+
+
+def bare(plan):
+    return DeletionPlan(tuple(replace(one, constant=None) for one in plan.deletions))
 
 
 def flops_of(model, state, pixels):
@@ -125,6 +132,15 @@ def test_a_limit_is_kept_to_and_nearly_used_up(pursuit, price):
 def test_a_limit_that_nothing_breaks_leaves_no_sublayer(pursuit, price):
     found = attain(pursuit, Goal(KL, 1e6), price, Silent())
     assert set(found.state.kept.values()) == {0}
+
+
+def test_in_the_end_survivors_are_refitted_on_all_images(model, pixels, price, pursuit):
+    state = Attempt(pursuit, price, Silent()).to_price(0.5 * price.whole, rounds=1)
+    found = pursuit.finish(state)
+    assert [one.units for one in found.plan.deletions] == [one.units for one in state.plan.deletions]
+    expected = Compensator(model, pixels[:-12])(bare(state.plan)).plan
+    assert found.plan.to_json() == expected.to_json()
+    assert found.plan.to_json() != state.plan.to_json()
 
 
 def test_a_limit_on_accuracy_needs_labels(model, pixels, price):

@@ -125,4 +125,5 @@ def attain(
         state = attempt.to_price(goal.value * price.whole)
     else:
         state = attempt.within(goal)
+    state = pursuit.finish(state)
     return Attained(state, pursuit.standing(state), found, tuple(attempt.steps))

@@ -20,7 +20,7 @@ from vitfx.attain import Attained, attain
 from vitfx.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer
 from vitfx.compensation import Compensated, divergence, with_means
 from vitfx.compile import Pruned
-from vitfx.deployment import GEMM, Deployment, deploy
+from vitfx.deployment import Deployment, deploy
 from vitfx.device import pick_device, synchronize
 from vitfx.discovery import origins
 from vitfx.errors import UserError
@@ -33,7 +33,6 @@ from vitfx.latency import time_interleaved
 from vitfx.latency_table import LatencyTable, measure_table
 from vitfx.lowering import lower
 from vitfx.machine import environment
-from vitfx.onnx_forms import to_form
 from vitfx.price import Price, flops_price, parameters_price
 from vitfx.progress import Watcher
 from vitfx.pursuit import Pursuit, State
@@ -172,8 +171,7 @@ class Bench:
 
         def opened(graph_module: GraphModule, example: Tensor) -> OnnxModel:
             plain = to_onnx(graph_module, example[:2], {})
-            formed = to_form(plain, deployment.form, gemm=GEMM in deployment.rewrites)
-            return open_session(formed.model.SerializeToString(), self.device)
+            return open_session(deployment.formed(plain).model.SerializeToString(), self.device)
 
         table = measure_table(self.original, self.batch, lowered, self._open_plain, opened, self.device, self.watcher)
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -186,8 +184,9 @@ class Bench:
     def _key(self) -> str:
         """sha256 of what times depend on: the machine, the target, how models are exported, and their shapes."""
         shapes = [(stage.name, repr(stage.module), repr(stage.norm)) for stage in read_stages(self.original)]
+        machine = environment()
         record = {
-            "environment": environment(),
+            "machine": {name: machine[name] for name in ("platform", "cpu", "cores", "gpus", "onnxruntime", "vitfx")},
             "target": self.asked.target.to_json(),
             "deployment": self.asked.deployment.to_json(),
             "image": list(self.examples.shape[1:]),

@@ -7,7 +7,7 @@ to be missed comes back, and what turned out to be worth less goes in its place.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,7 +52,8 @@ class Pursuit:
     """Prunes one model to ever smaller prices, on one set of images.
 
     Of the images (N, C, H, W) the last quarter is held out from all fitting and scoring. The first `scored` of the
-    others tell what units are worth; all of the others are what survivors are refitted on.
+    others tell what units are worth, and are what survivors are refitted on between cuts; in the end that is done on
+    all of the others.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Pursuit:
         self.stages = read_stages(original)
         self.modules = {stage.name: stage.sublayer for stage in self.stages if stage.sublayer is not None}
         self.expected = _logits(original, self.held_out)
-        self._compensator = Compensator(original, self.fitted, keep=True)
+        self._quick = Compensator(original, self.scored, keep=True)
         self.rounds = 0
 
     def start(self) -> State:
@@ -109,9 +110,17 @@ class Pursuit:
                 if name in gone
             )
         )
-        refitted = self._compensator(plan, self.watcher.bar("refitting")).plan if gone else plan
+        refitted = self._quick(plan, self.watcher.bar("refitting")).plan if gone else plan
         kept = {name: module.units - len(gone.get(name, ())) for name, module in self.modules.items()}
         return State(refitted, kept, {name: float(paths[name].costs[count]) for name, count in counts.items()})
+
+    def finish(self, state: State) -> State:
+        """The same deletions, survivors refitted on all images that are for it."""
+        if not state.plan.deletions or len(self.scored) == len(self.fitted):
+            return state
+        bare = DeletionPlan(tuple(replace(one, constant=None) for one in state.plan.deletions))
+        refitted = Compensator(self.original, self.fitted)(bare, self.watcher.bar("refitting on all images")).plan
+        return replace(state, plan=refitted)
 
     def standing(self, state: State) -> Standing:
         logits = _logits(rewrite(self.original, state.plan).graph_module.eval(), self.held_out)
