@@ -23,7 +23,6 @@ from vitfx.graph_json import encode
 from vitfx.models import ViT
 from vitfx.preprocess import Preprocess
 from vitfx.trace import to_canonical, trace
-from vitfx.train import accuracy
 from vitfx.weights import fingerprint
 
 TINY = {"image_size": 16, "patch_size": 8, "num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 16}
@@ -244,7 +243,10 @@ def test_the_demo_recognises_held_out_digits() -> None:
     loaded = load_model("demo")
     assert isinstance(loaded.module, ViT)
     assert loaded.data == "digits"
-    assert accuracy(loaded.module, open_data("digits", loaded.preprocess, loaded.classes).evaluation.load()) >= 0.95
+    images = open_data("digits", loaded.preprocess, loaded.classes).evaluation.load()
+    with torch.no_grad():
+        right = loaded.module(images.pixels).argmax(1) == images.labels
+    assert right.double().mean() >= 0.95
 
 
 def test_the_demo_is_small_and_says_how_it_was_made() -> None:

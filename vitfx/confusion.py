@@ -135,6 +135,7 @@ def draw_confusion(confusion: Confusion, classes: Sequence[str]) -> Figure:
     image = left.imshow(shares, cmap="viridis", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
     figure.colorbar(image, ax=left, label="share of the true class's images", shrink=0.8)
     left.set(xlabel="answered class", ylabel="true class")
+    left.grid(False)
     if len(classes) <= 30:
         left.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
         left.set_yticks(range(len(classes)), classes)

@@ -51,7 +51,8 @@ def draw_curves(log: Log, epoch_steps: int) -> Figure:
     ends = [one.number for one in log.epochs]
     at, mean = _thinned(log.losses, epoch_steps)
     losses.plot(at, mean, color="#9bb8dd", linewidth=1, label="training, by step")
-    losses.plot(ends, [one.train_loss for one in log.epochs], color="#3b6fb6", label="training, by epoch")
+    middles = [number - 0.5 for number in ends]
+    losses.plot(middles, [one.train_loss for one in log.epochs], color="#3b6fb6", label="training, by epoch")
     losses.plot(ends, [one.loss for one in log.epochs], color="#c8553d", label="validation")
     losses.set(xlabel="epoch", ylabel="cross-entropy, nats", title="loss")
     losses.legend()
@@ -103,4 +104,6 @@ def _draw_lines(axes: Axes, epochs: Sequence[Any], layers: int) -> None:
         )
     axes.set(xlim=(-0.5, layers - 0.5), ylabel="|gradient|", title="gradient flow: layers from the image to the logits")
     axes.set_xticks(range(layers), [""] * layers)
+    # matplotlib's own is in its formula language, which is off.
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.legend(ncols=3, fontsize=7)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Files:
     log: Log
     key: str
     epoch_steps: int
-    _drawn: float = 0.0
+    _drawn: float = field(default_factory=time.monotonic)
 
     def begin(self) -> None:
         with writing(self.job.out):

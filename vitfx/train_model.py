@@ -126,23 +126,29 @@ def _from_record(
 def _built(factory: str, kwargs: dict[str, Any], config: ModelConfig, preprocess: Preprocess) -> TrainModel:
     """The module with the configuration's dropout, as far as the factory takes it."""
     told: list[str] = []
-    module: nn.Module | None = None
     names = _dropout_names(factory)
     wanted = {names[key]: value for key in names if (value := getattr(config, key))}
     for absent in [key for key in ("dropout", "attention_dropout", "drop_path") if key not in names]:
         if getattr(config, absent):
             told.append(f"{factory} has no {absent}: model.{absent} does nothing")
+    module = _try(factory, kwargs | wanted)
+    if module is None:
+        refused = [name for name, value in wanted.items() if _try(factory, kwargs | {name: value}) is None]
+        taken = {name: value for name, value in wanted.items() if name not in refused}
+        module = build_from_factory(factory, kwargs | taken)
+        told.append(f"{kwargs.get('model_name', kwargs.get('name', factory))} takes no {' or '.join(refused)}")
+    plain = {key: value for key, value in kwargs.items() if key not in set(names.values())}
+    return TrainModel(_answering(module, preprocess, factory), factory, plain, preprocess, tuple(told))
+
+
+def _try(factory: str, kwargs: dict[str, Any]) -> nn.Module | None:
+    """The model, or None where a library refuses these arguments; vitfx's own takes all, and says what is wrong."""
     try:
-        module = build_from_factory(factory, kwargs | wanted)
+        return build_from_factory(factory, kwargs)
     except UserError:
         if factory == _OWN:
             raise
-        # With dropout refused, the model may still be made; what else is wrong is said then.
-        module = build_from_factory(factory, kwargs)
-        if wanted:
-            told.append(f"{kwargs.get('model_name', kwargs.get('name', factory))} takes no {' or '.join(wanted)}")
-    plain = {key: value for key, value in kwargs.items() if key not in set(names.values())}
-    return TrainModel(_answering(module, preprocess, factory), factory, plain, preprocess, tuple(told))
+        return None
 
 
 def _dropout_names(factory: str) -> dict[str, str]:

@@ -1,0 +1,96 @@
+"""Two processes under torchrun: the course of one, one that writes and speaks, Ctrl-C that stops both."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train_runs import history, report, run_few, weights
+
+ROOT = Path(__file__).parents[1]
+# Stochastic depth draws in each process for itself.
+OPTIONS = ["--drop-path", "0", "--set", "training.average=0.9", "--set", "training.flow_every=1"]
+_PROCESS = """
+import os, signal, sys
+from contextlib import nullcontext
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import vitfx.train
+import vitfx.train_files
+vitfx.train_files.has_matplotlib = lambda: False
+from tests.test_train_processes import OPTIONS
+from tests.train_runs import run_few
+from vitfx.share import open_share
+from vitfx.trainer import Trainer
+
+out, step = Path(sys.argv[1]), Trainer.step
+with open_share(torch.device("cpu")) as share:
+    # A process can join once only.
+    vitfx.train.open_share = lambda device: nullcontext(share)
+
+    def stops(self, number, images, labels):
+        # Ctrl-C reaches one process before the other.
+        if number == 2 and share.rank == 1:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, number, images, labels)
+
+    Trainer.step = stops
+    codes = [run_few(out, *OPTIONS, epochs=2)]
+    Trainer.step = step
+    codes.append(run_few(out, *OPTIONS, epochs=2))
+    (out / f"codes{share.rank}").write_text(str(codes))
+    sys.exit(run_few(out, "--batch", "15", "--force"))
+"""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    out = tmp_path_factory.mktemp("two") / "out"
+    process = out.parent / "process.py"
+    process.write_text(_PROCESS)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, str(process), str(out)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        text=True,
+        capture_output=True,
+        timeout=180,
+        check=False,
+    )
+    assert (out / "codes1").exists(), done.stderr
+    return out, done
+
+
+def test_two_processes_train_as_one(two: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    out, _ = two
+    assert [(out / f"codes{rank}").read_text() for rank in range(2)] == ["[130, 0]", "[130, 0]"]
+    assert run_few(tmp_path / "one", *OPTIONS, epochs=2) == 0
+    shared, alone = history(out), history(tmp_path / "one")
+    assert shared["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+    for one, other in zip(shared["epochs"], alone["epochs"], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["flow"]["mean"] == pytest.approx(other["flow"]["mean"], rel=1e-2)
+    after, before = weights(out / "last.pt"), weights(tmp_path / "one" / "last.pt")
+    for name, value in before.items():
+        if name.endswith("qkv.bias"):
+            # A third of it are the keys' biases: softmax takes no notice of them, and AdamW makes steps of rounding.
+            continue
+        torch.testing.assert_close(after[name], value, atol=1e-4, rtol=1e-3)
+    assert report(out)["settings"]["processes"] == 2
+    assert report(out)["last"]["images"] == 15
+
+
+def test_one_process_speaks(two: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    said = two[1].stderr
+    assert said.count("stopped; the same command goes on") == 1
+    assert said.count("epoch 2 of 2: training loss") == 1
+    assert "going on after step 3, in fp32" in said
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert lines == ["error: training.batch 15 can't be shared by 2 processes: give a multiple"]

@@ -1,0 +1,41 @@
+"""Trainings so small that tests can wait for them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitfx.image_arrays import read_digits
+from vitfx.train import main
+
+SMALL = ["--width", "16", "--depth", "2", "--heads", "2", "--mlp", "16", "--patch", "4", "--device", "cpu"]
+
+
+def run(out: Path, *options: str, data: str = "digits", epochs: int = 1) -> int:
+    """On the digits, four steps an epoch."""
+    few = ["--batch", "350", "--set", "training.warm_up=0"]
+    return main(["--data", data, "--out", str(out), "--epochs", str(epochs), *few, *SMALL, *options])
+
+
+def run_few(out: Path, *options: str, epochs: int = 1) -> int:
+    """On 75 digits, 15 of them held out; four steps an epoch."""
+    data = out.parent / "few.npz"
+    pixels, labels, _ = read_digits()
+    np.savez(data, images=pixels[:75], labels=np.array(labels)[:75].astype(int))
+    return run(out, "--config", "digits", "--batch", "14", *options, data=str(data), epochs=epochs)
+
+
+def history(out: Path) -> dict[str, Any]:
+    return json.loads((out / "history.json").read_text())
+
+
+def report(out: Path) -> dict[str, Any]:
+    return json.loads((out / "report.json").read_text())
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
