@@ -83,16 +83,14 @@ def ridge(fitted: Moments, held_out: Moments) -> Ridge:
 
 
 def _solve(moments: Moments, shrinkage: float) -> Tensor:
-    """ΔW, (D, E). Inputs that never vary have no part in it."""
+    """ΔW, (D, E); no change where the inputs vary by less than rounding, which leaves the equations no solution."""
     count = moments.rows
     mean = moments.gram[:-1, -1:] / count
     covariance = moments.gram[:-1, :-1] / count - mean @ mean.T
     cross = moments.cross[:-1] / count - mean @ (moments.cross[-1:] / count)
-    variance = covariance.diagonal().mean()
-    if not float(variance) > 0:
-        return torch.zeros_like(cross.T)
-    covariance.diagonal().add_(shrinkage * variance)
-    return torch.cholesky_solve(cross, torch.linalg.cholesky(covariance)).T
+    covariance.diagonal().add_(shrinkage * covariance.diagonal().mean())
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    return torch.zeros_like(cross.T) if bool(failed) else torch.cholesky_solve(cross, factor).T
 
 
 def _shift(moments: Moments, change: Tensor) -> Tensor:

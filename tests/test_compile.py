@@ -41,7 +41,8 @@ def test_a_model_in_training_mode_stays_so_and_is_pruned_as_it_answers():
 
 def test_a_resampled_circuit_is_told_from_its_artifact():
     pixels = images(12)
-    found = vitfx.prune(make("timm"), pixels, tau=1.0, max_kl=1e-3, ablation="resample", corruption="noise", paths=4)
+    settings = {"tau": 1.0, "max_kl": 1e-3, "ablation": "resample", "corruption": "noise", "paths": 4}
+    found = vitfx.prune(make("timm"), pixels, compensate="mean", **settings)
     with torch.no_grad():
         kl = float(kl_divergence(found.original(pixels), found.module(pixels)).mean())
     assert found.artifact_kl == pytest.approx(kl, rel=1e-5)
@@ -55,9 +56,8 @@ def test_a_resampled_circuit_is_told_from_its_artifact():
 @pytest.mark.parametrize("granularity", ["edge", "qkv"])
 def test_restored_edges_are_told(granularity):
     pixels = images(12)
-    found = vitfx.prune(
-        make("timm"), pixels, method="random", remove=0.9, granularity=granularity, corruption="noise", paths=4
-    )
+    settings = {"method": "random", "remove": 0.9, "granularity": granularity, "corruption": "noise", "paths": 4}
+    found = vitfx.prune(make("timm"), pixels, compensate="mean", **settings)
     assert found.plan.deletions
     with torch.no_grad():
         kl = float(kl_divergence(found.original(pixels), found.module(pixels)).mean())
@@ -73,12 +73,45 @@ def test_restored_edges_are_told(granularity):
 def test_an_artifact_that_is_the_circuit_needs_no_telling(granularity, threshold):
     pixels = images(12)
     settings = {"method": "eap", "granularity": granularity, "corruption": "noise", "paths": 4} | threshold
-    found = vitfx.prune(make("timm"), pixels, **settings)
+    found = vitfx.prune(make("timm"), pixels, compensate="mean", **settings)
     assert found.artifact_kl is None
     with torch.no_grad():
         kl = float(kl_divergence(found.original(pixels), found.module(pixels)).mean())
     assert found.circuit.kl == pytest.approx(kl, rel=1e-3)
     assert bool(found.plan.deletions) == (found.notes == ())
+
+
+@pytest.mark.parametrize(
+    ("compensate", "ablation", "said"),
+    [
+        ("ridge", "mean", "survivors make up for the dead"),
+        ("none", "mean", "the dead leave nothing behind"),
+        ("mean", "zero", "the dead leave their mean behind"),
+    ],
+)
+def test_what_makes_up_for_the_dead_is_told(compensate, ablation, said):
+    pixels = images(64)
+    settings = {"method": "taylor", "remove": 0.3, "corruption": "noise", "paths": 4, "ablation": ablation}
+    found = vitfx.prune(make("timm"), pixels, compensate=compensate, **settings)
+    assert found.verification.passed
+    assert found.compensation.kind == compensate
+    assert found.compensation.plan is found.plan
+    assert bool(found.plan.refits) == (compensate == "ridge")
+    with torch.no_grad():
+        kl = float(kl_divergence(found.original(pixels), found.module(pixels)).mean())
+    assert found.artifact_kl == pytest.approx(kl, rel=1e-5)
+    told = f"{said}, which takes D_KL from the original, on the calibration images, from {found.circuit.kl:.4f} to"
+    assert found.notes == (f"{told} {kl:.4f}",)
+    if compensate == "ridge":
+        assert kl < found.circuit.kl
+        assert found.compensation.kl < found.compensation.kl_mean
+
+
+def test_zero_ablation_without_compensation_is_the_circuit():
+    settings = {"method": "taylor", "remove": 0.3, "corruption": "noise", "paths": 4, "ablation": "zero"}
+    found = vitfx.prune(make("timm"), images(12), compensate="none", **settings)
+    assert found.plan.deletions
+    assert (found.artifact_kl, found.notes) == (None, ())
 
 
 def test_shared_weights_are_told():
@@ -98,6 +131,7 @@ class CastsInside(HandWritten):
     ("settings", "reason"),
     [
         ({"tua": 1}, "tua is no setting"),
+        ({"compensate": "median"}, "compensate is 'median': choose one of none, mean, ridge"),
         ({"samples": 3}, "samples is no setting"),
         ({"tau": "a"}, "tau is 'a': give a number"),
         ({"paths": 2.5}, "paths is 2.5: give a whole number"),

@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import vitfx
-from passes.plan import DeletionPlan
 from passes.stream import read_sites
 from tests.prune_runs import DIGITS, EDGES, GREY, checkpoint, discover, model, picture, report, run
 from vitfx.ablation import ABLATIONS
@@ -26,6 +25,7 @@ from vitfx.data import open_data
 from vitfx.deliver import RESULTS
 from vitfx.errors import UserError
 from vitfx.image_set import Images
+from vitfx.plan_file import read_plan
 from vitfx.prune import main
 from vitfx.version import VERSION
 
@@ -123,7 +123,7 @@ def test_circuit_plan_and_report_agree(finished: Finished) -> None:
     gone: dict[str, list[int]] = {}
     for edge in circuit.removed:
         gone.setdefault(edge.writer.sublayer, []).extend(edge.writer.units)
-    plan = DeletionPlan.from_json((finished.out / "plan.json").read_text())
+    plan = read_plan(finished.out)
     assert {one.name: list(one.units) for one in plan.deletions} == {
         name: sorted(units) for name, units in gone.items()
     }
@@ -132,7 +132,7 @@ def test_circuit_plan_and_report_agree(finished: Finished) -> None:
         "method": "acdc",
         "granularity": "head",
         "kl": circuit.kl,
-        "artifact_kl": None,
+        "artifact_kl": report(finished.out)["circuit"]["artifact_kl"],
         "edges": EDGES,
         "removed": len(circuit.removed),
         "fingerprint": circuit.fingerprint(),
@@ -140,6 +140,31 @@ def test_circuit_plan_and_report_agree(finished: Finished) -> None:
         "calibration": None,
     }
     assert circuit.details["fidelity"]["kl"] == circuit.kl
+    assert plan.refits
+    assert report(finished.out)["circuit"]["artifact_kl"] < circuit.kl
+
+
+def test_the_report_says_what_compensation_gains(finished: Finished) -> None:
+    found = report(finished.out)
+    made_up = found["compensation"]
+    assert (made_up["kind"], made_up["images"], made_up["held_out"]) == ("ridge", 448, 64)
+    assert 0 < made_up["kl"] < made_up["kl_mean"]
+    assert [one["name"] for one in made_up["refits"]]
+    assert (found["settings"]["compensate"], found["settings"]["compensate_samples"]) == ("ridge", 448)
+    assert (
+        f"- Survivors refitted on 448 images: on 64 others, D_KL from the original is {made_up['kl']:.4f}, "
+        f"{made_up['kl_mean']:.4f} with the mean in place of the dead.\n"
+    ) in (finished.out / "report.md").read_text()
+
+
+@pytest.mark.parametrize(("kind", "left"), [("mean", True), ("none", False)])
+def test_other_compensations(tmp_path: Path, kind: str, left: bool) -> None:
+    assert run(checkpoint(tmp_path / "model.pt"), tmp_path / "out", "--tau", "0.01", "--compensate", kind) == 0
+    plan, found = read_plan(tmp_path / "out"), report(tmp_path / "out")
+    assert plan.refits == ()
+    assert all((one.constant is not None) == left for one in plan.deletions)
+    assert (found["compensation"]["kind"], found["compensation"]["kl"]) == (kind, None)
+    assert (found["circuit"]["artifact_kl"] is None) == left
 
 
 @pytest.mark.parametrize("role", ["pruned", "baseline"])

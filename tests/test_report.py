@@ -11,7 +11,9 @@ import pytest
 from rich.console import Console
 
 from passes.cost import Cost
+from passes.plan import DeletionPlan
 from vitfx.circuit import Circuit, Decision, Edge, Writer
+from vitfx.compensation import Compensated, Refitted
 from vitfx.compile import Pruned
 from vitfx.deliver import Measured
 from vitfx.evaluate import Scores
@@ -41,7 +43,7 @@ def scores(labelled: bool) -> dict[str, Scores]:
     }
 
 
-def made(*, labelled: bool = True, notes: tuple[str, ...] = (), **changes: Any) -> dict[str, Any]:
+def made(*, labelled: bool = True, notes: tuple[str, ...] = (), kind: str = "ridge", **changes: Any) -> dict[str, Any]:
     """A report that needs no run: pruned takes half the time at batch 1 and a tenth more at batch 64."""
     timings = {
         1: {"baseline": Timing((2.0, 2.2, 2.4)), "pruned": Timing((1.0, 1.1, 1.2))},
@@ -55,7 +57,8 @@ def made(*, labelled: bool = True, notes: tuple[str, ...] = (), **changes: Any) 
     )
     circuit = Circuit(decisions, 0.1, SETTINGS, details={"fidelity": {"kl": 0.1}, "evaluation": {"kl": 0.2}})
     verification = Verification(1e-6, 3e-7, 4e-16, 64, OLD, NEW, NEW)
-    pruned = Pruned(None, None, circuit, None, verification, notes, 0.04)  # type: ignore[arg-type]
+    compensation = Compensated(DeletionPlan(), kind, (Refitted("m1", 0.1, 2.0, 1.0),), 448, 64, 0.05, 0.15)
+    pruned = Pruned(None, None, circuit, None, verification, notes, compensation, 0.04)  # type: ignore[arg-type]
     images = Images(None, None, ("a", "b"), skipped=1)  # type: ignore[arg-type]
     return make_report(pruned, measured, images, SETTINGS | changes, {"vitfx": "0", "cpu": "slow"})
 
@@ -130,3 +133,18 @@ def test_the_console_shows_brackets_as_they_are() -> None:
     Console(file=printed, width=120).print(to_table(made()))
     assert "runs[1]/vit.pt at τ = 0.05, CPUExecutionProvider" in printed.getvalue()
     assert "2.00× faster" in printed.getvalue()
+
+
+def test_compensation_is_told() -> None:
+    found = made()
+    said = (
+        "urvivors refitted on 448 images: on 64 others, D_KL from the original is 0.0500, 0.1500 with the mean in place"
+    )
+    assert found["compensation"] == {
+        "kind": "ridge", "images": 448, "held_out": 64, "kl": 0.05, "kl_mean": 0.15,
+        "refits": [{"name": "m1", "shrinkage": 0.1, "before": 2.0, "after": 1.0}],
+        "sentence": f"s{said} of the dead",
+    }  # fmt: skip
+    assert json.loads(json.dumps(found)) == found
+    assert f"- S{said} of the dead.\n" in to_markdown(found)
+    assert f"- S{said} of the dead, so that the mean stays.\n" in to_markdown(made(kind="mean"))

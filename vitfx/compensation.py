@@ -59,6 +59,15 @@ class Compensated:
     kl: float | None = None
     kl_mean: float | None = None
 
+    @property
+    def sentence(self) -> str:
+        """What it gained, for a person; where something was compared."""
+        return (
+            f"survivors refitted on {self.images} images: on {self.held_out} others, D_KL from the original is "
+            f"{self.kl:.4f}, {self.kl_mean:.4f} with the mean in place of the dead"
+            + ("" if self.kind == "ridge" else ", so that the mean stays")
+        )
+
     def to_json(self) -> dict[str, Any]:
         """All but the plan."""
         record = {name: getattr(self, name) for name in ("kind", "images", "held_out", "kl", "kl_mean")}
@@ -72,13 +81,14 @@ def compensate(
 
     kind: "none", the dead leave nothing behind; "mean", their mean (the plan's constants, worked out where it has
     none); "ridge", survivors are refitted, and the last eighth of the images, which the fit does not see, says whether
-    that is better than the mean: where it isn't, the mean stays.
+    that is better than the mean: where it isn't, or there are fewer than three images, the mean stays.
     """
     if kind not in KINDS:
         raise ValueError(f"compensation {kind!r} is not one of {', '.join(KINDS)}")
     if kind == "none":
         return Compensated(DeletionPlan(tuple(replace(one, constant=None) for one in plan.deletions)), kind)
-    held = 0 if kind == "mean" or not plan.deletions else max(1, len(pixels) // _COMPARES)
+    refit = kind == "ridge" and plan.deletions and len(pixels) > 2
+    held = max(1, len(pixels) // _COMPARES) if refit else 0
     fitted, held_out = pixels[: len(pixels) - held], pixels[len(pixels) - held :]
     mean = with_means(original, DeletionPlan(plan.deletions), fitted)
     if not held:
@@ -93,8 +103,9 @@ def compensate(
 class Compensator:
     """Refits plans of one model on the same images.
 
-    keep: the original's streams are kept between calls, which takes N·T·D numbers for each sublayer and saves its run,
-    half of the time. Without, two streams and one sublayer's inner channels of a batch are in memory.
+    pixels: (N, C, H, W), two at least: one to fit and one to choose the shrinkage on. keep: the original's streams are
+    kept between calls, which takes N·T·D numbers for each sublayer and saves its run, a third of the time. Without, two
+    streams and a batch of one sublayer's inner channels are in memory.
     """
 
     def __init__(self, original: GraphModule, pixels: Tensor, *, keep: bool = False) -> None:

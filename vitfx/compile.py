@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from passes.plan import DeletionPlan
 from vitfx.circuit import Circuit
+from vitfx.compensation import Compensated, compensate
 from vitfx.discovery import Discovery, discover, journal_key, origins
 from vitfx.edge_graph import kl_divergence
 from vitfx.frontend import read_module
@@ -33,6 +34,7 @@ class Pruned:
     notes: what the user should know: sublayers that are not prunable and why, weights that are no longer shared, what
     the artifact has that the circuit has not. artifact_kl: D_KL(original ‖ artifact) in nats an image on the
     calibration images, where the artifact computes something else than the circuit; None where it is the circuit's.
+    compensation: what makes up for the dead, and how well.
     """
 
     module: GraphModule
@@ -41,7 +43,16 @@ class Pruned:
     plan: DeletionPlan
     verification: Verification
     notes: tuple[str, ...]
+    compensation: Compensated
     artifact_kl: float | None = None
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """kind: see `vitfx.compensation.compensate`. pixels: images for it, preprocessed; None for those of calibration."""
+
+    kind: str = "ridge"
+    pixels: Tensor | None = None
 
 
 OpenJournal = Callable[[str], Journal]
@@ -58,8 +69,9 @@ def compile_model(
     watcher: Watcher,
     accept: Callable[[GraphModule], object] | None = None,
     circuit: Circuit | None = None,
+    compensation: Compensation = Compensation(),
 ) -> Pruned:
-    """Traces, discovers, plans, rewrites and verifies. The module stays as it is.
+    """Traces, discovers, plans, makes up for what goes, rewrites and verifies. The module stays as it is.
 
     images: two at least, for the axis of the batch to be told from others.
     accept: is given the canonical graph before discovery, and may refuse it by raising.
@@ -78,31 +90,41 @@ def compile_model(
         found = replay(circuit, on_device, images, facts)
     plan = make_plan(found.circuit, found.graph, found.constants)
     watcher.say(f"removed {len(found.circuit.removed):,} of {len(found.circuit.decisions):,} edges; plan:\n{plan}")
-    return _carry_out(on_device.cpu(), found, plan, images, settings, front.notes, watcher)
+    pixels = images.pixels if compensation.pixels is None else compensation.pixels
+    made_up = compensate(on_device, plan, pixels, compensation.kind, progress=watcher.bar("compensation"))
+    if made_up.kl is not None:
+        watcher.say(made_up.sentence)
+    return _carry_out(on_device.cpu(), found, plan, made_up, images, settings, front.notes, watcher)
 
 
 def _carry_out(
     original: GraphModule,
     found: Discovery,
-    plan: DeletionPlan,
+    ablated: DeletionPlan,
+    made_up: Compensated,
     images: Images,
     settings: Settings,
     notes: tuple[str, ...],
     watcher: Watcher,
 ) -> Pruned:
+    """ablated: the plan with the circuit's own constants."""
+    plan = made_up.plan
     artifact = rewrite(original, plan).graph_module.eval()
     verification = verify(original, artifact, plan, images.pixels[:_VERIFIED_IMAGES])
     own: list[str] = []
     if not plan.deletions:
         own.append(f"no head or MLP path is dead at {settings.threshold}: nothing is deleted")
     artifact_kl = None
-    resampled = settings.ablation == "resample"
-    if resampled or not found.graph.reads_stream:
+    said = _differences(found, settings, ablated, plan)
+    if said:
         artifact_kl = _divergence(original, artifact, images)
-        own.append(_difference(found, artifact_kl, resampled=resampled))
+        own.append(
+            f"{' and '.join(said)}, which takes D_KL from the original, on the calibration images, from "
+            f"{found.circuit.kl:.4f} to {artifact_kl:.4f}"
+        )
     for note in own:
         watcher.say(f"note: {note}")
-    return Pruned(artifact, original, found.circuit, plan, verification, (*notes, *own), artifact_kl)
+    return Pruned(artifact, original, found.circuit, plan, verification, (*notes, *own), made_up, artifact_kl)
 
 
 @torch.no_grad()
@@ -112,14 +134,21 @@ def _divergence(original: GraphModule, artifact: GraphModule, images: Images) ->
     return sum(float(kl_divergence(original(batch), artifact(batch)).sum()) for batch in batches) / len(images)
 
 
-def _difference(found: Discovery, artifact_kl: float, *, resampled: bool) -> str:
-    """What an artifact can't be that the circuit is: how far apart the two are."""
+def _differences(found: Discovery, settings: Settings, ablated: DeletionPlan, plan: DeletionPlan) -> list[str]:
+    """What the artifact is that the circuit is not."""
     said = []
     if not found.graph.reads_stream:
         said.append("the artifact restores the edges between survivors")
-    if resampled:
+    if plan.refits:
+        said.append("survivors make up for the dead")
+    elif _constants(plan) != _constants(ablated):
+        left = "nothing" if not any(_constants(plan)) else "their mean"
+        said.append(f"the dead leave {left} behind")
+    elif settings.ablation == "resample":
         said.append("the artifact has a mean where resampling has another image's values")
-    return (
-        f"{' and '.join(said)}, which takes D_KL from the original, on the calibration images, from "
-        f"{found.circuit.kl:.4f} to {artifact_kl:.4f}"
-    )
+    return said
+
+
+def _constants(plan: DeletionPlan) -> list[bool]:
+    """Which deletions leave something behind."""
+    return [one.constant is not None for one in plan.deletions]

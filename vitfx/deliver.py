@@ -24,11 +24,14 @@ from vitfx.files import write_aside
 from vitfx.image_set import Images, ImageSet
 from vitfx.latency import Ratio, Timing, ratio, time_interleaved
 from vitfx.lowering import lower
+from vitfx.plan_file import PLAN_FILES, write_plan
 from vitfx.progress import Watcher
 from vitfx.runtime import OnnxModel, open_session
 from vitfx.version import VERSION
 
-RESULTS = ("pruned.pt", "pruned.onnx", "baseline.onnx", "circuit.json", "plan.json", "report.json", "report.md")
+RESULTS = (
+    "pruned.pt", "pruned.onnx", "baseline.onnx", "circuit.json", *PLAN_FILES, "report.json", "report.md",
+)  # fmt: skip
 LATENCY_BATCHES = (1, 64)
 _EVALUATION_BATCH = 64
 _ROUNDS = 15
@@ -68,7 +71,7 @@ def write_files(
     """
     watcher.say("exporting")
     write_aside(folder / "circuit.json", pruned.circuit.to_json())
-    write_aside(folder / "plan.json", pruned.plan.to_json())
+    write_plan(folder, pruned.plan)
     provenance = _provenance(pruned, model)
     save_artifact(folder / "pruned.pt", pruned.module, model.preprocess, model.classes, model.data, provenance)
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in provenance.items()}

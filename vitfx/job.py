@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vitfx.circuit import Circuit
-from vitfx.compile import compile_model
+from vitfx.compile import Compensation, compile_model
 from vitfx.deliver import RESULTS, measure, write_files
 from vitfx.deployment import Deployment
 from vitfx.errors import UserError
@@ -29,6 +29,7 @@ from vitfx.settings import Settings
 class Job:
     """A checked command line, with the model and the data open.
 
+    compensate, compensate_samples: what makes up for the dead, and on how many images it is fitted, at most.
     circuit, circuit_file: what stands in place of discovery, if anything does; the settings are its own then.
     deployment: how pruned.onnx is made.
     """
@@ -39,6 +40,8 @@ class Job:
     device: torch.device
     out: Path
     force: bool
+    compensate: str
+    compensate_samples: int
     deployment: Deployment
     circuit: Circuit | None = None
     circuit_file: Path | None = None
@@ -51,6 +54,7 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
     """
     watcher.say(job.inputs.splits.description)
     images = job.inputs.calibration(job.settings.samples, job.settings.seed, watcher.bar("loading"))
+    compensation = _compensation(job, watcher)
     journal: list[FileJournal] = []
 
     def open_journal(key: str) -> FileJournal:
@@ -70,6 +74,7 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
             # What no artifact can hold is told before discovery, not after hours of it.
             accept=encode,
             circuit=job.circuit,
+            compensation=compensation,
         )
     except WriteError:
         raise
@@ -91,6 +96,8 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
         "circuit": None if job.circuit_file is None else str(job.circuit_file),
         "data_fingerprint": job.evaluation.fingerprint(),
         **job.settings.to_json(),
+        "compensate": pruned.compensation.kind,
+        "compensate_samples": pruned.compensation.images,
         "device": str(job.device),
     }
     report = make_report(pruned, measured, images, settings, environment())
@@ -99,3 +106,11 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
     for one in journal:
         one.discard()
     return report
+
+
+def _compensation(job: Job, watcher: Watcher) -> Compensation:
+    """Fitting survivors takes more images than discovery; those of calibration come first in them."""
+    if job.compensate != "ridge":
+        return Compensation(job.compensate)
+    count = min(job.compensate_samples, len(job.inputs.splits.calibration))
+    return Compensation(job.compensate, job.inputs.calibration(count, job.settings.seed, watcher.bar("loading")).pixels)

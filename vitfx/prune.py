@@ -17,7 +17,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from vitfx.circuit_file import read_circuit
-from vitfx.compile import Pruned, compile_model
+from vitfx.compensation import KINDS
+from vitfx.compile import Compensation, Pruned, compile_model
 from vitfx.deployment import default_deployment, read_rewrites
 from vitfx.device import pick_device
 from vitfx.errors import UserError
@@ -50,14 +51,16 @@ def prune(
     labels: Tensor | None = None,
     *,
     device: str = "cpu",
+    compensate: str = "ridge",
     watcher: Watcher | None = None,
     **settings: Any,
 ) -> Pruned:
     """Prunes any pre-LN ViT in memory and writes nothing.
 
     model: maps (B, C, H, W) to logits (B, K), any batch; stays as it is. images: float32 (N, C, H, W), preprocessed as
-    the model wants them; all are used for calibration. labels: int64 (N,), for the corruption "swap". settings: fields
-    of `vitfx.settings.Settings` apart from `samples`. Raises UserError and VerificationError.
+    the model wants them; all are used for calibration. labels: int64 (N,), for the corruption "swap". compensate: what
+    stands in for the dead, "none", "mean" or "ridge" (survivors are refitted, better with 500 images or more).
+    settings: fields of `vitfx.settings.Settings` apart from `samples`. Raises UserError and VerificationError.
     """
     if images.dim() != 4 or not images.is_floating_point():
         raise UserError(
@@ -69,6 +72,8 @@ def prune(
         raise UserError("some pixels are NaN or infinite: give finite images")
     if len(images) < 2:
         raise UserError(f"{len(images)} images are too few to calibrate on: give 2 or more")
+    if compensate not in KINDS:
+        raise UserError(f"compensate is {compensate!r}: choose one of {', '.join(KINDS)}")
     unknown = set(settings) - {one.name for one in fields(Settings)} | settings.keys() & {"samples"}
     if unknown:
         raise UserError(f"{min(unknown)} is no setting: give fields of vitfx.settings.Settings apart from samples")
@@ -80,6 +85,7 @@ def prune(
         device=pick_device(device),
         open_journal=lambda key: NoJournal(),
         watcher=watcher or Silent(),
+        compensation=Compensation(compensate),
     )
 
 
@@ -122,6 +128,8 @@ def _open(options: argparse.Namespace) -> Job:
         settings = Settings.from_json(circuit.settings)
     if options.eval_samples < 0:
         raise UserError(f"--eval-samples {options.eval_samples} is negative: give a number of images, 0 for all")
+    if options.compensate_samples < 2:
+        raise UserError(f"--compensate-samples {options.compensate_samples} is too small: give 2 or more")
     out = _out(options, settings)
     check_output(out, force=options.force)
     device = pick_device(options.device)
@@ -130,7 +138,8 @@ def _open(options: argparse.Namespace) -> Job:
     if 0 < options.eval_samples < len(evaluation):
         evaluation = evaluation.sample(options.eval_samples, settings.seed)
     deployment = default_deployment(rewrites, device, portable=options.portable)
-    return Job(inputs, evaluation, settings, device, out, options.force, deployment, circuit, options.circuit)
+    chosen = (options.compensate, options.compensate_samples, deployment, circuit, options.circuit)
+    return Job(inputs, evaluation, settings, device, out, options.force, *chosen)
 
 
 def _out(options: argparse.Namespace, settings: Settings) -> Path:
@@ -157,6 +166,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="replace earlier results in the folder")
     parser.add_argument(
         "--eval-samples", type=int, default=2000, help="evaluation images at most, 0 for all (default 2000)"
+    )
+    parser.add_argument(
+        "--compensate",
+        choices=KINDS,
+        default="ridge",
+        help="what makes up for the dead: ridge, survivors write with weights that are fitted towards the original's "
+        "residual stream, without training; mean, the dead leave their mean behind; none, nothing (default ridge)",
+    )
+    parser.add_argument(
+        "--compensate-samples", type=int, default=512, help="images to fit survivors on, at most (default 512)"
     )
     add_discovery(parser)
     add_rewrites(parser)

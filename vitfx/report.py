@@ -39,6 +39,10 @@ def make_report(
             "skipped": calibration.skipped + measured.scores["pruned"].skipped,
         },
         "circuit": _circuit(pruned, settings.get("circuit")),
+        "compensation": {
+            **pruned.compensation.to_json(),
+            "sentence": None if pruned.compensation.kl is None else pruned.compensation.sentence,
+        },
         "verify": {**pruned.verification.to_json(), "onnx": measured.onnx_error},
         "deployment": dict(measured.deployment),
         "notes": list(pruned.notes),
@@ -141,6 +145,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f"- Verified against the ablated model: {verify['float64']:.1e} in float64, {verify['relative']:.1e} in "
         f"float32; ONNX against torch {verify['onnx']:.1e}; parameters and FLOPs as the plan predicts.",
         *_deployment(report["deployment"]),
+        *_compensation(report["compensation"]["sentence"]),
         *(f"- {note}" for note in report["notes"]),
         "",
         "## Settings",
@@ -162,6 +167,10 @@ def _deployment(made: Mapping[str, Any]) -> list[str]:
         f"- pruned.onnx is the artifact after exact rewrites ({', '.join(made['applied'])}), in float64 within "
         f"{made['float64']:.1e} of it, in the ONNX form {made['form']}; baseline.onnx is as torch exports it."
     ]
+
+
+def _compensation(sentence: str | None) -> list[str]:
+    return [] if sentence is None else [f"- {sentence[0].upper()}{sentence[1:]}."]
 
 
 def _threshold(settings: Mapping[str, Any]) -> str:
