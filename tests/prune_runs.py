@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+import vitfx.baseline
 import vitfx.deliver
 from vitfx.artifact import save_artifact
 from vitfx.checkpoint import save_checkpoint
-from vitfx.export import Change, to_onnx, write_onnx
+from vitfx.export import to_onnx
 from vitfx.models import ViT
 from vitfx.preprocess import Preprocess
 from vitfx.prune import main
@@ -91,8 +92,7 @@ def run_circuit(path: Path | str, out: Path, *options: str) -> int:
 def discover(path: Path | str, out: Path, *options: str) -> bytes:
     """circuit.json of a run that ends when it would export."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitfx.job.measure", _stop)
-        patch.setattr("vitfx.deliver._export", lambda *_: 0.0)
+        patch.setattr("vitfx.deliver.export_plain", _stop)
         with pytest.raises(Stopped):
             run(path, out, *options)
     return (out / "circuit.json").read_bytes()
@@ -115,17 +115,16 @@ def _quick() -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(vitfx.deliver, "_ROUNDS", 2)
             patch.setattr(vitfx.deliver, "_SECONDS", 0.0)
-            patch.setattr(vitfx.deliver, "export_onnx", _export_once)
+            patch.setattr(vitfx.deliver, "to_onnx", _export_once)
+            patch.setattr(vitfx.baseline, "to_onnx", _export_once)
             yield
     finally:
         torch.set_num_threads(threads)
 
 
-def _export_once(
-    module: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str], change: Change | None = None
-) -> None:
+def _export_once(module: nn.Module, example: Tensor, metadata: Mapping[str, str]) -> onnx.ModelProto:
     graphs = "".join(one.code for one in module.modules() if isinstance(one, GraphModule))
     key = f"{graphs}{module}{fingerprint(module.state_dict())}{json.dumps(dict(metadata), sort_keys=True)}"
     if key not in _EXPORTED:
         _EXPORTED[key] = to_onnx(module, example, metadata)
-    write_onnx(_EXPORTED[key] if change is None else change(_EXPORTED[key]), path)
+    return _EXPORTED[key]

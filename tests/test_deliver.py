@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -50,8 +51,8 @@ def test_an_onnx_file_that_is_not_the_artifact_ends_the_run(
 ) -> None:
     """The run ends with a sentence and exit code 1, without a report, and can go on."""
 
-    def other(module: object, path: Path, *_: object) -> None:
-        path.write_bytes((folder / "pruned.onnx").read_bytes())
+    def other(*_: object) -> onnx.ModelProto:
+        return onnx.load(folder / "pruned.onnx")
 
     monkeypatch.setattr("tests.prune_runs._export_once", other)
     assert run(folder / "model.pt", tmp_path / "out", "--tau", "0.01") == 1

@@ -123,7 +123,7 @@ def test_a_crash_in_the_export(
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr("vitfx.deliver._export", crash)
+        patch.setattr("vitfx.deliver._write", crash)
         with pytest.raises(Stopped):
             run(whole.model, tmp_path / "out", "--tau", "0.01")
     assert evaluations.count == EDGES

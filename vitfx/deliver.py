@@ -9,17 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from vitfx.artifact import save_artifact
+from vitfx.baseline import export_plain
 from vitfx.checkpoint import LoadedModel
 from vitfx.compile import Pruned
 from vitfx.deployment import Deployment
 from vitfx.device import synchronize
 from vitfx.evaluate import Scores, evaluate
-from vitfx.export import ExportMismatch, compare_onnx, export_onnx
+from vitfx.export import ExportMismatch, compare_onnx, to_onnx, write_onnx
 from vitfx.files import write_aside
 from vitfx.image_set import Images, ImageSet
 from vitfx.latency import Ratio, Timing, ratio, time_interleaved
@@ -78,20 +80,19 @@ def write_files(
     metadata["preprocess"] = json.dumps(model.preprocess.to_json())
     if model.classes is not None:
         metadata["classes"] = json.dumps(model.classes)
-    whole = _export(folder / "baseline.onnx", pruned.original, images.pixels, {**metadata, "role": "baseline"})
+    example = images.pixels[:2]
+    plain, said = export_plain(model.module, pruned.original, example, {**metadata, "role": "baseline"})
+    whole = _write(folder / "baseline.onnx", plain, pruned.original, images.pixels)
     lowered = lower(pruned.module, deployment.graph_rewrites, images.pixels)
-    small = _export(
-        folder / "pruned.onnx", lowered.graph_module, images.pixels, {**metadata, "role": "pruned"}, deployment
-    )
-    made = {**deployment.to_json(), "applied": list(lowered.applied), "float64": lowered.error}
-    return Written(max(whole, small), made)
+    exported = to_onnx(lowered.graph_module, example, {**metadata, "role": "pruned"})
+    formed = deployment.formed(exported).model
+    small = _write(folder / "pruned.onnx", formed, lowered.graph_module, images.pixels)
+    applied = {"applied": list(lowered.applied), "float64": lowered.error}
+    return Written(max(whole, small), {**deployment.to_json(), **applied, "baseline": said})
 
 
-def _export(
-    path: Path, module: GraphModule, pixels: Tensor, metadata: dict[str, str], deployment: Deployment | None = None
-) -> float:
-    change = None if deployment is None else lambda model: deployment.formed(model).model
-    export_onnx(module, path, pixels[:2], metadata, change)
+def _write(path: Path, model: onnx.ModelProto, module: GraphModule, pixels: Tensor) -> float:
+    write_onnx(model, path)
     try:
         return compare_onnx(path, module, pixels[:8])
     except ExportMismatch:
@@ -105,7 +106,7 @@ def _provenance(pruned: Pruned, model: LoadedModel) -> dict[str, Any]:
         "model": model.source,
         "model_fingerprint": model.fingerprint,
         "circuit_fingerprint": pruned.circuit.fingerprint(),
-        "tau": pruned.circuit.settings["tau"],
+        "tau": pruned.circuit.settings.get("tau"),
         "settings": dict(pruned.circuit.settings),
         "kl": pruned.circuit.kl,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,16 +29,9 @@ class ExportMismatch(Exception):
     """The ONNX file and the module do not compute the same logits."""
 
 
-Change = Callable[[onnx.ModelProto], onnx.ModelProto]
-"""What is made of an exported model before it is written."""
-
-
-def export_onnx(
-    module: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str], change: Change | None = None
-) -> None:
-    """`to_onnx`, changed, checked with `onnx.checker` and written to `path`."""
-    model = to_onnx(module, example, metadata)
-    write_onnx(model if change is None else change(model), path)
+def export_onnx(module: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str]) -> None:
+    """`to_onnx`, checked with `onnx.checker` and written to `path`."""
+    write_onnx(to_onnx(module, example, metadata), path)
 
 
 def write_onnx(model: onnx.ModelProto, path: Path) -> None:

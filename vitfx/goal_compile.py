@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 
 from passes.plan import DeletionPlan
 from vitfx.attain import Attained, attain
+from vitfx.baseline import export_plain
 from vitfx.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer
 from vitfx.compensation import Compensated, divergence, with_means
 from vitfx.compile import Pruned
@@ -82,7 +83,7 @@ def compile_for_goal(
     if accept is not None:
         accept(original)
     facts = origins(original, images)
-    bench = Bench(original, images.pixels, asked, watcher)
+    bench = Bench(module, original, images.pixels, asked, watcher)
     price = bench.price()
     pursuit = Pursuit(
         original.to(device),
@@ -122,8 +123,11 @@ def _note(goal: Goal, found: Attained, held_out: int) -> str:
 class Bench:
     """Exports and times models on the target."""
 
-    def __init__(self, original: GraphModule, pixels: Tensor, asked: Asked, watcher: Watcher) -> None:
-        self.original, self.asked, self.watcher = original, asked, watcher
+    def __init__(
+        self, module: nn.Module, original: GraphModule, pixels: Tensor, asked: Asked, watcher: Watcher
+    ) -> None:
+        """module: the user's own; original: its canonical graph."""
+        self.module, self.original, self.asked, self.watcher = module, original, asked, watcher
         self.examples = pixels[:_EXAMPLES]
         self.device = pick_device(asked.target.device)
         batch = asked.target.batch
@@ -148,7 +152,7 @@ class Bench:
         pruned = rewrite(self.original.cpu(), state.plan).graph_module.eval()
         model = deploy(pruned, self.asked.deployment, self.examples, {}).model
         sessions = {
-            "plain": self._open_plain(self.original, self.examples[:2]),
+            "plain": self._open_plain(),
             "pruned": open_session(model.SerializeToString(), self.device),
         }
         timings = time_interleaved(
@@ -173,13 +177,14 @@ class Bench:
             plain = to_onnx(graph_module, example[:2], {})
             return open_session(deployment.formed(plain).model.SerializeToString(), self.device)
 
-        table = measure_table(self.original, self.batch, lowered, self._open_plain, opened, self.device, self.watcher)
+        table = measure_table(self.original, self.batch, lowered, self._open_plain(), opened, self.device, self.watcher)
         cached.parent.mkdir(parents=True, exist_ok=True)
         write_aside(cached, table.to_json())
         return table
 
-    def _open_plain(self, graph_module: GraphModule, example: Tensor) -> OnnxModel:
-        return open_session(to_onnx(graph_module, example[:2], {}).SerializeToString(), self.device)
+    def _open_plain(self) -> OnnxModel:
+        model, _ = export_plain(self.module, self.original, self.examples[:2], {})
+        return open_session(model.SerializeToString(), self.device)
 
     def _key(self) -> str:
         """sha256 of what times depend on: the machine, the target, how models are exported, and their shapes."""

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 
 from vitfx.circuit import Circuit
-from vitfx.compile import Compensation, compile_model
+from vitfx.compile import Compensation, Pruned, compile_model
 from vitfx.deliver import RESULTS, measure, write_files
 from vitfx.deployment import Deployment
 from vitfx.errors import UserError
 from vitfx.files import JOURNAL, WriteError, remove_results, write_aside, writing
+from vitfx.goal import Goal, Target
+from vitfx.goal_compile import Asked, compile_for_goal
 from vitfx.graph_json import encode
-from vitfx.image_set import ImageSet
+from vitfx.image_set import Images, ImageSet
 from vitfx.inputs import Inputs
 from vitfx.journal import FileJournal
 from vitfx.machine import environment
@@ -30,9 +32,8 @@ class Job:
     """A checked command line, with the model and the data open.
 
     compensate, compensate_samples: what makes up for the dead, and on how many images it is fitted, at most.
-    circuit, circuit_file: what stands in place of discovery, if anything does; the settings are its own then.
-    deployment: how pruned.onnx is made.
-    """
+    circuit, circuit_file: what stands in place of discovery, if anything does; the settings are its own then. goal:
+    what is looked for in place of discovery, and where it is measured. deployment: how pruned.onnx is made."""
 
     inputs: Inputs
     evaluation: ImageSet
@@ -45,6 +46,7 @@ class Job:
     deployment: Deployment
     circuit: Circuit | None = None
     circuit_file: Path | None = None
+    goal: tuple[Goal, Target] | None = None
 
 
 def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
@@ -54,8 +56,38 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
     """
     watcher.say(job.inputs.splits.description)
     images = job.inputs.calibration(job.settings.samples, job.settings.seed, watcher.bar("loading"))
-    compensation = _compensation(job, watcher)
     journal: list[FileJournal] = []
+    pruned = _for_goal(job, images, watcher) if job.goal else _discovered(job, images, journal, watcher)
+    with writing(job.out):
+        job.out.mkdir(parents=True, exist_ok=True)
+    remove_results(job.out, RESULTS)
+    written = write_files(job.out, pruned, job.inputs.model, images, job.deployment, watcher)
+    measured = measure(job.out, job.evaluation, job.device, written.onnx_error, watcher)
+    measured = replace(measured, deployment=written.deployment)
+    settings = {
+        "model": job.inputs.model.source,
+        "arch": job.inputs.arch,
+        "data": job.inputs.data,
+        "circuit": None if job.circuit_file is None else str(job.circuit_file),
+        "data_fingerprint": job.evaluation.fingerprint(),
+        **(job.settings.to_json() if job.goal is None else {"samples": len(images), "seed": job.settings.seed}),
+        "goal": str(job.goal[0]) if job.goal else None,
+        "target": str(job.goal[1]) if job.goal else None,
+        "compensate": pruned.compensation.kind,
+        "compensate_samples": pruned.compensation.images,
+        "device": str(job.device),
+    }
+    report = make_report(pruned, measured, images, settings, environment())
+    write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+    write_aside(job.out / "report.md", to_markdown(report))
+    for one in journal:
+        one.discard()
+    return report
+
+
+def _discovered(job: Job, images: Images, journal: list[FileJournal], watcher: Watcher) -> Pruned:
+    """journal: the run's own is put into it, once it is open."""
+    compensation = _compensation(job, watcher)
 
     def open_journal(key: str) -> FileJournal:
         journal.append(FileJournal(job.out / JOURNAL, key, force=job.force))
@@ -64,7 +96,7 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
         return journal[0]
 
     try:
-        pruned = compile_model(
+        return compile_model(
             job.inputs.model.module,
             images,
             job.settings,
@@ -83,29 +115,14 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
         for one in journal:
             one.discard()
         raise
-    with writing(job.out):
-        job.out.mkdir(parents=True, exist_ok=True)
-    remove_results(job.out, RESULTS)
-    written = write_files(job.out, pruned, job.inputs.model, images, job.deployment, watcher)
-    measured = measure(job.out, job.evaluation, job.device, written.onnx_error, watcher)
-    measured = replace(measured, deployment=written.deployment)
-    settings = {
-        "model": job.inputs.model.source,
-        "arch": job.inputs.arch,
-        "data": job.inputs.data,
-        "circuit": None if job.circuit_file is None else str(job.circuit_file),
-        "data_fingerprint": job.evaluation.fingerprint(),
-        **job.settings.to_json(),
-        "compensate": pruned.compensation.kind,
-        "compensate_samples": pruned.compensation.images,
-        "device": str(job.device),
-    }
-    report = make_report(pruned, measured, images, settings, environment())
-    write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
-    write_aside(job.out / "report.md", to_markdown(report))
-    for one in journal:
-        one.discard()
-    return report
+
+
+def _for_goal(job: Job, images: Images, watcher: Watcher) -> Pruned:
+    assert job.goal is not None
+    goal, target = job.goal
+    asked = Asked(goal, target, job.deployment, job.settings.seed, fresh=job.force)
+    module = job.inputs.model.module
+    return compile_for_goal(module, images, asked, device=job.device, watcher=watcher, accept=encode)
 
 
 def _compensation(job: Job, watcher: Watcher) -> Compensation:

@@ -74,19 +74,19 @@ def measure_table(
     original: GraphModule,
     pixels: Tensor,
     deploy: Deploy,
-    open_plain: Open,
-    open_deployed: Open,
+    plain: OnnxModel,
+    opened: Open,
     device: torch.device,
     watcher: Watcher,
 ) -> LatencyTable:
     """Times the model and its sublayers at a batch of `pixels` (the batch, C, H, W; on the CPU).
 
-    original: canonical. open_plain, open_deployed: how the unpruned model was exported so far, and how the artifact is.
+    original: canonical. plain: its plain export. opened: how an artifact is exported.
     """
     example = torch.cat([pixels, pixels])[: max(2, len(pixels))]
     sessions: dict[str, Callable[[], None]] = {
-        "plain": open_plain(original, example).bind(pixels),
-        "whole": open_deployed(deploy(original), example).bind(pixels),
+        "plain": plain.bind(pixels),
+        "whole": opened(deploy(original), example).bind(pixels),
     }
     places: dict[str, list[tuple[int, str]]] = {}
     for share in range(1, STEPS + 1):
@@ -96,7 +96,7 @@ def measure_table(
         for name, graph, stream in _cut_out(deploy(small), example, tuple(counts)):
             key = f"{graph.get_submodule(name)} of {tuple(stream.shape[1:])}"
             if key not in sessions:
-                sessions[key] = open_deployed(graph, stream).bind(stream[: len(pixels)].contiguous())
+                sessions[key] = opened(graph, stream).bind(stream[: len(pixels)].contiguous())
             places.setdefault(name, []).append((counts[name], key))
     timings = time_interleaved(
         sessions,

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from vitfx.baseline import export_plain
 from vitfx.checkpoint import LoadedModel
 from vitfx.deployment import Deployed, Deployment, deploy_forms
-from vitfx.errors import UserError
-from vitfx.export import ExportMismatch, compare_onnx, export_onnx, write_onnx
+from vitfx.export import ExportMismatch, compare_onnx, write_onnx
 from vitfx.files import remove_results, write_aside, writing
 from vitfx.frontend import read_module
 from vitfx.latency import Ratio, Timing
@@ -104,14 +104,9 @@ def _metadata(job: OptimizeJob) -> dict[str, str]:
 def _export_baseline(job: OptimizeJob, canonical: GraphModule, metadata: dict[str, str]) -> str:
     """Writes baseline.onnx; what it is."""
     metadata = {**metadata, "preprocess": json.dumps(job.model.preprocess.to_json())}
-    try:
-        export_onnx(job.model.module, job.out / BASELINE, job.pixels[:2], metadata)
-    except UserError:
-        raise
-    except Exception:  # torch's exporter takes fewer modules than the tracer, and fails in its own ways.
-        export_onnx(canonical, job.out / BASELINE, job.pixels[:2], metadata)
-        return "torch.onnx.export of the canonical graph, because that of the module itself fails"
-    return "torch.onnx.export of the module"
+    model, said = export_plain(job.model.module, canonical, job.pixels[:2], metadata)
+    write_onnx(model, job.out / BASELINE)
+    return said
 
 
 def _compare(job: OptimizeJob, canonical: GraphModule) -> float:

@@ -24,6 +24,8 @@ from vitfx.device import pick_device
 from vitfx.errors import UserError
 from vitfx.export import ExportMismatch
 from vitfx.files import check_output
+from vitfx.goal import Goal
+from vitfx.goal_options import SAMPLES, add_goal, read_goal
 from vitfx.image_set import Images
 from vitfx.inputs import open_inputs
 from vitfx.job import Job, run_job
@@ -36,6 +38,8 @@ from vitfx.verify import VerificationError
 
 _EXAMPLE = """example:
   python -m vitfx.prune demo --tau 0.001
+  python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --target-speedup 1.5 --out fast/
+  python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --max-drop 0.5
   python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --tau 0.02 --out small/
   python -m vitfx.prune vit.pt --circuit circuit.json
   python -m vitfx.prune weights.safetensors --arch timm:vit_small_patch16_224 --data imagenet/
@@ -118,7 +122,12 @@ def _open(options: argparse.Namespace) -> Job:
     given = given_settings(options)
     rewrites = read_rewrites(options.rewrites)
     circuit = None
-    if options.circuit is None:
+    goal = read_goal(options, given)
+    if goal is not None:
+        settings = Settings(
+            **{"samples": SAMPLES, **{name: given[name] for name in ("samples", "seed") if name in given}}
+        )
+    elif options.circuit is None:
         settings = make_settings(given)
     elif given:
         name = min(given).replace("_", "-")
@@ -130,21 +139,25 @@ def _open(options: argparse.Namespace) -> Job:
         raise UserError(f"--eval-samples {options.eval_samples} is negative: give a number of images, 0 for all")
     if options.compensate_samples < 2:
         raise UserError(f"--compensate-samples {options.compensate_samples} is too small: give 2 or more")
-    out = _out(options, settings)
+    out = _out(options, settings, goal and goal[0])
     check_output(out, force=options.force)
     device = pick_device(options.device)
     inputs = open_inputs(options)
     evaluation = inputs.splits.evaluation
     if 0 < options.eval_samples < len(evaluation):
         evaluation = evaluation.sample(options.eval_samples, settings.seed)
-    deployment = default_deployment(rewrites, device, portable=options.portable)
-    chosen = (options.compensate, options.compensate_samples, deployment, circuit, options.circuit)
+    compensate = (options.compensate, options.compensate_samples)
+    runs_on = device if goal is None else pick_device(goal[1].device)
+    deployment = default_deployment(rewrites, runs_on, portable=options.portable)
+    chosen = (*compensate, deployment, circuit, options.circuit, goal)
     return Job(inputs, evaluation, settings, device, out, options.force, *chosen)
 
 
-def _out(options: argparse.Namespace, settings: Settings) -> Path:
+def _out(options: argparse.Namespace, settings: Settings, goal: Goal | None) -> Path:
     stem = Path(options.model).stem
     default = f"{stem}-{options.circuit.stem}" if options.circuit else f"{stem}-pruned-{threshold(settings)}"
+    if goal is not None:
+        default = f"{stem}-pruned-{goal.kind.partition('-')[2]}{goal.value:g}"
     return options.out or Path(default)
 
 
@@ -177,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compensate-samples", type=int, default=512, help="images to fit survivors on, at most (default 512)"
     )
+    add_goal(parser)
     add_discovery(parser)
     add_rewrites(parser)
     add_loading(parser)

@@ -127,8 +127,7 @@ def _faster(speedup: float) -> str:
 
 def to_markdown(report: Mapping[str, Any]) -> str:
     """report.md."""
-    settings, verify, circuit = report["settings"], report["verify"], report["circuit"]
-    source = f" of {circuit['source']}" if circuit["source"] else ""
+    settings, verify = report["settings"], report["verify"]
     lines = [
         f"# {settings['model']}, pruned by vitfx at {_threshold(settings)}",
         "",
@@ -136,16 +135,13 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         "| --- | ---: | ---: | ---: |",
         *(f"| {' | '.join(row)} |" for row in rows(report)),
         "",
-        f"- Circuit{source}: {circuit['removed']:,} of {circuit['edges']:,} edges of the "
-        f"{circuit['granularity']} graph removed by {circuit['method']} ({settings['ablation']} ablation, "
-        f"{settings['corruption']} corruption, seed {settings['seed']}), "
-        f"KL {circuit['kl']:.4f} on {report['images']['calibration']} calibration images.",
+        *_circuit_line(report),
         f"- Evaluated on {report['images']['evaluation']} images that discovery did not see "
         f"({report['images']['skipped']} corrupt ones skipped), with {report['runtime']}.",
         f"- Verified against the ablated model: {verify['float64']:.1e} in float64, {verify['relative']:.1e} in "
         f"float32; ONNX against torch {verify['onnx']:.1e}; parameters and FLOPs as the plan predicts.",
-        *_deployment(report["deployment"]),
         *_compensation(report["compensation"]["sentence"]),
+        *_deployment(report["deployment"]),
         *(f"- {note}" for note in report["notes"]),
         "",
         "## Settings",
@@ -173,7 +169,22 @@ def _compensation(sentence: str | None) -> list[str]:
     return [] if sentence is None else [f"- {sentence[0].upper()}{sentence[1:]}."]
 
 
+def _circuit_line(report: Mapping[str, Any]) -> list[str]:
+    settings, circuit = report["settings"], report["circuit"]
+    if settings.get("goal"):
+        return []
+    source = f" of {circuit['source']}" if circuit["source"] else ""
+    return [
+        f"- Circuit{source}: {circuit['removed']:,} of {circuit['edges']:,} edges of the "
+        f"{circuit['granularity']} graph removed by {circuit['method']} ({settings['ablation']} ablation, "
+        f"{settings['corruption']} corruption, seed {settings['seed']}), "
+        f"KL {circuit['kl']:.4f} on {report['images']['calibration']} calibration images."
+    ]
+
+
 def _threshold(settings: Mapping[str, Any]) -> str:
+    if settings.get("goal"):
+        return str(settings["goal"])
     return f"τ = {settings['tau']:g}" if settings["remove"] is None else f"{settings['remove']:.0%} to remove"
 
 
