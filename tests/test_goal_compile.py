@@ -1,0 +1,138 @@
+"""Goals by the command and in memory, on a small model of the digits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tests.prune_runs import SIZES, artifact, model, report, run_circuit
+from vitfx import goal_compile
+from vitfx.checkpoint import load_model
+from vitfx.circuit import Circuit
+from vitfx.circuit_summary import layer_rows
+from vitfx.deployment import NAMES, default_deployment
+from vitfx.errors import UserError
+from vitfx.goal import DROP, KL, SPEEDUP, Goal, Target
+from vitfx.goal_compile import Asked, compile_for_goal
+from vitfx.image_set import Images
+from vitfx.latency_table import LatencyTable
+from vitfx.progress import Silent
+from vitfx.prune import main
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(48, 1, 8, 8, generator=generator)
+    return Images(pixels, torch.arange(48) % 10, tuple(map(str, range(48))))
+
+
+@pytest.fixture
+def table(monkeypatch, tmp_path):
+    """Times that go with the units, in place of measured ones, and a cache of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    points = {
+        name: tuple((count, 0.5 * count / units) for count in range(1, units + 1))
+        for layer in range(SIZES["depth"])
+        for name, units in ((f"a{layer}", SIZES["heads"]), (f"m{layer}", SIZES["mlp"]))
+    }
+    made = LatencyTable(3.0, 2.5, points)
+    calls = []
+
+    def measured(*_):
+        calls.append(made)
+        return made
+
+    monkeypatch.setattr(goal_compile, "measure_table", measured)
+    monkeypatch.setattr(goal_compile, "_ROUNDS", 1)
+    monkeypatch.setattr(goal_compile, "_SECONDS", 0.0)
+    return calls
+
+
+def asked(kind, value, **options):
+    return Asked(Goal(kind, value), Target("cpu", 2), default_deployment(NAMES, CPU, portable=False), **options)
+
+
+def compiled(images, one):
+    return compile_for_goal(model(), images, one, device=CPU, watcher=Silent())
+
+
+def test_a_speed_is_reached_and_the_artifact_is_proved(images, table, monkeypatch):
+    monkeypatch.setattr(goal_compile.Bench, "measure", lambda self, state: 3.0 / self.price().total(state.kept))
+    found = compiled(images, asked(SPEEDUP, 1.8))
+    assert found.verification.passed
+    assert found.plan.deletions
+    assert found.circuit.details["price"]["speed-up"] == pytest.approx(1.8, rel=0.06)
+    assert found.notes[-1].startswith("asked for 1.8× faster: measured 1.")
+    assert found.compensation.kl == found.artifact_kl == found.circuit.kl
+
+
+def test_measured_times_are_kept_and_made_anew_when_asked(images, table, monkeypatch):
+    monkeypatch.setattr(goal_compile.Bench, "measure", lambda self, state: 1.2)
+    compiled(images, asked(SPEEDUP, 1.2))
+    compiled(images, asked(SPEEDUP, 1.2))
+    assert len(table) == 1
+    compiled(images, asked(SPEEDUP, 1.2, fresh=True))
+    assert len(table) == 2
+
+
+def test_a_real_measurement_is_a_ratio(images, table):
+    bench = goal_compile.Bench(
+        model(), compiled(images, asked(KL, 1e-9)).original, images.pixels, asked(KL, 1), Silent()
+    )
+    pursuit = goal_compile.Pursuit(bench.original, images.pixels, None, scored=8, seed=0, watcher=Silent())
+    assert 0.05 < bench.measure(pursuit.start()) < 50
+
+
+def test_a_circuit_says_what_is_kept_and_what_is_gone(images, table):
+    found = compiled(images, asked(KL, 0.02))
+    circuit = Circuit.from_json(found.circuit.to_json())
+    assert circuit == found.circuit
+    gone = {(edge.writer.sublayer, unit) for edge in circuit.removed for unit in edge.writer.units}
+    assert gone == {(one.name, unit) for one in found.plan.deletions for unit in one.units}
+    assert layer_rows(circuit)[-1].layer == "total"
+
+
+def test_a_limit_on_accuracy_needs_labels(images, table):
+    bare = Images(images.pixels, None, images.names)
+    with pytest.raises(UserError, match="--max-drop needs labelled images"):
+        compiled(bare, asked(DROP, 1.0))
+
+
+def test_the_command_writes_all_that_a_run_with_tau_writes(tmp_path):
+    out = tmp_path / "out"
+    assert run_circuit(artifact(tmp_path / "model.pt"), out, "--target-flops", "0.7", "--samples", "60") == 0
+    found = report(out)
+    assert found["pruned"]["flops"] <= 0.7 * found["baseline"]["flops"]
+    assert found["settings"]["goal"] == "70% of the FLOPs"
+    assert "tau" not in found["settings"]
+    assert found["compensation"]["kl"] < found["compensation"]["kl_mean"]
+    assert "at 70% of the FLOPs" in (out / "report.md").read_text()
+    assert json.loads((out / "circuit.json").read_text())["settings"]["method"] == "goal"
+    again = load_model(str(out / "pruned.pt"))
+    assert sum(one.numel() for one in again.module.parameters()) == found["pruned"]["params"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--target-flops", "0.5", "--tau", "0.1"], "--target-flops stands in place of discovery: leave out --tau"),
+        (["--target-flops", "0.5", "--max-kl", "0.1"], "--target-flops and --max-kl are goals of their own: give one"),
+        (["--target-flops", "0.5", "--target-speedup", "2"], "are goals of their own: give one"),
+        (["--target-speedup", "0.5"], "--target-speedup 0.5 is not faster"),
+        (["--target", "cpu:batch=1"], "--target cpu:batch=1 is for a goal: give one, such as --target-speedup 1.5"),
+        (["--target-speedup", "2", "--target", "fast"], None),
+        (["--target-params", "0.5", "--circuit", "c.json"], "looks for its own deletions: leave out --circuit"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path, capsys, options, said):
+    assert main(["demo", "--out", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+    assert said is None or said in error
+    assert not (tmp_path / "out").exists()
