@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitfx.checkpoint import load_model
 from vitfx.errors import UserError
 from vitfx.export import export_onnx
+from vitfx.lowering import normalised_pixels, plain_pixels
 from vitfx.preprocess import Preprocess
 from vitfx.runtime import open_session
 
@@ -25,6 +26,8 @@ class Contender:
 
     module: None where there is no torch form, and then no_module says why. onnx: the file's bytes.
     data: the data set that the model names for itself.
+    own: what the model wants of its images, where its mean or standard deviation is another than `preprocess` has, in
+    which the images come.
     """
 
     name: str
@@ -35,6 +38,13 @@ class Contender:
     preprocess: Preprocess | None
     classes: tuple[str, ...] | None
     data: str | None
+    own: Preprocess | None = None
+
+    def adapted(self, pixels: Tensor) -> Tensor:
+        """Images (B, C, H, W) prepared by `preprocess` as this model wants them."""
+        if self.own is None or self.preprocess is None:
+            return pixels
+        return normalised_pixels(plain_pixels(pixels, self.preprocess), self.own)
 
 
 def load_contenders(models: Sequence[str]) -> tuple[Contender, ...]:
@@ -122,12 +132,18 @@ def _with_distinct_names(contenders: Sequence[Contender]) -> tuple[Contender, ..
 
 
 def _with_one_preprocess(contenders: Sequence[Contender]) -> tuple[Contender, ...]:
-    known = {one.preprocess: one.name for one in contenders if one.preprocess is not None}
+    """All take the first one's images; mean and standard deviation are changed for those that have others."""
+    known = [one for one in contenders if one.preprocess is not None]
     if not known:
         raise UserError("none of the models says how its images are prepared: give at least one that vitfx wrote")
-    if len(known) > 1:
-        raise UserError(
-            f"the models {' and '.join(known.values())} prepare images differently: give models of the same size"
-        )
-    (preprocess,) = known
-    return tuple(replace(one, preprocess=preprocess) for one in contenders)
+    common = known[0].preprocess
+    assert common is not None
+    found = []
+    for one in contenders:
+        own = one.preprocess
+        if own is not None and replace(own, mean=common.mean, std=common.std) != common:
+            raise UserError(
+                f"the models {known[0].name} and {one.name} prepare images differently: give models of the same size"
+            )
+        found.append(replace(one, preprocess=common, own=None if own == common else own))
+    return tuple(found)

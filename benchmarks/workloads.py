@@ -68,14 +68,15 @@ def forward(variant: Variant, contender: Contender, threads: int) -> Callable[[T
     """pixels (B, C, H, W) on the CPU -> logits (B, K) on the CPU, for any B. Raises UnavailableError."""
     if variant.runtime == "onnxruntime":
         try:
-            return open_session(contender.onnx, variant.device, threads=threads).run
+            session = open_session(contender.onnx, variant.device, threads=threads)
         except UserError as error:
             raise UnavailableError(str(error)) from error
+        return lambda pixels: session.run(contender.adapted(pixels))
     module = _module(contender).to(variant.device)
 
     def run(pixels: Tensor) -> Tensor:
         with torch.inference_mode():
-            return module(pixels.to(variant.device)).cpu()
+            return module(contender.adapted(pixels).to(variant.device)).cpu()
 
     return run
 

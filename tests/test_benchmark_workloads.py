@@ -1,13 +1,16 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from benchmarks import workloads
-from benchmarks.contenders import load_contenders
-from benchmarks.workloads import UnavailableError, Variant, prepare, to_float16, variants
+from benchmarks.contenders import _with_one_preprocess, load_contenders
+from benchmarks.workloads import UnavailableError, Variant, forward, prepare, to_float16, variants
 from tests.benchmark_folder import COMPILED, CPU, EAGER, ONNX, linear, write_folder
 from vitfx.device import GPU
 from vitfx.errors import UserError
+from vitfx.lowering import Normalising
 from vitfx.runtime import open_session
 
 
@@ -102,3 +105,19 @@ def test_graph_break_is_not_called_compiled():
 def test_defect_of_a_model_in_torch_is_not_hidden():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         prepare(EAGER, linear("a", nn.Linear(4, 2)), torch.zeros(2, 3), 1)
+
+
+def test_a_model_of_plain_pixels_gets_plain_pixels(out, tmp_path):
+    """The other model normalises by itself: given the first one's images, it answers as on its own."""
+    first = load_contenders([str(out)])[0]
+    plain = replace(first.preprocess, mean=(0.0,) * 3, std=(1.0,) * 3)
+    other = replace(first, name="plain", preprocess=plain, module=Normalising(first.module, first.preprocess))
+    one, two = _with_one_preprocess([first, other])
+    assert one.own is None
+    assert two.preprocess == first.preprocess
+    assert two.own == plain
+    pixels = torch.randn(2, 3, 16, 16)
+    way = Variant("torch", CPU)
+    torch.testing.assert_close(forward(way, two, 1)(pixels), forward(way, one, 1)(pixels))
+    with pytest.raises(UserError, match="prepare images differently"):
+        _with_one_preprocess([first, replace(other, preprocess=replace(plain, size=(8, 8)))])

@@ -113,14 +113,19 @@ class Normalising(nn.Module):
         self.module, self.preprocess = module, preprocess
 
     def forward(self, pixels: Tensor) -> Tensor:
-        mean, std = _columns(self.preprocess, pixels)
-        return self.module((pixels - mean) / std)
+        return self.module(normalised_pixels(pixels, self.preprocess))
 
 
 def plain_pixels(pixels: Tensor, preprocess: Preprocess) -> Tensor:
     """Normalised pixels (B, C, H, W) as they were before mean and standard deviation: 0 to 1."""
     mean, std = _columns(preprocess, pixels)
     return pixels * std + mean
+
+
+def normalised_pixels(pixels: Tensor, preprocess: Preprocess) -> Tensor:
+    """The reverse: pixels of 0 to 1 with mean and standard deviation taken out."""
+    mean, std = _columns(preprocess, pixels)
+    return (pixels - mean) / std
 
 
 def _columns(preprocess: Preprocess, pixels: Tensor) -> tuple[Tensor, Tensor]:

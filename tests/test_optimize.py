@@ -1,0 +1,150 @@
+"""The optimize command, from its arguments to its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import vitfx.optimize_bench
+from tests.prune_runs import GREY, SIZES, artifact, checkpoint, model
+from vitfx.checkpoint import save_checkpoint
+from vitfx.export import ExportMismatch
+from vitfx.latency import Ratio
+from vitfx.optimize import main
+from vitfx.optimize_bench import fastest
+from vitfx.optimize_job import RESULTS
+from vitfx.preprocess import Preprocess
+from vitfx.verify import VerificationError
+
+
+def quick(patch: pytest.MonkeyPatch) -> None:
+    for rounds in ("_ROUNDS", "_CHOOSING_ROUNDS"):
+        patch.setattr(vitfx.optimize_bench, rounds, 2)
+    patch.setattr(vitfx.optimize_bench, "_SECONDS", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
+
+
+def logits(path: Path, pixels: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {"pixels": pixels})[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run: several rewrites, all forms, each rewrite alone."""
+    folder = tmp_path_factory.mktemp("optimized")
+    with pytest.MonkeyPatch.context() as patch:
+        quick(patch)
+        command = [str(checkpoint(folder / "vit.pt")), "--out", str(folder / "out"), "--batch", "1,3"]
+        assert main([*command, "--rewrites", "narrow_to_cls,pack_qkv,gemm"]) == 0
+    return folder / "out"
+
+
+def test_the_files_and_the_same_logits(folder: Path) -> None:
+    assert {one.name for one in folder.iterdir()} == set(RESULTS)
+    pixels = np.random.default_rng(0).normal(size=(5, 1, 8, 8)).astype("float32")
+    plain, fast = (logits(folder / name, pixels) for name in ("baseline.onnx", "optimized.onnx"))
+    with torch.no_grad():
+        expected = model()(torch.from_numpy(pixels)).numpy()
+    np.testing.assert_allclose(plain, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(fast, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_report_says_what_was_done_and_measured(folder: Path) -> None:
+    report = json.loads((folder / "report.json").read_text())
+    assert set(report["time_left"]) == {"1", "3"}
+    assert set(report["forms"]) == {"standard", "standard-packed", "multihead", "multihead-packed", "packed"}
+    assert report["form"] in report["forms"]
+    assert report["verify"]["float64"] < 1e-10
+    assert report["verify"]["onnx"] < 1e-4
+    steps = {one["name"]: one for one in report["rewrites"]}
+    assert {"narrow_to_cls", "gemm", f"form {report['form']}"} <= set(steps)
+    for one in steps.values():
+        assert set(one["alone"]) == ({"3"} if one["changed"] else set())
+    assert {"torch", "onnxruntime", "cpu", "device"} <= set(report["environment"])
+    text = (folder / "report.md").read_text()
+    assert "| narrow_to_cls alone | – | " in text
+    assert "torch.onnx.export of the module" in text
+
+
+def test_plain_pixels(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "vit.pt")
+    out = tmp_path / "out"
+    command = [str(path), "--out", str(out), "--batch", "2", "--quick", "--plain-pixels", "--form", "standard"]
+    assert main(command) == 0
+    plain = np.random.default_rng(0).uniform(size=(3, 1, 8, 8)).astype("float32")
+    normalised = ((plain - GREY.mean[0]) / GREY.std[0]).astype("float32")
+    np.testing.assert_allclose(
+        logits(out / "optimized.onnx", plain), logits(out / "baseline.onnx", normalised), rtol=1e-4, atol=1e-4
+    )
+    told = {name: _preprocess(out / name) for name in ("baseline.onnx", "optimized.onnx")}
+    assert told["baseline.onnx"] == GREY
+    assert told["optimized.onnx"].mean == (0.0,)
+    assert told["optimized.onnx"].std == (1.0,)
+
+
+def _preprocess(path: Path) -> Preprocess:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return Preprocess.from_json(json.loads(session.get_modelmeta().custom_metadata_map["preprocess"]))
+
+
+def test_nothing_rewritten_an_artifact_and_no_data(tmp_path: Path) -> None:
+    path = tmp_path / "vit.pt"
+    save_checkpoint(
+        path, factory="vitfx.models:ViT", kwargs=SIZES, state_dict=model().state_dict(), preprocess=GREY, data=None
+    )
+    out = tmp_path / "none"
+    assert main([str(path), "--out", str(out), "--batch", "2", "--rewrites", "none"]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["form"] == "exported"
+    assert report["rewrites"] == []
+    assert report["images"] == {"count": 16, "of": "noise"}
+    again = [str(artifact(tmp_path / "artifact.pt")), "--out", str(out), "--batch", "2", "--quick"]
+    assert main([*again, "--form", "standard"]) == 2
+    assert main([*again, "--form", "standard", "--force"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--rewrites", "fold_everything"], "--rewrites fold_everything is no rewrite: give all, none, or some of"),
+        (["--form", "packed", "--portable"], "--form packed has operators of ONNX Runtime's own"),
+        (["--form", "packed", "--rewrites", "gemm"], "--form packed needs the rewrite pack_qkv"),
+        (["--batch", "8;64"], "--batch 8;64 is no list of batch sizes"),
+        (["--batch", "0"], "--batch 0 is no list of batch sizes"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(
+    options: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--out", str(tmp_path / "out"), *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {sentence}")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("error", [VerificationError("fold_norms is wrong"), ExportMismatch("it is off")])
+def test_a_failed_proof_is_exit_code_1(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("vitfx.optimize.run_optimize", fail)
+    assert main([str(checkpoint(tmp_path / "vit.pt")), "--out", str(tmp_path / "out")]) == 1
+    assert str(error) in capsys.readouterr().err
+
+
+def test_the_fastest_form_is_so_over_all_batches() -> None:
+    slow, fast, mixed = Ratio(0.9, 0.9), Ratio(0.8, 0.8), Ratio(0.7, 0.7)
+    assert fastest({"a": {1: slow, 8: fast}, "b": {1: slow, 8: mixed}, "c": {1: slow, 8: slow}}) == "b"
