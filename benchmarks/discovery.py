@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from vitfx.journal import NoJournal
 from vitfx.machine import environment, load_average
 from vitfx.progress import Watcher, console_watcher
 from vitfx.search import Limits
-from vitfx.settings import Settings
+from vitfx.settings import RANKING, Settings
 
 METHODS = ("acdc", "eap-acdc")
 EXAMPLE = """example:
@@ -41,7 +41,7 @@ Without --circuit the method is run over the whole graph, and its time is measur
 sample of edges in between, off the method's clock. With --circuit nothing is decided anew: the circuit's decisions are
 taken one after the other, and at a sample of them exact ACDC and the naive loop are asked in turn. That gives the time
 of exact ACDC where a whole run would take hours (extrapolated, and called so), and how often the circuit decided as
-ACDC would have done at the same state."""
+ACDC would have done at the same state. A circuit that a ranking method found will do as well, with --tau."""
 
 
 @dataclass(frozen=True)
@@ -184,11 +184,14 @@ def _circuit(path: Path, given: dict[str, Any]) -> tuple[Circuit, Settings]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--circuit {path} can't be read: give a circuit.json that vitfx wrote") from error
     settings = settings_of(circuit)
-    if settings.method not in METHODS:
-        raise UserError(f"--circuit {path} was found by {settings.method}: give one that acdc or eap-acdc found")
+    if settings.method in RANKING and "tau" in given:
+        # What ranks has a threshold of its own, if any; ACDC is asked at this one.
+        settings = replace(settings, method="acdc", metric="kl", remove=None, tau=given["tau"])
     for name, value in given.items():
         if value != (found := getattr(settings, name)):
             raise UserError(f"--{name} {value} is not what --circuit was found with, {found}: leave --{name} out")
+    if settings.method in RANKING:
+        raise UserError(f"--circuit {path} was found by {settings.method}: give --tau, at which ACDC is to be asked")
     return circuit, settings
 
 

@@ -159,21 +159,26 @@ class Walk:
 def walk(
     engine: Engine, naive: Naive, decisions: Sequence[Decision], chosen: set[int], limits: Limits, report: Report
 ) -> Walk:
-    """Takes all decisions as they are, and asks the engine and the naive loop about the chosen ones in turn.
+    """Takes all decisions as they are, reader by reader, and asks the engine and the naive loop about the chosen ones
+    in turn. The edges of a reader are taken in the order of `decisions`.
 
-    Raises UserError where the decisions are not those of a walk over this graph.
+    Raises UserError where the decisions are not those of this graph's edges.
     """
     walked = _Walker(naive, chosen, limits)
     visits = iter(engine.visits())
+    by_reader: dict[Reader, list[Decision]] = {}
+    for one in decisions:
+        by_reader.setdefault(one.edge.reader, []).append(one)
     seconds, start = 0.0, 0
     while True:
         spent, visit = naive.timed(lambda: next(visits, None))
         seconds += spent
         if visit is None:
             return Walk(walked.samples, seconds)
-        own = decisions[start : start + len(visit.writers)]
-        if {one.edge for one in own} != {Edge(writer, visit.reader) for writer in visit.writers}:
-            raise UserError("--circuit does not decide reader by reader: give one that acdc or eap-acdc found")
+        writers = set(visit.writers)
+        own = [one for one in by_reader.get(visit.reader, []) if one.edge.writer in writers]
+        if len(own) != len(writers):
+            raise UserError(f"--circuit does not decide all edges of {visit.reader.name}: give one of this model")
         walked.visit(visit, own, start)
         start += len(own)
         report(start, len(decisions))

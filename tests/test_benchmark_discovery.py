@@ -109,11 +109,21 @@ def test_eap_acdc_is_held_against_the_state_of_each_edge(model):
     assert agreement(sampler.samples) == agreement(walked.samples)
 
 
-def test_a_circuit_of_another_walk_is_refused(model):
+def test_a_ranked_circuit_is_walked_reader_by_reader(model):
+    one = subject(model, "qkv")
+    decisions = [Decision(edge, index % 3 > 0, 0.0, None, ATTRIBUTED) for index, edge in enumerate(one.graph.edges())]
+    everything = set(range(len(decisions)))
+    walked = walk(one.engine(), naive_of(one), decisions, everything, Limits(1e-3), report)
+    assert [sample.position for sample in walked.samples] == sorted(everything)
+    assert {sample.decision for sample in walked.samples} == set(decisions)
+    assert all(sample.engine.kept == sample.naive.kept for sample in walked.samples)
+
+
+def test_a_circuit_of_other_edges_is_refused(model):
     one = subject(model, "qkv")
     decisions = [Decision(edge, True, 0.0, None, ATTRIBUTED) for edge in one.graph.edges()]
-    with pytest.raises(UserError, match="does not decide reader by reader"):
-        walk(one.engine(), naive_of(one), decisions, {0}, Limits(1e-3), report)
+    with pytest.raises(UserError, match="does not decide all edges of logits"):
+        walk(one.engine(), naive_of(one), decisions[:-1], {0}, Limits(1e-3), report)
 
 
 def sample(sublayer, kept, naive_kept, seconds, basis=EXACT, idle=False, removing=None):
@@ -195,7 +205,7 @@ def test_command_runs_a_method_and_then_its_circuit(model, tmp_path, capsys):
         (["--circuit", "nowhere.json"], "--circuit nowhere.json can't be read"),
         (["--circuit", "CIRCUIT", "--tau", "0.5"], "--tau 0.5 is not what --circuit was found with, 0.001: leave"),
         (["--circuit", "CIRCUIT", "--method", "acdc"], "--method is for a run"),
-        (["--circuit", "RANKED"], "was found by eap: give one that acdc or eap-acdc found"),
+        (["--circuit", "RANKED"], "was found by eap: give --tau, at which ACDC is to be asked"),
         (["--circuit", "CIRCUIT"], "--circuit was found on another model or other images"),
     ],
 )
