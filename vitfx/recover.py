@@ -1,0 +1,187 @@
+"""Retrain a pruned model: it learns from the unpruned one, from labels, or both, and never ends worse than it began."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from rich.console import Console
+
+from vitfx.arch import KNOWN_ARCHES
+from vitfx.checkpoint import load_model
+from vitfx.deployment import default_deployment, read_rewrites
+from vitfx.device import NAMES, pick_device
+from vitfx.distill import LOSSES
+from vitfx.errors import UserError
+from vitfx.export import ExportMismatch
+from vitfx.files import check_output
+from vitfx.inputs import open_inputs
+from vitfx.options import add_rewrites
+from vitfx.pixel_cache import default_cache
+from vitfx.progress import console_watcher
+from vitfx.recover_job import STATE, RecoverJob, run_recover
+from vitfx.recover_report import to_table
+from vitfx.recover_settings import AUGMENTS, RecoverSettings
+from vitfx.train_config import PRECISIONS
+from vitfx.trainable import ONLY
+from vitfx.verify import VerificationError
+
+_EXAMPLES = """examples:
+  python -m vitfx.recover small/pruned.pt --teacher vit.pt --data tiny-imagenet-200/ --minutes 30
+  python -m vitfx.recover small/pruned.pt --teacher vit.pt --data photos/ --epochs 5 --loss both --also-baseline
+  python -m vitfx.recover small/pruned.pt --teacher vit.pt --data unlabelled/ --epochs 2 --only lora
+
+What is kept is the best of several looks at training images that were held out, the one before the first step among
+them. The folder has pruned.pt, which can be pruned and retrained again, pruned.onnx, baseline.onnx and the report. The
+same command goes on where it was stopped."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    console = Console()
+    try:
+        with console_watcher(console) as watcher:
+            job = _open(options, list(sys.argv[1:] if arguments is None else arguments))
+            report = run_recover(job, watcher)
+        console.print(to_table(report))
+        for line in (report["recovery"]["sentence"], f"{job.out}/ has the retrained model and the report"):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except VerificationError as error:
+        print(f"error: a proof failed: {error}", file=sys.stderr)
+        return 1
+    except ExportMismatch as error:
+        print(f"error: the exported file failed its check and was removed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vitfx.recover",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("model", metavar="PRUNED", help="pruned.pt of vitfx.prune, or of an earlier run of this command")
+    add("--teacher", required=True, help="the model that it was pruned from: checkpoint, weights, .pt2, folder, demo")
+    add("--data", help="images, labelled or not: a folder, an .npz, or digits (default: what the artifact names)")
+    add("--epochs", type=float, help="passes over the training images")
+    add("--minutes", type=float, help="in place of epochs: of the wall clock, for the retraining; the rate follows it")
+    add("--out", type=Path, help="folder for the results (default: PRUNED's folder with -recovered)")
+    add("--force", action="store_true", help="replace earlier results, or a run that was stopped")
+    add(
+        "--also-baseline", action="store_true", help="the unpruned model gets as many steps, by labels, to compare with"
+    )
+    _add_training(parser)
+    add = parser.add_argument_group("running").add_argument
+    add("--device", default="auto", help=f"{NAMES} (default auto)")
+    add("--precision", choices=PRECISIONS, help="auto measures on a CPU whether bf16 is faster (default auto)")
+    add("--samples", type=int, default=100_000, help="training images at most (default 100,000)")
+    add("--eval-samples", type=int, default=2000, help="test images at most, 0 for all (default 2000)")
+    add("--save-seconds", type=float, default=120, help="time between states to go on from (default 120)")
+    add("--cache", type=Path, help=f"folder for decoded images (default {default_cache()})")
+    add("--arch", help=f"what bare weights of the teacher are of: {KNOWN_ARCHES}")
+    add("--trust-pickle", action="store_true", help="load a pickled teacher, which may run any code")
+    add_rewrites(parser)
+    return parser
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    """Fields of `RecoverSettings`; what is not given is None."""
+    add = parser.add_argument_group("training").add_argument
+    default = RecoverSettings(epochs=1)
+    add(
+        "--loss",
+        choices=LOSSES,
+        help="kd, the teacher's logits, without labels; ce, cross-entropy with labels; both (default kd)",
+    )
+    add("--temperature", type=float, help=f"of the teacher's logits (default {default.temperature:g})")
+    add("--ce-share", type=float, help=f"of cross-entropy in both, 0 to 1 (default {default.ce_share:g})")
+    add(
+        "--hidden",
+        type=float,
+        nargs="?",
+        const=1.0,
+        metavar="WEIGHT",
+        help="also teach the stream behind each surviving sublayer, with this weight (1 where none is named)",
+    )
+    add(
+        "--only",
+        choices=ONLY,
+        help="what is trained: all; compensating, the projections with which survivors write; norms-and-biases; "
+        "neighbours, the sublayers next to what was deleted; lora, low-rank adapters, merged at the end (default all)",
+    )
+    add("--rank", type=int, help=f"of the adapters (default {default.rank})")
+    add("--lr", type=float, help="highest learning rate (default 1e-4; 3e-4 compensating; 1e-3 lora, norms-and-biases)")
+    add("--batch", type=int, help=f"images a step (default {default.batch})")
+    add(
+        "--augment",
+        choices=AUGMENTS,
+        help="none; flip, mirror images in turn, the teacher's answers kept; crop, random crops, the teacher asked "
+        "anew; auto, flip where the teacher answers mirror images alike, else none (default auto)",
+    )
+    add("--checks", type=int, help=f"looks at held-out images, fewer in little time (default {default.checks})")
+    add("--held-out", type=int, help=f"training images for that, at most (default {default.held_out})")
+    add("--patience", type=int, help=f"looks better in nothing after which it stops (default {default.patience})")
+    add("--seed", type=int, help="of all draws (default 0)")
+
+
+def _open(options: argparse.Namespace, arguments: list[str]) -> RecoverJob:
+    """Everything that can be wrong with what the user gave is found here or while tracing: nothing is written yet."""
+    given = {one.name: getattr(options, one.name) for one in fields(RecoverSettings) if hasattr(options, one.name)}
+    settings = RecoverSettings(**{name: value for name, value in given.items() if value is not None})
+    for name, least in (("eval_samples", 0), ("samples", 1), ("save_seconds", 0)):
+        if not getattr(options, name) >= least:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name):g}: give {least} or more")
+    rewrites = read_rewrites(options.rewrites)
+    out = options.out or _default_out(Path(options.model))
+    check_output(out, force=options.force, unfinished=STATE)
+    device = pick_device(options.device)
+    # What says how to load stands for the teacher: the pruned model's file says it itself.
+    own = argparse.Namespace(
+        **{**vars(options), "arch": None, "trust_pickle": False, "image_size": None, "mean": None, "std": None}
+    )
+    inputs = open_inputs(own)
+    teacher = load_model(
+        options.teacher, arch=options.arch, trust_pickle=options.trust_pickle, preprocess=inputs.model.preprocess
+    )
+    if inputs.model.classes and teacher.classes and inputs.model.classes != teacher.classes:
+        raise UserError(f"{options.teacher} has other classes than {options.model}: give the model it was pruned from")
+    evaluation = inputs.splits.evaluation
+    if 0 < options.eval_samples < len(evaluation):
+        evaluation = evaluation.sample(options.eval_samples, settings.seed)
+    return RecoverJob(
+        inputs=inputs,
+        teacher=teacher,
+        evaluation=evaluation,
+        settings=settings,
+        also_baseline=options.also_baseline,
+        deployment=default_deployment(rewrites, device, portable=options.portable),
+        device=device,
+        out=out,
+        cache=options.cache or default_cache(),
+        samples=options.samples,
+        save_seconds=options.save_seconds,
+        force=options.force,
+        command=shlex.join(["python", "-m", "vitfx.recover", *arguments]),
+    )
+
+
+def _default_out(model: Path) -> Path:
+    """Beside the folder of a run, or beside a file that is not named as one's artifact."""
+    return Path(f"{model.resolve().parent.name if model.name == 'pruned.pt' else model.stem}-recovered")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Canonical graphs that also answer with their residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from passes.stream import read_sites
+from vitfx.errors import UserError
+
+
+def shared_sublayers(student: GraphModule, teacher: GraphModule) -> tuple[str, ...]:
+    """The sublayers that both have, in their order. Raises UserError where there are none."""
+    ours = {site.name for site in read_sites(student)}
+    found = tuple(site.name for site in read_sites(teacher) if site.name in ours)
+    if not found:
+        raise UserError("the pruned model has no sublayer in common with the teacher: leave out --hidden")
+    return found
+
+
+class Tapped(nn.Module):
+    """(B, C, H, W) -> logits (B, K), and the streams (B, T, D) behind the named sublayers, by the graph's modules."""
+
+    def __init__(self, graph_module: GraphModule, names: Sequence[str]) -> None:
+        super().__init__()
+        adds = {site.name: site.add for site in read_sites(graph_module)}
+        graph, placed = Graph(), dict[Node, Node]()
+        logits = graph.graph_copy(graph_module.graph, placed)
+        graph.output((logits, tuple(placed[adds[name]] for name in names)))
+        self.graph_module = GraphModule(graph_module, graph)
+
+    def forward(self, pixels: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
+        logits, streams = self.graph_module(pixels)
+        return logits, streams
