@@ -80,6 +80,22 @@ def test_no_more_edges_are_drawn_than_asked_for() -> None:
     assert len(picture_bytes(circuit, ".svg", 5)) < len(picture_bytes(circuit, ".svg", 1000))
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"remove": 0.7}, "70% to remove"),
+        ({"tau": None, "goal": "target-speedup", "value": 1.5}, "target-speedup 1.5"),
+        ({}, "τ = 0.01"),
+    ],
+)
+def test_the_title_says_what_decided(settings: dict[str, object], said: str) -> None:
+    circuit = made_up("head")
+    changed = dataclasses.replace(circuit, settings={**circuit.settings, **settings})
+    found = texts(picture_bytes(changed, ".svg", 10).decode())
+    assert any(said in one for one in found)
+    assert ("τ" in said) == any("τ" in one for one in found)
+
+
 def test_a_dollar_in_a_setting_is_a_dollar() -> None:
     circuit = dataclasses.replace(made_up("head"), settings={"method": "a$b$"})
     assert any(one.startswith("a$b$") for one in texts(picture_bytes(circuit, ".svg", 0).decode()))

@@ -86,7 +86,11 @@ def _compose(left: Panel, right: Sequence[Panel], texts: tuple[str, str, str]) -
 def _title(circuit: Circuit) -> str:
     known = circuit.settings
     parts = [f"{known.get('method', 'circuit')}"]
-    if known.get("tau") is not None:
+    if known.get("remove") is not None:
+        parts.append(f"{known['remove']:.0%} to remove")
+    elif known.get("goal") is not None:
+        parts.append(f"{known['goal']} {known.get('value')}")
+    elif known.get("tau") is not None:
         parts.append(f"τ = {known['tau']:g}" if isinstance(known["tau"], int | float) else f"τ = {known['tau']}")
     if "granularity" in known:
         parts.append(f"{known['granularity']} graph")
