@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from vitfx.files import write_aside
 from vitfx.image_set import Images, ImageSet
 from vitfx.latency import Ratio, Timing, ratio, time_interleaved
 from vitfx.lowering import lower
+from vitfx.number_format import FP32, HALVES
 from vitfx.plan_file import PLAN_FILES, write_plan
 from vitfx.progress import Watcher
 from vitfx.runtime import OnnxModel, open_session
@@ -44,7 +45,8 @@ _SECONDS = 4.0
 class Measured:
     """What the two ONNX files did on the runtime. timings and ratios: by batch; a ratio is baseline by pruned.
 
-    onnx_error: greatest |onnx − torch| by the greatest |torch| of the two files. deployment: see `Written`.
+    onnx_error: greatest |onnx − torch| by the greatest |torch| of the two files. deployment: see `Written`. precision:
+    how a third file, in other numbers, was made; its scores and timings are named after it.
     """
 
     provider: str
@@ -53,6 +55,7 @@ class Measured:
     ratios: Mapping[int, Ratio]
     onnx_error: float
     deployment: Mapping[str, Any] = field(default_factory=dict)
+    precision: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def write_files(
     provenance = _provenance(pruned, model)
     save_artifact(folder / "pruned.pt", pruned.module, model.preprocess, model.classes, model.data, provenance)
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in provenance.items()}
-    metadata["preprocess"] = json.dumps(model.preprocess.to_json())
+    metadata |= {"preprocess": json.dumps(model.preprocess.to_json()), "precision": FP32}
     if model.classes is not None:
         metadata["classes"] = json.dumps(model.classes)
     example = images.pixels[:2]
@@ -112,9 +115,17 @@ def _provenance(pruned: Pruned, model: LoadedModel) -> dict[str, Any]:
     }
 
 
-def measure(folder: Path, evaluation: ImageSet, device: torch.device, onnx_error: float, watcher: Watcher) -> Measured:
-    """Runs both ONNX files over the evaluation images and times them, taking turns, on ONNX Runtime."""
-    sessions = {name: open_session(folder / f"{name}.onnx", device) for name in ("baseline", "pruned")}
+def measure(
+    folder: Path,
+    evaluation: ImageSet,
+    device: torch.device,
+    onnx_error: float,
+    watcher: Watcher,
+    others: Sequence[str] = (),
+) -> Measured:
+    """Runs both ONNX files, and `others` beside them, over the evaluation images and times them, taking turns, on ONNX
+    Runtime."""
+    sessions = {name: _open(folder / f"{name}.onnx", device) for name in ("baseline", "pruned", *others)}
     wait = partial(synchronize, device)
     scores = evaluate(
         {name: session.run for name, session in sessions.items()},
@@ -127,6 +138,10 @@ def measure(folder: Path, evaluation: ImageSet, device: torch.device, onnx_error
     timings = {batch: _time(sessions, sample, batch, device, watcher) for batch in LATENCY_BATCHES}
     ratios = {batch: ratio(found["baseline"], found["pruned"]) for batch, found in timings.items()}
     return Measured(sessions["pruned"].provider, scores, timings, ratios, onnx_error)
+
+
+def _open(path: Path, device: torch.device) -> OnnxModel:
+    return open_session(path, device, layouts=path.name not in HALVES)
 
 
 def _time(

@@ -22,6 +22,7 @@ from vitfx.image_set import Images, ImageSet
 from vitfx.inputs import Inputs
 from vitfx.journal import FileJournal
 from vitfx.machine import environment
+from vitfx.number_format import FP32, write_precision
 from vitfx.progress import Watcher
 from vitfx.report import make_report, to_markdown
 from vitfx.settings import Settings
@@ -33,7 +34,8 @@ class Job:
 
     compensate, compensate_samples: what makes up for the dead, and on how many images it is fitted, at most.
     circuit, circuit_file: what stands in place of discovery, if anything does; the settings are its own then. goal:
-    what is looked for in place of discovery, and where it is measured. deployment: how pruned.onnx is made."""
+    what is looked for in place of discovery, and where it is measured. speeds: of a sweep, rising; the goal is the last
+    then. deployment: how pruned.onnx is made. precision: of a third ONNX file, none for "fp32"."""
 
     inputs: Inputs
     evaluation: ImageSet
@@ -47,6 +49,8 @@ class Job:
     circuit: Circuit | None = None
     circuit_file: Path | None = None
     goal: tuple[Goal, Target] | None = None
+    precision: str = FP32
+    speeds: tuple[float, ...] = ()
 
 
 def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
@@ -62,8 +66,10 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
         job.out.mkdir(parents=True, exist_ok=True)
     remove_results(job.out, RESULTS)
     written = write_files(job.out, pruned, job.inputs.model, images, job.deployment, watcher)
-    measured = measure(job.out, job.evaluation, job.device, written.onnx_error, watcher)
-    measured = replace(measured, deployment=written.deployment)
+    made = write_precision(job.out, job.precision, images.pixels)
+    others = [Path(made["file"]).stem] if made else []
+    measured = measure(job.out, job.evaluation, job.device, written.onnx_error, watcher, others)
+    measured = replace(measured, deployment=written.deployment, precision=made)
     settings = {
         "model": job.inputs.model.source,
         "arch": job.inputs.arch,
@@ -75,6 +81,7 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
         "target": str(job.goal[1]) if job.goal else None,
         "compensate": pruned.compensation.kind,
         "compensate_samples": pruned.compensation.images,
+        "precision": job.precision,
         "device": str(job.device),
     }
     report = make_report(pruned, measured, images, settings, environment())

@@ -30,6 +30,7 @@ from vitfx.image_set import Images
 from vitfx.inputs import open_inputs
 from vitfx.job import Job, run_job
 from vitfx.journal import NoJournal
+from vitfx.number_format import FP32, PRECISIONS, check_precision
 from vitfx.options import add_discovery, add_inputs, add_loading, add_rewrites, given_settings, make_settings, threshold
 from vitfx.progress import Silent, Watcher, console_watcher
 from vitfx.report import to_table
@@ -142,6 +143,7 @@ def _open(options: argparse.Namespace) -> Job:
     out = _out(options, settings, goal and goal[0])
     check_output(out, force=options.force)
     device = pick_device(options.device)
+    check_precision(options.precision, device)
     inputs = open_inputs(options)
     evaluation = inputs.splits.evaluation
     if 0 < options.eval_samples < len(evaluation):
@@ -149,7 +151,7 @@ def _open(options: argparse.Namespace) -> Job:
     compensate = (options.compensate, options.compensate_samples)
     runs_on = device if goal is None else pick_device(goal[1].device)
     deployment = default_deployment(rewrites, runs_on, portable=options.portable)
-    chosen = (*compensate, deployment, circuit, options.circuit, goal)
+    chosen = (*compensate, deployment, circuit, options.circuit, goal, options.precision)
     return Job(inputs, evaluation, settings, device, out, options.force, *chosen)
 
 
@@ -189,6 +191,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--compensate-samples", type=int, default=512, help="images to fit survivors on, at most (default 512)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=FP32,
+        help="int8 (CPU) and fp16 (GPU) write pruned.onnx in these numbers as well, pruned-int8.onnx or "
+        "pruned-fp16.onnx, with accuracy and time of its own in the report; int8's ranges are calibrated on the "
+        "calibration images (default fp32)",
     )
     add_goal(parser)
     add_discovery(parser)

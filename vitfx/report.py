@@ -12,6 +12,7 @@ from passes.cost import Cost
 from vitfx.compile import Pruned
 from vitfx.deliver import Measured
 from vitfx.image_set import Images
+from vitfx.number_format import precision_line, precision_record
 
 Row = tuple[str, str, str, str]
 
@@ -45,6 +46,7 @@ def make_report(
         },
         "verify": {**pruned.verification.to_json(), "onnx": measured.onnx_error},
         "deployment": dict(measured.deployment),
+        "precision": precision_record(measured.precision, measured.scores, measured.timings),
         "notes": list(pruned.notes),
         "settings": dict(settings),
         "environment": dict(environment),
@@ -113,6 +115,24 @@ def rows(report: Mapping[str, Any]) -> list[Row]:
     for batch, speedup in report["speedup_by_batch"].items():
         times = (old["latency_ms"][batch], new["latency_ms"][batch])
         table.append((f"ms at batch {batch}", _digits(times[0]), _digits(times[1]), _faster(speedup)))
+    return table + _precision_rows(report)
+
+
+def _precision_rows(report: Mapping[str, Any]) -> list[Row]:
+    """The third file against the baseline."""
+    old, new = report["baseline"], report["precision"]
+    if new is None:
+        return []
+    table: list[Row] = []
+    name = new["name"]
+    if old["accuracy"] is not None:
+        points = 100 * (new["accuracy"] - old["accuracy"])
+        table.append((f"{name}: top-1", f"{old['accuracy']:.2%}", f"{new['accuracy']:.2%}", f"{points:+.2f} points"))
+    table.append((f"{name}: KL from the original", "0", f"{new['kl']:.4f}", ""))
+    table.append((f"{name}: agreement with the original", "100.00%", f"{new['agreement']:.2%}", ""))
+    for batch, speedup in new["speedup_by_batch"].items():
+        times = (old["latency_ms"][batch], new["latency_ms"][batch])
+        table.append((f"{name}: ms at batch {batch}", _digits(times[0]), _digits(times[1]), _faster(speedup)))
     return table
 
 
@@ -142,6 +162,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f"float32; ONNX against torch {verify['onnx']:.1e}; parameters and FLOPs as the plan predicts.",
         *_compensation(report["compensation"]["sentence"]),
         *_deployment(report["deployment"]),
+        *precision_line(report["precision"]),
         *(f"- {note}" for note in report["notes"]),
         "",
         "## Settings",
