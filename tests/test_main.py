@@ -18,7 +18,7 @@ def test_the_commands_are_listed(capsys: pytest.CaptureFixture[str], arguments: 
     assert "\n  discover  Discover a ViT's circuit" in said
     assert "\n  optimize  Make a trained ViT faster" in said
     assert "\n  prune     Prune a trained ViT" in said
-    assert "\n  train     Train a small Vision Transformer" in said
+    assert "\n  train     Train a Vision Transformer on images" in said
 
 
 def test_listing_does_not_wait_for_torch() -> None:
@@ -46,4 +46,4 @@ def test_a_commands_exit_code_is_passed_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vitfx", "train", "--data", "letters", "--out", str(tmp_path / "model.pt")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --data letters cannot be trained on yet")
+    assert done.stderr.startswith("error: --data letters is not there: give a folder")

@@ -41,7 +41,7 @@ def _drawn_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def test_a_training_leaves_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "out"
     assert run(out, *ALL, "--precision", "bf16", epochs=2) == 0
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     assert "of 359 held-out images are classified correctly by the last weights" in said
     assert "epoch 1 of 2: training loss" in said
     assert "precision: bf16, as asked for" in said
@@ -136,7 +136,7 @@ def test_without_matplotlib_it_says_so_and_goes_on(
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run(tmp_path / "out") == 0
-    assert capsys.readouterr().err.count("curves are not drawn") == 1
+    assert capsys.readouterr().out.count("curves are not drawn") == 1
     assert {path.name for path in (tmp_path / "out").iterdir()} == {name for name in FILES if not name.endswith("png")}
 
 
@@ -148,7 +148,7 @@ def test_tensorboard_is_an_option(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--data", "letters"], "the model names the data set 'letters' and there is no folder"),
+        (["--data", "letters"], "--data letters is not there: give a folder of images, an .npz file, or digits"),
         (["--epochs", "0"], "training.epochs is 0: give 1 or more"),
         (["--lr", "nan"], "training.lr is nan"),
         (["--lr", "1e30", "--set", "training.clip=0", "--epochs", "3"], "the loss is "),

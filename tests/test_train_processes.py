@@ -44,6 +44,9 @@ with open_share(torch.device("cpu")) as share:
     codes = [run_few(out, *OPTIONS, epochs=2)]
     Trainer.step = step
     codes.append(run_few(out, *OPTIONS, epochs=2))
+    speak, vitfx.train.let_speak = vitfx.train.let_speak, lambda: None
+    codes.append(run_few(out.parent / "diverged", *OPTIONS, "--lr", "1e30", "--set", "training.clip=0", epochs=3))
+    vitfx.train.let_speak = speak
     (out / f"codes{share.rank}").write_text(str(codes))
     sys.exit(run_few(out, "--batch", "15", "--force"))
 """
@@ -70,7 +73,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Comp
 
 def test_two_processes_train_as_one(two: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     out, _ = two
-    assert [(out / f"codes{rank}").read_text() for rank in range(2)] == ["[130, 0]", "[130, 0]"]
+    assert [(out / f"codes{rank}").read_text() for rank in range(2)] == ["[130, 0, 2]"] * 2
     assert run_few(tmp_path / "one", *OPTIONS, epochs=2) == 0
     shared, alone = history(out), history(tmp_path / "one")
     assert shared["losses"] == pytest.approx(alone["losses"], rel=1e-4)
@@ -88,9 +91,11 @@ def test_two_processes_train_as_one(two: tuple[Path, subprocess.CompletedProcess
 
 
 def test_one_process_speaks(two: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    said = two[1].stderr
+    out, said = two[1].stdout, two[1].stderr
     assert said.count("stopped; the same command goes on") == 1
-    assert said.count("epoch 2 of 2: training loss") == 1
-    assert "going on after step 3, in fp32" in said
+    assert out.count("epoch 2 of 2: training loss") == 1
+    assert "going on after step 3, in fp32" in out
     lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert lines == ["error: training.batch 15 can't be shared by 2 processes: give a multiple"]
+    assert len(lines) == 2
+    assert lines[0].startswith("error: the loss is ")
+    assert lines[1] == "error: training.batch 15 can't be shared by 2 processes: give a multiple"

@@ -106,7 +106,7 @@ def test_ctrl_c_is_one_sentence_and_goes_on(
     assert "Traceback" not in said
     assert len(torch.load(out / "state.pt", weights_only=True)["log"]["losses"]) == stop
     assert run_few(out, *OPTIONS, epochs=3) == 0
-    assert f"going on after step {stop}, in bf16" in capsys.readouterr().err
+    assert f"going on after step {stop}, in bf16" in capsys.readouterr().out
     assert_same_course(out, unbroken)
 
 

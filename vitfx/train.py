@@ -36,7 +36,7 @@ from vitfx.train_loader import default_workers
 from vitfx.train_task import TrainJob
 from vitfx.training_state import STATE
 
-_EXAMPLES = """examples:
+_EXAMPLE = """example:
   python -m vitfx.train --data tiny-imagenet-200/
   python -m vitfx.train --data tiny-imagenet-200/ --epochs 10 --set augmentation.cutmix=0 --out short/
   python -m vitfx.train --data photos/ --init vit_b_16.pth --arch torchvision:vit_b_16 --lr 5e-5 --epochs 5
@@ -74,7 +74,7 @@ _SIZES = ("width", "depth", "heads", "mlp", "patch")
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     first = os.environ.get("RANK", "0") == "0"
-    console = Console(stderr=True, quiet=not first)
+    console = Console(quiet=not first)
     try:
         with first_says(first):
             job = _check(options, list(sys.argv[1:] if arguments is None else arguments))
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m vitfx.train",
         description=(__doc__ or "").splitlines()[0],
-        epilog=_EXAMPLES,
+        epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -147,6 +147,8 @@ def _check(options: argparse.Namespace, arguments: list[str]) -> TrainJob:
         raise UserError(f"--workers {options.workers} is negative: give a number of processes, 0 for none")
     if not options.save_seconds >= 0:
         raise UserError(f"--save-seconds {options.save_seconds:g} is no time: give 0 or more")
+    if options.data != "digits" and not Path(options.data).exists():
+        raise UserError(f"--data {options.data} is not there: give a folder of images, an .npz file, or digits")
     out, model_file = _out(options)
     check_output(out, force=options.force, unfinished=STATE)
     if model_file and model_file.exists() and not options.force and not (out / STATE).exists():

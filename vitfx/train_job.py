@@ -22,7 +22,7 @@ from vitfx.precision import pick_precision
 from vitfx.preprocess import Preprocess
 from vitfx.progress import Watcher
 from vitfx.seeds import derive_seed, seed_generators
-from vitfx.share import on_each, on_first
+from vitfx.share import first_says, on_each, on_first
 from vitfx.tensorboard import Board, NoBoard, TensorBoard, check_tensorboard
 from vitfx.train_files import BOARD, Files
 from vitfx.train_loader import BatchPlan, load_batches
@@ -42,7 +42,7 @@ def run_training(job: TrainJob, share: Share, watcher: Watcher) -> dict[str, Any
     """
     if job.tensorboard:
         check_tensorboard()
-    made, data = _prepare(job, share, watcher)
+    made, data = prepare(job, share, watcher)
     key = _key(job, made, data)
     found = on_first(share, lambda: read_state(job.out / STATE, key, force=job.force))
     log, parts = found or (Log(), None)
@@ -52,7 +52,8 @@ def run_training(job: TrainJob, share: Share, watcher: Watcher) -> dict[str, Any
     else:
         precision, why = parts["precision"], f"going on after step {len(log.losses)}, in {parts['precision']}"
     watcher.say(why)
-    plan = _plan(job, data, share)
+    with first_says(share.rank == 0):
+        plan = make_plan(job, data, share)
     trainer = make_trainer(
         made.module, job.config, made.preprocess, len(data.classes), plan.epoch_steps,
         precision=precision, share=share, device=job.device,
@@ -68,7 +69,7 @@ def run_training(job: TrainJob, share: Share, watcher: Watcher) -> dict[str, Any
     return _finish(job, share, watcher, files, why)
 
 
-def _prepare(job: TrainJob, share: Share, watcher: Watcher) -> tuple[TrainModel, Data]:
+def prepare(job: TrainJob, share: Share, watcher: Watcher) -> tuple[TrainModel, Data]:
     """The model, the same in all processes, and the images, decoded by the first."""
 
     def make() -> tuple[TrainModel, ImageSet, ImageSet, tuple[str, ...], str]:
@@ -105,7 +106,8 @@ def _plan_size(job: TrainJob, count: int, world: int) -> None:
     BatchPlan(count, job.config.training.batch, job.config.training.epochs, 0, 0, world)
 
 
-def _plan(job: TrainJob, data: Data, share: Share) -> BatchPlan:
+def make_plan(job: TrainJob, data: Data, share: Share) -> BatchPlan:
+    """Which of the images this process's steps see."""
     training = job.config.training
     return BatchPlan(len(data.train), training.batch, training.epochs, training.seed, share.rank, share.world)
 
@@ -147,7 +149,8 @@ def _run_loop(
             job.save_seconds,
         )  # fmt: skip
         try:
-            loop.run(batches)
+            with first_says(share.rank == 0):
+                loop.run(batches)
         finally:
             board.close()
 
