@@ -96,8 +96,8 @@ class Comparison:
         calibration = evaluate(models, self.subject.sample, batch=BATCH, progress=self.watcher.bar("calibration"))
         scores = evaluate(models, self.evaluation, batch=BATCH, progress=self.watcher.bar("evaluation"))
         for number, row in enumerate(rows):
-            row |= _scored(scores[str(number)]) | {"calibration_kl": calibration[str(number)].kl}
-        return {WHOLE: _scored(scores[WHOLE]), "rows": rows}
+            row |= scored(scores[str(number)]) | {"calibration_kl": calibration[str(number)].kl}
+        return {WHOLE: scored(scores[WHOLE]), "rows": rows}
 
     def _call(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
         module = module.to(self.device)
@@ -109,8 +109,8 @@ class Comparison:
         return call
 
 
-def _scored(one: Scores) -> dict[str, Any]:
-    """standard_error: of the accuracy, a share of independent images."""
+def scored(one: Scores) -> dict[str, Any]:
+    """Ready for JSON. standard_error: of the accuracy, a share of independent images."""
     accuracy = one.accuracy
     error = None if accuracy is None else math.sqrt(accuracy * (1 - accuracy) / one.images)
     return {

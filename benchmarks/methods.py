@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from rich.console import Console
 from benchmarks.comparison import Comparison
 from benchmarks.methods_table import markdown, table
 from benchmarks.opening import Subject, check_out, open_subject
+from benchmarks.results import read_known, write_record
 from vitfx.device import NAMES, pick_device
 from vitfx.edge_graph import GRANULARITIES
 from vitfx.errors import UserError
@@ -87,7 +87,7 @@ def compare(options: Options, watcher: Watcher) -> dict[str, Any]:
         min(options.evaluation, len(subject.splits.evaluation)), options.settings.seed
     )
     asked = _asked(options, subject, evaluation)
-    known = _known(options.out, asked)
+    known = read_known(options.out, asked, "methods")
     record: dict[str, Any] = {
         "asked": asked,
         "load_average_before": load,
@@ -101,7 +101,7 @@ def compare(options: Options, watcher: Watcher) -> dict[str, Any]:
             continue
         watcher.say(f"{method} …")
         record["methods"][method] = bench.measure(method)
-        write_aside(options.out, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_record(options.out, record)
     record["methods"] = {name: record["methods"][name] for name in (*options.methods, *known)}
     return record
 
@@ -119,20 +119,6 @@ def _asked(options: Options, subject: Subject, evaluation: ImageSet) -> dict[str
         "evaluation_images": len(evaluation),
         "environment": environment() | {"device": str(subject.setup.calibration.clean.device)},
     }
-
-
-def _known(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """The methods that an earlier run has finished. Raises UserError where it was asked something else."""
-    if not out.exists():
-        return {}
-    try:
-        record = json.loads(out.read_text(encoding="utf-8"))
-        same, methods = record["asked"] == asked, dict(record["methods"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{out} is there and is no result of this benchmark: give another name with --out") from error
-    if not same:
-        raise UserError(f"{out} was found with other settings, model, data or machine: give another name with --out")
-    return methods
 
 
 def _options(parsed: argparse.Namespace) -> Options:

@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from benchmarks.tables import markdown_table
+
 _COLUMNS = ("FLOPs deleted", "method", "KL", "agreement", "top-1", "calibration KL", "discovery")
 
 
@@ -26,9 +28,7 @@ def table(record: dict[str, Any]) -> Table:
 
 def markdown(record: dict[str, Any]) -> str:
     """A title, the table and what its columns are."""
-    lines = [_title(record), "", "| " + " | ".join(_COLUMNS) + " |"]
-    lines.append("|" + "|".join(" --- " if number == 1 else " ---: " for number in range(len(_COLUMNS))) + "|")
-    lines += ["| " + " | ".join(cells) + " |" for _, cells in _rows(record)]
+    lines = [_title(record), "", *markdown_table(_COLUMNS, [cells for _, cells in _rows(record)], left=1)]
     machine = record["asked"]["environment"]
     lines += [
         "",

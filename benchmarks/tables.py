@@ -55,3 +55,10 @@ def evaluation_table(evaluations: Evaluations, data: str) -> Table:
             f"{one.seconds / first.seconds:.3f}",
         )
     return table
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """The table's lines; the column numbered `left` is aligned to the left, the others to the right."""
+    rules = (" --- " if number == left else " ---: " for number in range(len(columns)))
+    head = ["| " + " | ".join(columns) + " |", "|" + "|".join(rules) + "|"]
+    return head + ["| " + " | ".join(cells) + " |" for cells in rows]

@@ -1,0 +1,169 @@
+"""What is the same for all peers: model, images, exporter, runtime, and the plain export that times are by."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from benchmarks.comparison import BATCH, scored
+from benchmarks.peer_units import Given
+from passes.cost import measure_cost
+from vitfx.baseline import export_plain
+from vitfx.checkpoint import load_model
+from vitfx.data import open_data
+from vitfx.deployment import NAMES, default_deployment, deploy
+from vitfx.device import pick_device, synchronize
+from vitfx.errors import UserError
+from vitfx.evaluate import evaluate
+from vitfx.frontend import read_module
+from vitfx.goal import Target
+from vitfx.image_set import ImageSet
+from vitfx.latency import ratio, time_interleaved
+from vitfx.machine import environment
+from vitfx.progress import Watcher
+from vitfx.runtime import open_session
+from vitfx.trace import at_rest
+
+_EXAMPLES = 8
+_PLAIN, _THIS = "plain", "this"
+T = TypeVar("T")
+
+
+class Match:
+    """asked: all that a row depends on but its peer and share. original: canonical, on the CPU."""
+
+    def __init__(
+        self,
+        given: Given,
+        original: GraphModule,
+        evaluation: ImageSet,
+        target: Target,
+        rounds: int,
+        facts: dict[str, Any],
+    ) -> None:
+        self.given, self.original, self.evaluation, self.rounds = given, original, evaluation, rounds
+        self.watcher = given.watcher
+        self.examples = given.pixels[:_EXAMPLES].cpu()
+        self.device = pick_device(target.device)
+        self.deployment = default_deployment(NAMES, self.device, portable=False)
+        self.flops = measure_cost(original, self.examples.shape[1:]).flops
+        pixels = given.pixels[: target.batch].cpu()
+        self.batch = pixels.repeat(-(-target.batch // len(pixels)), 1, 1, 1)[: target.batch]
+        model, self.plain_is = export_plain(given.module, original, self.examples[:2], {})
+        self.plain = open_session(model.SerializeToString(), self.device)
+        self._plain_logits = Remembered(self.plain.run)
+        self.asked: dict[str, Any] = facts | {
+            "target": target.to_json(),
+            "deployment": self.deployment.to_json(),
+            "plain": self.plain_is,
+            "rounds": rounds,
+        }
+
+    def measure(self, graph_module: GraphModule) -> dict[str, Any]:
+        """What a canonical graph on the CPU reaches once exported, ready for JSON. speedup: the median over the rounds
+        of the plain export's time by this one's. plain: the plain export's own accuracy on these images."""
+        model = deploy(graph_module, self.deployment, self.examples, {}).model
+        session = open_session(model.SerializeToString(), self.device)
+        scores = evaluate(
+            {_PLAIN: self._plain_logits, _THIS: session.run},
+            self.evaluation,
+            batch=BATCH,
+            progress=self.watcher.bar("evaluation"),
+        )
+        times = time_interleaved(
+            {_PLAIN: self.plain.bind(self.batch), _THIS: session.bind(self.batch)},
+            rounds=self.rounds,
+            synchronize=partial(synchronize, self.device),
+            progress=self.watcher.bar("timing"),
+        )
+        cost = measure_cost(graph_module, self.examples.shape[1:])
+        row = scored(scores[_THIS])
+        # Of the two, only this one's answers were worked out then and there.
+        del row["evaluation_seconds"]
+        return {
+            **row,
+            "plain": scores[_PLAIN].accuracy,
+            "deleted": 1 - cost.flops / self.flops,
+            "parameters": cost.parameters,
+            "heads": cost.heads,
+            "neurons": cost.neurons,
+            "sublayers": cost.sublayers,
+            "speedup": 1 / ratio(times[_THIS], times[_PLAIN]).paired,
+            "times": {name: one.to_json() for name, one in times.items()},
+        }
+
+    def timed(self, call: Callable[[], T]) -> tuple[T, float]:
+        begin = time.perf_counter()
+        found = call()
+        synchronize(self.given.pixels.device)
+        return found, time.perf_counter() - begin
+
+
+class Remembered:
+    """A model that is asked for the same images again and again, and answers each batch once."""
+
+    def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
+        self._call = call
+        self._known: dict[bytes, Tensor] = {}
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        key = hashlib.sha256(pixels.contiguous().numpy().tobytes()).digest()
+        if key not in self._known:
+            self._known[key] = self._call(pixels)
+        return self._known[key]
+
+
+def open_match(
+    model: str,
+    data: str | None,
+    *,
+    samples: int,
+    evaluation: int,
+    target: Target,
+    rounds: int,
+    device: str,
+    seed: int,
+    watcher: Watcher,
+) -> Match:
+    """samples, evaluation: images. Raises UserError where model, data or device can't be used."""
+    runs_on = pick_device(device)
+    loaded = load_model(model)
+    source = data or loaded.data
+    if source is None:
+        raise UserError(f"{model} does not name its data: pass images with --data, a folder, .npz or digits")
+    splits = open_data(source, loaded.preprocess, loaded.classes)
+    sample = splits.calibration.sample(samples, seed)
+    chosen = splits.evaluation.sample(min(evaluation, len(splits.evaluation)), seed)
+    images = sample.load(watcher.bar("loading"))
+    module = at_rest(loaded.module).cpu()
+    original = read_module(module, images.pixels, watcher).graph_module
+    graph_module = copy.deepcopy(original).to(runs_on)
+    pixels = images.pixels.to(runs_on)
+    labels = _answers(graph_module, pixels) if images.labels is None else images.labels.to(runs_on)
+    facts = {
+        "model": {"source": model, "fingerprint": loaded.fingerprint},
+        "data": {
+            "name": splits.name,
+            "calibration": sample.fingerprint(),
+            "evaluation": chosen.fingerprint(),
+        },
+        "samples": samples,
+        "evaluation_images": len(chosen),
+        "seed": seed,
+        "environment": environment() | {"device": str(runs_on)},
+    }
+    given = Given(module, graph_module, pixels, labels, seed, watcher)
+    return Match(given, original, chosen, target, rounds, facts)
+
+
+@torch.no_grad()
+def _answers(graph_module: GraphModule, pixels: Tensor) -> Tensor:
+    return torch.cat([graph_module(batch).argmax(dim=-1) for batch in pixels.split(BATCH)])

@@ -1,0 +1,99 @@
+"""What `benchmarks.peers` found, for the terminal, as Markdown, and as a picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from benchmarks.tables import markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLUMNS = ("asked for", "peer", "FLOPs deleted", "top-1", "KL", "agreement", "time", "speed-up", "made in")
+_LEFT = 1
+
+
+def table(record: dict[str, Any]) -> Table:
+    found = Table(title=_title(record), min_width=80)
+    for number, column in enumerate(_COLUMNS):
+        found.add_column(column, justify="left" if number == _LEFT else "right", no_wrap=number == _LEFT)
+    before = None
+    for row in _sorted(record):
+        if before not in (None, row["share"]):
+            found.add_section()
+        before = row["share"]
+        found.add_row(*_cells(row))
+    return found
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """A title, the table, what its columns are, and why rows are missing."""
+    rows, asked = _sorted(record), record["asked"]
+    machine, target = asked["environment"], asked["target"]
+    lines = [
+        _title(record),
+        "",
+        *markdown_table(_COLUMNS, [_cells(row) for row in rows], left=_LEFT),
+        "",
+        "No training. KL is D_KL(original ‖ smaller) in nats an image; top-1 is followed by its standard error. All is "
+        f"of the exported model on ONNX Runtime {machine['onnxruntime']}, time its median at batch {target['batch']} "
+        f"on {target['device']} ({machine['cpu']}, {machine['cores']} cores), speed-up that of the plain export of the "
+        f"original ({asked['plain']}) by it, in turns. Made in: the seconds of one share, on {machine['device']}.",
+    ]
+    refused = [f"{row['peer']} has no row at {row['share']:.0%}: {row['refused']}." for row in rows if "refused" in row]
+    return "\n".join(lines + ([""] if refused else []) + refused) + "\n"
+
+
+def draw(record: dict[str, Any]) -> Figure:
+    """Top-1 (agreement, where the images have no labels) against FLOPs deleted, and against measured speed."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in _sorted(record) if "refused" not in row]
+    labelled = all(row["accuracy"] is not None for row in rows)
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    flops, speed = figure.subplots(1, 2, sharey=True)
+    original = next(row for row in rows if row["share"] == 0)
+    for peer in dict.fromkeys(row["peer"] for row in rows if row["share"]):
+        line = [original, *(row for row in rows if row["peer"] == peer)]
+        heights = [100 * (row["accuracy"] if labelled else row["agreement"]) for row in line]
+        style: dict[str, Any] = {"marker": "o", "markersize": 4, "label": peer}
+        style |= {"linewidth": 2.5, "color": "black"} if peer == "vitfx" else {"linewidth": 1.2}
+        flops.plot([100 * row["deleted"] for row in line], heights, **style)
+        speed.plot([row["speedup"] for row in line], heights, **style)
+    flops.set(xlabel="FLOPs deleted, %", ylabel="top-1, %" if labelled else "agreement with the original, %")
+    speed.set(xlabel="times as fast as the original's plain export")
+    flops.legend(fontsize=7)
+    return figure
+
+
+def _title(record: dict[str, Any]) -> str:
+    asked = record["asked"]
+    plain = next(row for row in record["rows"].values() if row["share"] == 0)["plain"]
+    accuracy = "" if plain is None else f"; the original's top-1: {plain:.1%}"
+    images = f"{asked['samples']} calibration and {asked['evaluation_images']} evaluation images"
+    return f"{asked['model']['source']}, {images}{accuracy}"
+
+
+def _sorted(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Share by share; peers in the order in which they came."""
+    return sorted(record["rows"].values(), key=lambda row: row["share"])
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    share = f"{row['share']:.0%}"
+    if "refused" in row:
+        return [share, row["peer"], *("–" for _ in _COLUMNS[2:])]
+    top = "–" if row["accuracy"] is None else f"{row['accuracy']:.1%} ± {100 * row['standard_error']:.1f}"
+    return [
+        share,
+        row["peer"],
+        f"{row['deleted']:.1%}",
+        top,
+        f"{row['kl']:.4f}",
+        f"{row['agreement']:.1%}",
+        f"{row['times']['this']['median_ms']:.2f} ms",
+        f"{row['speedup']:.2f}×",
+        f"{row['seconds']:.0f} s" if "seconds" in row else "–",
+    ]

@@ -1,0 +1,32 @@
+"""Results that a benchmark goes on from: the JSON file that is written after each part, and read again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vitfx.errors import UserError
+from vitfx.files import write_aside
+
+
+def read_known(out: Path, asked: dict[str, Any], part: str) -> dict[str, Any]:
+    """The record's `part`, what an earlier run has finished; empty where there is none.
+
+    asked: all that the numbers depend on. Raises UserError where the file is of something else, or was asked otherwise.
+    """
+    if not out.exists():
+        return {}
+    try:
+        record = json.loads(out.read_text(encoding="utf-8"))
+        same, known = record["asked"] == asked, dict(record[part])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{out} is there and is no result of this benchmark: give another name with --out") from error
+    if not same:
+        raise UserError(f"{out} was found with other settings, model, data or machine: give another name with --out")
+    return known
+
+
+def write_record(out: Path, record: dict[str, Any]) -> None:
+    """Whole, or not at all. Raises UserError where the disk does not take it."""
+    write_aside(out, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
