@@ -45,19 +45,23 @@ class Attempt:
         self.pursuit, self.price, self.watcher = pursuit, price, watcher
         self.steps: list[dict[str, Any]] = []
 
-    def to_price(self, most: float, rounds: int = ROUNDS) -> State:
-        """A model of at most this total price, in so many cuts. Raises UserError where no model is that cheap."""
-        state, whole = self.pursuit.start(), self.price.whole
-        if most >= whole:
+    def to_price(self, most: float, rounds: int = ROUNDS, start: State | None = None) -> State:
+        """A model of at most this total price, in so many cuts from `start`, or else from the whole model. Raises
+        UserError where no model is that cheap."""
+        state = self.pursuit.start() if start is None else start
+        first = self.price.total(state.kept)
+        if most >= first:
             return state
         for number in range(1, rounds + 1):
-            state = self.cut(state, whole + (most - whole) * number / rounds)
+            state = self.cut(state, first + (most - first) * number / rounds)
         return state
 
-    def to_speed(self, speedup: float, plain: float, measure: Speed) -> tuple[State, float]:
+    def to_speed(
+        self, speedup: float, plain: float, measure: Speed, rounds: int = ROUNDS, start: State | None = None
+    ) -> tuple[State, float]:
         """The model that is `speedup` times as fast as a plain export that takes `plain` ms. Raises UserError."""
         most = plain / speedup
-        state = self.to_price(most)
+        state = self.to_price(most, rounds, start)
         found = measure(state)
         for _ in range(CORRECTIONS):
             self.watcher.say(f"measured {found:.3f}×, asked for {speedup:g}×")

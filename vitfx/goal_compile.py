@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from vitfx.files import write_aside
 from vitfx.frontend import read_module
 from vitfx.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, Goal, Target
 from vitfx.image_set import Images
-from vitfx.latency import time_interleaved
+from vitfx.latency import Timing, time_interleaved
 from vitfx.latency_table import LatencyTable, measure_table
 from vitfx.lowering import lower
 from vitfx.machine import environment
@@ -151,18 +151,27 @@ class Bench:
         """How many times faster than the plain export; measured in turns with it, each by its tenth percentile."""
         pruned = rewrite(self.original.cpu(), state.plan).graph_module.eval()
         model = deploy(pruned, self.asked.deployment, self.examples, {}).model
-        sessions = {
-            "plain": self._open_plain(),
-            "pruned": open_session(model.SerializeToString(), self.device),
-        }
-        timings = time_interleaved(
+        timings = self.timings({"plain": self.open_plain(), "pruned": self.open(model.SerializeToString())})
+        return timings["plain"].p10_ms / timings["pruned"].p10_ms
+
+    def timings(self, sessions: Mapping[str, OnnxModel]) -> dict[str, Timing]:
+        """Of one batch each, in turns."""
+        return time_interleaved(
             {name: session.bind(self.batch) for name, session in sessions.items()},
             rounds=_ROUNDS,
             min_seconds=_SECONDS,
             synchronize=partial(synchronize, self.device),
             progress=self.watcher.bar("timing"),
         )
-        return timings["plain"].p10_ms / timings["pruned"].p10_ms
+
+    def open(self, model: Path | bytes) -> OnnxModel:
+        """On the target."""
+        return open_session(model, self.device)
+
+    def open_plain(self) -> OnnxModel:
+        """The plain export."""
+        model, _ = export_plain(self.module, self.original, self.examples[:2], {})
+        return self.open(model.SerializeToString())
 
     def _table(self) -> LatencyTable:
         cached = _cache() / f"latency-{self._key()}.json"
@@ -175,16 +184,12 @@ class Bench:
 
         def opened(graph_module: GraphModule, example: Tensor) -> OnnxModel:
             plain = to_onnx(graph_module, example[:2], {})
-            return open_session(deployment.formed(plain).model.SerializeToString(), self.device)
+            return self.open(deployment.formed(plain).model.SerializeToString())
 
-        table = measure_table(self.original, self.batch, lowered, self._open_plain(), opened, self.device, self.watcher)
+        table = measure_table(self.original, self.batch, lowered, self.open_plain(), opened, self.device, self.watcher)
         cached.parent.mkdir(parents=True, exist_ok=True)
         write_aside(cached, table.to_json())
         return table
-
-    def _open_plain(self) -> OnnxModel:
-        model, _ = export_plain(self.module, self.original, self.examples[:2], {})
-        return open_session(model.SerializeToString(), self.device)
 
     def _key(self) -> str:
         """sha256 of what times depend on: the machine, the target, how models are exported, and their shapes."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from vitfx.errors import UserError
 from vitfx.goal import DROP, FLOPS, GOALS, KL, PARAMETERS, SPEEDUP, Goal, Target, parse_target
+from vitfx.pareto import read_speeds
 
 SAMPLES = 1024
 """Calibration images of a run for a goal: survivors are refitted on three quarters, one is held out."""
@@ -23,6 +24,12 @@ def add_goal(parser: argparse.ArgumentParser) -> None:
         f"(calibration on {SAMPLES} images if --samples does not say)",
     ).add_argument
     add(f"--{SPEEDUP}", type=float, metavar="X", help="X times as fast as the plain export, on the target")
+    add(
+        "--sweep",
+        metavar="LOW:HIGH:COUNT",
+        help="models of several speed-ups, each reached from the one before, such as 1.2:2.0:5: what is lost against "
+        "time, as a table, JSON and a picture, with each model's plan and file",
+    )
     add(f"--{DROP}", type=float, metavar="POINTS", help="as fast as may be for so many points of top-1 at most")
     add(f"--{PARAMETERS}", type=float, metavar="SHARE", help="so much of the parameters, 0 to 1, losing least")
     add(f"--{FLOPS}", type=float, metavar="SHARE", help="so much of the FLOPs, 0 to 1, losing least")
@@ -38,6 +45,11 @@ def read_goal(options: argparse.Namespace, given: Mapping[str, Any]) -> tuple[Go
     """given: what `vitfx.options.given_settings` found. Raises UserError where goals or other arguments exclude each
     other."""
     values = {kind: getattr(options, kind.replace("-", "_")) for kind in GOALS}
+    named = "sweep" if options.sweep is not None else None
+    if named:
+        if clash := next((kind for kind, value in values.items() if value is not None), None):
+            raise UserError(f"--sweep and --{clash} are goals of their own: give one")
+        values[SPEEDUP] = read_speeds(options.sweep)[-1]
     found = [Goal(kind, value) for kind, value in values.items() if value is not None and kind != KL]
     others = sorted(given.keys() - _SHARED)
     if not found and values[KL] is not None and not others and options.circuit is None:
@@ -50,8 +62,8 @@ def read_goal(options: argparse.Namespace, given: Mapping[str, Any]) -> tuple[Go
         names = " and ".join(f"--{kind}" for kind, value in values.items() if value is not None)
         raise UserError(f"{names} are goals of their own: give one")
     if options.circuit is not None:
-        raise UserError(f"--{found[0].kind} looks for its own deletions: leave out --circuit")
+        raise UserError(f"--{named or found[0].kind} looks for its own deletions: leave out --circuit")
     if others:
         name = others[0].replace("_", "-")
-        raise UserError(f"--{found[0].kind} stands in place of discovery: leave out --{name}")
+        raise UserError(f"--{named or found[0].kind} stands in place of discovery: leave out --{name}")
     return found[0], parse_target(options.target)

@@ -23,7 +23,7 @@ from vitfx.deployment import default_deployment, read_rewrites
 from vitfx.device import pick_device
 from vitfx.errors import UserError
 from vitfx.export import ExportMismatch
-from vitfx.files import check_output
+from vitfx.files import JOURNAL, check_output
 from vitfx.goal import Goal
 from vitfx.goal_options import SAMPLES, add_goal, read_goal
 from vitfx.image_set import Images
@@ -32,6 +32,10 @@ from vitfx.job import Job, run_job
 from vitfx.journal import NoJournal
 from vitfx.number_format import FP32, PRECISIONS, check_precision
 from vitfx.options import add_discovery, add_inputs, add_loading, add_rewrites, given_settings, make_settings, threshold
+from vitfx.pareto import read_speeds
+from vitfx.pareto import to_table as sweep_table
+from vitfx.pareto_file import SWEEP
+from vitfx.pareto_job import run_sweep
 from vitfx.progress import Silent, Watcher, console_watcher
 from vitfx.report import to_table
 from vitfx.settings import Settings
@@ -41,6 +45,7 @@ _EXAMPLE = """example:
   python -m vitfx.prune demo --tau 0.001
   python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --target-speedup 1.5 --out fast/
   python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --max-drop 0.5
+  python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --sweep 1.2:2.0:5
   python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --tau 0.02 --out small/
   python -m vitfx.prune vit.pt --circuit circuit.json
   python -m vitfx.prune weights.safetensors --arch timm:vit_small_patch16_224 --data imagenet/
@@ -100,9 +105,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with console_watcher(console) as watcher:
             job = _open(options)
-            report = run_job(job, watcher)
-        console.print(to_table(report))
-        console.print(f"{job.out}/ has the artifact and the report", highlight=False, markup=False, soft_wrap=True)
+            table = sweep_table(run_sweep(job, watcher)) if job.speeds else to_table(run_job(job, watcher))
+        console.print(table)
+        what = "the front and its models" if job.speeds else "the artifact and the report"
+        console.print(f"{job.out}/ has {what}", highlight=False, markup=False, soft_wrap=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -138,10 +144,13 @@ def _open(options: argparse.Namespace) -> Job:
         settings = Settings.from_json(circuit.settings)
     if options.eval_samples < 0:
         raise UserError(f"--eval-samples {options.eval_samples} is negative: give a number of images, 0 for all")
+    speeds = () if options.sweep is None else read_speeds(options.sweep)
+    if speeds and options.precision != FP32:
+        raise UserError(f"--sweep measures float32 alone: leave out --precision {options.precision}")
     if options.compensate_samples < 2:
         raise UserError(f"--compensate-samples {options.compensate_samples} is too small: give 2 or more")
     out = _out(options, settings, goal and goal[0])
-    check_output(out, force=options.force)
+    check_output(out, force=options.force, unfinished=SWEEP if options.sweep else JOURNAL)
     device = pick_device(options.device)
     check_precision(options.precision, device)
     inputs = open_inputs(options)
@@ -151,14 +160,16 @@ def _open(options: argparse.Namespace) -> Job:
     compensate = (options.compensate, options.compensate_samples)
     runs_on = device if goal is None else pick_device(goal[1].device)
     deployment = default_deployment(rewrites, runs_on, portable=options.portable)
-    chosen = (*compensate, deployment, circuit, options.circuit, goal, options.precision)
+    chosen = (*compensate, deployment, circuit, options.circuit, goal, options.precision, speeds)
     return Job(inputs, evaluation, settings, device, out, options.force, *chosen)
 
 
 def _out(options: argparse.Namespace, settings: Settings, goal: Goal | None) -> Path:
     stem = Path(options.model).stem
     default = f"{stem}-{options.circuit.stem}" if options.circuit else f"{stem}-pruned-{threshold(settings)}"
-    if goal is not None:
+    if options.sweep is not None:
+        default = f"{stem}-sweep"
+    elif goal is not None:
         default = f"{stem}-pruned-{goal.kind.partition('-')[2]}{goal.value:g}"
     return options.out or Path(default)
 

@@ -1,0 +1,54 @@
+"""sweep.json: what a sweep has reached so far, and for what. It is written after every point, so that a sweep that was
+stopped goes on behind its last one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitfx.errors import UserError
+from vitfx.files import write_aside
+from vitfx.pareto import KNEE_RULE, Point, knee
+
+SWEEP = "sweep.json"
+
+
+def read_points(folder: Path, settings: Mapping[str, Any], *, force: bool) -> tuple[Point, ...]:
+    """Points of an earlier run with the same settings, by rising speed-up; none with force, or where there is no file.
+
+    settings: all that a point depends on, fingerprints included, JSON-ready. Raises UserError where the file has a
+    sweep of other settings, or is not one.
+    """
+    path = folder / SWEEP
+    if force or not path.exists():
+        return ()
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        earlier: dict[str, Any] = record["settings"]
+        points = [Point.from_json(one) for one in record["points"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no sweep ({error!r}): name another folder with --out, or pass --force") from error
+    wanted = json.loads(json.dumps(settings))
+    for name in sorted(wanted.keys() | earlier.keys()):
+        if wanted.get(name) != earlier.get(name):
+            raise UserError(
+                f"{path} is of another sweep (its {name} is {earlier.get(name)}, not {wanted.get(name)}): name another "
+                "folder with --out, or pass --force to replace it"
+            )
+    return tuple(sorted(points, key=lambda one: one.asked or 1.0))
+
+
+def write_points(
+    folder: Path, points: Sequence[Point], settings: Mapping[str, Any], environment: Mapping[str, Any]
+) -> None:
+    """Raises WriteError."""
+    bend = knee(points)
+    record = {
+        "settings": dict(settings),
+        "environment": dict(environment),
+        "knee": {"asked": None if bend is None else bend.asked, "found": bend is not None, "rule": KNEE_RULE},
+        "points": [one.to_json() for one in points],
+    }
+    write_aside(folder / SWEEP, json.dumps(record, indent=1, ensure_ascii=False))

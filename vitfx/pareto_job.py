@@ -1,0 +1,234 @@
+"""One run of `vitfx.prune --sweep`: models of rising speed, each reached from the one before, in a folder."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from vitfx.attain import ROUNDS, Attempt
+from vitfx.curves import has_matplotlib, png_bytes
+from vitfx.deployment import deploy
+from vitfx.device import synchronize
+from vitfx.discovery import origins
+from vitfx.errors import UserError
+from vitfx.evaluate import evaluate
+from vitfx.export import compare_onnx, write_onnx
+from vitfx.files import remove_results, write_aside, writing
+from vitfx.frontend import read_module
+from vitfx.goal_compile import SCORED, Asked, Bench
+from vitfx.graph_json import encode
+from vitfx.image_set import Images
+from vitfx.job import Job
+from vitfx.machine import environment
+from vitfx.pareto import Point, to_markdown
+from vitfx.pareto_file import read_points, write_points
+from vitfx.pareto_plot import draw_front
+from vitfx.plan_file import read_plan, write_plan
+from vitfx.price import Price
+from vitfx.progress import Watcher
+from vitfx.pursuit import Pursuit, State
+from vitfx.runtime import OnnxModel
+from vitfx.verify import rewrite, verify
+from vitfx.version import VERSION
+
+TABLE, PICTURE, ARTIFACT = "sweep.md", "sweep.png", "pruned.onnx"
+_STRIDE = 0.1
+"""Of the whole price; what lies further is reached in several cuts, each scored anew."""
+_VERIFIED_IMAGES = 64
+_COMPARED_IMAGES = 8
+_EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Makes points. plain: the session of the plain export. original: canonical, on the CPU."""
+
+    job: Job
+    original: GraphModule
+    images: Images
+    bench: Bench
+    price: Price
+    pursuit: Pursuit
+    plain: OnnxModel
+    watcher: Watcher
+
+    def make(self, asked: float | None, start: State) -> tuple[Point, State]:
+        """The point and its model, written into the point's folder. Raises UserError, VerificationError and
+        ExportMismatch."""
+        state = start if asked is None else self._reach(asked, start)
+        state = self.pursuit.finish(state)
+        artifact = rewrite(self.original, state.plan).graph_module.eval()
+        proof = verify(self.original, artifact, state.plan, self.images.pixels[:_VERIFIED_IMAGES])
+        folder = self.job.out / point_folder(asked)
+        path = self._write(folder, artifact, asked)
+        write_plan(folder, state.plan)
+        sessions = {"plain": self.plain, "pruned": self.bench.open(path)}
+        timings = self.bench.timings(sessions)
+        scores = evaluate(
+            {name: session.run for name, session in sessions.items()},
+            self.job.evaluation,
+            batch=_EVALUATION_BATCH,
+            synchronize=partial(synchronize, self.bench.device),
+            progress=self.watcher.bar("evaluating"),
+        )
+        found = scores["pruned"]
+        point = Point(
+            asked=asked,
+            speedup=timings["plain"].p10_ms / timings["pruned"].p10_ms,
+            ms=timings["pruned"].median_ms,
+            plain_ms=timings["plain"].median_ms,
+            kl=found.kl,
+            agreement=found.agreement,
+            accuracy=found.accuracy,
+            plain_accuracy=scores["plain"].accuracy,
+            images=found.images,
+            params=proof.measured.parameters / proof.before.parameters,
+            flops=proof.measured.flops / proof.before.flops,
+            rounds=self.pursuit.rounds,
+            folder=folder.name,
+        )
+        return point, state
+
+    def state_of(self, point: Point) -> State:
+        """The model of a point that an earlier run made. Raises UserError where its files are not usable."""
+        plan = read_plan(self.job.out / point.folder)
+        gone = {one.name: len(one.units) for one in plan.deletions}
+        kept = {name: module.units - gone.get(name, 0) for name, module in self.pursuit.modules.items()}
+        return State(plan, kept, {})
+
+    def _reach(self, asked: float, start: State) -> State:
+        plain = self.bench.plain
+        assert plain is not None
+        away = self.price.total(start.kept) - plain / asked
+        rounds = min(ROUNDS, max(1, math.ceil(away / (_STRIDE * self.price.whole))))
+        attempt = Attempt(self.pursuit, self.price, self.watcher)
+        return attempt.to_speed(asked, plain, self.bench.measure, rounds, start)[0]
+
+    def _write(self, folder: Path, artifact: GraphModule, asked: float | None) -> Path:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        model = self.job.inputs.model
+        metadata = {
+            "vitfx": VERSION,
+            "role": "pruned",
+            "model": model.source,
+            "model_fingerprint": model.fingerprint,
+            "preprocess": json.dumps(model.preprocess.to_json()),
+            "target-speedup": json.dumps(asked),
+        }
+        if model.classes is not None:
+            metadata["classes"] = json.dumps(model.classes)
+        pixels = self.images.pixels[:_COMPARED_IMAGES]
+        made = deploy(artifact, self.job.deployment, pixels, metadata)
+        write_onnx(made.model, folder / ARTIFACT)
+        compare_onnx(folder / ARTIFACT, made.lowered.graph_module, pixels)
+        return folder / ARTIFACT
+
+
+def point_folder(asked: float | None) -> str:
+    return "rewritten" if asked is None else f"{asked:g}x"
+
+
+def run_sweep(job: Job, watcher: Watcher) -> tuple[Point, ...]:
+    """Points that an earlier run of the same sweep recorded are not made again. job.speeds: rising.
+
+    Raises UserError, VerificationError and ExportMismatch; what was reached before is recorded by then.
+    """
+    assert job.goal is not None
+    watcher.say(job.inputs.splits.description)
+    images = job.inputs.calibration(job.settings.samples, job.settings.seed, watcher.bar("loading"))
+    front = read_module(job.inputs.model.module, images.pixels, watcher)
+    encode(front.graph_module)
+    settings = _settings(job, images, origins(front.graph_module, images))
+    points = {one.asked: one for one in read_points(job.out, settings, force=job.force)}
+    asked: list[float | None] = [None, *job.speeds]
+    if any(one not in points for one in asked):
+        remove_results(job.out, (TABLE, PICTURE))
+        _complete(_runner(job, front.graph_module, images, watcher), points, asked, settings)
+    reached = tuple(points[one] for one in asked)
+    write_points(job.out, reached, settings, environment())
+    _present(job.out, reached, settings, watcher)
+    return reached
+
+
+def _runner(job: Job, original: GraphModule, images: Images, watcher: Watcher) -> Runner:
+    """Raises UserError where the fastest of the sweep is out of reach."""
+    assert job.goal is not None
+    bench = Bench(
+        job.inputs.model.module,
+        original,
+        images.pixels,
+        Asked(*job.goal, job.deployment, job.settings.seed, fresh=job.force),
+        watcher,
+    )
+    price = bench.price()
+    assert bench.plain is not None
+    most = bench.plain / price.total(dict.fromkeys(price.sublayers, 0))
+    if max(job.speeds) >= most:
+        raise UserError(
+            f"--sweep asks for up to {max(job.speeds):g}× and even without any attention and MLP the model is "
+            f"{most:.2f}× as fast as its plain export: ask for less"
+        )
+    pursuit = Pursuit(
+        copy.deepcopy(original).to(job.device),
+        images.pixels.to(job.device),
+        None if images.labels is None else images.labels.to(job.device),
+        scored=SCORED,
+        seed=job.settings.seed,
+        watcher=watcher,
+    )
+    return Runner(job, original, images, bench, price, pursuit, bench.open_plain(), watcher)
+
+
+def _complete(
+    runner: Runner, points: dict[float | None, Point], asked: list[float | None], settings: dict[str, Any]
+) -> None:
+    """Makes what is missing, from the slowest on, each from the one before it; records every one at once."""
+    state = runner.pursuit.start()
+    for one in asked:
+        known = points.get(one)
+        if known is not None:
+            runner.watcher.say(f"{known.name}: {known.folder}/ is there already")
+            state, runner.pursuit.rounds = runner.state_of(known), known.rounds
+            continue
+        points[one], state = runner.make(one, state)
+        made = points[one]
+        runner.watcher.say(f"{made.name}: measured {made.speedup:.3f}×, KL {made.kl:.4f}, {made.folder}/")
+        done = [points[two] for two in sorted(points, key=lambda speed: speed or 1.0)]
+        write_points(runner.job.out, done, settings, environment())
+
+
+def _present(out: Path, points: tuple[Point, ...], settings: dict[str, Any], watcher: Watcher) -> None:
+    note = f"The picture is {PICTURE}."
+    if has_matplotlib():
+        write_aside(out / PICTURE, png_bytes(partial(draw_front, points, f"{settings['target']}")))
+    else:
+        note = f"There is no picture: {PICTURE} needs matplotlib (pip install 'vitfx[plot]', then the same command)."
+        watcher.say(note)
+    write_aside(out / TABLE, to_markdown(points, settings, environment(), note))
+
+
+def _settings(job: Job, images: Images, facts: dict[str, str]) -> dict[str, Any]:
+    """All that a point depends on but the machine."""
+    assert job.goal is not None
+    return {
+        "model": job.inputs.model.source,
+        "arch": job.inputs.arch,
+        "data": job.inputs.data,
+        **facts,
+        "evaluation_fingerprint": job.evaluation.fingerprint(),
+        "samples": len(images),
+        "seed": job.settings.seed,
+        "target": str(job.goal[1]),
+        "deployment": job.deployment.to_json(),
+        "device": str(job.device),
+        "torch": torch.__version__,
+    }
