@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -86,7 +87,8 @@ def compile_for_goal(
     bench = Bench(module, original, images.pixels, asked, watcher)
     price = bench.price()
     pursuit = Pursuit(
-        original.to(device),
+        # The bench exports the same model from the CPU in between.
+        copy.deepcopy(original).to(device),
         images.pixels.to(device),
         None if images.labels is None else images.labels.to(device),
         scored=SCORED,
@@ -94,7 +96,6 @@ def compile_for_goal(
         watcher=watcher,
     )
     found = attain(pursuit, asked.goal, price, watcher, plain=bench.plain, measure=bench.measure)
-    original.cpu()
     plan = found.state.plan
     artifact = rewrite(original, plan).graph_module.eval()
     verification = verify(original, artifact, plan, images.pixels[:_VERIFIED_IMAGES])
@@ -149,7 +150,7 @@ class Bench:
 
     def measure(self, state: State) -> float:
         """How many times faster than the plain export; measured in turns with it, each by its tenth percentile."""
-        pruned = rewrite(self.original.cpu(), state.plan).graph_module.eval()
+        pruned = rewrite(self.original, state.plan).graph_module.eval()
         model = deploy(pruned, self.asked.deployment, self.examples, {}).model
         timings = self.timings({"plain": self.open_plain(), "pruned": self.open(model.SerializeToString())})
         return timings["plain"].p10_ms / timings["pruned"].p10_ms
