@@ -63,7 +63,7 @@ class Course:
     optimizer: AdamW = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     stopped: bool = False
-    _began: float = 0.0
+    _began: float | None = None
     _saved: float = 0.0
     _reserve: float = 0.0
 
@@ -102,7 +102,7 @@ class Course:
     @property
     def seconds(self) -> float:
         """Of all runs together."""
-        return self.spent + (time.monotonic() - self._began if self._began else 0.0)
+        return self.spent + (0.0 if self._began is None else time.monotonic() - self._began)
 
     def _progress(self) -> float:
         if self.steps is not None:

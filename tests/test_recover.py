@@ -1,0 +1,105 @@
+"""python -m vitfx.recover: files, the four rows, an artifact to go on with, one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import vitfx.recover_measure
+from tests.prune_runs import checkpoint
+from tests.recover_runs import npz, pruned_file, student
+from vitfx.checkpoint import load_model
+from vitfx.recover import main
+from vitfx.runtime import open_session
+from vitfx.trace import to_canonical
+
+FILES = {"pruned.pt", "pruned.onnx", "baseline.onnx", "recovery.png", "report.json", "report.md"}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vitfx.recover_measure, "_ROUNDS", 2)
+    monkeypatch.setattr(vitfx.recover_measure, "_SECONDS", 0.0)
+
+
+def run(folder: Path, *options: str, labelled: bool = True) -> int:
+    pruned, whole = pruned_file(folder / "pruned.pt"), checkpoint(folder / "model.pt")
+    images = npz(folder, 64, labelled=labelled)
+    return main(
+        [
+            str(pruned), "--teacher", str(whole), "--data", str(images), "--out", str(folder / "out"),
+            "--device", "cpu", "--precision", "fp32", "--batch", "16", "--cache", str(folder / "cache"), *options,
+        ]
+    )  # fmt: skip
+
+
+def test_the_four_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--epochs", "2", "--also-baseline", "--loss", "both", "--lr", "1e-3") == 0
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == FILES | {"baseline-retrained.pt", "baseline-retrained.onnx"}
+    report = json.loads((out / "report.json").read_text())
+    rows = {one["name"]: one for one in report["models"]}
+    assert list(rows) == ["baseline", "pruned", "baseline retrained", "pruned retrained"]
+    assert rows["pruned"]["flops"] == rows["pruned retrained"]["flops"] < rows["baseline"]["flops"]
+    assert rows["baseline"]["kl"] == 0 < rows["pruned"]["kl"]
+    assert all(one["runtimes"]["CPUExecutionProvider"]["evaluation_seconds"] > 0 for one in rows.values())
+    assert report["images"]["evaluation"] == 16
+    assert report["recovery"]["steps"] == report["baseline_recovery"]["steps"] == 6
+    markdown = (out / "report.md").read_text()
+    assert markdown.count("| pruned retrained | ") == markdown.count("| baseline retrained | ") == 1
+    assert "looks" in report["recovery"]["sentence"] or "no look was better" in report["recovery"]["sentence"]
+    loaded = load_model(str(out / "pruned.pt"))
+    assert loaded.module.state_dict().keys() == student().state_dict().keys()
+    to_canonical(loaded.module, torch.zeros(2, 1, 8, 8))
+    pixels = torch.randn(3, 1, 8, 8)
+    onnx = open_session(out / "pruned.onnx", torch.device("cpu")).run(pixels)
+    torch.testing.assert_close(onnx, loaded.module(pixels).detach(), rtol=1e-3, atol=1e-3)
+    record = torch.load(out / "pruned.pt", weights_only=True)["provenance"]
+    assert record["circuit_fingerprint"] == "abc"
+    assert record["recovered"]["steps"] == 6
+    assert "has the retrained model and the report" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_unlabelled_images_and_an_artifact_of_an_earlier_run(tmp_path: Path) -> None:
+    assert run(tmp_path, "--epochs", "1", "--only", "lora", labelled=False) == 0
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == FILES
+    report = json.loads((out / "report.json").read_text())
+    assert [one["name"] for one in report["models"]] == ["baseline", "pruned", "pruned retrained"]
+    assert report["models"][0]["accuracy"] is None
+    assert report["won_back"] is None
+    again = [str(out / "pruned.pt"), "--teacher", str(tmp_path / "model.pt"), "--epochs", "1", "--device", "cpu"]
+    again += ["--data", str(npz(tmp_path, 64, labelled=False)), "--cache", str(tmp_path), "--precision", "fp32"]
+    assert main([*again, "--out", str(tmp_path / "more")]) == 0
+    record = torch.load(tmp_path / "more" / "pruned.pt", weights_only=True)["provenance"]
+    assert record["recovered"]["from"] == str(out / "pruned.pt")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "say how long to retrain: give either --epochs or --minutes"),
+        (["--epochs", "1", "--minutes", "1"], "give either --epochs or --minutes"),
+        (["--epochs", "1", "--teacher", "none.pt"], "none.pt is not there"),
+        (["--epochs", "1", "--eval-samples", "-1"], "--eval-samples is -1: give 0 or more"),
+        (["--epochs", "1", "--rewrites", "magic"], "--rewrites magic is no rewrite"),
+        (["--epochs", "1", "--device", "tpu"], "device 'tpu' is not one of"),
+        (["--epochs", "1", "--data", "letters"], "letters"),
+    ],
+)
+def test_one_sentence(options: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, *options) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--epochs", "1", "--also-baseline", labelled=False) == 2
+    assert "--also-baseline needs labels" in capsys.readouterr().err
+    assert run(tmp_path, "--epochs", "1", "--loss", "both", labelled=False) == 2
+    assert "--loss both needs labels" in capsys.readouterr().err
