@@ -126,13 +126,17 @@ def _class_rows(confusion: Confusion, classes: Sequence[str]) -> list[dict[str, 
 
 
 def draw_confusion(confusion: Confusion, classes: Sequence[str]) -> Figure:
-    """The matrix as a heat map, rows as shares of their class, beside accuracies by class, lowest first."""
+    """The matrix as a heat map, rows as shares of their class, beside accuracies by class, lowest first.
+
+    Colours go by the root of the share: among many classes, what is taken for what is rare.
+    """
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     shares = (confusion.counts / confusion.counts.sum(1, keepdim=True).clamp(min=1)).numpy()
     figure = Figure(figsize=(13, 6.5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
-    image = left.imshow(shares, cmap="viridis", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    image = left.imshow(shares, cmap="viridis", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     figure.colorbar(image, ax=left, label="share of the true class's images", shrink=0.8)
     left.set(xlabel="answered class", ylabel="true class")
     left.grid(False)
@@ -141,13 +145,18 @@ def draw_confusion(confusion: Confusion, classes: Sequence[str]) -> Figure:
         left.set_yticks(range(len(classes)), classes)
         if len(classes) <= 12:
             for row, column in confusion.counts.nonzero().tolist():
-                colour = "black" if shares[row, column] > 0.6 else "white"
+                colour = "black" if shares[row, column] > 0.4 else "white"
                 left.text(column, row, int(confusion.counts[row, column]), ha="center", va="center", color=colour)
     left.set_title(f"{confusion.images:,} images, top-1 {confusion.accuracy:.2%}")
     ranked = sorted(
         (share, name) for share, name in zip(confusion.by_class(), classes, strict=True) if share is not None
     )
-    right.barh(range(len(ranked)), [100 * share for share, _ in ranked], height=0.9, color="#3b6fb6")
+    right.barh(
+        range(len(ranked)),
+        [100 * share for share, _ in ranked],
+        height=0.9 if len(ranked) <= 40 else 1.0,
+        color="#3b6fb6",
+    )
     right.axvline(100 * confusion.accuracy, color="#b33", linewidth=1, label="all images")
     if len(ranked) <= 40:
         right.set_yticks(range(len(ranked)), [name for _, name in ranked])
