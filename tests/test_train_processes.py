@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train_runs import history, report, run_few, weights
+from tests.train_runs import few, history, report, run_few, weights
 
 ROOT = Path(__file__).parents[1]
 # Stochastic depth draws in each process for itself.
@@ -57,6 +57,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Comp
     out = tmp_path_factory.mktemp("two") / "out"
     process = out.parent / "process.py"
     process.write_text(_PROCESS)
+    few(out.parent)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*torchrun, str(process), str(out)],

@@ -21,12 +21,19 @@ def run(out: Path, *options: str, data: str = "digits", epochs: int = 1) -> int:
     return main(["--data", data, "--out", str(out), "--epochs", str(epochs), *few, *SMALL, *options])
 
 
+def few(folder: Path) -> Path:
+    """75 digits, of which 15 will be held out; written once, as processes may share them."""
+    path = folder / "few.npz"
+    if not path.exists():
+        pixels, labels, _ = read_digits()
+        np.savez(path, images=pixels[:75], labels=np.array(labels)[:75].astype(int))
+    return path
+
+
 def run_few(out: Path, *options: str, epochs: int = 1) -> int:
-    """On 75 digits, 15 of them held out; four steps an epoch."""
-    data = out.parent / "few.npz"
-    pixels, labels, _ = read_digits()
-    np.savez(data, images=pixels[:75], labels=np.array(labels)[:75].astype(int))
-    return run(out, "--config", "digits", "--batch", "14", *options, data=str(data), epochs=epochs)
+    """On the few digits of the folder that `out` is in, four steps an epoch."""
+    data = str(few(out.parent))
+    return run(out, "--config", "digits", "--batch", "14", *options, data=data, epochs=epochs)
 
 
 def history(out: Path) -> dict[str, Any]:
