@@ -78,9 +78,7 @@ def make_random(given: Given) -> Planned:
 
 
 def make_magnitude(given: Given) -> Planned:
-    """A head has many times a neuron's weights, and the square of their norm for each of them compares the two."""
-    norms = _by_unit(given, magnitude)
-    return _mean_shifted(given, _for_flops(given, {name: norm.square() for name, norm in norms.items()}))
+    return _mean_shifted(given, magnitude_scores(given))
 
 
 def make_taylor(given: Given) -> Planned:
@@ -146,6 +144,12 @@ def cut(given: Given, scores: Scores, share: float) -> DeletionPlan:
             if name in gone
         )
     )
+
+
+def magnitude_scores(given: Given) -> dict[str, Tensor]:
+    """A head has many times a neuron's weights, and the square of their norm for each FLOP compares the two."""
+    norms = _by_unit(given, magnitude)
+    return _for_flops(given, {name: norm.square() for name, norm in norms.items()})
 
 
 def taylor_scores(given: Given) -> dict[str, Tensor]:
