@@ -18,6 +18,7 @@ def test_the_commands_are_listed(capsys: pytest.CaptureFixture[str], arguments: 
     assert "\n  discover  Discover a ViT's circuit" in said
     assert "\n  optimize  Make a trained ViT faster" in said
     assert "\n  prune     Prune a trained ViT" in said
+    assert "\n  report    Compare runs" in said
     assert "\n  train     Train a Vision Transformer on images" in said
 
 
@@ -29,10 +30,11 @@ def test_listing_does_not_wait_for_torch() -> None:
 def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prnue"]) == 2
     said = capsys.readouterr().err
-    assert said == "error: 'prnue' is no command of vitfx: give one of discover, optimize, prune, show, train\n"
+    commands = "discover, optimize, prune, recover, report, show, train"
+    assert said == f"error: 'prnue' is no command of vitfx: give one of {commands}\n"
 
 
-@pytest.mark.parametrize("command", ["discover", "optimize", "prune", "show", "train"])
+@pytest.mark.parametrize("command", ["discover", "optimize", "prune", "report", "show", "train"])
 def test_a_command_is_run_under_its_own_name(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

@@ -16,7 +16,7 @@ from vitfx.recover import main
 from vitfx.runtime import open_session
 from vitfx.trace import to_canonical
 
-FILES = {"pruned.pt", "pruned.onnx", "baseline.onnx", "recovery.png", "report.json", "report.md"}
+FILES = {"pruned.pt", "pruned.onnx", "baseline.onnx", "recovery.png", "report.json", "report.md", "report.html"}
 
 
 @pytest.fixture(autouse=True)

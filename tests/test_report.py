@@ -1,150 +1,98 @@
-"""The report's numbers as a person sees them."""
+"""`python -m vitfx.report`: runs held against each other, and one sentence for a folder that is none."""
 
 from __future__ import annotations
 
-import copy
-import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from passes.cost import Cost
-from passes.plan import DeletionPlan
-from vitfx.circuit import Circuit, Decision, Edge, Writer
-from vitfx.compensation import Compensated, Refitted
-from vitfx.compile import Pruned
-from vitfx.deliver import Measured
-from vitfx.evaluate import Scores
-from vitfx.image_set import Images
-from vitfx.latency import Timing, ratio
-from vitfx.report import make_report, rows, to_markdown, to_table
-from vitfx.verify import Verification
-
-OLD = Cost(parameters=2000, flops=10_000, heads=4, neurons=32, sublayers=4)
-NEW = Cost(parameters=1500, flops=6_000, heads=3, neurons=0, sublayers=2)
-SETTINGS = {
-    "model": "runs[1]/vit.pt",
-    "tau": 0.05,
-    "remove": None,
-    "method": "acdc",
-    "granularity": "head",
-    "ablation": "mean",
-    "corruption": "swap",
-    "seed": 0,
-}
+from tests.circuits import made_up
+from tests.pages import Page, read
+from tests.test_prune_report import made
+from vitfx.pareto import Point
+from vitfx.report import main
 
 
-def scores(labelled: bool) -> dict[str, Scores]:
-    return {
-        "baseline": Scores(90, 3, 1.0 if labelled else None, 0.75 if labelled else None, 0.0, 1.0, 2.0),
-        "pruned": Scores(90, 3, 1.5 if labelled else None, 0.7 if labelled else None, 0.25, 0.9, 1.0),
+def folder(path: Path, found: dict[str, Any] | None = None, **files: Any) -> Path:
+    """A run's folder with these records."""
+    path.mkdir()
+    if found is not None:
+        (path / "report.json").write_text(json.dumps(found))
+    for name, record in files.items():
+        (path / f"{name}.json").write_text(record if isinstance(record, str) else json.dumps(record))
+    return path
+
+
+def sweep() -> dict[str, Any]:
+    speeds = (None, 1.5, 2.0)
+    points = [
+        Point(asked, asked or 1.1, 9.0, 10.0, 0.1, 0.9, 0.7, 0.75, 90, 0.8, 0.6, 1, "x").to_json() for asked in speeds
+    ]
+    return {"settings": {"target": "cpu:batch=8"}, "environment": {}, "knee": {}, "points": points}
+
+
+def compared(tmp_path: Path, *folders: Path) -> Page:
+    assert main([*map(str, folders), "--out", str(tmp_path / "compare.html")]) == 0
+    return read((tmp_path / "compare.html").read_text())
+
+
+def test_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = folder(tmp_path / "one <1>", made(), circuit=made_up("head").to_json())
+    second = folder(tmp_path / "two", made(labelled=False))
+    page = compared(tmp_path, first, second)
+    assert page.headings[0][1] == "2 runs of vitfx"
+    first_has = ["baseline and pruned", "what died, and where", "sensitivity by layer", "how it was made"]
+    names = ["Accuracy against time", "All models", "Time", *(f"{first}: {one}" for one in first_has)]
+    names += [f"{second}: baseline and pruned", f"{second}: how it was made"]
+    assert page.sections == names
+    assert [
+        str(first), "2", "pruned", "70.00%", "90.00%", "0.2500", "0.750", "0.600", "1.100", "0.91×", "batch 64, CPU",
+    ] in page.cells  # fmt: skip
+    assert "agreement with the original, %" in page.told, "one run has no labels"
+    assert f"{tmp_path / 'compare.html'} has the comparison" in capsys.readouterr().out
+
+
+def test_a_sweep_gives_all_its_points(tmp_path: Path) -> None:
+    page = compared(tmp_path, folder(tmp_path / "sweep", sweep=sweep()))
+    assert page.sections == ["Accuracy against time", "All models"]
+    assert [row[2] for row in page.cells[1:]] == [
+        "plain export", "exact rewrites", "asked for 1.5×", "asked for 2×",
+    ]  # fmt: skip
+    assert [row[8] for row in page.cells[1:]] == ["1.000", "0.909", "0.667", "0.500"]
+
+
+def test_mistakes_are_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = folder(tmp_path / "good", made())
+    damaged = made()
+    del damaged["pruned"]["flops"]
+    hidden = made()
+    del hidden["verify"]["onnx"]
+    cases = {
+        tmp_path / "nowhere": "is no folder: give folders that",
+        folder(tmp_path / "empty"): "has neither report.json nor sweep.json: give",
+        folder(tmp_path / "list", report=[1]): "is no report of vitfx: give",
+        folder(tmp_path / "other", {"rewrites": []}): "is a report of neither vitfx.prune nor vitfx.recover: give",
+        folder(tmp_path / "text", report="{"): "can't be read (Expecting",
+        folder(tmp_path / "damaged", damaged): "has a damaged report (KeyError('flops')): give",
+        folder(tmp_path / "hidden", hidden): "has a damaged report (KeyError('onnx')): give",
     }
-
-
-def made(*, labelled: bool = True, notes: tuple[str, ...] = (), kind: str = "ridge", **changes: Any) -> dict[str, Any]:
-    """A report that needs no run: pruned takes half the time at batch 1 and a tenth more at batch 64."""
-    timings = {
-        1: {"baseline": Timing((2.0, 2.2, 2.4)), "pruned": Timing((1.0, 1.1, 1.2))},
-        64: {"baseline": Timing((10.0,)), "pruned": Timing((11.0,))},
-    }
-    ratios = {batch: ratio(found["baseline"], found["pruned"]) for batch, found in timings.items()}
-    measured = Measured("CPUExecutionProvider", scores(labelled), timings, ratios, 2e-7)
-    decisions = (
-        Decision(Edge(Writer("m0", 0, (1,))), False, 0.1, 0.1),
-        Decision(Edge(Writer("a0", 0, (0,))), True, 2.0, 2.1),
-    )
-    circuit = Circuit(decisions, 0.1, SETTINGS, details={"fidelity": {"kl": 0.1}, "evaluation": {"kl": 0.2}})
-    verification = Verification(1e-6, 3e-7, 4e-16, 64, OLD, NEW, NEW)
-    compensation = Compensated(DeletionPlan(), kind, (Refitted("m1", 0.1, 2.0, 1.0),), 448, 64, 0.05, 0.15)
-    pruned = Pruned(None, None, circuit, None, verification, notes, compensation, 0.04)  # type: ignore[arg-type]
-    images = Images(None, None, ("a", "b"), skipped=1)  # type: ignore[arg-type]
-    return make_report(pruned, measured, images, SETTINGS | changes, {"vitfx": "0", "cpu": "slow"})
-
-
-def test_the_record() -> None:
-    found = made()
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert found["pruned"]["params"] == 1500
-    assert found["pruned"]["mlp_neurons"] == 0
-    assert found["baseline"]["latency_ms"] == {"1": 2.2, "64": 10.0}
-    assert found["baseline"]["latency_spread_ms"]["64"] == [10.0, 10.0]
-    assert found["speedup"] == pytest.approx(10 / 11)
-    assert found["speedup_by_batch"]["1"] == pytest.approx(2)
-    assert found["images"] == {"calibration": 2, "evaluation": 90, "skipped": 4}
-    circuit = found["circuit"]
-    assert circuit | {"removed": 1, "edges": 2, "kl": 0.1, "artifact_kl": 0.04, "source": None} == circuit
-    assert (circuit["method"], circuit["granularity"], circuit["fidelity"]) == ("acdc", "head", {"kl": 0.1})
-    assert circuit["calibration"] is None
-    assert found["verify"]["passed"] is True
-    assert found["verify"]["onnx"] == 2e-7
-
-
-def test_rows() -> None:
-    table = {title: rest for title, *rest in rows(made())}
-    assert table["test loss"] == ["1.0000", "1.5000", "+0.5000"]
-    assert table["top-1"] == ["75.00%", "70.00%", "-5.00 points"]
-    assert table["KL from the original"] == ["0", "0.2500", ""]
-    assert table["agreement with the original"] == ["100.00%", "90.00%", ""]
-    assert table["parameters"] == ["2,000", "1,500", "0.750"]
-    assert table["FLOPs an image"] == ["10,000", "6,000", "0.600"]
-    assert table["MLP neurons"] == ["32", "0", "0.000"]
-    assert table["inference time, 90 evaluation images"] == ["2 s", "1 s", "2.00× faster"]
-    assert table["ms at batch 1"] == ["2.2", "1.1", "2.00× faster"]
-    assert table["ms at batch 64"] == ["10", "11", "1.10× slower"]
-
-
-def test_without_labels_there_is_no_accuracy() -> None:
-    titles = [title for title, *_ in rows(made(labelled=False))]
-    assert "top-1" not in titles
-    assert "test loss" not in titles
-    assert "agreement with the original" in titles
-
-
-def test_a_model_without_mlps_has_no_ratio_of_them() -> None:
-    found = copy.deepcopy(made())
-    found["baseline"]["mlp_neurons"] = 0
-    assert ("MLP neurons", "0", "0", "") in rows(found)
-
-
-def test_markdown() -> None:
-    text = to_markdown(made(notes=("m1_opaque is not prunable: gated",)))
-    lines = text.splitlines()
-    assert lines[0] == "# runs[1]/vit.pt, pruned by vitfx at τ = 0.05"
-    assert {line.count("|") for line in lines if line.startswith("|")} == {5}
-    assert "- m1_opaque is not prunable: gated" in lines
-    assert "(4 corrupt ones skipped), with CPUExecutionProvider." in text
-    assert "4.0e-16 in float64, 3.0e-07 in float32; ONNX against torch 2.0e-07" in text
-    assert "- cpu: slow" in lines
-
-
-def test_where_a_circuit_came_from() -> None:
-    found = made(circuit="old/circuit.json", remove=0.3)
-    text = to_markdown(found)
-    assert found["circuit"]["source"] == "old/circuit.json"
-    assert "- Circuit of old/circuit.json: 1 of 2 edges of the head graph removed by acdc (mean ablation" in text
-    assert text.startswith("# runs[1]/vit.pt, pruned by vitfx at 30% to remove\n")
-    assert "- Circuit: 1 of 2 edges" in to_markdown(made())
-
-
-def test_the_console_shows_brackets_as_they_are() -> None:
-    printed = io.StringIO()
-    Console(file=printed, width=120).print(to_table(made()))
-    assert "runs[1]/vit.pt at τ = 0.05, CPUExecutionProvider" in printed.getvalue()
-    assert "2.00× faster" in printed.getvalue()
-
-
-def test_compensation_is_told() -> None:
-    found = made()
-    said = (
-        "urvivors refitted on 448 images: on 64 others, D_KL from the original is 0.0500, 0.1500 with the mean in place"
-    )
-    assert found["compensation"] == {
-        "kind": "ridge", "images": 448, "held_out": 64, "kl": 0.05, "kl_mean": 0.15,
-        "refits": [{"name": "m1", "shrinkage": 0.1, "before": 2.0, "after": 1.0}],
-        "sentence": f"s{said} of the dead",
-    }  # fmt: skip
-    assert json.loads(json.dumps(found)) == found
-    assert f"- S{said} of the dead.\n" in to_markdown(found)
-    assert f"- S{said} of the dead, so that the mean stays.\n" in to_markdown(made(kind="mean"))
+    out = tmp_path / "compare.html"
+    for path, sentence in cases.items():
+        assert main([str(good), str(path), "--out", str(out)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {path}")
+        assert sentence in said
+        assert said.count("\n") == 1
+        assert not out.exists()
+    for name, sentence in (("page.md", "is no .html"), ("no/page.html", "does not exist"), ("d.html", "is a folder")):
+        (tmp_path / "d.html").mkdir(exist_ok=True)
+        assert main([str(good), "--out", str(tmp_path / name)]) == 2
+        assert sentence in capsys.readouterr().err
+    out.write_text("mine")
+    assert main([str(good), "--out", str(out)]) == 2
+    assert "is there already: give another name with --out, or --force" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+    assert main([str(good), "--out", str(out), "--force"]) == 0
+    read(out.read_text())

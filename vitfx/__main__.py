@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-_COMMANDS = ("discover", "optimize", "prune", "recover", "show", "train")
+_COMMANDS = ("discover", "optimize", "prune", "recover", "report", "show", "train")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -34,6 +34,7 @@ from vitfx.version import VERSION
 
 RESULTS = (
     "pruned.pt", "pruned.onnx", "baseline.onnx", "circuit.json", *PLAN_FILES, "report.json", "report.md",
+    "report.html",
 )  # fmt: skip
 LATENCY_BATCHES = (1, 64)
 _EVALUATION_BATCH = 64

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from vitfx.attention_maps import attention_maps
 from vitfx.circuit import Circuit
 from vitfx.compile import Compensation, Pruned, compile_model
 from vitfx.deliver import RESULTS, measure, write_files
@@ -24,7 +25,8 @@ from vitfx.journal import FileJournal
 from vitfx.machine import environment
 from vitfx.number_format import FP32, write_precision
 from vitfx.progress import Watcher
-from vitfx.report import make_report, to_markdown
+from vitfx.prune_report import make_report, to_markdown
+from vitfx.report_page import prune_page
 from vitfx.settings import Settings
 
 
@@ -85,11 +87,18 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
         "device": str(job.device),
     }
     report = make_report(pruned, measured, images, settings, environment())
-    write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
-    write_aside(job.out / "report.md", to_markdown(report))
+    _write_report(job, pruned, report)
     for one in journal:
         one.discard()
     return report
+
+
+def _write_report(job: Job, pruned: Pruned, report: dict[str, Any]) -> None:
+    model = job.inputs.model
+    maps = attention_maps(pruned, job.evaluation, job.settings.seed, model.preprocess, model.classes)
+    write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+    write_aside(job.out / "report.md", to_markdown(report))
+    write_aside(job.out / "report.html", prune_page(report, pruned.circuit, pruned.plan, maps))
 
 
 def _discovered(job: Job, images: Images, journal: list[FileJournal], watcher: Watcher) -> Pruned:

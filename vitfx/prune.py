@@ -37,7 +37,7 @@ from vitfx.pareto import to_table as sweep_table
 from vitfx.pareto_file import SWEEP
 from vitfx.pareto_job import run_sweep
 from vitfx.progress import Silent, Watcher, console_watcher
-from vitfx.report import to_table
+from vitfx.prune_report import to_table
 from vitfx.settings import Settings
 from vitfx.verify import VerificationError
 

@@ -28,6 +28,7 @@ from vitfx.recover_measure import Row, measure
 from vitfx.recover_report import draw, make_report, to_markdown
 from vitfx.recover_settings import RecoverSettings
 from vitfx.recovery import Recovered, Store, recover
+from vitfx.report_page import recover_page
 from vitfx.trace import to_canonical
 from vitfx.version import VERSION
 
@@ -36,7 +37,7 @@ STATE, BASELINE_STATE = "recovery.state", "baseline.state"
 PICTURE = "recovery.png"
 RESULTS = (
     "pruned.pt", "pruned.onnx", "baseline.onnx", "baseline-retrained.pt", "baseline-retrained.onnx", PICTURE,
-    "report.json", "report.md",
+    "report.json", "report.md", "report.html",
 )  # fmt: skip
 _EXAMPLES = 8
 
@@ -99,6 +100,7 @@ def run_recover(job: RecoverJob, watcher: Watcher) -> dict[str, Any]:
     })  # fmt: skip
     write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
     write_aside(job.out / "report.md", to_markdown(report))
+    write_aside(job.out / "report.html", recover_page(report))
     draw(job.out / PICTURE, report, watcher)
     for store in stores.values():
         store.discard()

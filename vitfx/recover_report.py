@@ -91,32 +91,44 @@ def rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return head, table
 
 
+def title_of(report: Mapping[str, Any]) -> str:
+    """Which model."""
+    return f"{report['settings']['model']}, retrained by vitfx"
+
+
+def facts(report: Mapping[str, Any]) -> list[str]:
+    """What the table does not say, in sentences."""
+    settings, found, again = report["settings"], report["recovery"], report["baseline_recovery"]
+    won = report["won_back"]
+    return [
+        *([] if won is None else [f"{won:.0%} of the accuracy that pruning cost is won back."]),
+        f"Pruned: {found['sentence']}.",
+        *([] if again is None else [f"Baseline, as many steps by labels: {again['sentence']}."]),
+        f"{found['steps']:,} steps of {settings['batch']} images in {found['seconds'] / 60:.1f} minutes "
+        f"({found['precision']}), loss {settings['loss']}, {found['trained_parameters']:,} numbers trained "
+        f"(only: {settings['only']}), highest learning rate {settings['lr']:g}, augmentation {found['augment']}.",
+        f"Trained on {report['images']['training']:,} images, {report['images']['held_out']:,} more of the training "
+        f"part decided what is kept, {report['images']['evaluation']:,} others are the test.",
+        "Unpruned models as torch exports them, pruned ones after exact rewrites; all take turns.",
+        *(f"{told[0].upper()}{told[1:]}." for told in found["told"]),
+    ]
+
+
 def to_markdown(report: Mapping[str, Any]) -> str:
     """report.md."""
     head, table = rows(report)
-    settings, found, again = report["settings"], report["recovery"], report["baseline_recovery"]
-    won = report["won_back"]
     lines = [
-        f"# {settings['model']}, retrained by vitfx",
+        f"# {title_of(report)}",
         "",
         f"| {' | '.join(head)} |",
         f"| --- |{' ---: |' * (len(head) - 1)}",
         *(f"| {' | '.join(row)} |" for row in table),
         "",
-        *([] if won is None else [f"- {won:.0%} of the accuracy that pruning cost is won back."]),
-        f"- Pruned: {found['sentence']}.",
-        *([] if again is None else [f"- Baseline, as many steps by labels: {again['sentence']}."]),
-        f"- {found['steps']:,} steps of {settings['batch']} images in {found['seconds'] / 60:.1f} minutes "
-        f"({found['precision']}), loss {settings['loss']}, {found['trained_parameters']:,} numbers trained "
-        f"(only: {settings['only']}), highest learning rate {settings['lr']:g}, augmentation {found['augment']}.",
-        f"- Trained on {report['images']['training']:,} images, {report['images']['held_out']:,} more of the training "
-        f"part decided what is kept, {report['images']['evaluation']:,} others are the test.",
-        "- Unpruned models as torch exports them, pruned ones after exact rewrites; all take turns.",
-        *(f"- {told[0].upper()}{told[1:]}." for told in found["told"]),
+        *(f"- {fact}" for fact in facts(report)),
         "",
         "## Settings",
         "",
-        *(f"- {key}: {value}" for key, value in settings.items()),
+        *(f"- {key}: {value}" for key, value in report["settings"].items()),
         "",
         "## Environment",
         "",

@@ -1,0 +1,145 @@
+"""report.html of a real run of pruning and of retraining, and of made-up ones whose names are hostile."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vitfx.recover_measure
+from passes.plan import DeletionPlan, SublayerDeletion
+from tests.circuits import made_up
+from tests.pages import Page, read
+from tests.prune_runs import checkpoint, report, run
+from tests.recover_runs import npz, pruned_file
+from tests.test_prune_report import made
+from vitfx import recover_report
+from vitfx.attention_maps import AttentionMap, AttentionMaps
+from vitfx.circuit import Circuit
+from vitfx.circuit_file import read_circuit
+from vitfx.prune_report import rows
+from vitfx.recover import main as recover_main
+from vitfx.report_page import prune_page, recover_page
+
+HOSTILE = "<script>alert('1')</script>&\"x\""
+PLAN = DeletionPlan((SublayerDeletion("a0", "head", (0,), 3),))
+SECTIONS = [
+    "Baseline and pruned", "What died, and where", "Sensitivity by layer", "Time by batch", "Accuracy against time",
+    "Where the class token looks", "How it was made",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prune")
+    assert run(checkpoint(folder / "model.pt"), folder / "out", "--tau", "0.01") == 0
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def recovered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recover")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vitfx.recover_measure, "_ROUNDS", 2)
+        patch.setattr(vitfx.recover_measure, "_SECONDS", 0.0)
+        options = ["--device", "cpu", "--precision", "fp32", "--batch", "16", "--epochs", "1", "--also-baseline"]
+        options += ["--loss", "both", "--data", str(npz(folder)), "--teacher", str(checkpoint(folder / "model.pt"))]
+        options += ["--out", str(folder / "out"), "--cache", str(folder / "cache")]
+        assert recover_main([str(pruned_file(folder / "pruned.pt")), *options]) == 0
+    return folder / "out"
+
+
+def drawn(found: dict[str, Any], maps: AttentionMaps | None = None, circuit: Circuit | None = None) -> Page:
+    none = AttentionMaps(reason="There are none.")
+    return read(prune_page(found, circuit or made_up("head"), PLAN, maps or none))
+
+
+def test_the_page_of_a_pruned_model(pruned: Path) -> None:
+    page, found = read((pruned / "report.html").read_text()), report(pruned)
+    assert page.sections == SECTIONS
+    for row in rows(found):
+        assert list(row) in page.cells
+    for side in ("baseline", "pruned"):
+        for ms in found[side]["latency_ms"].values():
+            assert f"{ms:.3g} ms" in page.told
+    heads = found["baseline"]["heads"] - found["pruned"]["heads"]
+    assert f"Deleted: {heads} of {found['baseline']['heads']} heads" in page.told
+    circuit = read_circuit(pruned / "circuit.json")
+    assert f"{len(circuit.removed)} of {len(circuit.decisions)} edges" in page.told
+    assert found["settings"]["data_fingerprint"] in page.told
+    assert found["environment"]["torch"] in page.told
+    (grid,) = (label for label in page.labels if label.startswith("Layers upwards"))
+    assert f"{heads} of {found['baseline']['heads']} heads" in grid
+
+
+def test_the_page_of_a_retrained_model(recovered: Path) -> None:
+    page = read((recovered / "report.html").read_text())
+    found = json.loads((recovered / "report.json").read_text())
+    assert page.sections == [
+        "Before and after", "The course of retraining", "Time", "Accuracy against time", "How it was made",
+    ]  # fmt: skip
+    head, table = recover_report.rows(found)
+    assert page.cells[0] == head
+    assert page.cells[1:] == table
+    assert len(table) == 4
+    best = found["recovery"]["checks"][found["recovery"]["best"]]["accuracy"]
+    assert any(f"pruned {100 * best:.2f} %" in label for label in page.labels)
+
+
+def test_names_are_text_whatever_they_are() -> None:
+    picture = AttentionMap(HOSTILE, b"png", ((0.5, 0.1),), ((0.2, 0.2),))
+    maps = AttentionMaps((picture,), "a1", (0, 2), 3)
+    found = made(notes=(HOSTILE,), model=HOSTILE, data=HOSTILE)
+    page = drawn(found, maps)
+    assert page.headings[0][1] == f"{HOSTILE}, pruned by vitfx at τ = 0.05"
+    assert page.told.count(HOSTILE) >= 4
+    assert HOSTILE in page.labels
+    assert "over the 2 of its 3 heads that do (0, 2)" in page.told
+
+
+def test_what_a_run_has_not_is_left_out() -> None:
+    found = copy.deepcopy(made(labelled=False))
+    page = drawn(found)
+    assert page.sections == SECTIONS
+    assert "There are none." in page.told
+    assert "agreement with the original, %" in page.told
+    assert "top-1" not in page.told
+    decisions = [one for one in made_up("head").decisions if not one.kept]
+    aimless = Circuit(tuple(decisions), 0.1, made_up("head").settings)
+    assert "Sensitivity by layer" not in drawn(found, circuit=aimless).sections
+
+
+@pytest.mark.parametrize("granularity", ["block", "head", "edge", "qkv"])
+def test_every_graph_has_its_grid(granularity: str) -> None:
+    page = drawn(made(), circuit=made_up(granularity))
+    assert "Sensitivity by layer" in page.sections
+
+
+def test_a_retraining_without_labels(recovered: Path) -> None:
+    found = json.loads((recovered / "report.json").read_text())
+    found["baseline_recovery"], found["images"]["labelled"] = None, False
+    for one in (*found["models"], *found["recovery"]["checks"]):
+        one["accuracy"] = None
+    page = read(recover_page(found))
+    assert "held-out agreement with the teacher, %" in page.told
+    assert "top-1, %" not in page.told
+    assert [row[2] for row in page.cells[1:]] == ["–"] * 4
+
+
+def test_a_browser_shows_it(pruned: Path, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium on PATH")
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=500,900", "--dump-dom", (pruned / "report.html").as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0
+    assert all(f"<h2>{title}</h2>" in done.stdout for title in SECTIONS)

@@ -1,0 +1,220 @@
+"""The sections of a report's page, each from the record of a run; empty where a run has nothing for it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from passes.plan import DeletionPlan
+from vitfx.attention_maps import AttentionMaps, Grid
+from vitfx.circuit import Circuit
+from vitfx.circuit_view import score_unit
+from vitfx.page import bullets, details, figure, paragraph, section, table, text
+from vitfx.page_charts import Bar, Curve, bars, plane, svg
+from vitfx.page_circuit import dead_cells, has_scores, score_grid, state_grid
+from vitfx.report_runs import Reached
+
+_CELL = 10
+
+
+def deleted(report: Mapping[str, Any], circuit: Circuit, plan: DeletionPlan | None, title: str) -> str:
+    """Which heads and paths died, and how many of each went."""
+    old, new = report["baseline"], report["pruned"]
+    told = ", ".join(
+        f"{old[key] - new[key]:,} of {old[key]:,} {name}"
+        for key, name in (("heads", "heads"), ("mlp_neurons", "MLP neurons"), ("sublayers", "sublayers"))
+    )
+    caption = (
+        "Layers upwards. Filled: alive; hollow: dead, and deleted. An MLP's paths are as wide as they have neurons."
+    )
+    return section(
+        title, paragraph(f"Deleted: {told}."), figure(state_grid(circuit, dead_cells(circuit, plan)), caption)
+    )
+
+
+def sensitivity(circuit: Circuit, title: str) -> str:
+    """The circuit's scores by layer. A cut for a goal has none of what it kept."""
+    if not has_scores(circuit):
+        return ""
+    caption = f"Score: {score_unit(circuit)}. The fuller, the more; logarithmic, three decades."
+    return section(title, figure(score_grid(circuit), caption))
+
+
+def latency(groups: Sequence[tuple[str, Sequence[Bar]]], title: str) -> str:
+    names = "; ".join(f"{name}: {', '.join(f'{one.label} {one.shown}' for one in group)}" for name, group in groups)
+    return section(title, figure(bars(groups, f"Bars of time. {names}."), "Each group has a scale of its own."))
+
+
+def pruned_bars(report: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Sequence[Bar]]]:
+    """Medians by batch."""
+    sides = {"baseline": report["baseline"], "pruned": report["pruned"]}
+    if report.get("precision"):
+        sides[f"pruned, {report['precision']['name']}"] = report["precision"]
+    return [
+        (
+            f"{prefix}batch {batch}",
+            [_bar(name, one["latency_ms"][batch], place) for place, (name, one) in enumerate(sides.items())],
+        )
+        for batch in report["baseline"]["latency_ms"]
+    ]
+
+
+def recovered_bars(report: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Sequence[Bar]]]:
+    """One image alone, and an image of the test set, on each runtime."""
+    models = report["models"]
+    return [
+        (
+            f"{prefix}{title}, {runtime.removesuffix('ExecutionProvider')}",
+            [_bar(one["name"], one["runtimes"][runtime][key], place) for place, one in enumerate(models)],
+        )
+        for runtime in models[0]["runtimes"]
+        for key, title in (("ms_at_batch_1", "one image alone"), ("ms_per_image", "an image of the test set"))
+    ]
+
+
+def _bar(name: str, ms: float, series: int) -> Bar:
+    return Bar(name, ms, f"{ms:.0f} ms" if ms >= 100 else f"{ms:.3g} ms", series)
+
+
+def tradeoff(runs: Sequence[tuple[str, Sequence[Reached]]], title: str) -> str:
+    """What is answered right over the time that it takes: top-1 where all runs have it, else agreement.
+
+    runs: names and points. One run's points are named in the picture; of several the table has the numbers.
+    """
+    points = [one for _, found in runs for one in found]
+    if not points:
+        return ""
+    labelled = all(one.accuracy is not None for one in points)
+    several = len(runs) > 1
+    curves, number = [], 0
+    for place, (name, found) in enumerate(runs):
+        values = [(one.time, 100 * (_known(one) if labelled else one.agreement)) for one in found]
+        titles = [f"{name}: {one.name}" for one in found]
+        labels = [str(number + index + 1) for index in range(len(found))] if several else [one.name for one in found]
+        number += len(found)
+        curves.append(Curve(name, values, all(one.swept for one in found), None, labels, titles, place + 1))
+    up = "top-1, %" if labelled else "agreement with the original, %"
+    said = "; ".join(
+        f"{title} {x:.3g} of the time, {y:.2f} %"
+        for one in curves
+        for title, (x, y) in zip(one.titles, one.points, strict=True)
+    )
+    picture = plane(
+        curves, "time, as a share of the run's own baseline", up, f"{up} over time: {said}.", legend=several, most=100
+    )
+    caption = "Left is faster, up is better. Each model was timed in turns with the baseline of its own run"
+    where = sorted({one.where for one in points})
+    return section(title, figure(picture, f"{caption} ({'; '.join(where)})."))
+
+
+def _known(point: Reached) -> float:
+    assert point.accuracy is not None
+    return point.accuracy
+
+
+def points_table(runs: Sequence[tuple[str, Sequence[Reached]]], title: str) -> str:
+    """All models of all runs, numbered as in the picture."""
+    head = [
+        "run",
+        "",
+        "model",
+        "top-1",
+        "agreement",
+        "KL",
+        "parameters left",
+        "FLOPs left",
+        "time left",
+        "faster",
+        "on",
+    ]
+    rows: list[list[str]] = []
+    for name, found in runs:
+        for one in found:
+            accuracy = "–" if one.accuracy is None else f"{one.accuracy:.2%}"
+            rows.append(
+                [
+                    name,
+                    str(len(rows) + 1),
+                    one.name,
+                    accuracy,
+                    f"{one.agreement:.2%}",
+                    f"{one.kl:.4f}",
+                    f"{one.params:.3f}",
+                    f"{one.flops:.3f}",
+                    f"{one.time:.3f}",
+                    f"{1 / one.time:.2f}×",
+                    one.where,
+                ]
+            )
+    return section(title, table(head, rows, "Times are shares of each run's own baseline, measured beside it"))
+
+
+def curves(report: Mapping[str, Any], title: str) -> str:
+    """The course of retraining: the loss of steps, and the looks at held-out images."""
+    losses, looks = [], []
+    labelled = report["images"]["labelled"]
+    for place, (key, name) in enumerate((("baseline_recovery", "baseline"), ("recovery", "pruned"))):
+        course = report[key]
+        if course is None:
+            continue
+        checks, values = course["checks"], course["losses"]
+        width = checks[-1]["images"] / max(len(values), 1)
+        losses.append(
+            Curve(name, [((i + 0.5) * width, value) for i, value in enumerate(values)], True, None, series=place)
+        )
+        found = [(one["images"], 100 * one["accuracy" if labelled else "agreement"]) for one in checks]
+        looks.append(Curve(name, found, True, course["best"], (), [f"{y:.2f} %" for _, y in found], place))
+    what = "held-out top-1, %" if labelled else "held-out agreement with the teacher, %"
+    best = "; ".join(f"{one.name} {one.points[one.marked or 0][1]:.2f} %" for one in looks)
+    return section(
+        title,
+        figure(
+            plane(looks, "images seen", what, f"{what} over the images seen. Kept: {best}.", most=100),
+            "Ringed: what was kept.",
+        ),
+        figure(plane(losses, "images seen", "training loss", "Training loss over the images seen."), ""),
+    )
+
+
+def attention(maps: AttentionMaps, title: str) -> str:
+    """Each image beside what the class token looks at; or why that is not shown."""
+    if not maps.maps:
+        return section(title, paragraph(maps.reason))
+    kept = ", ".join(map(str, maps.heads))
+    told = (
+        f"How much the class token attends to each patch in {maps.sublayer}, the last attention that survives, "
+        f"averaged on both sides over the {len(maps.heads)} of its {maps.total} heads that do ({kept}). The fuller, "
+        "the more; the fullest is each map's own greatest."
+    )
+    rows = []
+    for one in maps.maps:
+        data = base64.b64encode(one.picture).decode()
+        shape = f"{len(one.before[0])} / {len(one.before)}"
+        image = f'<img src="data:image/png;base64,{data}" alt="{text(one.name)}">'
+        sides = [
+            (_map(grid, f"{one.name}: {side}"), side) for grid, side in ((one.before, "before"), (one.after, "after"))
+        ]
+        boxes = "".join(figure(picture, caption) for picture, caption in ((image, one.name), *sides))
+        rows.append(f'<div class="three" style="--shape: {shape}">{boxes}</div>')
+    return section(title, paragraph(told), *rows)
+
+
+def _map(grid: Grid, alt: str) -> str:
+    most = max(map(max, grid)) or 1.0
+    parts = [
+        f'<rect x="{x * _CELL}" y="{y * _CELL}" width="{_CELL}" height="{_CELL}" fill="var(--heat)" '
+        f'fill-opacity="{value / most:.3f}"></rect>'
+        for y, row in enumerate(grid)
+        for x, value in enumerate(row)
+    ]
+    return svg(len(grid[0]) * _CELL, len(grid) * _CELL, f"{alt}, the greatest {most:.3g} of the attention", parts)
+
+
+def surroundings(report: Mapping[str, Any], title: str) -> str:
+    """How it was made, folded up."""
+    return section(title, details("Settings", report["settings"]), details("Environment", report["environment"]))
+
+
+def summary(head: Sequence[str], rows: Sequence[Sequence[str]], told: Sequence[str], title: str, caption: str) -> str:
+    return section(title, table(head, rows, caption), bullets(told))
