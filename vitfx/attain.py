@@ -115,9 +115,11 @@ def attain(
     *,
     plain: float | None = None,
     measure: Speed | None = None,
+    whole: float | None = None,
 ) -> Attained:
     """price: in what the goal is counted in; for a limit on accuracy or KL, what is to be saved within it. plain,
-    measure: for a speed-up. Raises UserError where the goal is out of reach, or needs labels that are not there."""
+    measure: for a speed-up. whole: what a share is of, the price of the model itself where it is None. Raises UserError
+    where the goal is out of reach, or needs labels that are not there."""
     if goal.kind == DROP and pursuit.labels is None:
         raise UserError("--max-drop needs labelled images: give images in class folders, or --max-kl instead")
     attempt = Attempt(pursuit, price, watcher)
@@ -126,7 +128,7 @@ def attain(
         assert plain is not None and measure is not None
         state, found = attempt.to_speed(goal.value, plain, measure)
     elif goal.priced:
-        state = attempt.to_price(goal.value * price.whole)
+        state = attempt.to_price(goal.value * (price.whole if whole is None else whole))
     else:
         state = attempt.within(goal)
     state = pursuit.finish(state)

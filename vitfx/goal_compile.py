@@ -49,15 +49,25 @@ _EXAMPLES = 8
 
 
 @dataclass(frozen=True)
+class Reference:
+    """The model that a goal is counted from. module: the user's own. graph: canonical, on the CPU."""
+
+    module: nn.Module
+    graph: GraphModule
+
+
+@dataclass(frozen=True)
 class Asked:
     """goal, target: see `vitfx.goal`. deployment: how artifacts are exported, whose times count. seed: of scoring.
-    fresh: times are measured anew even where the cache has them."""
+    fresh: times are measured anew even where the cache has them. reference: what the goal is counted from where the
+    model is what earlier pruning left of it; None for the model itself."""
 
     goal: Goal
     target: Target
     deployment: Deployment
     seed: int = 0
     fresh: bool = False
+    reference: Reference | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"goal": self.goal.kind, "value": self.goal.value, "target": self.target.to_json(), "seed": self.seed}
@@ -95,7 +105,7 @@ def compile_for_goal(
         seed=asked.seed,
         watcher=watcher,
     )
-    found = attain(pursuit, asked.goal, price, watcher, plain=bench.plain, measure=bench.measure)
+    found = attain(pursuit, asked.goal, price, watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole)
     plan = found.state.plan
     artifact = rewrite(original, plan).graph_module.eval()
     verification = verify(original, artifact, plan, images.pixels[:_VERIFIED_IMAGES])
@@ -110,15 +120,18 @@ def compile_for_goal(
         kl=found.standing.kl,
         kl_mean=divergence(original, mean, pursuit.held_out.cpu()),
     )
-    notes = (*front.notes, _note(asked.goal, found, held_out))
+    notes = (*front.notes, _note(asked, found, held_out))
     return Pruned(artifact, original, circuit, plan, verification, notes, compensated, found.standing.kl)
 
 
-def _note(goal: Goal, found: Attained, held_out: int) -> str:
+def _note(asked: Asked, found: Attained, held_out: int) -> str:
     standing = found.standing
     lost = "" if standing.drop is None else f", {standing.drop:.1f} ± {standing.error:.1f} points of top-1 lost"
     fast = "" if found.speedup is None else f"measured {found.speedup:.2f}×, "
-    return f"asked for {goal}: {fast}KL {standing.kl:.4f}{lost} on {held_out} images held out from fitting"
+    counted = "" if asked.reference is None else ", counted from the original"
+    return (
+        f"asked for {asked.goal}{counted}: {fast}KL {standing.kl:.4f}{lost} on {held_out} images held out from fitting"
+    )
 
 
 class Bench:
@@ -128,24 +141,30 @@ class Bench:
         self, module: nn.Module, original: GraphModule, pixels: Tensor, asked: Asked, watcher: Watcher
     ) -> None:
         """module: the user's own; original: its canonical graph."""
-        self.module, self.original, self.asked, self.watcher = module, original, asked, watcher
+        self.original, self.asked, self.watcher = original, asked, watcher
+        self.reference = asked.reference or Reference(module, original)
         self.examples = pixels[:_EXAMPLES]
         self.device = pick_device(asked.target.device)
         batch = asked.target.batch
         self.batch = pixels.repeat(-(-batch // len(pixels)), 1, 1, 1)[:batch]
         self.plain: float | None = None
+        self.whole: float | None = None
 
     def price(self) -> Price:
+        """Also finds what the goal is counted from: `plain`, the plain export's time, or `whole`, what shares are
+        of."""
         kind = self.asked.goal.kind
-        if kind == PARAMETERS:
-            return parameters_price(self.original)
-        if kind == FLOPS:
-            tokens = tokens_of(self.original, self.examples[:2])
-            return flops_price(self.original, self.examples.shape[1:], tokens)
+        if kind in (PARAMETERS, FLOPS):
+            self.whole = self._counted(self.reference.graph).whole
+            return self._counted(self.original)
         assert kind in (SPEEDUP, DROP, KL)
         table = self._table()
         self.plain = table.plain
-        self.watcher.say(f"on {self.asked.target} exact rewrites alone make it {table.plain / table.whole:.2f}× faster")
+        faster = f"{table.plain / table.whole:.2f}×"
+        if self.asked.reference is None:
+            self.watcher.say(f"on {self.asked.target} exact rewrites alone make it {faster} faster")
+        else:
+            self.watcher.say(f"on {self.asked.target} it is {faster} as fast as the original's plain export already")
         return table.price()
 
     def measure(self, state: State) -> float:
@@ -170,9 +189,14 @@ class Bench:
         return open_session(model, self.device)
 
     def open_plain(self) -> OnnxModel:
-        """The plain export."""
-        model, _ = export_plain(self.module, self.original, self.examples[:2], {})
+        """The plain export of what the goal is counted from."""
+        model, _ = export_plain(self.reference.module, self.reference.graph, self.examples[:2], {})
         return self.open(model.SerializeToString())
+
+    def _counted(self, graph_module: GraphModule) -> Price:
+        if self.asked.goal.kind == PARAMETERS:
+            return parameters_price(graph_module)
+        return flops_price(graph_module, self.examples.shape[1:], tokens_of(graph_module, self.examples[:2]))
 
     def _table(self) -> LatencyTable:
         cached = _cache() / f"latency-{self._key()}.json"
@@ -194,7 +218,8 @@ class Bench:
 
     def _key(self) -> str:
         """sha256 of what times depend on: the machine, the target, how models are exported, and their shapes."""
-        shapes = [(stage.name, repr(stage.module), repr(stage.norm)) for stage in read_stages(self.original)]
+        graphs = [self.original, *([self.asked.reference.graph] if self.asked.reference else [])]
+        shapes = [(stage.name, repr(stage.module), repr(stage.norm)) for one in graphs for stage in read_stages(one)]
         machine = environment()
         record = {
             "machine": {name: machine[name] for name in ("platform", "cpu", "cores", "gpus", "onnxruntime", "vitfx")},

@@ -17,7 +17,7 @@ from vitfx.deployment import Deployment
 from vitfx.errors import UserError
 from vitfx.files import JOURNAL, WriteError, remove_results, write_aside, writing
 from vitfx.goal import Goal, Target
-from vitfx.goal_compile import Asked, compile_for_goal
+from vitfx.goal_compile import Asked, Reference, compile_for_goal
 from vitfx.graph_json import encode
 from vitfx.image_set import Images, ImageSet
 from vitfx.inputs import Inputs
@@ -37,7 +37,8 @@ class Job:
     compensate, compensate_samples: what makes up for the dead, and on how many images it is fitted, at most.
     circuit, circuit_file: what stands in place of discovery, if anything does; the settings are its own then. goal:
     what is looked for in place of discovery, and where it is measured. speeds: of a sweep, rising; the goal is the last
-    then. deployment: how pruned.onnx is made. precision: of a third ONNX file, none for "fp32"."""
+    then. deployment: how pruned.onnx is made. precision: of a third ONNX file, none for "fp32". reference: see
+    `Asked`."""
 
     inputs: Inputs
     evaluation: ImageSet
@@ -53,6 +54,7 @@ class Job:
     goal: tuple[Goal, Target] | None = None
     precision: str = FP32
     speeds: tuple[float, ...] = ()
+    reference: Reference | None = None
 
 
 def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def _discovered(job: Job, images: Images, journal: list[FileJournal], watcher: W
 def _for_goal(job: Job, images: Images, watcher: Watcher) -> Pruned:
     assert job.goal is not None
     goal, target = job.goal
-    asked = Asked(goal, target, job.deployment, job.settings.seed, fresh=job.force)
+    asked = Asked(goal, target, job.deployment, job.settings.seed, fresh=job.force, reference=job.reference)
     module = job.inputs.model.module
     return compile_for_goal(module, images, asked, device=job.device, watcher=watcher, accept=encode)
 

@@ -11,6 +11,7 @@ from typing import Any
 from vitfx.errors import UserError
 from vitfx.files import write_aside
 from vitfx.pareto import KNEE_RULE, Point, knee
+from vitfx.same_settings import check_same
 
 SWEEP = "sweep.json"
 
@@ -30,13 +31,7 @@ def read_points(folder: Path, settings: Mapping[str, Any], *, force: bool) -> tu
         points = [Point.from_json(one) for one in record["points"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no sweep ({error!r}): name another folder with --out, or pass --force") from error
-    wanted = json.loads(json.dumps(settings))
-    for name in sorted(wanted.keys() | earlier.keys()):
-        if wanted.get(name) != earlier.get(name):
-            raise UserError(
-                f"{path} is of another sweep (its {name} is {earlier.get(name)}, not {wanted.get(name)}): name another "
-                "folder with --out, or pass --force to replace it"
-            )
+    check_same(path, "sweep", earlier, settings)
     return tuple(sorted(points, key=lambda one: one.asked or 1.0))
 
 

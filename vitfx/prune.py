@@ -6,6 +6,7 @@ In Python: `vitfx.prune(model, images, tau=0.01)`.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 
 from vitfx.circuit_file import read_circuit
@@ -38,6 +40,10 @@ from vitfx.pareto_file import SWEEP
 from vitfx.pareto_job import run_sweep
 from vitfx.progress import Silent, Watcher, console_watcher
 from vitfx.prune_report import to_table
+from vitfx.rounds import to_table as rounds_table
+from vitfx.rounds_file import ROUNDS
+from vitfx.rounds_job import RoundsJob, run_rounds
+from vitfx.rounds_options import Rounds, add_rounds, read_rounds
 from vitfx.settings import Settings
 from vitfx.verify import VerificationError
 
@@ -46,6 +52,7 @@ _EXAMPLE = """example:
   python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --target-speedup 1.5 --out fast/
   python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --max-drop 0.5
   python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --sweep 1.2:2.0:5
+  python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --target-speedup 2 --rounds 2 --recover-minutes 30
   python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --tau 0.02 --out small/
   python -m vitfx.prune vit.pt --circuit circuit.json
   python -m vitfx.prune weights.safetensors --arch timm:vit_small_patch16_224 --data imagenet/
@@ -104,10 +111,10 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     try:
         with console_watcher(console) as watcher:
-            job = _open(options)
-            table = sweep_table(run_sweep(job, watcher)) if job.speeds else to_table(run_job(job, watcher))
+            job, rounds = _open(options)
+            command = shlex.join(["python", "-m", "vitfx.prune", *(sys.argv[1:] if arguments is None else arguments)])
+            table, what = _run(job, rounds, command, watcher)
         console.print(table)
-        what = "the front and its models" if job.speeds else "the artifact and the report"
         console.print(f"{job.out}/ has {what}", highlight=False, markup=False, soft_wrap=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -124,12 +131,23 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _open(options: argparse.Namespace) -> Job:
+def _run(job: Job, rounds: Rounds | None, command: str, watcher: Watcher) -> tuple[Table, str]:
+    """What is shown, and what the folder has."""
+    if rounds is not None:
+        table = rounds_table(*run_rounds(RoundsJob(job, rounds, command), watcher))
+        return table, "the last round's model, and rounds.md"
+    if job.speeds:
+        return sweep_table(run_sweep(job, watcher)), "the front and its models"
+    return to_table(run_job(job, watcher)), "the artifact and the report"
+
+
+def _open(options: argparse.Namespace) -> tuple[Job, Rounds | None]:
     """Everything that can be wrong with what the user gave is found here or while tracing: nothing is written yet."""
     given = given_settings(options)
     rewrites = read_rewrites(options.rewrites)
     circuit = None
     goal = read_goal(options, given)
+    rounds = read_rounds(options, goal and goal[0])
     if goal is not None:
         settings = Settings(
             **{"samples": SAMPLES, **{name: given[name] for name in ("samples", "seed") if name in given}}
@@ -150,7 +168,7 @@ def _open(options: argparse.Namespace) -> Job:
     if options.compensate_samples < 2:
         raise UserError(f"--compensate-samples {options.compensate_samples} is too small: give 2 or more")
     out = _out(options, settings, goal and goal[0])
-    check_output(out, force=options.force, unfinished=SWEEP if options.sweep else JOURNAL)
+    check_output(out, force=options.force, unfinished=_unfinished(options))
     device = pick_device(options.device)
     check_precision(options.precision, device)
     inputs = open_inputs(options)
@@ -161,7 +179,14 @@ def _open(options: argparse.Namespace) -> Job:
     runs_on = device if goal is None else pick_device(goal[1].device)
     deployment = default_deployment(rewrites, runs_on, portable=options.portable)
     chosen = (*compensate, deployment, circuit, options.circuit, goal, options.precision, speeds)
-    return Job(inputs, evaluation, settings, device, out, options.force, *chosen)
+    return Job(inputs, evaluation, settings, device, out, options.force, *chosen), rounds
+
+
+def _unfinished(options: argparse.Namespace) -> str:
+    """The file by which a run that was broken off is known."""
+    if options.rounds is not None:
+        return ROUNDS
+    return JOURNAL if options.sweep is None else SWEEP
 
 
 def _out(options: argparse.Namespace, settings: Settings, goal: Goal | None) -> Path:
@@ -171,6 +196,8 @@ def _out(options: argparse.Namespace, settings: Settings, goal: Goal | None) -> 
         default = f"{stem}-sweep"
     elif goal is not None:
         default = f"{stem}-pruned-{goal.kind.partition('-')[2]}{goal.value:g}"
+    if options.rounds is not None:
+        default += f"-rounds{options.rounds}"
     return options.out or Path(default)
 
 
@@ -212,6 +239,7 @@ def _parser() -> argparse.ArgumentParser:
         "calibration images (default fp32)",
     )
     add_goal(parser)
+    add_rounds(parser)
     add_discovery(parser)
     add_rewrites(parser)
     add_loading(parser)

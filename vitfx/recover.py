@@ -25,7 +25,7 @@ from vitfx.pixel_cache import default_cache
 from vitfx.progress import console_watcher
 from vitfx.recover_job import STATE, RecoverJob, run_recover
 from vitfx.recover_report import to_table
-from vitfx.recover_settings import AUGMENTS, RecoverSettings
+from vitfx.recover_settings import AUGMENTS, SAMPLES, SAVE_SECONDS, RecoverSettings
 from vitfx.train_config import PRECISIONS
 from vitfx.trainable import ONLY
 from vitfx.verify import VerificationError
@@ -87,9 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("running").add_argument
     add("--device", default="auto", help=f"{NAMES} (default auto)")
     add("--precision", choices=PRECISIONS, help="auto measures on a CPU whether bf16 is faster (default auto)")
-    add("--samples", type=int, default=100_000, help="training images at most (default 100,000)")
+    add("--samples", type=int, default=SAMPLES, help=f"training images at most (default {SAMPLES:,})")
     add("--eval-samples", type=int, default=2000, help="test images at most, 0 for all (default 2000)")
-    add("--save-seconds", type=float, default=120, help="time between states to go on from (default 120)")
+    add(
+        "--save-seconds", type=float, default=SAVE_SECONDS,
+        help=f"time between states to go on from (default {SAVE_SECONDS:g})",
+    )  # fmt: skip
     add("--cache", type=Path, help=f"folder for decoded images (default {default_cache()})")
     add("--arch", help=f"what bare weights of the teacher are of: {KNOWN_ARCHES}")
     add("--trust-pickle", action="store_true", help="load a pickled teacher, which may run any code")

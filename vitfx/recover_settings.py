@@ -12,6 +12,8 @@ from vitfx.train_config import PRECISIONS
 from vitfx.trainable import ONLY
 
 AUGMENTS = ("auto", "none", "flip", "crop")
+SAMPLES, SAVE_SECONDS = 100_000, 120.0
+"""Training images at most, and the time between states to go on from, where nobody says."""
 _RATES = {"all": 1e-4, "compensating": 3e-4, "norms-and-biases": 1e-3, "neighbours": 1e-4, "lora": 1e-3}
 """The fewer parameters there are, the further each may move."""
 

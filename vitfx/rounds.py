@@ -1,0 +1,123 @@
+"""The steps of pruning in rounds, as they were measured: a record, a table, Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from vitfx.goal import SPEEDUP
+
+PRUNED, RECOVERED = "pruned", "recovered"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model. round: from 1. kind: what was done, `PRUNED` or `RECOVERED`. asked: the round's value of the goal.
+    speedup: the original's plain export's time by this model's, tenth percentiles, measured in turns at the target's
+    batch; ms, plain_ms: their medians. kl: mean D_KL(original ‖ this) in nats on `images` evaluation images; agreement:
+    share of them with the original's top-1. accuracy, plain_accuracy: top-1, of this model and the original, 0..1, None
+    without labels. params, flops: what is left; params_share, flops_share: of the original's. said: what the retraining
+    says of itself. folder: where its files are, beside rounds.json."""
+
+    round: int
+    kind: str
+    asked: float
+    speedup: float
+    ms: float
+    plain_ms: float
+    kl: float
+    agreement: float
+    accuracy: float | None
+    plain_accuracy: float | None
+    images: int
+    params: int
+    flops: int
+    params_share: float
+    flops_share: float
+    said: str | None
+    folder: str
+
+    @property
+    def name(self) -> str:
+        return f"round {self.round}, {self.kind}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(record: dict[str, Any]) -> Step:
+        """Raises TypeError for anything but what `to_json` makes."""
+        return Step(**record)
+
+
+_COLUMNS = ("", "asked", "measured", "ms", "KL", "agreement", "top-1", "parameters", "FLOPs")
+
+
+def to_table(steps: Sequence[Step], settings: Mapping[str, Any]) -> Table:
+    """For a console."""
+    table = Table(box=SIMPLE)
+    for column in _COLUMNS:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for row in _rows(steps, settings):
+        table.add_row(*row)
+    return table
+
+
+def to_markdown(steps: Sequence[Step], settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    """rounds.md."""
+    return "\n".join(
+        [
+            f"# {settings['model']}: {settings['goal']}, in {settings['rounds']} rounds",
+            "",
+            f"| {' | '.join(_COLUMNS)} |",
+            f"| --- |{' ---: |' * (len(_COLUMNS) - 1)}",
+            *(f"| {' | '.join(row)} |" for row in _rows(steps, settings)),
+            "",
+            f"- Each step is measured against the plain export of the original, in turns with it, on "
+            f"{settings['target']}; KL, agreement and top-1 are those of the exported files on {steps[0].images} "
+            "evaluation images.",
+            "- A step's own folder has a report that holds it against the model that the step was given.",
+            f"- Each retraining had {settings['minutes']:g} minutes, with the original as teacher.",
+            *(f"- {one.name}: {one.said}." for one in steps if one.said),
+            "",
+            "## Settings",
+            "",
+            *(f"- {key}: {value}" for key, value in settings.items()),
+            "",
+            "## Environment",
+            "",
+            *(f"- {key}: {value}" for key, value in environment.items()),
+            "",
+        ]
+    )
+
+
+def _rows(steps: Sequence[Step], settings: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    first = steps[0]
+    whole = (f"{settings['original_params']:,}", f"{settings['original_flops']:,}")
+    original = ("original", "", "1×", f"{first.plain_ms:.3g}", "0", "100.00%", _percent(first.plain_accuracy), *whole)
+    return [
+        original,
+        *(
+            (
+                one.name,
+                f"{one.asked:.3g}×" if settings["goal_kind"] == SPEEDUP else f"{one.asked:.1%}",
+                f"{one.speedup:.3f}×",
+                f"{one.ms:.3g}",
+                f"{one.kl:.4f}",
+                f"{one.agreement:.2%}",
+                _percent(one.accuracy),
+                f"{one.params:,} ({one.params_share:.1%})",
+                f"{one.flops:,} ({one.flops_share:.1%})",
+            )
+            for one in steps
+        ),
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.2%}"

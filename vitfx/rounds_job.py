@@ -1,0 +1,244 @@
+"""One run of `vitfx.prune --rounds`: prune, recover, prune, recover, each by the job of its own command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from passes.cost import Cost, measure_cost
+from vitfx.checkpoint import load_model
+from vitfx.device import synchronize
+from vitfx.discovery import origins
+from vitfx.errors import UserError
+from vitfx.evaluate import evaluate
+from vitfx.files import remove_results, write_aside, writing
+from vitfx.frontend import read_module
+from vitfx.goal import SPEEDUP, Goal
+from vitfx.goal_compile import Asked, Bench, Reference
+from vitfx.graph_json import encode
+from vitfx.image_set import Images
+from vitfx.inputs import Inputs
+from vitfx.job import Job, run_job
+from vitfx.machine import environment
+from vitfx.pixel_cache import default_cache
+from vitfx.progress import Watcher
+from vitfx.recover_job import STATE, RecoverJob, run_recover
+from vitfx.recover_settings import SAMPLES, SAVE_SECONDS, RecoverSettings
+from vitfx.recovery import Store
+from vitfx.rounds import PRUNED, RECOVERED, Step, to_markdown
+from vitfx.rounds_file import ARTIFACTS, read_steps, write_steps
+from vitfx.rounds_options import Rounds
+from vitfx.runtime import OnnxModel
+
+TABLE = "rounds.md"
+_EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class RoundsJob:
+    """job: whose goal is that of the last round. command: as a user would type it."""
+
+    job: Job
+    rounds: Rounds
+    command: str
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Makes steps. original: with its canonical graph; cost: of that. bench: of the original. plain: the session of its
+    plain export."""
+
+    work: RoundsJob
+    original: Reference
+    cost: Cost
+    bench: Bench
+    plain: OnnxModel
+    watcher: Watcher
+
+    def prune(self, number: int, goal: Goal) -> Step:
+        """What the round before left is pruned, or the original. Raises what `run_job` raises."""
+        job = self.work.job
+        assert job.goal is not None
+        first = number == 1
+        # The bench has just measured the original anew if that was asked for.
+        fresh = job.force and not first
+        inputs = job.inputs if first else self._inputs(number - 1, RECOVERED)
+        reference = None if first else self.original
+        out = job.out / step_folder(number, PRUNED)
+        run_job(
+            replace(job, inputs=inputs, goal=(goal, job.goal[1]), out=out, force=fresh, reference=reference),
+            self.watcher,
+        )
+        # Of a retraining that was stopped, of a model that is no more.
+        Store(job.out / step_folder(number, RECOVERED) / STATE).discard()
+        return self._measured(number, PRUNED, goal, None)
+
+    def recover(self, number: int, goal: Goal) -> Step:
+        """Raises what `run_recover` raises."""
+        job = self.work.job
+        report = run_recover(
+            RecoverJob(
+                inputs=self._inputs(number, PRUNED),
+                teacher=job.inputs.model,
+                evaluation=job.evaluation,
+                settings=recovery_settings(self.work),
+                also_baseline=False,
+                deployment=job.deployment,
+                device=job.device,
+                out=job.out / step_folder(number, RECOVERED),
+                cache=default_cache(),
+                samples=SAMPLES,
+                save_seconds=SAVE_SECONDS,
+                force=False,
+                command=self.work.command,
+            ),
+            self.watcher,
+        )
+        return self._measured(number, RECOVERED, goal, report["recovery"]["sentence"])
+
+    def _inputs(self, number: int, kind: str) -> Inputs:
+        """The data of the original with the model of a step."""
+        path = self.work.job.out / step_folder(number, kind) / "pruned.pt"
+        return replace(self.work.job.inputs, model=load_model(str(path)), arch=None)
+
+    def _measured(self, number: int, kind: str, goal: Goal, said: str | None) -> Step:
+        folder = self.work.job.out / step_folder(number, kind)
+        sessions = {"plain": self.plain, "pruned": self.bench.open(folder / "pruned.onnx")}
+        timings = self.bench.timings(sessions)
+        scores = evaluate(
+            {name: session.run for name, session in sessions.items()},
+            self.work.job.evaluation,
+            batch=_EVALUATION_BATCH,
+            synchronize=partial(synchronize, self.bench.device),
+            progress=self.watcher.bar("evaluating"),
+        )
+        module = load_model(str(folder / "pruned.pt")).module
+        assert isinstance(module, GraphModule)
+        cost, found = measure_cost(module, self.bench.examples.shape[1:]), scores["pruned"]
+        return Step(
+            round=number,
+            kind=kind,
+            asked=goal.value,
+            speedup=timings["plain"].p10_ms / timings["pruned"].p10_ms,
+            ms=timings["pruned"].median_ms,
+            plain_ms=timings["plain"].median_ms,
+            kl=found.kl,
+            agreement=found.agreement,
+            accuracy=found.accuracy,
+            plain_accuracy=scores["plain"].accuracy,
+            images=found.images,
+            params=cost.parameters,
+            flops=cost.flops,
+            params_share=cost.parameters / self.cost.parameters,
+            flops_share=cost.flops / self.cost.flops,
+            said=said,
+            folder=step_folder(number, kind),
+        )
+
+
+def step_folder(number: int, kind: str) -> str:
+    return f"round-{number}/{kind}"
+
+
+def recovery_settings(work: RoundsJob) -> RecoverSettings:
+    return RecoverSettings(minutes=work.rounds.minutes, seed=work.job.settings.seed)
+
+
+def run_rounds(work: RoundsJob, watcher: Watcher) -> tuple[list[Step], dict[str, Any]]:
+    """All steps, and the settings. Steps that an earlier run of the same command finished are not made again.
+
+    Raises UserError, VerificationError, ExportMismatch, and KeyboardInterrupt after Ctrl-C; what was done before is
+    recorded by then.
+    """
+    job = work.job
+    watcher.say(job.inputs.splits.description)
+    images = job.inputs.calibration(job.settings.samples, job.settings.seed, watcher.bar("loading"))
+    front = read_module(job.inputs.model.module, images.pixels, watcher)
+    encode(front.graph_module)
+    cost = measure_cost(front.graph_module, images.pixels.shape[1:])
+    settings = _settings(work, images, origins(front.graph_module, images), cost)
+    steps = read_steps(job.out, settings, force=job.force)
+    if len(steps) < 2 * work.rounds.count:
+        _complete(_runner(work, front.graph_module, cost, images, watcher), steps, settings)
+    else:
+        watcher.say("all rounds are there already")
+    last = job.out / steps[-1].folder
+    for name in ARTIFACTS:
+        write_aside(job.out / name, (last / name).read_bytes())
+    write_aside(job.out / TABLE, to_markdown(steps, settings, environment()))
+    return steps, settings
+
+
+def _runner(work: RoundsJob, original: GraphModule, cost: Cost, images: Images, watcher: Watcher) -> Runner:
+    """Raises UserError where the goal is out of reach: that is told now, not after the rounds before the last."""
+    job = work.job
+    assert job.goal is not None
+    module = job.inputs.model.module
+    asked = Asked(*job.goal, job.deployment, job.settings.seed, fresh=job.force)
+    bench = Bench(module, original, images.pixels, asked, watcher)
+    price, goal = bench.price(), job.goal[0]
+    least = price.total(dict.fromkeys(price.sublayers, 0))
+    if goal.kind == SPEEDUP:
+        assert bench.plain is not None
+        possible, said = goal.value < bench.plain / least, f"{bench.plain / least:.2f}× as fast as its plain export"
+    else:
+        possible, said = goal.value > least / price.whole, f"left with {least / price.whole:.0%} of its {price.unit}"
+    if not possible:
+        raise UserError(
+            f"--{goal.kind} {goal.value:g} is out of reach, for even without any attention and MLP the model is "
+            f"{said}: ask for less"
+        )
+    return Runner(work, Reference(module, original), cost, bench, bench.open_plain(), watcher)
+
+
+def _complete(runner: Runner, steps: list[Step], settings: Mapping[str, Any]) -> None:
+    """Makes what is missing in `steps`, and records every one at once."""
+    job, rounds, watcher = runner.work.job, runner.work.rounds, runner.watcher
+    assert job.goal is not None
+    with writing(job.out):
+        job.out.mkdir(parents=True, exist_ok=True)
+    remove_results(job.out, (TABLE, *ARTIFACTS))
+    write_steps(job.out, steps, settings, environment())
+    for one in steps:
+        watcher.say(f"{one.name}: {one.folder}/ is there already")
+    goals = enumerate(rounds.goals(job.goal[0]), 1)
+    wanted = [(number, goal, make) for number, goal in goals for make in (runner.prune, runner.recover)]
+    for number, goal, make in wanted[len(steps) :]:
+        watcher.say(f"round {number} of {rounds.count}, {goal}: {make.__name__}")
+        steps.append(make(number, goal))
+        made = steps[-1]
+        watcher.say(f"{made.name}: measured {made.speedup:.3f}×, KL {made.kl:.4f}, {made.folder}/")
+        write_steps(job.out, steps, settings, environment())
+
+
+def _settings(work: RoundsJob, images: Images, facts: Mapping[str, str], cost: Cost) -> dict[str, Any]:
+    """All that a step depends on but the machine."""
+    job = work.job
+    assert job.goal is not None
+    goal, target = job.goal
+    return {
+        "model": job.inputs.model.source,
+        "arch": job.inputs.arch,
+        "data": job.inputs.data,
+        **facts,
+        "evaluation_fingerprint": job.evaluation.fingerprint(),
+        "original_params": cost.parameters,
+        "original_flops": cost.flops,
+        "samples": len(images),
+        "seed": job.settings.seed,
+        "goal": str(goal),
+        "goal_kind": goal.kind,
+        "goal_value": goal.value,
+        "target": str(target),
+        "rounds": work.rounds.count,
+        "minutes": work.rounds.minutes,
+        "recovery": recovery_settings(work).to_json(),
+        "deployment": job.deployment.to_json(),
+        "device": str(job.device),
+        "torch": torch.__version__,
+    }
