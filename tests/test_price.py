@@ -1,11 +1,14 @@
+import math
+
 import pytest
+import torch
 
 from passes.cost import measure_cost
 from passes.plan import DeletionPlan, SublayerDeletion
 from passes.stream import read_sites
 from tests.checks import canonical
 from tests.families import images
-from vitfx.price import flops_price, parameters_price
+from vitfx.price import Price, flops_price, parameters_price
 from vitfx.verify import rewrite, tokens_of
 
 
@@ -32,3 +35,12 @@ def test_what_a_price_predicts_is_what_a_pruned_model_costs(name, share):
     assert parameters.whole == sum(one.numel() for one in graph_module.parameters())
     # Where a whole sublayer goes its bias may move into one that stays, which has room for it already.
     assert parameters.total(kept) == pruned.parameters
+
+
+def test_the_least_and_how_fast_it_is():
+    sublayers = {"a0": torch.tensor([0.0, 1.0, 2.0]), "m0": torch.tensor([0.5, 3.0])}
+    price = Price("ms", 1.5, sublayers)
+    assert (price.whole, price.least) == (6.5, 2.0)
+    assert price.speed_limit(8.0) == 4.0
+    # Times that add up to more than the whole's leave less than nothing: no speed-up is known to be too much.
+    assert Price("ms", -1.5, sublayers).speed_limit(8.0) == math.inf

@@ -77,7 +77,7 @@ class Attempt:
         """The cheapest model found that keeps to a limit on accuracy or KL. Raises UserError where none does."""
         whole = self.price.whole
         # A hair more than nothing prunable at all, for sums of floats.
-        least = self.price.total(dict.fromkeys(self.price.sublayers, 0)) + 1e-9 * whole
+        least = self.price.least + 1e-9 * whole
         good, bad = (self.pursuit.start(), whole), -math.inf
         for _ in range(_MOST_CUTS):
             most = max(good[1] - _STRIDE * whole, least) if math.isinf(bad) else (good[1] + bad) / 2

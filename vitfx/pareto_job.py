@@ -171,7 +171,7 @@ def _runner(job: Job, original: GraphModule, images: Images, watcher: Watcher) -
     )
     price = bench.price()
     assert bench.plain is not None
-    most = bench.plain / price.total(dict.fromkeys(price.sublayers, 0))
+    most = price.speed_limit(bench.plain)
     if max(job.speeds) >= most:
         raise UserError(
             f"--sweep asks for up to {max(job.speeds):g}× and even without any attention and MLP the model is "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,6 +30,16 @@ class Price:
     def whole(self) -> float:
         """Of the model with nothing deleted."""
         return self.total({})
+
+    @property
+    def least(self) -> float:
+        """Of the model without any attention and MLP. Measured times may add up to less than nothing, on small
+        models."""
+        return self.total(dict.fromkeys(self.sublayers, 0))
+
+    def speed_limit(self, plain: float) -> float:
+        """How many times faster than `plain` the least model is; infinite where its price says nothing."""
+        return plain / self.least if self.least > 0 else math.inf
 
     def total(self, counts: Mapping[str, int]) -> float:
         """Of a model whose sublayers keep so many units; those that are not named keep all."""

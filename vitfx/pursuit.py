@@ -97,7 +97,7 @@ class Pursuit:
         }
         counts = select(paths, price, most)
         if counts is None:
-            least = price.total(dict.fromkeys(price.sublayers, 0))
+            least = price.least
             raise UserError(
                 f"even without any attention and MLP the model has {least / price.whole:.0%} of its {price.unit}, "
                 f"more than the {most / price.whole:.0%} asked for: ask for less"
