@@ -8,6 +8,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from vitfx.provenance_lines import provenance_lines
+
 Row = tuple[str, ...]
 
 
@@ -59,15 +61,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         else "- The file has operators of ONNX Runtime's own; --portable leaves them out.",
         *(f"- {note}" for one in report["rewrites"] for note in one["notes"]),
         *(f"- {note}" for note in report["notes"]),
-        "",
-        "## Settings",
-        "",
-        *(f"- {key}: {value}" for key, value in report["settings"].items()),
-        "",
-        "## Environment",
-        "",
-        *(f"- {key}: {value}" for key, value in report["environment"].items()),
-        "",
+        *provenance_lines(report["settings"], report["environment"]),
     ]
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from vitfx.errors import UserError
+from vitfx.provenance_lines import provenance_lines
 
 KNEE_RULE = (
     "the point that lies farthest below the straight line from the first to the last point, in KL over time, both as "
@@ -119,15 +120,7 @@ def to_markdown(points: Sequence[Point], settings: dict[str, Any], environment: 
             f"top-1 are those of the exported files on {points[0].images} evaluation images.",
             f"- Knee: {KNEE_RULE}. {said}",
             f"- {note}",
-            "",
-            "## Settings",
-            "",
-            *(f"- {key}: {value}" for key, value in settings.items()),
-            "",
-            "## Environment",
-            "",
-            *(f"- {key}: {value}" for key, value in environment.items()),
-            "",
+            *provenance_lines(settings, environment),
         ]
     )
 

@@ -13,6 +13,7 @@ from vitfx.compile import Pruned
 from vitfx.deliver import Measured
 from vitfx.image_set import Images
 from vitfx.number_format import precision_line, precision_record
+from vitfx.provenance_lines import provenance_lines
 
 Row = tuple[str, str, str, str]
 
@@ -176,15 +177,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         *(f"| {' | '.join(row)} |" for row in rows(report)),
         "",
         *(f"- {fact}" for fact in facts(report)),
-        "",
-        "## Settings",
-        "",
-        *(f"- {key}: {value}" for key, value in report["settings"].items()),
-        "",
-        "## Environment",
-        "",
-        *(f"- {key}: {value}" for key, value in report["environment"].items()),
-        "",
+        *provenance_lines(report["settings"], report["environment"]),
     ]
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from vitfx.curves import has_matplotlib, png_bytes
 from vitfx.files import write_aside
 from vitfx.progress import Watcher
+from vitfx.provenance_lines import provenance_lines
 from vitfx.recover_data import RecoverData
 from vitfx.recover_measure import Measured
 from vitfx.recovery import Recovered
@@ -125,15 +126,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         *(f"| {' | '.join(row)} |" for row in table),
         "",
         *(f"- {fact}" for fact in facts(report)),
-        "",
-        "## Settings",
-        "",
-        *(f"- {key}: {value}" for key, value in report["settings"].items()),
-        "",
-        "## Environment",
-        "",
-        *(f"- {key}: {value}" for key, value in report["environment"].items()),
-        "",
+        *provenance_lines(report["settings"], report["environment"]),
     ]
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from vitfx.goal import SPEEDUP
+from vitfx.provenance_lines import provenance_lines
 
 PRUNED, RECOVERED = "pruned", "recovered"
 
@@ -83,15 +84,7 @@ def to_markdown(steps: Sequence[Step], settings: Mapping[str, Any], environment:
             "- A step's own folder has a report that holds it against the model that the step was given.",
             f"- Each retraining had {settings['minutes']:g} minutes, with the original as teacher.",
             *(f"- {one.name}: {one.said}." for one in steps if one.said),
-            "",
-            "## Settings",
-            "",
-            *(f"- {key}: {value}" for key, value in settings.items()),
-            "",
-            "## Environment",
-            "",
-            *(f"- {key}: {value}" for key, value in environment.items()),
-            "",
+            *provenance_lines(settings, environment),
         ]
     )
 
