@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitfx.errors import UserError
-from vitfx.files import write_aside
+from vitfx.files import check_new_file, write_aside
 from vitfx.report_page import compare_page
 from vitfx.report_runs import Run, read_run
 
@@ -57,12 +57,7 @@ def _check_out(out: Path, *, force: bool) -> None:
     """Raises UserError where the page can't go there."""
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out {out} is no .html: give a name that ends in it")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out} is in a folder that does not exist: make {out.parent} first")
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder: give the name of a file in it")
-    if out.exists() and not force:
-        raise UserError(f"{out} is there already: give another name with --out, or --force to overwrite it")
+    check_new_file(out, force=force)
 
 
 def _parser() -> argparse.ArgumentParser:

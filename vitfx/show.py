@@ -12,7 +12,7 @@ from vitfx.circuit_file import read_circuit
 from vitfx.circuit_picture import SUFFIXES, picture_bytes
 from vitfx.circuit_summary import summary
 from vitfx.errors import UserError
-from vitfx.files import write_aside
+from vitfx.files import check_new_file, write_aside
 
 _EXAMPLE = """example:
   python -m vitfx.show demo-pruned-tau0.001/circuit.json
@@ -49,12 +49,7 @@ def _check_out(out: Path, *, force: bool) -> None:
     """Raises UserError where the picture can't go there."""
     if out.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {out} is neither .svg nor .png: give a name that ends in one of them")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out} is in a folder that does not exist: make {out.parent} first")
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder: give the name of a file in it")
-    if out.exists() and not force:
-        raise UserError(f"{out} is there already: give another name with --out, or --force to overwrite it")
+    check_new_file(out, force=force)
 
 
 def _parser() -> argparse.ArgumentParser:
