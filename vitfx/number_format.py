@@ -84,8 +84,8 @@ def precision_record(
     }
 
 
-def precision_line(record: Mapping[str, Any] | None) -> list[str]:
-    """For report.md."""
+def precision_fact(record: Mapping[str, Any] | None) -> list[str]:
+    """What a report says of the third file, besides its numbers: a sentence or two, or nothing."""
     if record is None:
         return []
     said = f"{record['file']} is pruned.onnx in {record['name']}"
@@ -94,4 +94,4 @@ def precision_line(record: Mapping[str, Any] | None) -> list[str]:
             f": {record['quantized']} linear maps quantized, a scale for each output channel of the weights, ranges of "
             f"their inputs from {record['images']} calibration images; {', '.join(record['kept'])} stays float32"
         )
-    return [f"- {said}. Its accuracy is what the table says; it is not held against torch."]
+    return [f"{said}. Its accuracy is what the table says; it is not held against torch."]

@@ -12,7 +12,7 @@ from passes.cost import Cost
 from vitfx.compile import Pruned
 from vitfx.deliver import Measured
 from vitfx.image_set import Images
-from vitfx.number_format import precision_line, precision_record
+from vitfx.number_format import precision_fact, precision_record
 from vitfx.provenance_lines import provenance_lines
 
 Row = tuple[str, str, str, str]
@@ -162,7 +162,7 @@ def facts(report: Mapping[str, Any]) -> list[str]:
         f"float32; ONNX against torch {verify['onnx']:.1e}; parameters and FLOPs as the plan predicts.",
         *_compensation(report["compensation"]["sentence"]),
         *_deployment(report["deployment"]),
-        *(line.removeprefix("- ") for line in precision_line(report["precision"])),
+        *precision_fact(report["precision"]),
         *report["notes"],
     ]
 
