@@ -14,12 +14,11 @@ import torch
 from torch.fx import GraphModule
 
 from vitfx.attain import ROUNDS, Attempt
+from vitfx.beside_plain import measure_beside_plain
 from vitfx.curves import has_matplotlib, png_bytes
 from vitfx.deployment import deploy
-from vitfx.device import synchronize
 from vitfx.discovery import origins
 from vitfx.errors import UserError
-from vitfx.evaluate import evaluate
 from vitfx.export import compare_onnx, write_onnx
 from vitfx.files import remove_results, write_aside, writing
 from vitfx.frontend import read_module
@@ -44,7 +43,6 @@ _STRIDE = 0.1
 """Of the whole price; what lies further is reached in several cuts, each scored anew."""
 _VERIFIED_IMAGES = 64
 _COMPARED_IMAGES = 8
-_EVALUATION_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -70,26 +68,10 @@ class Runner:
         folder = self.job.out / point_folder(asked)
         path = self._write(folder, artifact, asked)
         write_plan(folder, state.plan)
-        sessions = {"plain": self.plain, "pruned": self.bench.open(path)}
-        timings = self.bench.timings(sessions)
-        scores = evaluate(
-            {name: session.run for name, session in sessions.items()},
-            self.job.evaluation,
-            batch=_EVALUATION_BATCH,
-            synchronize=partial(synchronize, self.bench.device),
-            progress=self.watcher.bar("evaluating"),
-        )
-        found = scores["pruned"]
+        beside = measure_beside_plain(self.bench, self.plain, path, self.job.evaluation)
         point = Point(
             asked=asked,
-            speedup=timings["plain"].p10_ms / timings["pruned"].p10_ms,
-            ms=timings["pruned"].median_ms,
-            plain_ms=timings["plain"].median_ms,
-            kl=found.kl,
-            agreement=found.agreement,
-            accuracy=found.accuracy,
-            plain_accuracy=scores["plain"].accuracy,
-            images=found.images,
+            **beside.to_json(),
             params=proof.measured.parameters / proof.before.parameters,
             flops=proof.measured.flops / proof.before.flops,
             rounds=self.pursuit.rounds,

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
 from passes.cost import Cost, measure_cost
+from vitfx.beside_plain import measure_beside_plain
 from vitfx.checkpoint import load_model
-from vitfx.device import synchronize
 from vitfx.discovery import origins
 from vitfx.errors import UserError
-from vitfx.evaluate import evaluate
 from vitfx.files import remove_results, write_aside, writing
 from vitfx.frontend import read_module
 from vitfx.goal import SPEEDUP, Goal
@@ -36,7 +34,6 @@ from vitfx.rounds_options import Rounds
 from vitfx.runtime import OnnxModel
 
 TABLE = "rounds.md"
-_EVALUATION_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -108,30 +105,15 @@ class Runner:
 
     def _measured(self, number: int, kind: str, goal: Goal, said: str | None) -> Step:
         folder = self.work.job.out / step_folder(number, kind)
-        sessions = {"plain": self.plain, "pruned": self.bench.open(folder / "pruned.onnx")}
-        timings = self.bench.timings(sessions)
-        scores = evaluate(
-            {name: session.run for name, session in sessions.items()},
-            self.work.job.evaluation,
-            batch=_EVALUATION_BATCH,
-            synchronize=partial(synchronize, self.bench.device),
-            progress=self.watcher.bar("evaluating"),
-        )
+        beside = measure_beside_plain(self.bench, self.plain, folder / "pruned.onnx", self.work.job.evaluation)
         module = load_model(str(folder / "pruned.pt")).module
         assert isinstance(module, GraphModule)
-        cost, found = measure_cost(module, self.bench.examples.shape[1:]), scores["pruned"]
+        cost = measure_cost(module, self.bench.examples.shape[1:])
         return Step(
             round=number,
             kind=kind,
             asked=goal.value,
-            speedup=timings["plain"].p10_ms / timings["pruned"].p10_ms,
-            ms=timings["pruned"].median_ms,
-            plain_ms=timings["plain"].median_ms,
-            kl=found.kl,
-            agreement=found.agreement,
-            accuracy=found.accuracy,
-            plain_accuracy=scores["plain"].accuracy,
-            images=found.images,
+            **beside.to_json(),
             params=cost.parameters,
             flops=cost.flops,
             params_share=cost.parameters / self.cost.parameters,
