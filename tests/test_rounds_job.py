@@ -120,6 +120,13 @@ def test_two_rounds_and_the_same_command_again(
     assert "rounds.json is of another run (its " in capsys.readouterr().err
     assert all((out / name).exists() for name in ARTIFACTS)
 
+    # Nothing of the other run is taken over, finished as it is.
+    made.clear()
+    once = ("--target-params", "0.6", "--rounds", "1", "--recover-minutes", "0.01", "--seed", "1", "--force")
+    assert rounds(path, out, *once) == 0
+    assert [name for name, _ in made] == ["run_job", "run_recover"]
+    assert [one["asked"] for one in record(out)["steps"]] == [0.6, 0.6]
+
 
 def _check_measured_by_hand(out: Path, steps: list[dict[str, Any]]) -> None:
     """Top-1 and KL of the last step, from the original and the artifact."""
