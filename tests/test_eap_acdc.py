@@ -13,6 +13,7 @@ from vitfx.acdc import acdc
 from vitfx.circuit import ATTRIBUTED, GROUP, PROBE, Decision, Edge, Reader, Writer
 from vitfx.eap_acdc import calibration_of, eap_acdc
 from vitfx.fisher import fisher
+from vitfx.forecast import Forecast
 from vitfx.head_engine import HeadEngine
 from vitfx.journal import FileJournal, NoJournal
 from vitfx.order import by_attribution
@@ -41,8 +42,9 @@ class Scripted:
         self.asked.append(len(writers))
         return Trial(sum(self.costs[self.writers.index(one)] for one in [*self.gone, *writers]), exact=True)
 
-    def attributions(self):
-        return torch.tensor(self.predicted, dtype=torch.float64)
+    def forecast(self):
+        slope = torch.tensor(self.predicted, dtype=torch.float64)
+        return Forecast(slope, torch.zeros(len(slope), len(slope), dtype=torch.float64))
 
     def remove(self, writers, order=None):
         self.gone += writers

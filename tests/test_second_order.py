@@ -8,6 +8,7 @@ from tests.test_acdc import Setting as HeadSetting
 from tests.test_reader_engine import Setting as ReaderSetting
 from vitfx.circuit import Edge
 from vitfx.edge_graph import kl_divergence
+from vitfx.forecast import Forecast
 from vitfx.head_engine import HeadEngine
 from vitfx.metric import drawn_from
 from vitfx.reader_engine import ReaderEngine
@@ -38,15 +39,14 @@ def visits(setting, stop):
         (lambda: ReaderSetting(granularity="edge", ablation="resample"), 7),
     ],
 )
-def test_predictions_are_the_formulas(make, stop):
+def test_forecasts_are_the_formulas(make, stop):
     """∂KL/∂gate and ∂log p/∂gate by autograd through the direct implementation, image by image, at the same circuit."""
     setting = make()
     visit, removed = visits(setting, stop)
-    predicted = visit.attributions()
-    assert predicted.shape == (len(visit.writers),)
+    forecast = visit.forecast()
     graph, calibration = setting.graph, setting.calibration
     edges = [Edge(one, visit.reader) for one in visit.writers]
-    total = torch.zeros(len(edges), dtype=torch.float64)
+    slopes, fisher = torch.zeros(len(edges), dtype=torch.float64), torch.zeros(2 * (len(edges),), dtype=torch.float64)
     for index in range(len(calibration.clean)):
         reference = one_image(setting.reference, index)
         gates = torch.ones(len(edges), dtype=torch.float64, requires_grad=True)
@@ -65,5 +65,23 @@ def test_predictions_are_the_formulas(make, stop):
         drawn = drawn_from(logits, calibration.draws[index : index + 1])
         (slope,) = torch.autograd.grad(kl_divergence(clean, logits).sum(), gates, retain_graph=True)
         (score,) = torch.autograd.grad(logits.log_softmax(-1)[0, drawn].sum(), gates)
-        total += -slope + score.square() / 2
-    assert torch.allclose(predicted, total / len(calibration.clean), rtol=1e-6, atol=1e-12)
+        slopes -= slope
+        fisher += torch.outer(score, score)
+    images = len(calibration.clean)
+    assert torch.allclose(forecast.slope, slopes / images, rtol=1e-6, atol=1e-12)
+    assert torch.allclose(forecast.fisher, fisher / images, rtol=1e-6, atol=1e-12)
+
+
+def test_what_is_gone_already_counts():
+    """On top of each other removals cost what the quadratic form says of all of them together."""
+    generator = torch.Generator().manual_seed(0)
+    slope, root = torch.randn(5, generator=generator).double(), torch.randn(5, 7, generator=generator).double()
+    forecast = Forecast(slope, root @ root.T)
+    one_by_one, gone = 0.0, []
+    for at in (3, 0, 4):
+        one_by_one += float(forecast.after(gone)[at])
+        gone.append(at)
+    together = torch.tensor([1.0, 0, 0, 1, 1], dtype=torch.float64)
+    whole = forecast.slope @ together + together @ forecast.fisher @ together / 2
+    assert one_by_one == pytest.approx(float(whole), rel=1e-12)
+    assert torch.equal(forecast.after([]), forecast.alone())

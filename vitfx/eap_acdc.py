@@ -1,15 +1,16 @@
 """EAP + ACDC: attribution orders and pre-screens a reader's edges, exact ablation decides where it matters.
 
-Readers are visited as in ACDC, and each edge's removal is predicted anew at the circuit as it stands (see
-`vitfx.second_order`). From the least predicted on, edges are removed in groups: a group goes if the exact D_KL(G‖H)
-without it rises by so little that no edge's share of the rise, by attribution, reaches τ; else a smaller group is
-tried, down to a single edge, which is then ACDC's own question. Edges predicted to cost more than τ are asked one by
-one. What is predicted to cost many times τ is kept unasked, and so is the rest once single edges in a row had to be
-kept.
+Readers are visited as in ACDC. What removals of a reader's edges would cost, on top of one another, is forecast at the
+circuit as it stands (see `vitfx.forecast`). Edges forecast to cost clearly less than τ are removed as one group, if the
+exact D_KL(G‖H) without it confirms that: what it rises beyond the forecast is charged to the edges in proportion to
+their forecasts, and no edge may come to τ. If one does, the surprise is charged to all edges that are left, and a
+smaller group is tried, down to a single edge, which is then ACDC's own question. Edges forecast to cost about τ or more
+are asked one by one. What is forecast to cost many times τ is kept unasked, and so is the rest once single edges in a
+row had to be kept.
 
-Gradients say less of MLPs than of heads, so both have predictions of their own scale: the median of measured by
-predicted over edges drawn at random, of some readers one, which are measured first and alone. The calibration that is
-reported rests on them too, not on the close cases.
+Gradients say less of MLPs than of heads, so both have forecasts of their own scale: the median of measured by forecast
+over edges drawn at random, of some readers one, which are measured first and alone. The calibration that is reported
+rests on them too, not on the close cases.
 """
 
 from __future__ import annotations
@@ -21,15 +22,22 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vitfx.circuit import ATTRIBUTED, BOUND, EMBED, EXACT, GROUP, PROBE, Decision, Edge, Writer
 from vitfx.edge_graph import STREAM_READER
-from vitfx.search import Engine, Journal, Limits, Visit
+from vitfx.search import Engine, Journal, Limits, Trial, Visit
 
 ABOVE = 4.0
-"""An edge predicted to cost more than this many τ is kept unasked."""
+"""An edge forecast to cost more than this many τ is kept unasked."""
+BELOW = 0.8
+"""Only edges forecast to cost less than this many τ go in groups: forecasts are not exact enough for closer calls."""
 PATIENCE = 2
-"""After as many single edges in a row that had to be kept, so are those predicted to cost more."""
+"""After as many single edges in a row that had to be kept, so are those forecast to cost more."""
+FARTHEST = 4.0
+"""A group's trial is broken off only where it costs this many times too much, so that others tell by how much."""
+MISTRUST = 3.0
+"""The most that is charged for surprises, in shares of an edge's forecast."""
 PROBES = 0.3
 """The share of the readers of which an edge is drawn and measured for the calibration; on the block and the head graph,
 which have few, all sublayers."""
@@ -110,96 +118,143 @@ def _spearman(left: torch.Tensor, right: torch.Tensor) -> float:
     return float(torch.corrcoef(ranks)[0, 1])
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Candidate:
-    writer: Writer
+    """An edge of a group. at: of the reader's writers. attribution: what its removal is forecast to cost behind those
+    before it; expected: the same, brought to scale and charged with surprises."""
+
+    at: int
     attribution: float
-    predicted: float
+    expected: float
 
 
-def _shares(group: Sequence[_Candidate]) -> list[float]:
-    """Of a group's rise, by attribution; equal where that says nothing."""
-    total = sum(abs(one.attribution) for one in group)
-    return [abs(one.attribution) / total if total else 1 / len(group) for one in group]
+def _charged(group: Sequence[_Candidate], surprise: float) -> list[float]:
+    """What each edge cost if the group cost so much more than expected."""
+    total = sum(abs(one.expected) for one in group)
+    shares = [abs(one.expected) / total if total else 1 / len(group) for one in group]
+    return [one.expected + surprise * share for one, share in zip(group, shares, strict=True)]
+
+
+def _most(group: Sequence[_Candidate], tau: float) -> float:
+    """How much the group may cost for no edge to be charged τ."""
+    unit = [charged - one.expected for one, charged in zip(group, _charged(group, 1.0), strict=True)]
+    room = min((tau - one.expected) / share for one, share in zip(group, unit, strict=True) if share)
+    return sum(one.expected for one in group) + room
 
 
 class _Reader:
     """The edges of one reader."""
 
     def __init__(self, visit: Visit, limits: Limits, kl: float, scales: Mapping[str, float]) -> None:
-        self.visit, self.limits, self.kl, self.scales = visit, limits, kl, scales
+        self.visit, self.limits, self.kl = visit, limits, kl
+        self.scale = torch.tensor([scales[_kind(one)] for one in visit.writers], dtype=torch.float64)
+        self.charge = 0.0
+        self.gone: list[int] = []
         self.decisions: list[Decision] = []
 
     def decide(self, seed: int) -> list[Decision]:
+        writers = self.visit.writers
         if self.visit.idle:
             removes = self.limits.allow(self.kl, self.kl)
-            gone = [Decision(Edge(one, self.visit.reader), not removes, 0.0, self.kl) for one in self.visit.writers]
-            self.visit.remove(self.visit.writers if removes else [])
+            gone = [Decision(Edge(one, self.visit.reader), not removes, 0.0, self.kl) for one in writers]
+            self.visit.remove(writers if removes else [])
             return gone
-        values = self.visit.attributions().tolist()
-        found = [
-            _Candidate(writer, value, value * self.scales[_kind(writer)])
-            for writer, value in zip(self.visit.writers, values, strict=True)
-        ]
-        found.sort(key=lambda one: one.predicted)
-        drawn = random.Random(f"{seed} {self.visit.reader.name} {found[0].writer.sublayer}")
+        self.forecast = self.visit.forecast()
+        rest = list(range(len(writers)))
+        drawn = random.Random(f"{seed} {self.visit.reader.name} {writers[0].sublayer}")
         if self.visit.reader == STREAM_READER or drawn.random() < PROBES:
-            probe = drawn.choice(found)
-            self._ask([probe], probe=True)
-            found.remove(probe)
-        self._settle(found)
+            probe = drawn.choice(rest)
+            self._ask(self._candidate(probe), probe=True)
+            rest.remove(probe)
+        self._question(self._remove(rest))
         return self.decisions
 
-    def _settle(self, rest: list[_Candidate]) -> None:
-        """The edges predicted to cost less than τ go in as large groups as may; those above are asked one by one."""
-        below = sum(one.predicted < self.limits.tau for one in rest)
-        self._remove(rest[:below])
-        self._question(rest[below:])
+    def _expected(self, attributions: Tensor) -> Tensor:
+        scaled = attributions * self.scale
+        return scaled + self.charge * scaled.abs()
 
-    def _remove(self, rest: list[_Candidate]) -> None:
+    def _candidate(self, at: int) -> _Candidate:
+        attributions = self.forecast.after(self.gone)
+        return _Candidate(at, float(attributions[at]), float(self._expected(attributions)[at]))
+
+    def _cheapest(self, rest: Sequence[int]) -> list[_Candidate]:
+        """One edge after the other, each the one expected to cost least behind those before it, up to BELOW."""
+        attributions, found, left = self.forecast.after(self.gone), list[_Candidate](), set(rest)
+        while left:
+            expected = self._expected(attributions)
+            at = min(left, key=expected.tolist().__getitem__)
+            if expected[at] >= BELOW * self.limits.tau:
+                break
+            found.append(_Candidate(at, float(attributions[at]), float(expected[at])))
+            left.remove(at)
+            attributions = attributions + self.forecast.fisher[at]
+        return found
+
+    def _remove(self, rest: list[int]) -> list[int]:
+        """Removes what costs clearly less than τ, in as large groups as may; what is left."""
         size = len(rest)
-        while rest:
-            group = rest[:size]
-            excess = self._ask(group)
-            if excess is None or len(group) == 1:
-                rest, size = rest[size:], 2 * len(group)
+        while group := self._cheapest(rest)[:size]:
+            removed = self._ask(group[0]) if len(group) == 1 else self._try(group)
+            if removed or len(group) == 1:
+                done = {one.at for one in group}
+                rest = [at for at in rest if at not in done]
+                size = len(rest) if removed else 1
             else:
-                size = max(1, int(len(group) * min(0.5, 1 / excess)))
+                size = len(group) // 2
+        return rest
 
-    def _question(self, rest: list[_Candidate]) -> None:
+    def _question(self, rest: list[int]) -> None:
+        """Asks for single edges, the cheapest first, until those that are left are surely kept."""
         misses = 0
         while rest:
-            if misses >= PATIENCE or rest[0].predicted > ABOVE * self.limits.tau:
-                self.decisions += [self._decision(one, True, one.predicted, None, ATTRIBUTED) for one in rest]
+            found = sorted((self._candidate(at) for at in rest), key=lambda one: one.expected)
+            if misses >= PATIENCE or found[0].expected > ABOVE * self.limits.tau:
+                self.decisions += [self._decision(one, True, one.expected, None, ATTRIBUTED) for one in found]
                 return
-            misses = 0 if self._ask(rest[:1]) is None else misses + 1
-            rest = rest[1:]
+            misses = 0 if self._ask(found[0]) else misses + 1
+            rest = [one.at for one in found[1:]]
 
-    def _ask(self, group: list[_Candidate], *, probe: bool = False) -> float | None:
-        """Removes the group if it may go; else how many times too much it costs. A single edge is decided for good."""
-        shares = _shares(group)
-        most = self.limits.tau / max(shares)
+    def _ask(self, one: _Candidate, *, probe: bool = False) -> bool:
+        """ACDC's question; whether the edge is removed."""
 
         def allowed(kl: float) -> bool:
-            return kl - self.kl < most and kl <= self.limits.max_kl
+            return self.limits.allow(kl, self.kl)
 
-        trial = self.visit.kl_without([one.writer for one in group], (lambda kl: True) if probe else allowed)
-        rise = trial.kl - self.kl
+        trial = self.visit.kl_without([self.visit.writers[one.at]], (lambda kl: True) if probe else allowed)
         removes = allowed(trial.kl)
-        if len(group) == 1:
-            basis = PROBE if probe else EXACT if trial.exact else BOUND
-            self.decisions.append(self._decision(group[0], not removes, rise, trial.kl, basis))
-        elif removes:
+        basis = PROBE if probe else EXACT if trial.exact else BOUND
+        self.decisions.append(self._decision(one, not removes, trial.kl - self.kl, trial.kl, basis))
+        if removes:
+            self._settle([one], trial)
+        return removes
+
+    def _try(self, group: Sequence[_Candidate]) -> bool:
+        """Removes the group if no edge is charged τ; whether it is removed."""
+        expected, most = sum(one.expected for one in group), _most(group, self.limits.tau)
+
+        def going(kl: float) -> bool:
+            return kl - self.kl < max(FARTHEST * most, most) and kl <= self.limits.max_kl
+
+        trial = self.visit.kl_without([self.visit.writers[one.at] for one in group], going)
+        surprise = trial.kl - self.kl - expected
+        removes = trial.exact and trial.kl - self.kl < most and trial.kl <= self.limits.max_kl
+        if removes:
+            costs = _charged(group, surprise)
             self.decisions += [
-                self._decision(one, False, rise * share, trial.kl, GROUP)
-                for one, share in zip(group, shares, strict=True)
+                self._decision(one, False, cost, trial.kl, GROUP) for one, cost in zip(group, costs, strict=True)
             ]
-        if not removes:
-            return max(rise / most, 2.0)
+            self._settle(group, trial)
+        total = sum(abs(one.expected) for one in group)
+        if total:
+            self.charge = min(max((1 + self.charge) * (1 + surprise / total) - 1, -0.5), MISTRUST)
+        return removes
+
+    def _settle(self, group: Sequence[_Candidate], trial: Trial) -> None:
         self.kl = trial.kl
         self.decisions[-1] = replace(self.decisions[-1], order=trial.order)
-        self.visit.remove([one.writer for one in group], trial.order)
-        return None
+        self.gone += [one.at for one in group]
+        self.visit.remove([self.visit.writers[one.at] for one in group], trial.order)
 
     def _decision(self, one: _Candidate, kept: bool, score: float, kl: float | None, basis: str) -> Decision:
-        return Decision(Edge(one.writer, self.visit.reader), kept, score, kl, basis, one.attribution)
+        writer = self.visit.writers[one.at]
+        return Decision(Edge(writer, self.visit.reader), kept, score, kl, basis, one.attribution)

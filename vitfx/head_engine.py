@@ -16,6 +16,7 @@ from passes.plan import channels_of
 from vitfx.calibration import Calibration
 from vitfx.circuit import EMBED, Reader, Writer
 from vitfx.edge_graph import STREAM_READER, EdgeGraph, kl_divergence
+from vitfx.forecast import Forecast
 from vitfx.narrow import narrow
 from vitfx.search import BATCH, Chosen, Trial, mean_kl
 from vitfx.second_order import Along, second_order
@@ -101,7 +102,7 @@ class StreamVisit:
 
         return mean_kl(self.engine.calibration, divergence, allowed, self.engine.order)
 
-    def attributions(self) -> Tensor:
+    def forecast(self) -> Forecast:
         def run(images: Chosen) -> tuple[Tensor, Tensor, Along]:
             stream = self.stream(images).detach().requires_grad_()
             logits = run_decided(self.engine.behind, stream, images)

@@ -16,6 +16,7 @@ from vitfx.calibration import Calibration
 from vitfx.circuit import Reader, Writer
 from vitfx.downstream import Downstream
 from vitfx.edge_graph import EdgeGraph, kl_divergence
+from vitfx.forecast import Forecast
 from vitfx.search import Chosen, Trial, batches, mean_kl
 from vitfx.second_order import Along, second_order
 from vitfx.stages import Reference
@@ -165,7 +166,7 @@ class ReaderVisit:
 
         return mean_kl(self.engine.calibration, divergence, allowed, self.engine.order)
 
-    def attributions(self) -> Tensor:
+    def forecast(self) -> Forecast:
         def run(images: Chosen) -> tuple[Tensor, Tensor, Along]:
             read = self.read[images].detach().requires_grad_()
             logits = self.unit.logits(self.row, read, images)

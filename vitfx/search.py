@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vitfx.calibration import Calibration
 from vitfx.circuit import Decision, Edge, Reader, Writer
+from vitfx.forecast import Forecast
 
 BATCH = 16
 """Images run at a time: small enough for a batch's activations to stay near the cores, and for a hopeless trial to be
@@ -60,8 +61,8 @@ class Visit(Protocol):
         """D_KL(G‖H) without these edges, on top of those removed. allowed: once it says no to a part of the sum over
         images, which only grows, the rest is not computed."""
 
-    def attributions(self) -> Tensor:
-        """A prediction of what each edge's removal would cost at this point, float64 (writers,)."""
+    def forecast(self) -> Forecast:
+        """What removing edges would cost at this point, predicted."""
 
     def remove(self, writers: Sequence[Writer], order: tuple[int, ...] | None = None) -> None:
         """Settles that these edges are gone. order: that of their trial, for the trials to come: the images that add
