@@ -25,22 +25,24 @@ def memory_needed(graph_module: GraphModule, images: Images, settings: Settings,
 
         block, head   the streams before every sublayer and behind the last, and of one sublayer the inner channels
                       and what comes before and behind it
-        edge, qkv     the embedding, the streams and inner channels of all, and, while the first sublayer is visited,
-                      what every reader behind it reads, N·T·D each, its sublayer's inner channels once more, and heads'
-                      queries, keys and values, N·T·E each
+        edge, qkv     the streams, every writer's change, N·T·D each, and, while the first sublayer is visited, what
+                      every reader behind it reads, N·T·D each, the sublayers' inner channels, and heads' queries, keys
+                      and values, N·T·E each
     """
     pixels = images.pixels[:2].to(next(graph_module.parameters()).device)
     graph = EdgeGraph(graph_module, whole_mlps(graph_module), settings.granularity)
     _, tokens, width = embedding_of(graph, pixels).shape
     read_tokens = narrow(graph.stages, pixels)
     kept = tokens if read_tokens.tokens is None else len(read_tokens.tokens)
-    sizes = []
+    sizes, changes = [], tokens * width
     for index, stage in enumerate(graph.stages[graph.first : graph.last + 1], graph.first):
         if stage.sublayer is not None:
             behind = kept if index >= read_tokens.start else tokens
             readers = sum(one.sublayer == stage.name for one in graph.readers)
             inner = stage.sublayer.units * stage.sublayer.channels
             read = tokens if index <= read_tokens.start else kept
+            writers = sum(one.sublayer == stage.name for one in graph.writers)
+            changes += writers * behind * width
             sizes.append((read * width, behind * inner, readers, 3 if isinstance(stage.module, Attention) else 0))
     numbers = 2 * pixels[0].numel()
     if settings.ablation == "resample":
@@ -50,7 +52,7 @@ def memory_needed(graph_module: GraphModule, images: Images, settings: Settings,
     if settings.method not in RANKING and graph.reads_stream:
         numbers += streams + max(inner + 2 * read for read, inner, *_ in sizes)
     elif settings.method not in RANKING:
-        numbers += tokens * width + streams + sum((2 + parts) * inner for _, inner, _, parts in sizes)
+        numbers += changes + streams + sum((1 + parts) * inner for _, inner, _, parts in sizes)
         numbers += sum(readers * read for read, _, readers, _ in sizes[1:]) + kept * width
     per_process = -(-len(images) // processes)
     return per_process * numbers * torch.finfo(pixels.dtype).bits // 8

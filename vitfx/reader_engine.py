@@ -28,8 +28,8 @@ from vitfx.wiring import Wiring
 class ReaderEngine:
     """Walks the logits, then MLPs and heads from the output backwards; a head's queries, keys and values in turn.
 
-    Memory, in numbers: the whole model's streams and inner channels, N·T·(2L·D + ΣE), and during a visit what
-    the readers behind it read, at most N·T·D of each.
+    Memory, in numbers: the whole model's streams and every writer's change to them, and during a visit what the readers
+    behind it read, at most N·T·D of each.
     """
 
     def __init__(self, graph: EdgeGraph, calibration: Calibration, reference: Reference) -> None:

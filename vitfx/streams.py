@@ -7,19 +7,19 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from passes.plan import channels_of
 from vitfx.calibration import Calibration
 from vitfx.circuit import EMBED, Writer
 from vitfx.edge_graph import EdgeGraph
 from vitfx.narrow import Narrowed, narrow
 from vitfx.search import BATCH, Chosen
-from vitfx.stages import Reference, of_images
+from vitfx.stages import Reference, contribution, of_images
 
 
 class CleanRun:
     """streams: the input of each stage, (N, T, D); T behind the last attention is what the logits read. logits: (N, K).
 
-    Memory, in numbers: N·T·((2L + 1)·D + ΣE): the streams, and of every sublayer reference less inner channels.
+    Memory, in numbers: N·T·D for each of the 2L + 1 streams and for each writer, whose reference less its value is kept
+    as it enters the stream: every reader's trials add some of these up.
     """
 
     def __init__(self, graph: EdgeGraph, calibration: Calibration, reference: Reference) -> None:
@@ -27,31 +27,17 @@ class CleanRun:
         self.narrowed: Narrowed = narrow(graph.stages, calibration.clean)
         self.logits_stage = graph.last + 1
         self._whole_reference, self._reference = reference, self.narrowed.reference(reference)
+        names = {stage.name: index for index, stage in enumerate(graph.stages)} | {EMBED: graph.first - 1}
+        self._writers: dict[int, list[Writer]] = {}
+        for writer in graph.writers:
+            self._writers.setdefault(names[writer.sublayer], []).append(writer)
+        self._place = {one: place for own in self._writers.values() for place, one in enumerate(own)}
+        self._changes: dict[int, Tensor] = {}
         with torch.no_grad():
-            self._lay_out()
             self._run()
-
-    def _lay_out(self) -> None:
-        """Each writer's channels side by side: a writer is a slice then, of activations and of weights."""
-        self._span: dict[Writer, slice] = {}
-        self._order: dict[int, Tensor] = {}
-        self._columns: dict[int, Tensor] = {}
-        for index, stage in enumerate(self.graph.stages):
-            module = stage.sublayer
-            if module is None:
-                continue
-            start, units = 0, list[int]()
-            for writer in (one for one in self.graph.writers if one.sublayer == stage.name):
-                stop = start + len(writer.units) * module.channels
-                self._span[writer], start = slice(start, stop), stop
-                units += writer.units
-            weight = module.out.weight
-            self._order[index] = channels_of(units, module.channels).to(weight.device)
-            self._columns[index] = weight.T[self._order[index]].contiguous()
 
     def _run(self) -> None:
         streams: dict[int, list[Tensor]] = {}
-        missing: dict[int, list[Tensor]] = {}
         logits = []
         for start in range(0, len(self.calibration.clean), BATCH):
             images = slice(start, min(start + BATCH, len(self.calibration.clean)))
@@ -59,20 +45,28 @@ class CleanRun:
             for index, stage in enumerate(self.narrowed.stages):
                 if index == self.graph.first:
                     embed = of_images(self._whole_reference[EMBED], images).to(stream) - stream
-                    missing.setdefault(index - 1, []).append(embed)
+                    self._keep(index - 1, images, [embed])
                 if index >= self.graph.first:
                     streams.setdefault(index, []).append(stream)
-                if stage.sublayer is None:
+                module = stage.sublayer
+                if module is None:
                     stream = stage(stream)
                     continue
                 inner = stage.inner(stream)
-                change = self.reference_of(index, images).to(inner) - inner
-                missing.setdefault(index, []).append(change[..., self._order[index]])
-                stream = stage.carried(stream) + stage.sublayer.out(inner)
+                missing = self.reference_of(index, images).to(inner) - inner
+                self._keep(index, images, [contribution(module, one.units, missing) for one in self._writers[index]])
+                stream = stage.carried(stream) + module.out(inner)
             logits.append(stream)
         self.streams = {index: torch.cat(parts) for index, parts in streams.items()}
-        self._missing = {index: torch.cat(parts) for index, parts in missing.items()}
         self.logits = torch.cat(logits)
+
+    def _keep(self, index: int, images: slice, changes: Sequence[Tensor]) -> None:
+        """changes: of each writer of a stage, (n, T, D)."""
+        if index not in self._changes:
+            whole = (len(changes), len(self.calibration.clean), *changes[0].shape[1:])
+            self._changes[index] = changes[0].new_empty(whole)
+        for place, change in enumerate(changes):
+            self._changes[index][place, images] = change
 
     @torch.no_grad()
     def inner(self, index: int) -> Tensor:
@@ -94,29 +88,27 @@ class CleanRun:
 
         cut: for the tokens that the logits read alone.
         """
-        missing = self._missing_of(index, images, cut=cut)
-        if index < self.graph.first:
-            return missing
-        columns, spans = self._columns[index], [self._span[one] for one in writers]
-        if 2 * sum(span.stop - span.start for span in spans) < len(columns):
-            return torch.stack([missing[..., span] @ columns[span] for span in spans]).sum(dim=0)
-        chosen = columns.new_zeros(len(columns), 1)
-        for span in spans:
-            chosen[span] = 1
-        return missing @ (columns * chosen)
+        changes = self._changes_of(index, cut=cut)
+        first, *others = (self._place[one] for one in writers)
+        total = changes[first, images]
+        if others:
+            total = total + changes[others[0], images]
+        for place in others[1:]:
+            total += changes[place, images]
+        return total
 
     def along(self, gradient: Tensor, writers: Iterable[Writer], images: Chosen, *, cut: bool) -> Tensor:
         """A gradient by the stream (n, T, D) -> its product with what replacing each writer changes, (writers, n)."""
         found, products = [], dict[int, Tensor]()
         for writer in writers:
-            embed = writer.sublayer == EMBED
-            index = self.graph.first - 1 if embed else self.graph.stage_index(writer.sublayer)
+            index = self.graph.first - 1 if writer.sublayer == EMBED else self.graph.stage_index(writer.sublayer)
             if index not in products:
-                by_channel = gradient if embed else gradient @ self._columns[index].T
-                products[index] = (self._missing_of(index, images, cut=cut) * by_channel).sum(dim=1)
-            found.append(products[index][:, slice(None) if embed else self._span[writer]].sum(dim=1))
+                changes = self._changes_of(index, cut=cut)[:, images]
+                products[index] = torch.einsum("wntd,ntd->wn", changes, gradient)
+            found.append(products[index][self._place[writer]])
         return torch.stack(found)
 
-    def _missing_of(self, index: int, images: Chosen, *, cut: bool) -> Tensor:
-        missing = self._missing[index][images]
-        return self.narrowed.cut(missing) if cut and index < self.narrowed.start else missing
+    def _changes_of(self, index: int, *, cut: bool) -> Tensor:
+        """(writers of the stage, N, T, D)."""
+        changes = self._changes[index]
+        return self.narrowed.cut(changes) if cut and index < self.narrowed.start else changes
