@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vitfx.narrow import NarrowingStage
-from vitfx.search import Chosen, batches
+from vitfx.search import BATCH, Chosen, batches
 from vitfx.stages import contribution
 from vitfx.steps import Step, Units
 from vitfx.streams import CleanRun
@@ -31,6 +31,9 @@ class Downstream:
         self.run, self.wiring, self.stage = run, wiring, stage
         self.steps = self._plan(list(rows))
         self.missed = wiring.missed(stage)
+        self._more = sum(len(step.units.rows) for step in self.steps if step.units is not None)
+        stream = run.streams[stage][:BATCH]
+        self._memory = stream.new_empty((len(rows) + self._more) * stream.numel())
         self._fill(inner)
 
     def _plan(self, changed: list[int]) -> list[Step]:
@@ -53,10 +56,12 @@ class Downstream:
         """What becomes of the logits, (n, K), when the rows' outputs change by (rows, n, T, D)."""
         narrow = self.run.narrowed.start
         cut = self.stage >= narrow
+        known = _Changes(changes, self._more, self._memory)
         for step in self.steps:
             if step.index > narrow and not cut:
-                changes, cut = changes[:, :, self.run.narrowed.tokens], True
-            read = step.read[:, images] + (step.mask @ changes.flatten(1)).unflatten(1, changes.shape[1:])
+                known.cut(self.run.narrowed.tokens)
+                cut = True
+            read = (step.mask @ known.rows.flatten(1)).unflatten(1, known.rows.shape[1:]) + step.read[:, images]
             if step.units is None:
                 return self.run.classify(read[0])
             stage = step.units.stage
@@ -64,8 +69,9 @@ class Downstream:
             parts = step.units.parts(readers, read, [part[images] for part in step.parts])
             made = step.units.by_row(step.units.inner(read, parts) - step.inner[images])
             if isinstance(stage, NarrowingStage) and not cut:
-                changes, cut = changes[:, :, stage.tokens], True
-            changes = torch.cat([changes, made])
+                known.cut(stage.tokens)
+                cut = True
+            known.add(made)
         raise AssertionError("an alive writer has a way to the logits")
 
     @torch.no_grad()
@@ -83,6 +89,39 @@ class Downstream:
             step.read = torch.cat(reads, dim=1)
             step.parts = [torch.cat(one) for one in zip(*parts, strict=True)]
             step.inner = torch.cat(inners)
+
+
+class _Changes:
+    """The changes of ever more writers, (rows, n, T, D), in one piece of memory: the rows so far are not copied for
+    each that are added, unless a gradient goes back through them."""
+
+    def __init__(self, rows: Tensor, more: int, memory: Tensor) -> None:
+        """more: how many will be added. memory: numbers enough for all, used again by every trial: the system takes as
+        long to find so much anew as a layer takes."""
+        self.rows, self._more = rows, more
+        self._in_place = not torch.is_grad_enabled()
+        if self._in_place:
+            self._lay_out(memory)
+
+    def cut(self, tokens: Tensor | None) -> None:
+        """Only these tokens go on."""
+        self.rows = self.rows[:, :, tokens]
+        if self._in_place:
+            self._lay_out(self.rows.new_empty((len(self.rows) + self._more) * self.rows[0].numel()))
+
+    def add(self, made: Tensor) -> None:
+        if not self._in_place:
+            self.rows = torch.cat([self.rows, made])
+            return
+        start, self._more = len(self.rows), self._more - len(made)
+        self._whole[start : start + len(made)] = made
+        self.rows = self._whole[: start + len(made)]
+
+    def _lay_out(self, memory: Tensor) -> None:
+        count, shape = len(self.rows) + self._more, self.rows.shape[1:]
+        self._whole = memory[: count * shape.numel()].view(count, *shape)
+        self._whole[: len(self.rows)] = self.rows
+        self.rows = self._whole[: len(self.rows)]
 
 
 class _Walk:

@@ -34,8 +34,11 @@ BELOW = 0.8
 """Only edges forecast to cost less than this many τ go in groups: forecasts are not exact enough for closer calls."""
 PATIENCE = 2
 """After as many single edges in a row that had to be kept, so are those forecast to cost more."""
-FARTHEST = 4.0
+FARTHEST = 2.0
 """A group's trial is broken off only where it costs this many times too much, so that others tell by how much."""
+SMALLER = 0.75
+"""A group that costs too much is tried again without what is charged too much, and no larger than this share of it:
+half of it where it was broken off."""
 MISTRUST = 3.0
 """The most that is charged for surprises, in shares of an edge's forecast."""
 PROBES = 0.3
@@ -194,13 +197,13 @@ class _Reader:
         """Removes what costs clearly less than τ, in as large groups as may; what is left."""
         size = len(rest)
         while group := self._cheapest(rest)[:size]:
-            removed = self._ask(group[0]) if len(group) == 1 else self._try(group)
+            removed, exact = (self._ask(group[0]), True) if len(group) == 1 else self._try(group)
             if removed or len(group) == 1:
                 done = {one.at for one in group}
                 rest = [at for at in rest if at not in done]
                 size = len(rest) if removed else 1
             else:
-                size = len(group) // 2
+                size = max(1, int(len(group) * (SMALLER if exact else 0.5)))
         return rest
 
     def _question(self, rest: list[int]) -> None:
@@ -228,8 +231,8 @@ class _Reader:
             self._settle([one], trial)
         return removes
 
-    def _try(self, group: Sequence[_Candidate]) -> bool:
-        """Removes the group if no edge is charged τ; whether it is removed."""
+    def _try(self, group: Sequence[_Candidate]) -> tuple[bool, bool]:
+        """Removes the group if no edge is charged τ; whether it is removed, and whether it was measured to the end."""
         expected, most = sum(one.expected for one in group), _most(group, self.limits.tau)
 
         def going(kl: float) -> bool:
@@ -247,7 +250,7 @@ class _Reader:
         total = sum(abs(one.expected) for one in group)
         if total:
             self.charge = min(max((1 + self.charge) * (1 + surprise / total) - 1, -0.5), MISTRUST)
-        return removes
+        return removes, trial.exact
 
     def _settle(self, group: Sequence[_Candidate], trial: Trial) -> None:
         self.kl = trial.kl
