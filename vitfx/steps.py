@@ -69,7 +69,8 @@ class Units:
             if not chosen:
                 parts.append(known[position])
                 continue
-            inputs = normed if len(chosen) == len(readers) else normed[chosen]
+            together = chosen[-1] - chosen[0] + 1 == len(chosen)
+            inputs = normed[chosen[0] : chosen[-1] + 1] if together else normed[chosen]
             if name == "q" and isinstance(self.stage, NarrowingStage) and inputs.shape[2] > len(self.stage.tokens):
                 inputs = inputs[:, :, self.stage.tokens]
             heads = [head for at in chosen if (head := readers[at].head) is not None]
