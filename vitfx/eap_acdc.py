@@ -3,10 +3,10 @@
 Readers are visited as in ACDC. What removals of a reader's edges would cost, on top of one another, is forecast at the
 circuit as it stands (see `vitfx.forecast`). Edges forecast to cost clearly less than τ are removed as one group, if the
 exact D_KL(G‖H) without it confirms that: what it rises beyond the forecast is charged to the edges in proportion to
-their forecasts, and no edge may come to τ. If one does, the surprise is charged to all edges that are left, and a
-smaller group is tried, down to a single edge, which is then ACDC's own question. Edges forecast to cost about τ or more
-are asked one by one. What is forecast to cost many times τ is kept unasked, and so is the rest once single edges in a
-row had to be kept.
+their forecasts, and no edge may come to τ. If one does, a smaller group is tried, down to a single edge, which is then
+ACDC's own question. A group's surprise, good or bad, is charged to the edges that are left as well. Edges expected to
+cost about τ or more are asked one by one. What is expected to cost many times τ is kept unasked, and so is the rest
+once single edges in a row had to be kept.
 
 Gradients say less of MLPs than of heads, so both have forecasts of their own scale: the median of measured by forecast
 over edges drawn at random, of some readers one, which are measured first and alone. The calibration that is reported
@@ -131,18 +131,16 @@ class _Candidate:
     expected: float
 
 
-def _charged(group: Sequence[_Candidate], surprise: float) -> list[float]:
-    """What each edge cost if the group cost so much more than expected."""
+def _shares(group: Sequence[_Candidate]) -> list[float]:
+    """Of a surprise: as each edge is expected to change something; equal where none is."""
     total = sum(abs(one.expected) for one in group)
-    shares = [abs(one.expected) / total if total else 1 / len(group) for one in group]
-    return [one.expected + surprise * share for one, share in zip(group, shares, strict=True)]
+    return [abs(one.expected) / total if total else 1 / len(group) for one in group]
 
 
 def _most(group: Sequence[_Candidate], tau: float) -> float:
     """How much the group may cost for no edge to be charged τ."""
-    unit = [charged - one.expected for one, charged in zip(group, _charged(group, 1.0), strict=True)]
-    room = min((tau - one.expected) / share for one, share in zip(group, unit, strict=True) if share)
-    return sum(one.expected for one in group) + room
+    rooms = [(tau - one.expected) / share for one, share in zip(group, _shares(group), strict=True) if share]
+    return sum(one.expected for one in group) + min(rooms)
 
 
 class _Reader:
@@ -242,9 +240,9 @@ class _Reader:
         surprise = trial.kl - self.kl - expected
         removes = trial.exact and trial.kl - self.kl < most and trial.kl <= self.limits.max_kl
         if removes:
-            costs = _charged(group, surprise)
             self.decisions += [
-                self._decision(one, False, cost, trial.kl, GROUP) for one, cost in zip(group, costs, strict=True)
+                self._decision(one, False, one.expected + surprise * share, trial.kl, GROUP)
+                for one, share in zip(group, _shares(group), strict=True)
             ]
             self._settle(group, trial)
         total = sum(abs(one.expected) for one in group)
