@@ -21,7 +21,21 @@ SETTINGS = {"model": "vit.pt", "target": "cpu:batch=8", "seed": 0}
 def point(speedup: float, kl: float, accuracy: float | None = 0.7) -> Point:
     asked = None if speedup < 1.15 else speedup
     plain = None if accuracy is None else 0.75
-    return Point(asked, speedup, 100 / speedup, 100.0, kl, 0.9, accuracy, plain, 50, 0.8, 0.7, 3, f"{speedup:g}x")
+    return Point(
+        asked=asked,
+        speedup=speedup,
+        ms=100 / speedup,
+        plain_ms=100.0,
+        kl=kl,
+        agreement=0.9,
+        accuracy=accuracy,
+        plain_accuracy=plain,
+        images=50,
+        params=0.8,
+        flops=0.7,
+        rounds=3,
+        folder=f"{speedup:g}x",
+    )
 
 
 FRONT = (point(1.1, 0.0, 0.75), point(1.25, 0.01), point(1.6, 0.05), point(2.0, 0.6, 0.5))

@@ -28,7 +28,22 @@ def folder(path: Path, found: dict[str, Any] | None = None, **files: Any) -> Pat
 def sweep() -> dict[str, Any]:
     speeds = (None, 1.5, 2.0)
     points = [
-        Point(asked, asked or 1.1, 9.0, 10.0, 0.1, 0.9, 0.7, 0.75, 90, 0.8, 0.6, 1, "x").to_json() for asked in speeds
+        Point(
+            asked=asked,
+            speedup=asked or 1.1,
+            ms=9.0,
+            plain_ms=10.0,
+            kl=0.1,
+            agreement=0.9,
+            accuracy=0.7,
+            plain_accuracy=0.75,
+            images=90,
+            params=0.8,
+            flops=0.6,
+            rounds=1,
+            folder="x",
+        ).to_json()
+        for asked in speeds
     ]
     return {"settings": {"target": "cpu:batch=8"}, "environment": {}, "knee": {}, "points": points}
 

@@ -17,7 +17,7 @@ _PLAIN, _PRUNED = "plain", "pruned"
 _BATCH = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BesidePlain:
     """speedup: the plain export's time by the artifact's, tenth percentiles, at the target's batch; ms, plain_ms: their
     medians. kl: mean D_KL(original ‖ artifact) in nats on `images` images; agreement: share of them with the original's

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
+from vitfx.beside_plain import BesidePlain
 from vitfx.errors import UserError
 from vitfx.provenance_lines import provenance_lines
 
@@ -19,24 +20,13 @@ KNEE_RULE = (
 )
 
 
-@dataclass(frozen=True)
-class Point:
-    """One model of the front. asked: the speed-up that was asked for, None for exact rewrites alone. speedup: the plain
-    export's time by this model's, measured in turns at the target's batch; ms, plain_ms: their medians. kl: mean
-    D_KL(original ‖ this) in nats on `images` evaluation images; agreement: share of them with the original's top-1.
-    accuracy, plain_accuracy: top-1, of this model and of the plain export, 0..1, None without labels. params, flops:
+@dataclass(frozen=True, kw_only=True)
+class Point(BesidePlain):
+    """One model of the front. asked: the speed-up that was asked for, None for exact rewrites alone. params, flops:
     shares of the original's that are left. rounds: cuts so far, which the seed of the next is counted from. folder:
     where its plan and its file are, beside sweep.json."""
 
     asked: float | None
-    speedup: float
-    ms: float
-    plain_ms: float
-    kl: float
-    agreement: float
-    accuracy: float | None
-    plain_accuracy: float | None
-    images: int
     params: float
     flops: float
     rounds: int
@@ -59,7 +49,7 @@ class Point:
         return 100 * (self.plain_accuracy - self.accuracy)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "points_lost": self.lost}
+        return {**super().to_json(), "points_lost": self.lost}
 
     @staticmethod
     def from_json(record: dict[str, Any]) -> Point:

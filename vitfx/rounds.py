@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
+from vitfx.beside_plain import BesidePlain
 from vitfx.goal import SPEEDUP
 from vitfx.provenance_lines import provenance_lines
 
 PRUNED, RECOVERED = "pruned", "recovered"
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, kw_only=True)
+class Step(BesidePlain):
     """One model. round: from 1. kind: what was done, `PRUNED` or `RECOVERED`. asked: the round's value of the goal.
-    speedup: the original's plain export's time by this model's, tenth percentiles, measured in turns at the target's
-    batch; ms, plain_ms: their medians. kl: mean D_KL(original ‖ this) in nats on `images` evaluation images; agreement:
-    share of them with the original's top-1. accuracy, plain_accuracy: top-1, of this model and the original, 0..1, None
-    without labels. params, flops: what is left; params_share, flops_share: of the original's. said: what the retraining
-    says of itself. folder: where its files are, beside rounds.json."""
+    params, flops: what is left; params_share, flops_share: of the original's. said: what the retraining says of itself.
+    folder: where its files are, beside rounds.json."""
 
     round: int
     kind: str
     asked: float
-    speedup: float
-    ms: float
-    plain_ms: float
-    kl: float
-    agreement: float
-    accuracy: float | None
-    plain_accuracy: float | None
-    images: int
     params: int
     flops: int
     params_share: float
@@ -45,9 +35,6 @@ class Step:
     @property
     def name(self) -> str:
         return f"round {self.round}, {self.kind}"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     @staticmethod
     def from_json(record: dict[str, Any]) -> Step:
