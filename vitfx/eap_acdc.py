@@ -165,7 +165,7 @@ class _Reader:
         drawn = random.Random(f"{seed} {self.visit.reader.name} {writers[0].sublayer}")
         if self.visit.reader == STREAM_READER or drawn.random() < PROBES:
             probe = drawn.choice(rest)
-            self._ask(self._candidate(probe), probe=True)
+            self._ask(self._candidates([probe])[0], probe=True)
             rest.remove(probe)
         self._question(self._remove(rest))
         return self.decisions
@@ -174,9 +174,11 @@ class _Reader:
         scaled = attributions * self.scale
         return scaled + self.charge * scaled.abs()
 
-    def _candidate(self, at: int) -> _Candidate:
+    def _candidates(self, rest: Sequence[int]) -> list[_Candidate]:
+        """Each by itself, on top of what is gone."""
         attributions = self.forecast.after(self.gone)
-        return _Candidate(at, float(attributions[at]), float(self._expected(attributions)[at]))
+        expected = self._expected(attributions)
+        return [_Candidate(at, float(attributions[at]), float(expected[at])) for at in rest]
 
     def _cheapest(self, rest: Sequence[int]) -> list[_Candidate]:
         """One edge after the other, each the one expected to cost least behind those before it, up to BELOW."""
@@ -208,7 +210,7 @@ class _Reader:
         """Asks for single edges, the cheapest first, until those that are left are surely kept."""
         misses = 0
         while rest:
-            found = sorted((self._candidate(at) for at in rest), key=lambda one: one.expected)
+            found = sorted(self._candidates(rest), key=lambda one: one.expected)
             if misses >= PATIENCE or found[0].expected > ABOVE * self.limits.tau:
                 self.decisions += [self._decision(one, True, one.expected, None, ATTRIBUTED) for one in found]
                 return
