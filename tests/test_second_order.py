@@ -10,7 +10,7 @@ from vitfx.circuit import Edge
 from vitfx.edge_graph import kl_divergence
 from vitfx.forecast import Forecast
 from vitfx.head_engine import HeadEngine
-from vitfx.metric import drawn_from
+from vitfx.metric import fisher_probes
 from vitfx.reader_engine import ReaderEngine
 
 
@@ -62,9 +62,9 @@ def test_forecasts_are_the_formulas(make, stop):
         stream = embedding(graph, calibration.clean[index : index + 1])
         logits, _ = run(graph, stream, see)
         clean = graph.run(calibration.clean[index : index + 1])
-        drawn = drawn_from(logits, calibration.draws[index : index + 1])
+        probe = fisher_probes(logits, calibration.draws[index : index + 1], 1)[0]
         (slope,) = torch.autograd.grad(kl_divergence(clean, logits).sum(), gates, retain_graph=True)
-        (score,) = torch.autograd.grad(logits.log_softmax(-1)[0, drawn].sum(), gates)
+        (score,) = torch.autograd.grad((probe * logits).sum(), gates)
         slopes -= slope
         fisher += torch.outer(score, score)
     images = len(calibration.clean)

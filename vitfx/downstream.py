@@ -10,17 +10,21 @@ Shapes: n images of a batch, N images of the process, T tokens, D width, E inner
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from vitfx.narrow import NarrowingStage
+from vitfx.pullback import Pullback
 from vitfx.search import BATCH, Chosen, batches
 from vitfx.stages import contribution
 from vitfx.steps import Step, Units
 from vitfx.streams import CleanRun
 from vitfx.wiring import Wiring
+
+Follow = Callable[[Step, Tensor, Callable[[Step, Tensor], Tensor]], Tensor]
+"""A step, what its readers read, and what takes the step -> what it makes of that."""
 
 
 class Downstream:
@@ -54,27 +58,45 @@ class Downstream:
             changed = [*changed, *rows]
         return steps
 
-    def logits(self, images: Chosen, changes: Tensor) -> Tensor:
-        """What becomes of the logits, (n, K), when the rows' outputs change by (rows, n, T, D)."""
+    def logits(self, images: Chosen, changes: Tensor, follow: Follow | None = None) -> Tensor:
+        """What becomes of the logits, (n, K), when the rows' outputs change by (rows, n, T, D). follow: takes the
+        steps instead."""
         narrow = self.run.narrowed.start
         cut = self.stage >= narrow
         known = _Changes(changes, self._more, self._memory)
+
+        def make(step: Step, read: Tensor) -> Tensor:
+            return self._made(step, read, images)
+
         for step in self.steps:
             if step.index > narrow and not cut:
                 known.cut(self.run.narrowed.tokens)
                 cut = True
             read = (step.mask @ known.rows.flatten(1)).unflatten(1, known.rows.shape[1:]) + step.read[:, images]
+            made = make(step, read) if follow is None else follow(step, read, make)
             if step.units is None:
-                return self.run.classify(read[0])
-            stage = step.units.stage
-            readers = [self.wiring.readers[row] for row in step.readers]
-            parts = step.units.parts(readers, read, [part[images] for part in step.parts])
-            made = step.units.by_row(step.units.inner(read, parts) - step.inner[images])
-            if isinstance(stage, NarrowingStage) and not cut:
-                known.cut(stage.tokens)
+                return made
+            if isinstance(step.units.stage, NarrowingStage) and not cut:
+                known.cut(step.units.stage.tokens)
                 cut = True
             known.add(made)
         raise AssertionError("an alive writer has a way to the logits")
+
+    def _made(self, step: Step, read: Tensor, images: Chosen) -> Tensor:
+        """What the step's rows put out more than they did, (rows, n, T, D), or the logits, when its readers read
+        (readers, n, T, D)."""
+        if step.units is None:
+            return self.run.classify(read[0])
+        readers = [self.wiring.readers[row] for row in step.readers]
+        parts = step.units.parts(readers, read, [part[images] for part in step.parts])
+        return step.units.by_row(step.units.inner(read, parts) - step.inner[images])
+
+    def tracked(self, images: Chosen, seen: Tensor, change: Callable[[Tensor], Tensor]) -> Pullback:
+        """The run of some images from what a reader sees, (n, T, D). change: that -> the rows' changes."""
+        pullback = Pullback(seen, change, self._memory, self.run.narrowed.tokens)
+        with torch.no_grad():
+            pullback.logits = self.logits(images, pullback.changes, pullback.follow)
+        return pullback
 
     @torch.no_grad()
     def _fill(self, inner: Tensor) -> None:
@@ -95,26 +117,20 @@ class Downstream:
 
 class _Changes:
     """The changes of ever more writers, (rows, n, T, D), in one piece of memory: the rows so far are not copied for
-    each that are added, unless a gradient goes back through them."""
+    each that are added."""
 
     def __init__(self, rows: Tensor, more: int, memory: Tensor) -> None:
         """more: how many will be added. memory: numbers enough for all, used again by every trial: the system takes as
         long to find so much anew as a layer takes."""
         self.rows, self._more = rows, more
-        self._in_place = not torch.is_grad_enabled()
-        if self._in_place:
-            self._lay_out(memory)
+        self._lay_out(memory)
 
     def cut(self, tokens: Tensor | None) -> None:
         """Only these tokens go on."""
         self.rows = self.rows[:, :, tokens]
-        if self._in_place:
-            self._lay_out(self.rows.new_empty((len(self.rows) + self._more) * self.rows[0].numel()))
+        self._lay_out(self.rows.new_empty((len(self.rows) + self._more) * self.rows[0].numel()))
 
     def add(self, made: Tensor) -> None:
-        if not self._in_place:
-            self.rows = torch.cat([self.rows, made])
-            return
         start, self._more = len(self.rows), self._more - len(made)
         self._whole[start : start + len(made)] = made
         self.rows = self._whole[: start + len(made)]

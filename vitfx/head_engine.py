@@ -19,7 +19,7 @@ from vitfx.edge_graph import STREAM_READER, EdgeGraph, kl_divergence
 from vitfx.forecast import Forecast
 from vitfx.narrow import narrow
 from vitfx.search import BATCH, Chosen, Trial, mean_kl
-from vitfx.second_order import Along, second_order
+from vitfx.second_order import ByAutograd, Tracked, second_order
 from vitfx.stages import Reference, Stage, of_images
 from vitfx.suffix import DecidedStage, decide, run_decided
 
@@ -103,16 +103,14 @@ class StreamVisit:
         return mean_kl(self.engine.calibration, divergence, allowed, self.engine.order)
 
     def forecast(self) -> Forecast:
-        def run(images: Chosen) -> tuple[Tensor, Tensor, Along]:
-            stream = self.stream(images).detach().requires_grad_()
-            logits = run_decided(self.engine.behind, stream, images)
+        def along(gradients: Tensor, images: slice) -> Tensor:
+            changes = torch.stack([self.change(one, images) for one in self.writers])
+            return torch.einsum("wntd,gntd->gwn", changes, gradients)
 
-            def along(gradient: Tensor) -> Tensor:
-                return torch.stack([(self.change(one, images) * gradient).sum((1, 2)) for one in self.writers])
+        def track(images: slice) -> Tracked:
+            return ByAutograd(self.stream(images), lambda stream: run_decided(self.engine.behind, stream, images))
 
-            return stream, logits, along
-
-        return second_order(self.engine.calibration, self.engine.clean, run)
+        return second_order(self.engine.calibration, self.engine.clean, track, along)
 
 
 class SublayerVisit(StreamVisit):

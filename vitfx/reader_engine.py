@@ -18,7 +18,7 @@ from vitfx.downstream import Downstream
 from vitfx.edge_graph import EdgeGraph, kl_divergence
 from vitfx.forecast import Forecast
 from vitfx.search import Chosen, Trial, batches, mean_kl
-from vitfx.second_order import Along, second_order
+from vitfx.second_order import ByAutograd, Tracked, second_order
 from vitfx.stages import Reference
 from vitfx.steps import Units
 from vitfx.streams import CleanRun
@@ -115,9 +115,19 @@ class _Unit:
         """What becomes of the logits (n, K) when one of the readers reads (n, T, D)."""
         if self.units is None:
             return self.run.classify(read)
+        return self.down.logits(images, self._change(self.units, reader, read, images))
+
+    def tracked(self, reader: int, read: Tensor, images: Chosen) -> Tracked:
+        """The same run, through which gradients go back to what is read."""
+        units = self.units
+        if units is None:
+            return ByAutograd(read, self.run.classify)
+        return self.down.tracked(images, read, lambda seen: self._change(units, reader, seen, images))
+
+    def _change(self, units: Units, reader: int, read: Tensor, images: Chosen) -> Tensor:
+        """What reading (n, T, D) changes in what each row puts out: (rows, n, T, D)."""
         parts = self._parts([reader], read[None], [part[images] for part in self.parts])
-        change = self.units.inner(read[None], parts) - self.before[images]
-        return self.down.logits(images, self.units.by_row(change))
+        return units.by_row(units.inner(read[None], parts) - self.before[images])
 
     def settle(self, visit: ReaderVisit) -> None:
         """The reader's edges are decided: what it makes of them is what the unit's next reader finds."""
@@ -167,12 +177,13 @@ class ReaderVisit:
         return mean_kl(self.engine.calibration, divergence, allowed, self.engine.order)
 
     def forecast(self) -> Forecast:
-        def run(images: Chosen) -> tuple[Tensor, Tensor, Along]:
-            read = self.read[images].detach().requires_grad_()
-            logits = self.unit.logits(self.row, read, images)
-            return read, logits, lambda gradient: self.run.along(gradient, self.writers, images, cut=self.cut)
+        def along(gradients: Tensor, images: slice) -> Tensor:
+            return self.run.along(gradients, self.writers, images, cut=self.cut)
 
-        return second_order(self.engine.calibration, self.run.logits, run)
+        def track(images: slice) -> Tracked:
+            return self.unit.tracked(self.row, self.read[images], images)
+
+        return second_order(self.engine.calibration, self.run.logits, track, along)
 
     @torch.no_grad()
     def remove(self, writers: Sequence[Writer], order: tuple[int, ...] | None = None) -> None:

@@ -2,49 +2,75 @@
 
 To second order in the change δ that removals make to what a reader sees,
 
-    D_KL(G‖H − e) − D_KL(G‖H) ≈ ∇D_KL · δ + ½ E_y[(∇ log p_H(y) · δ)²],   y drawn from H,
+    D_KL(G‖H − e) − D_KL(G‖H) ≈ ∇D_KL · δ + ½ E_v[(∇(v · z_H) · δ)²],   z_H the logits of H,
 
 the mean over images of a slope, which the whole model does not have and a circuit has, and of KL's own quadratic form,
-the Fisher information. δ is the sum of what each removal changes, so that one forward and two backward passes tell of
-all sets of a reader's writers. All images are looked at: the slope differs so much from one to the next that half of
-them often get its sign wrong.
+the Fisher information. v is a probe of it (see `vitfx.metric.fisher_probes`). δ is the sum of what each removal
+changes, so that one forward and a few backward passes tell of all sets of a reader's writers. All images are looked at:
+the slope differs so much from one to the next that half of them often get its sign wrong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vitfx.calibration import Calibration
-from vitfx.edge_graph import kl_divergence
 from vitfx.forecast import Forecast
-from vitfx.metric import drawn_from, log_probability
+from vitfx.metric import fisher_probes
 from vitfx.search import batches
 
-Along = Callable[[Tensor], Tensor]
-"""A gradient (n, T, D) -> its product with the change that each writer's removal makes, (writers, n)."""
+PROBES = 1
+"""Of the Fisher information, for each image."""
+
+
+class Tracked(Protocol):
+    """A run of some images from what a reader sees, (n, T, D), to the logits, (n, K)."""
+
+    logits: Tensor
+
+    def back(self, cotangent: Tensor) -> Tensor:
+        """The gradient of Σ cotangent · logits, (n, K), by what the reader sees, (n, T, D). May be asked again."""
 
 
 def second_order(
-    calibration: Calibration, clean: Tensor, run: Callable[[slice], tuple[Tensor, Tensor, Along]]
+    calibration: Calibration,
+    clean: Tensor,
+    track: Callable[[slice], Tracked],
+    along: Callable[[Tensor, slice], Tensor],
 ) -> Forecast:
-    """For the writers of one reader, from all processes' images.
+    """For the W writers of one reader, from all processes' images.
 
-    clean: the whole model's logits (N, K). run: images -> what the reader sees, requiring a gradient; the logits made
-    of it; and how to go along a gradient.
+    clean: the whole model's logits (N, K). along: gradients (g, n, T, D) of these images -> their products with the
+    change that each writer's removal makes, (g, W, n).
     """
     slopes, fishers = [], []
     for images in batches(len(clean)):
-        with torch.enable_grad():
-            seen, logits, along = run(images)
-            divergence = kl_divergence(clean[images], logits)
-            log_p = log_probability(drawn_from(logits, calibration.draws[images]))(logits)
-            (slope,) = torch.autograd.grad(divergence.sum(), seen, retain_graph=True)
-            (score,) = torch.autograd.grad(log_p.sum(), seen)
+        tracked = track(images)
         with torch.no_grad():
-            slopes.append(along(slope).double().sum(dim=1).cpu())
-            scores = along(score).double().cpu()
-            fishers.append(scores @ scores.T)
+            slope = F.softmax(tracked.logits.double(), dim=-1) - F.softmax(clean[images].double(), dim=-1)
+            probes = fisher_probes(tracked.logits, calibration.draws[images], PROBES)
+        gradients = torch.stack([tracked.back(one.to(tracked.logits)) for one in (slope, *probes)])
+        with torch.no_grad():
+            products = along(gradients, images).double().cpu()
+            slopes.append(products[0].sum(dim=1))
+            fishers.append(sum((one @ one.T for one in products[1:]), torch.zeros(())) / PROBES)
     return Forecast(calibration.mean(torch.stack(slopes).sum(dim=0)), calibration.mean(torch.stack(fishers).sum(dim=0)))
+
+
+class ByAutograd:
+    """A run whose whole graph is kept."""
+
+    def __init__(self, seen: Tensor, run: Callable[[Tensor], Tensor]) -> None:
+        self._seen = seen.detach().requires_grad_()
+        with torch.enable_grad():
+            self._logits = run(self._seen)
+        self.logits = self._logits.detach()
+
+    def back(self, cotangent: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad(self._logits, self._seen, cotangent, retain_graph=True)
+        return gradient

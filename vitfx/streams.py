@@ -97,16 +97,18 @@ class CleanRun:
             total += changes[place, images]
         return total
 
-    def along(self, gradient: Tensor, writers: Iterable[Writer], images: Chosen, *, cut: bool) -> Tensor:
-        """A gradient by the stream (n, T, D) -> its product with what replacing each writer changes, (writers, n)."""
+    def along(self, gradients: Tensor, writers: Iterable[Writer], images: Chosen, *, cut: bool) -> Tensor:
+        """Gradients by the stream (g, n, T, D) -> their products with what replacing each writer changes, (g, writers,
+        n)."""
         found, products = [], dict[int, Tensor]()
+        by_image = gradients.flatten(2).permute(1, 2, 0)
         for writer in writers:
             index = self.graph.first - 1 if writer.sublayer == EMBED else self.graph.stage_index(writer.sublayer)
             if index not in products:
-                changes = self._changes_of(index, cut=cut)[:, images]
-                products[index] = torch.einsum("wntd,ntd->wn", changes, gradient)
-            found.append(products[index][self._place[writer]])
-        return torch.stack(found)
+                changes = self._changes_of(index, cut=cut)[:, images].flatten(2).transpose(0, 1)
+                products[index] = changes @ by_image
+            found.append(products[index][:, self._place[writer]])
+        return torch.stack(found).permute(2, 0, 1)
 
     def _changes_of(self, index: int, *, cut: bool) -> Tensor:
         """(writers of the stage, N, T, D)."""
