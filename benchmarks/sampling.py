@@ -92,7 +92,7 @@ class _State:
         last = self.last
         if last is None:
             return 0.0
-        together = (last.basis, last.kl, last.edge.reader) == (GROUP, decision.kl, decision.edge.reader)
+        together = (last.basis, last.kl) == (GROUP, decision.kl)
         if last.kl is None or (together and decision.basis == GROUP):
             return self.naive.kl(self.removed)
         return last.kl

@@ -16,9 +16,10 @@ from torch.fx import GraphModule
 from passes.cost import measure_cost
 from vitfx.ablation import make_reference
 from vitfx.acdc import Order, acdc
+from vitfx.attribution_calibration import calibration_of
 from vitfx.calibration import Alone, Calibration, Share, calibrate
 from vitfx.circuit import Circuit, Decision
-from vitfx.eap_acdc import calibration_of, eap_acdc
+from vitfx.eap_acdc import eap_acdc
 from vitfx.edge_graph import EdgeGraph, Paths
 from vitfx.edge_scores import score_edges
 from vitfx.errors import UserError

@@ -1,16 +1,17 @@
-"""EAP + ACDC: attribution orders and pre-screens a reader's edges, exact ablation decides where it matters.
+"""EAP + ACDC: attribution orders and pre-screens the edges into a sublayer, exact measurement decides where it matters.
 
-Readers are visited as in ACDC. What removals of a reader's edges would cost, on top of one another, is forecast at the
-circuit as it stands (see `vitfx.forecast`). Edges forecast to cost clearly less than τ are removed as one group, if the
-exact D_KL(G‖H) without it confirms that: what it rises beyond the forecast is charged to the edges in proportion to
-their forecasts, and no edge may come to τ. If one does, a smaller group is tried, down to a single edge, which is then
-ACDC's own question. A group's surprise, good or bad, is charged to the edges that are left as well. Edges expected to
-cost about τ or more are asked one by one. What is expected to cost many times τ is kept unasked, and so is the rest
-once single edges in a row had to be kept.
+Sublayers are visited as in ACDC, all readers of one at once. What removals would cost, on top of one another, is
+forecast at the circuit as it stands (see `vitfx.forecast`). Edges forecast to cost clearly less than τ, the cheapest
+first, are taken as one group, without which D_KL(G‖H) is measured and its slopes are taken anew. From the slopes on
+both sides follows what each edge costs at its place in the group; that it all adds up to the measured rise shows
+whether it can be believed. If it can't, half of the group is tried. Edges that turn out to cost τ or more are left out
+of it; if there are none, the group goes, and from the slopes behind it the next is forecast. What is left and expected
+to cost about τ is asked edge by edge, which is ACDC's own question. What is expected to cost many times τ is kept
+unasked, and so is the rest once single edges in a row had to be kept.
 
 Gradients say less of MLPs than of heads, so both have forecasts of their own scale: the median of measured by forecast
-over edges drawn at random, of some readers one, which are measured first and alone. The calibration that is reported
-rests on them too, not on the close cases.
+over edges drawn at random, which are measured first and alone. The calibration that is reported rests on them too, not
+on the close cases.
 """
 
 from __future__ import annotations
@@ -18,33 +19,31 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vitfx.circuit import ATTRIBUTED, BOUND, EMBED, EXACT, GROUP, PROBE, Decision, Edge, Writer
-from vitfx.edge_graph import STREAM_READER
-from vitfx.search import Engine, Journal, Limits, Trial, Visit
+from vitfx.attribution_calibration import kind_of, scales_of
+from vitfx.circuit import ATTRIBUTED, BOUND, EXACT, GROUP, PROBE, Decision
+from vitfx.forecast import marginals
+from vitfx.search import Engine, Journal, Limits, WideVisit
 
 ABOVE = 4.0
 """An edge forecast to cost more than this many τ is kept unasked."""
 BELOW = 0.8
 """Only edges forecast to cost less than this many τ go in groups: forecasts are not exact enough for closer calls."""
-PATIENCE = 2
+PATIENCE = 3
 """After as many single edges in a row that had to be kept, so are those forecast to cost more."""
-FARTHEST = 2.0
-"""A group's trial is broken off only where it costs this many times too much, so that others tell by how much."""
-SMALLER = 0.75
-"""A group that costs too much is tried again without what is charged too much, and no larger than this share of it:
-half of it where it was broken off."""
-MISTRUST = 3.0
-"""The most that is charged for surprises, in shares of an edge's forecast."""
-PROBES = 0.3
-"""The share of the readers of which an edge is drawn and measured for the calibration; on the block and the head graph,
-which have few, all sublayers."""
-_PAIRS = 5
+SLACK = 1.0
+STRIKES = 2
+SMALLEST = 8
+SAFE = 0.35
+FEW = 0.03
+"""What a group's costs may fall short of the measured rise by, or go beyond it, as a share of the costs."""
+LOOKS = 16
+"""The most groups that are tried of a sublayer."""
+PROBES = 2
+"""Edges of each sublayer that are measured for the calibration."""
 
 
 def eap_acdc(
@@ -57,14 +56,14 @@ def eap_acdc(
     """Decides every edge. seed: of the edges that are measured for the calibration."""
     decisions: list[Decision] = []
     kl = 0.0
-    for visit in engine.visits():
-        known = journal.recall_all([Edge(writer, visit.reader) for writer in visit.writers])
+    for visit in engine.wide_visits():
+        known = journal.recall_all([*visit.idle, *visit.edges])
         if known is None:
-            known = _Reader(visit, limits, kl, _scales(decisions)).decide(seed)
+            known = _Sublayer(visit, limits, kl, scales_of(decisions)).decide(seed)
             journal.record_all(known)
         else:
             gone = [one for one in known if not one.kept]
-            visit.remove([one.edge.writer for one in gone], gone[-1].order if gone else None)
+            visit.remove([one.edge for one in gone], gone[-1].order if gone else None)
         for decision in known:
             if not decision.kept:
                 assert decision.kl is not None
@@ -75,147 +74,144 @@ def eap_acdc(
     return decisions
 
 
-def calibration_of(decisions: Sequence[Decision], tau: float) -> dict[str, Any]:
-    """How far predictions can be believed: for heads and MLP paths apart, over the edges drawn at random, Spearman's
-    rank correlation of predicted and measured, the share of equal decisions at τ, and the scale between the two."""
-    report: dict[str, Any] = {}
-    scales = _scales(decisions)
-    for kind in ("heads", "paths"):
-        pairs = _pairs(decisions, kind)
-        if len(pairs) < _PAIRS:
-            continue
-        predicted, measured = torch.tensor(pairs, dtype=torch.float64).T
-        same = (predicted * scales[kind] < tau) == (measured < tau)
-        report[kind] = {
-            "edges": len(pairs),
-            "rank_correlation": round(_spearman(predicted, measured), 4),
-            "agreement": round(float(same.double().mean()), 4),
-            "scale": scales[kind],
-        }
-    return report
-
-
-def _kind(writer: Writer) -> str:
-    return "heads" if writer.sublayer == EMBED or writer.sublayer.startswith("a") else "paths"
-
-
-def _pairs(decisions: Sequence[Decision], kind: str) -> list[tuple[float, float]]:
-    return [
-        (one.attribution, one.score)
-        for one in decisions
-        if one.basis == PROBE and one.attribution is not None and _kind(one.edge.writer) == kind
-    ]
-
-
-def _scales(decisions: Sequence[Decision]) -> dict[str, float]:
-    """Measured by predicted: 1 until enough is known."""
-    scales = {}
-    for kind in ("heads", "paths"):
-        ratios = [score / predicted for predicted, score in _pairs(decisions, kind) if predicted > 0 and score > 0]
-        scales[kind] = median(ratios) if len(ratios) >= _PAIRS else 1.0
-    return scales
-
-
-def _spearman(left: torch.Tensor, right: torch.Tensor) -> float:
-    ranks = torch.stack([one.argsort().argsort().double() for one in (left, right)])
-    return float(torch.corrcoef(ranks)[0, 1])
-
-
 @dataclass(frozen=True)
 class _Candidate:
-    """An edge of a group. at: of the reader's writers. attribution: what its removal is forecast to cost behind those
-    before it; expected: the same, brought to scale and charged with surprises."""
+    """at: of the sublayer's edges. attribution: what its removal is forecast to cost behind those before it; expected:
+    the same, brought to scale and with what is known from a trial that went wrong."""
 
     at: int
     attribution: float
     expected: float
 
 
-def _shares(group: Sequence[_Candidate]) -> list[float]:
-    """Of a surprise: as each edge is expected to change something; equal where none is."""
-    total = sum(abs(one.expected) for one in group)
-    return [abs(one.expected) / total if total else 1 / len(group) for one in group]
+class _Sublayer:
+    """The edges into one sublayer."""
 
-
-def _most(group: Sequence[_Candidate], tau: float) -> float:
-    """How much the group may cost for no edge to be charged τ."""
-    rooms = [(tau - one.expected) / share for one, share in zip(group, _shares(group), strict=True) if share]
-    return sum(one.expected for one in group) + min(rooms)
-
-
-class _Reader:
-    """The edges of one reader."""
-
-    def __init__(self, visit: Visit, limits: Limits, kl: float, scales: Mapping[str, float]) -> None:
+    def __init__(self, visit: WideVisit, limits: Limits, kl: float, scales: Mapping[str, float]) -> None:
         self.visit, self.limits, self.kl = visit, limits, kl
-        self.scale = torch.tensor([scales[_kind(one)] for one in visit.writers], dtype=torch.float64)
-        self.charge = 0.0
-        self.gone: list[int] = []
+        self.scale = torch.tensor([scales[kind_of(one.writer)] for one in visit.edges], dtype=torch.float64)
+        self.surprise = torch.zeros_like(self.scale)
+        self.strikes = torch.zeros(len(self.scale), dtype=torch.int)
         self.decisions: list[Decision] = []
 
     def decide(self, seed: int) -> list[Decision]:
-        writers = self.visit.writers
-        if self.visit.idle:
-            removes = self.limits.allow(self.kl, self.kl)
-            gone = [Decision(Edge(one, self.visit.reader), not removes, 0.0, self.kl) for one in writers]
-            self.visit.remove(writers if removes else [])
-            return gone
-        self.forecast = self.visit.forecast()
-        rest = list(range(len(writers)))
-        drawn = random.Random(f"{seed} {self.visit.reader.name} {writers[0].sublayer}")
-        if self.visit.reader == STREAM_READER or drawn.random() < PROBES:
-            probe = drawn.choice(rest)
-            self._ask(self._candidates([probe])[0], probe=True)
+        removes = self.limits.allow(self.kl, self.kl)
+        self.decisions = [Decision(one, not removes, 0.0, self.kl) for one in self.visit.idle]
+        self.visit.remove(self.visit.idle if removes else [])
+        if not self.visit.edges:
+            return self.decisions
+        self.here = self.visit.forecast()
+        self.kl = self.here.kl
+        rest = list(range(len(self.visit.edges)))
+        first = self.visit.edges[0]
+        drawn = random.Random(f"{seed} {first.reader.sublayer} {first.writer.sublayer}")
+        for probe in sorted(drawn.sample(rest, min(PROBES, len(rest)))):
+            self._ask(self._candidate(probe), probe=True)
             rest.remove(probe)
         self._question(self._remove(rest))
         return self.decisions
 
     def _expected(self, attributions: Tensor) -> Tensor:
-        scaled = attributions * self.scale
-        return scaled + self.charge * scaled.abs()
+        return attributions * self.scale + self.surprise
 
-    def _candidates(self, rest: Sequence[int]) -> list[_Candidate]:
-        """Each by itself, on top of what is gone."""
-        attributions = self.forecast.after(self.gone)
-        expected = self._expected(attributions)
-        return [_Candidate(at, float(attributions[at]), float(expected[at])) for at in rest]
+    def _candidate(self, at: int) -> _Candidate:
+        attributions = self.here.alone()
+        return _Candidate(at, float(attributions[at]), float(self._expected(attributions)[at]))
 
     def _cheapest(self, rest: Sequence[int]) -> list[_Candidate]:
         """One edge after the other, each the one expected to cost least behind those before it, up to BELOW."""
-        attributions, found, left = self.forecast.after(self.gone), list[_Candidate](), set(rest)
-        while left:
-            expected = self._expected(attributions)
-            at = min(left, key=expected.tolist().__getitem__)
+        attributions, found = self.here.alone(), list[_Candidate]()
+        barred = torch.full_like(attributions, torch.inf)
+        barred[list(rest)] = 0
+        while True:
+            expected = self._expected(attributions) + barred
+            at = int(expected.argmin())
             if expected[at] >= BELOW * self.limits.tau:
-                break
+                return found
             found.append(_Candidate(at, float(attributions[at]), float(expected[at])))
-            left.remove(at)
-            attributions = attributions + self.forecast.fisher[at]
-        return found
+            barred[at] = torch.inf
+            attributions = attributions + self.here.fisher[at]
 
     def _remove(self, rest: list[int]) -> list[int]:
         """Removes what costs clearly less than τ, in as large groups as may; what is left."""
-        size = len(rest)
-        while group := self._cheapest(rest)[:size]:
-            removed, exact = (self._ask(group[0]), True) if len(group) == 1 else self._try(group)
-            if removed or len(group) == 1:
-                done = {one.at for one in group}
-                rest = [at for at in rest if at not in done]
-                size = len(rest) if removed else 1
-            else:
-                size = max(1, int(len(group) * (SMALLER if exact else 0.5)))
+        size, worth = len(rest), max(SMALLEST, len(rest) // 100)
+        while len(found := self._cheapest([at for at in rest if self.strikes[at] < STRIKES])) >= worth:
+            group = found[: max(size, SMALLEST)]
+            size, removed = self._try(group)
+            if not removed and len(group) == SMALLEST:
+                break
+            rest = _without(rest, removed)
         return rest
 
+    def _try(self, group: list[_Candidate]) -> tuple[int, list[int]]:
+        """Removes the group, or all but a few of it, if no edge costs τ. How many to try next, and what is removed."""
+        tau, at = self.limits.tau, [one.at for one in group]
+        there = self.visit.forecast([self.visit.edges[one] for one in at])
+        costs = marginals(at, self.here, there)
+        if not self._adds_up(costs, there.kl):
+            return len(group) // 2, []
+        costs = self._charged(costs, there.kl)
+        dear = costs >= tau
+        if not dear.any():
+            self._take(group, costs, there)
+            return 2 * len(group), at
+        forecast = torch.tensor([one.attribution for one in group], dtype=torch.float64) * self.scale[at]
+        self.surprise[at] = costs - forecast
+        self.strikes[torch.tensor(at)[dear]] += 1
+        cheap = costs < BELOW * tau
+        kept = [one for one, is_cheap in zip(group, cheap.tolist(), strict=True) if is_cheap]
+        if dear.sum() <= FEW * len(group) and self._measure(
+            kept, costs[cheap], there.moved(_without(at, [one.at for one in kept]), -1)
+        ):
+            return 2 * len(kept), [one.at for one in kept]
+        return int((costs < SAFE * tau).sum()), []
+
+    def _measure(self, group: Sequence[_Candidate], costs: Tensor, behind: Forecast) -> bool:
+        """Removes the group if it costs what its edges are thought to cost. behind: the forecast from then on."""
+        trial = self.visit.kl_without([self.visit.edges[one.at] for one in group], lambda kl: self._adds_up(costs, kl))
+        if not trial.exact or not self._adds_up(costs, trial.kl):
+            return False
+        self._take(group, self._charged(costs, trial.kl), replace(behind, kl=trial.kl, order=trial.order))
+        return True
+
+    def _adds_up(self, costs: Tensor, kl: float) -> bool:
+        """Whether the rise is no more than the costs leave room for: doubled, none of them comes to 2τ."""
+        error = kl - self.kl - float(costs.sum())
+        return error <= SLACK * float(costs.abs().sum()) + self.limits.tau and kl <= self.limits.max_kl
+
+    def _charged(self, costs: Tensor, kl: float) -> Tensor:
+        """The costs, brought to add up to the measured rise."""
+        total = float(costs.abs().sum())
+        return costs + (kl - self.kl - float(costs.sum())) * costs.abs() / total if total else costs
+
+    def _take(self, group: Sequence[_Candidate], costs: Tensor, behind: Forecast) -> None:
+        self.decisions += [
+            self._decision(one, False, cost, behind.kl, GROUP) for one, cost in zip(group, costs.tolist(), strict=True)
+        ]
+        self._settle([one.at for one in group], behind)
+        self.surprise /= 2
+
     def _question(self, rest: list[int]) -> None:
-        """Asks for single edges, the cheapest first, until those that are left are surely kept."""
-        misses = 0
+        """Asks for what is left, the cheapest first: of those expected to cost clearly less than τ several at once, of
+        the others one by one, until those that are left are surely kept."""
+        misses, size, tau = 0, len(rest), self.limits.tau
         while rest:
-            found = sorted(self._candidates(rest), key=lambda one: one.expected)
-            if misses >= PATIENCE or found[0].expected > ABOVE * self.limits.tau:
-                self.decisions += [self._decision(one, True, one.expected, None, ATTRIBUTED) for one in found]
+            found = self._cheapest([at for at in rest if self.strikes[at] < STRIKES])[:size]
+            if len(found) > 1:
+                expected = torch.tensor([one.expected for one in found], dtype=torch.float64)
+                behind = self.here.moved([one.at for one in found], 1)
+                if self._measure(found, expected, behind):
+                    rest = _without(rest, [one.at for one in found])
+                else:
+                    size = len(found) // 2
+                continue
+            singles = sorted(map(self._candidate, rest), key=lambda one: one.expected)
+            one = found[0] if found else singles[0]
+            if misses >= PATIENCE or one.expected > ABOVE * tau:
+                self.decisions += [self._decision(one, True, one.expected, None, ATTRIBUTED) for one in singles]
                 return
-            misses = 0 if self._ask(found[0]) else misses + 1
-            rest = [one.at for one in found[1:]]
+            misses = 0 if self._ask(one) else misses + 1
+            rest = _without(rest, [one.at])
 
     def _ask(self, one: _Candidate, *, probe: bool = False) -> bool:
         """ACDC's question; whether the edge is removed."""
@@ -223,41 +219,23 @@ class _Reader:
         def allowed(kl: float) -> bool:
             return self.limits.allow(kl, self.kl)
 
-        trial = self.visit.kl_without([self.visit.writers[one.at]], (lambda kl: True) if probe else allowed)
+        trial = self.visit.kl_without([self.visit.edges[one.at]], (lambda kl: True) if probe else allowed)
         removes = allowed(trial.kl)
         basis = PROBE if probe else EXACT if trial.exact else BOUND
         self.decisions.append(self._decision(one, not removes, trial.kl - self.kl, trial.kl, basis))
         if removes:
-            self._settle([one], trial)
+            self._settle([one.at], replace(self.here.moved([one.at], 1), kl=trial.kl, order=trial.order))
         return removes
 
-    def _try(self, group: Sequence[_Candidate]) -> tuple[bool, bool]:
-        """Removes the group if no edge is charged τ; whether it is removed, and whether it was measured to the end."""
-        expected, most = sum(one.expected for one in group), _most(group, self.limits.tau)
-
-        def going(kl: float) -> bool:
-            return kl - self.kl < max(FARTHEST * most, most) and kl <= self.limits.max_kl
-
-        trial = self.visit.kl_without([self.visit.writers[one.at] for one in group], going)
-        surprise = trial.kl - self.kl - expected
-        removes = trial.exact and trial.kl - self.kl < most and trial.kl <= self.limits.max_kl
-        if removes:
-            self.decisions += [
-                self._decision(one, False, one.expected + surprise * share, trial.kl, GROUP)
-                for one, share in zip(group, _shares(group), strict=True)
-            ]
-            self._settle(group, trial)
-        total = sum(abs(one.expected) for one in group)
-        if total:
-            self.charge = min(max((1 + self.charge) * (1 + surprise / total) - 1, -0.5), MISTRUST)
-        return removes, trial.exact
-
-    def _settle(self, group: Sequence[_Candidate], trial: Trial) -> None:
-        self.kl = trial.kl
-        self.decisions[-1] = replace(self.decisions[-1], order=trial.order)
-        self.gone += [one.at for one in group]
-        self.visit.remove([self.visit.writers[one.at] for one in group], trial.order)
+    def _settle(self, gone: Sequence[int], behind: Forecast) -> None:
+        self.here, self.kl = behind, behind.kl
+        self.decisions[-1] = replace(self.decisions[-1], order=behind.order)
+        self.visit.remove([self.visit.edges[at] for at in gone], behind.order)
 
     def _decision(self, one: _Candidate, kept: bool, score: float, kl: float | None, basis: str) -> Decision:
-        writer = self.visit.writers[one.at]
-        return Decision(Edge(writer, self.visit.reader), kept, score, kl, basis, one.attribution)
+        return Decision(self.visit.edges[one.at], kept, score, kl, basis, one.attribution)
+
+
+def _without(some: Sequence[int], gone: Sequence[int]) -> list[int]:
+    out = set(gone)
+    return [one for one in some if one not in out]

@@ -1,28 +1,45 @@
-"""What removing some of a reader's edges would cost, together and on top of one another, without running the model."""
+"""What removing some of a sublayer's edges would cost, on top of one another, without running the model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """D_KL(G‖H) to second order in the removals of a reader's edges, around the circuit as it stood.
+    """D_KL(G‖H) to second order in the removals of a sublayer's edges, around the circuit as it stood.
 
     Removing a set S costs Σ_s slope_s + ½ Σ_{s,t} fisher_st: of two edges that carry the same, the second costs more.
-    slope: (W,), fisher: (W, W), for the reader's W writers in their order; float64 on the CPU, in nats an image.
+    slope: (E,), fisher: (E, E), for E edges in their order; float64 on the CPU, in nats an image. kl: D_KL(G‖H) as it
+    stood, exact. order: this process's images by what they add to it, most first.
     """
 
     slope: Tensor
     fisher: Tensor
+    kl: float = 0.0
+    order: tuple[int, ...] | None = None
 
     def alone(self) -> Tensor:
-        """What removing each edge by itself would cost: (W,)."""
+        """What removing each edge by itself would cost: (E,)."""
         return self.slope + self.fisher.diagonal() / 2
 
-    def after(self, gone: Sequence[int]) -> Tensor:
-        """What removing each edge would cost once those at `gone` are removed: (W,)."""
-        return self.alone() + self.fisher[list(gone)].sum(dim=0)
+    def moved(self, edges: Sequence[int], times: int) -> Forecast:
+        """Its slopes once these edges are removed, or with times = −1 put back."""
+        return replace(self, slope=self.slope + times * self.fisher[list(edges)].sum(dim=0))
+
+
+def marginals(group: Sequence[int], here: Forecast, there: Forecast) -> Tensor:
+    """What each edge of a group costs at its place in it, from the slopes before and behind the whole: (group,).
+
+    On the way from here to there each slope is taken to change evenly, but for what an edge's own removal changes of
+    it, its Fisher information, of which half counts wherever it stands. Exact where D_KL is cubic and edges are alike;
+    the sum can be held against the exact there.kl − here.kl.
+    """
+    at = list(group)
+    first, last, own = here.slope[at], there.slope[at], here.fisher.diagonal()[at]
+    own = own.minimum((last - first).clamp(min=0))
+    places = (first.new_tensor(range(len(at))) + 0.5) / len(at)
+    return first + own / 2 + places * (last - first - own)

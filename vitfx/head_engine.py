@@ -14,7 +14,7 @@ from torch import Tensor
 
 from passes.plan import channels_of
 from vitfx.calibration import Calibration
-from vitfx.circuit import EMBED, Reader, Writer
+from vitfx.circuit import EMBED, Edge, Reader, Writer
 from vitfx.edge_graph import STREAM_READER, EdgeGraph, kl_divergence
 from vitfx.forecast import Forecast
 from vitfx.narrow import narrow
@@ -53,6 +53,9 @@ class HeadEngine:
                 self.behind.insert(0, decide(stage, sorted(gone), self.reference.get(stage.name)))
             behind = stream
         yield EmbeddingVisit(self, stream)
+
+    def wide_visits(self) -> Iterator[WideStreamVisit]:
+        return (WideStreamVisit(visit) for visit in self.visits())
 
     def _streams(self) -> list[Tensor]:
         """The whole model's input to each stage, and its logits last."""
@@ -102,15 +105,43 @@ class StreamVisit:
 
         return mean_kl(self.engine.calibration, divergence, allowed, self.engine.order)
 
-    def forecast(self) -> Forecast:
+    def forecast(self, gone: Sequence[Writer] = ()) -> Forecast:
+        """What removing the writers would cost, were these gone."""
+
         def along(gradients: Tensor, images: slice) -> Tensor:
             changes = torch.stack([self.change(one, images) for one in self.writers])
             return torch.einsum("wntd,gntd->gwn", changes, gradients)
 
         def track(images: slice) -> Tracked:
-            return ByAutograd(self.stream(images), lambda stream: run_decided(self.engine.behind, stream, images))
+            stream = self.stream(images)
+            for writer in gone:
+                stream = stream + self.change(writer, images)
+            return ByAutograd(stream, lambda seen: run_decided(self.engine.behind, seen, images))
 
         return second_order(self.engine.calibration, self.engine.clean, track, along)
+
+
+class WideStreamVisit:
+    """A sublayer's edges into the stream: there is one reader only."""
+
+    idle: Sequence[Edge] = ()
+
+    def __init__(self, visit: StreamVisit) -> None:
+        self._visit = visit
+        self.edges: Sequence[Edge] = [Edge(one, STREAM_READER) for one in visit.writers]
+
+    def kl_without(self, edges: Sequence[Edge], allowed: Callable[[float], bool]) -> Trial:
+        return self._visit.kl_without(_writers(edges), allowed)
+
+    def forecast(self, gone: Sequence[Edge] = ()) -> Forecast:
+        return self._visit.forecast(_writers(gone))
+
+    def remove(self, edges: Sequence[Edge], order: tuple[int, ...] | None = None) -> None:
+        self._visit.remove(_writers(edges), order)
+
+
+def _writers(edges: Sequence[Edge]) -> list[Writer]:
+    return [one.writer for one in edges]
 
 
 class SublayerVisit(StreamVisit):

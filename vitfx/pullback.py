@@ -49,6 +49,7 @@ class Pullback:
         stack = self._lay_out(last.mask.shape[1], gradient.shape[1:], self._memory)
         torch.mm(last.mask.T, gradient.flatten(1), out=stack.flatten(1))
         for step, read, made in reversed(steps):
+            stack = self._as_wide(stack, made)
             before = len(stack) - len(made)
             gradient = _back(made, read, stack[before:])
             stack = self._as_wide(stack[:before], gradient)

@@ -16,12 +16,11 @@ from vitfx.calibration import Calibration
 from vitfx.circuit import Reader, Writer
 from vitfx.downstream import Downstream
 from vitfx.edge_graph import EdgeGraph, kl_divergence
-from vitfx.forecast import Forecast
 from vitfx.search import Chosen, Trial, batches, mean_kl
-from vitfx.second_order import ByAutograd, Tracked, second_order
 from vitfx.stages import Reference
 from vitfx.steps import Units
 from vitfx.streams import CleanRun
+from vitfx.sublayer_visit import SublayerVisit
 from vitfx.wiring import Wiring
 
 
@@ -39,15 +38,25 @@ class ReaderEngine:
         self.order: tuple[int, ...] | None = None
 
     def visits(self) -> Iterator[ReaderVisit]:
-        for index in range(self.run.logits_stage, self.graph.first - 1, -1):
-            if index < self.run.logits_stage and self.run.narrowed.stages[index].sublayer is None:
-                continue
-            inner = None
-            if index < self.run.logits_stage:
-                self.wiring.settle(index)
-                inner = self.run.inner(index)
+        for index, inner in self._sublayers():
             for readers in self._groups(index):
                 yield from self._visit(index, readers, inner)
+
+    def wide_visits(self) -> Iterator[SublayerVisit]:
+        for index, inner in self._sublayers():
+            visit = SublayerVisit(self.run, self.wiring, index, inner, self.order)
+            yield visit
+            visit.settle()
+            self.order = visit.order
+
+    def _sublayers(self) -> Iterator[tuple[int, Tensor | None]]:
+        """From the logits backwards: the stage, and what its inner channels are in the whole model, (N, T, E)."""
+        for index in range(self.run.logits_stage, self.graph.first - 1, -1):
+            if index == self.run.logits_stage:
+                yield index, None
+            elif self.run.narrowed.stages[index].sublayer is not None:
+                self.wiring.settle(index)
+                yield index, self.run.inner(index)
 
     def _groups(self, index: int) -> list[list[int]]:
         """The readers of one head, or of one MLP, together."""
@@ -115,19 +124,9 @@ class _Unit:
         """What becomes of the logits (n, K) when one of the readers reads (n, T, D)."""
         if self.units is None:
             return self.run.classify(read)
-        return self.down.logits(images, self._change(self.units, reader, read, images))
-
-    def tracked(self, reader: int, read: Tensor, images: Chosen) -> Tracked:
-        """The same run, through which gradients go back to what is read."""
-        units = self.units
-        if units is None:
-            return ByAutograd(read, self.run.classify)
-        return self.down.tracked(images, read, lambda seen: self._change(units, reader, seen, images))
-
-    def _change(self, units: Units, reader: int, read: Tensor, images: Chosen) -> Tensor:
-        """What reading (n, T, D) changes in what each row puts out: (rows, n, T, D)."""
         parts = self._parts([reader], read[None], [part[images] for part in self.parts])
-        return units.by_row(units.inner(read[None], parts) - self.before[images])
+        change = self.units.inner(read[None], parts) - self.before[images]
+        return self.down.logits(images, self.units.by_row(change))
 
     def settle(self, visit: ReaderVisit) -> None:
         """The reader's edges are decided: what it makes of them is what the unit's next reader finds."""
@@ -175,15 +174,6 @@ class ReaderVisit:
             return kl_divergence(self.run.logits[images], self.unit.logits(self.row, read, images))
 
         return mean_kl(self.engine.calibration, divergence, allowed, self.engine.order)
-
-    def forecast(self) -> Forecast:
-        def along(gradients: Tensor, images: slice) -> Tensor:
-            return self.run.along(gradients, self.writers, images, cut=self.cut)
-
-        def track(images: slice) -> Tracked:
-            return self.unit.tracked(self.row, self.read[images], images)
-
-        return second_order(self.engine.calibration, self.run.logits, track, along)
 
     @torch.no_grad()
     def remove(self, writers: Sequence[Writer], order: tuple[int, ...] | None = None) -> None:

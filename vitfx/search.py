@@ -61,17 +61,35 @@ class Visit(Protocol):
         """D_KL(G‖H) without these edges, on top of those removed. allowed: once it says no to a part of the sum over
         images, which only grows, the rest is not computed."""
 
-    def forecast(self) -> Forecast:
-        """What removing edges would cost at this point, predicted."""
-
     def remove(self, writers: Sequence[Writer], order: tuple[int, ...] | None = None) -> None:
         """Settles that these edges are gone. order: that of their trial, for the trials to come: the images that add
         most tell first that a removal is not allowed."""
 
 
+class WideVisit(Protocol):
+    """All readers of one sublayer at once, in the circuit as decided so far."""
+
+    edges: Sequence[Edge]
+    """Into readers from which a kept way leads to the logits."""
+    idle: Sequence[Edge]
+    """The others: they change nothing."""
+
+    def kl_without(self, edges: Sequence[Edge], allowed: Callable[[float], bool]) -> Trial:
+        """As in `Visit`; edges of `edges` alone."""
+
+    def forecast(self, gone: Sequence[Edge] = ()) -> Forecast:
+        """What removing any of `edges` would cost, predicted, were these gone as well."""
+
+    def remove(self, edges: Sequence[Edge], order: tuple[int, ...] | None = None) -> None:
+        """As in `Visit`; of `edges` and `idle`."""
+
+
 class Engine(Protocol):
     def visits(self) -> Iterator[Visit]:
         """The readers from the output backwards; each must be settled before the next is asked for."""
+
+    def wide_visits(self) -> Iterator[WideVisit]:
+        """The sublayers from the output backwards, all readers of one together."""
 
 
 class Journal(Protocol):

@@ -6,8 +6,8 @@ To second order in the change δ that removals make to what a reader sees,
 
 the mean over images of a slope, which the whole model does not have and a circuit has, and of KL's own quadratic form,
 the Fisher information. v is a probe of it (see `vitfx.metric.fisher_probes`). δ is the sum of what each removal
-changes, so that one forward and a few backward passes tell of all sets of a reader's writers. All images are looked at:
-the slope differs so much from one to the next that half of them often get its sign wrong.
+changes, so that one forward and two backward passes tell of all sets of edges into a sublayer. All images are looked
+at: the slope differs so much from one to the next that half of them often get its sign wrong.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitfx.calibration import Calibration
+from vitfx.edge_graph import kl_divergence
 from vitfx.forecast import Forecast
 from vitfx.metric import fisher_probes
 from vitfx.search import batches
@@ -29,12 +30,12 @@ PROBES = 1
 
 
 class Tracked(Protocol):
-    """A run of some images from what a reader sees, (n, T, D), to the logits, (n, K)."""
+    """A run of some images from what readers see, (..., n, T, D), to the logits, (n, K)."""
 
     logits: Tensor
 
     def back(self, cotangent: Tensor) -> Tensor:
-        """The gradient of Σ cotangent · logits, (n, K), by what the reader sees, (n, T, D). May be asked again."""
+        """The gradient of Σ cotangent · logits, (n, K), by what is seen. May be asked again."""
 
 
 def second_order(
@@ -43,15 +44,16 @@ def second_order(
     track: Callable[[slice], Tracked],
     along: Callable[[Tensor, slice], Tensor],
 ) -> Forecast:
-    """For the W writers of one reader, from all processes' images.
+    """For E edges into one sublayer, from all processes' images.
 
-    clean: the whole model's logits (N, K). along: gradients (g, n, T, D) of these images -> their products with the
-    change that each writer's removal makes, (g, W, n).
+    clean: the whole model's logits (N, K). along: gradients (g, ...) of these images -> their products with the change
+    that each edge's removal makes, (g, E, n).
     """
-    slopes, fishers = [], []
+    slopes, fishers, divergences = [], [], []
     for images in batches(len(clean)):
         tracked = track(images)
         with torch.no_grad():
+            divergences.append(kl_divergence(clean[images], tracked.logits).double().cpu())
             slope = F.softmax(tracked.logits.double(), dim=-1) - F.softmax(clean[images].double(), dim=-1)
             probes = fisher_probes(tracked.logits, calibration.draws[images], PROBES)
         gradients = torch.stack([tracked.back(one.to(tracked.logits)) for one in (slope, *probes)])
@@ -59,7 +61,10 @@ def second_order(
             products = along(gradients, images).double().cpu()
             slopes.append(products[0].sum(dim=1))
             fishers.append(sum((one @ one.T for one in products[1:]), torch.zeros(())) / PROBES)
-    return Forecast(calibration.mean(torch.stack(slopes).sum(dim=0)), calibration.mean(torch.stack(fishers).sum(dim=0)))
+    slope, fisher, each = torch.stack(slopes).sum(dim=0), torch.stack(fishers).sum(dim=0), torch.cat(divergences)
+    order = torch.argsort(each, descending=True, stable=True).tolist()
+    kl = float(calibration.mean(each.sum()))
+    return Forecast(calibration.mean(slope), calibration.mean(fisher), kl, tuple(order))
 
 
 class ByAutograd:

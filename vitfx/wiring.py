@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vitfx.circuit import EMBED, LOGITS, Reader, Writer
+from vitfx.circuit import EMBED, LOGITS, Edge, Reader, Writer
 from vitfx.edge_graph import EdgeGraph
 
 
@@ -18,6 +18,7 @@ class Wiring:
         self.graph = graph
         self.writers, self.readers = graph.writers, graph.readers
         self.row = {writer: row for row, writer in enumerate(self.writers)}
+        self.reader_row = {reader: row for row, reader in enumerate(self.readers)}
         self.writer_stage = [
             graph.first - 1 if one.sublayer == EMBED else graph.stage_index(one.sublayer) for one in self.writers
         ]
@@ -49,6 +50,9 @@ class Wiring:
         """The row of the head, as a writer, that a head's reader belongs to."""
         assert reader.head is not None
         return self.writers_of(self.graph.stage_index(reader.sublayer))[reader.head]
+
+    def sees(self, edge: Edge) -> bool:
+        return bool(self.seen[self.reader_row[edge.reader], self.row[edge.writer]])
 
     def remove(self, reader: int, writers: Sequence[Writer]) -> None:
         self.seen[reader, [self.row[one] for one in writers]] = False

@@ -1,0 +1,153 @@
+"""All readers of one sublayer at once, on the edge and the qkv graph: an attention's queries, keys and values of every
+head, an MLP, or the logits.
+
+Shapes: R readers that lead to the logits, n images of a batch, N images of the process, T tokens, D width, E inner
+channels of the sublayer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vitfx.circuit import Edge, Writer
+from vitfx.downstream import Downstream
+from vitfx.edge_graph import kl_divergence
+from vitfx.forecast import Forecast
+from vitfx.search import Chosen, Trial, batches, mean_kl
+from vitfx.second_order import ByAutograd, Tracked, second_order
+from vitfx.steps import Units
+from vitfx.streams import CleanRun
+from vitfx.wiring import Wiring
+
+
+class SublayerVisit:
+    """read: what each reader sees as things stand, (R, N, T, D)."""
+
+    def __init__(
+        self, run: CleanRun, wiring: Wiring, index: int, inner: Tensor | None, order: tuple[int, ...] | None
+    ) -> None:
+        """index: the stage. inner: what the sublayer puts out in the whole model, (N, T, E), which `settle` brings up
+        to date; None for the logits. order: of the images, as the last trial left it."""
+        self.run, self.wiring, self.index, self.inner, self.order = run, wiring, index, inner, order
+        self.rows = wiring.alive_readers(index)
+        self.place = {wiring.readers[row]: place for place, row in enumerate(self.rows)}
+        self.edges, self.idle = list[Edge](), list[Edge]()
+        for row in wiring.readers_of(index):
+            reader = wiring.readers[row]
+            own = self.edges if reader in self.place else self.idle
+            own += [Edge(writer, reader) for writer in run.graph.parents(reader)]
+        self.writers = run.graph.parents(wiring.readers[wiring.readers_of(index)[0]])
+        self.cut = index > run.narrowed.start
+        self.read = run.streams[index].repeat(len(self.rows), 1, 1, 1)
+        rows = [] if inner is None else wiring.alive_writers(index)
+        self.units = Units(run.narrowed.stages[index], wiring, rows) if rows else None
+        self.parts: list[Tensor] = []
+        if self.units is not None and inner is not None:
+            self.before = inner[..., self.units.channels]
+            self._renew(range(len(self.rows)))
+
+    @cached_property
+    def down(self) -> Downstream:
+        """Worked out when the first question is asked: a sublayer that a journal settles asks none."""
+        assert self.units is not None and self.inner is not None
+        return Downstream(self.run, self.wiring, self.index, self.units.rows, self.inner)
+
+    @torch.no_grad()
+    def kl_without(self, edges: Sequence[Edge], allowed: Callable[[float], bool]) -> Trial:
+        groups = self._by_place(edges)
+
+        def divergence(images: Chosen) -> Tensor:
+            read = self._changed(groups, images)
+            logits = (
+                self.run.classify(read[0])
+                if self.units is None
+                else self.down.logits(images, self._made(self.units, list(groups), read, images))
+            )
+            return kl_divergence(self.run.logits[images], logits)
+
+        return mean_kl(self.run.calibration, divergence, allowed, self.order)
+
+    def forecast(self, gone: Sequence[Edge] = ()) -> Forecast:
+        groups = self._by_place(gone)
+        everywhere = list(range(len(self.rows)))
+
+        def track(images: slice) -> Tracked:
+            with torch.no_grad():
+                read = self.read[:, images].clone()
+                if groups:
+                    read[list(groups)] = self._changed(groups, images)
+            units = self.units
+            if units is None:
+                return ByAutograd(read, lambda seen: self.run.classify(seen[0]))
+            return self.down.tracked(images, read, lambda seen: self._made(units, everywhere, seen, images))
+
+        def along(gradients: Tensor, images: slice) -> Tensor:
+            products = self.run.along(gradients.flatten(0, 1), self.writers, images, cut=self.cut)
+            return products.unflatten(0, gradients.shape[:2]).flatten(1, 2)
+
+        return second_order(self.run.calibration, self.run.logits, track, along)
+
+    @torch.no_grad()
+    def remove(self, edges: Sequence[Edge], order: tuple[int, ...] | None = None) -> None:
+        self.order = self.order if order is None else order
+        for edge in edges:
+            self.wiring.remove(self.wiring.reader_row[edge.reader], [edge.writer])
+        groups = self._by_place([edge for edge in edges if edge.reader in self.place])
+        if groups:
+            for images in batches(self.read.shape[1]):
+                self.read[list(groups), images] = self._changed(groups, images)
+            if self.units is not None:
+                self._renew(list(groups))
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """All edges are decided. What is read is worked out from the whole model once more, so that rounding does not
+        depend on the steps in which edges were removed: a run that was broken off goes on to the same bits."""
+        gone = [edge for edge in self.edges if not self.wiring.sees(edge)]
+        self.read = self.run.streams[self.index].repeat(len(self.rows), 1, 1, 1)
+        self.remove(gone)
+        if self.units is not None and self.inner is not None:
+            units = self.units
+            for images in batches(self.read.shape[1]):
+                made = units.inner(self.read[:, images], [part[images] for part in self.parts])
+                self.inner[images, :, units.channels] = made
+
+    @torch.no_grad()
+    def _renew(self, places: Sequence[int]) -> None:
+        """These readers' heads' queries, keys or values, from what is read."""
+        assert self.units is not None
+        readers = [self.wiring.readers[self.rows[place]] for place in places]
+        pieces = [
+            self.units.parts(readers, self.read[list(places), images], [part[images] for part in self.parts])
+            for images in batches(self.read.shape[1])
+        ]
+        self.parts = [torch.cat(one) for one in zip(*pieces, strict=True)]
+
+    def _made(self, units: Units, places: Sequence[int], read: Tensor, images: Chosen) -> Tensor:
+        """What each row puts out more than in the whole model, (rows, n, T, D), when some readers see (readers, n, T,
+        D) and the others what they see as things stand."""
+        readers = [self.wiring.readers[self.rows[place]] for place in places]
+        parts = units.parts(readers, read, [part[images] for part in self.parts])
+        return units.by_row(units.inner(read, parts) - self.before[images])
+
+    def _changed(self, groups: dict[int, dict[int, list[Writer]]], images: Chosen) -> Tensor:
+        """What the readers of the groups see without these writers: (readers, n, T, D)."""
+        found = []
+        for place, stages in groups.items():
+            read = self.read[place, images]
+            for index, writers in stages.items():
+                read = read + self.run.change(index, writers, images, cut=self.cut)
+            found.append(read)
+        return torch.stack(found)
+
+    def _by_place(self, edges: Sequence[Edge]) -> dict[int, dict[int, list[Writer]]]:
+        """By reader and by the writers' stage."""
+        groups: dict[int, dict[int, list[Writer]]] = {}
+        for edge in edges:
+            stage = self.wiring.writer_stage[self.wiring.row[edge.writer]]
+            groups.setdefault(self.place[edge.reader], {}).setdefault(stage, []).append(edge.writer)
+        return groups
