@@ -148,7 +148,8 @@ class _Sublayer:
         tau, at = self.limits.tau, [one.at for one in group]
         there = self.visit.forecast([self.visit.edges[one] for one in at])
         costs = marginals(at, self.here, there)
-        if not self._adds_up(costs, there.kl):
+        missing = there.kl - self.kl - float(costs.sum())
+        if missing > SLACK * float(costs.abs().sum()) + tau or there.kl > self.limits.max_kl:
             return len(group) // 2, []
         costs = self._charged(costs, there.kl)
         dear = costs >= tau
@@ -167,22 +168,22 @@ class _Sublayer:
         return int((costs < SAFE * tau).sum()), []
 
     def _measure(self, group: Sequence[_Candidate], costs: Tensor, behind: Forecast) -> bool:
-        """Removes the group if it costs what its edges are thought to cost. behind: the forecast from then on."""
-        trial = self.visit.kl_without([self.visit.edges[one.at] for one in group], lambda kl: self._adds_up(costs, kl))
-        if not trial.exact or not self._adds_up(costs, trial.kl):
+        """Removes the group if its measured rise leaves each edge below τ. behind: the forecast from then on."""
+
+        def allowed(kl: float) -> bool:
+            return bool(self._charged(costs, kl).max() < self.limits.tau) and kl <= self.limits.max_kl
+
+        trial = self.visit.kl_without([self.visit.edges[one.at] for one in group], allowed)
+        if not allowed(trial.kl):
             return False
         self._take(group, self._charged(costs, trial.kl), replace(behind, kl=trial.kl, order=trial.order))
         return True
 
-    def _adds_up(self, costs: Tensor, kl: float) -> bool:
-        """Whether the rise is no more than the costs leave room for: doubled, none of them comes to 2τ."""
-        error = kl - self.kl - float(costs.sum())
-        return error <= SLACK * float(costs.abs().sum()) + self.limits.tau and kl <= self.limits.max_kl
-
     def _charged(self, costs: Tensor, kl: float) -> Tensor:
-        """The costs, brought to add up to the measured rise."""
-        total = float(costs.abs().sum())
-        return costs + (kl - self.kl - float(costs.sum())) * costs.abs() / total if total else costs
+        """The costs, brought to add up to the measured rise: what is missing goes to each as it costs."""
+        missing, size = kl - self.kl - float(costs.sum()), costs.abs()
+        total = float(size.sum())
+        return costs + missing * (size / total if total else 1 / len(costs))
 
     def _take(self, group: Sequence[_Candidate], costs: Tensor, behind: Forecast) -> None:
         self.decisions += [
