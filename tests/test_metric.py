@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.gated import direct_metric, make_calibration, make_graph
-from vitfx.metric import METRICS, drawn_from, make_metric
+from vitfx.metric import METRICS, drawn_from, fisher_probes, make_metric
 
 ALL = slice(0, 5)
 
@@ -45,3 +45,14 @@ def test_a_draw_at_the_end_of_the_range_is_a_class_that_can_be():
     largest = torch.tensor([1 - 2**-53], dtype=torch.float64)
     assert float(torch.full((10,), 0.1, dtype=torch.float64).cumsum(0)[-1]) <= float(largest)
     assert drawn_from(torch.zeros(1, 10), largest).tolist() == [9]
+
+
+def test_probes_have_the_fisher_information_for_their_covariance():
+    logits = torch.tensor([[3.0, 0.0, -1.0], [0.0, 0.0, 0.5]], dtype=torch.float64)
+    draws = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    probes = fisher_probes(logits, draws, 20000)
+    p = logits.softmax(-1)
+    covariance = torch.einsum("cnk,cnl->nkl", probes, probes) / len(probes)
+    assert torch.allclose(covariance, torch.diag_embed(p) - p[:, :, None] * p[:, None], atol=0.01)
+    # An image's signs depend on its draw alone, so that processes that share the images see the same.
+    assert torch.equal(fisher_probes(logits[1:], draws[1:], 20000)[:, 0], probes[:, 1])

@@ -1,31 +1,32 @@
 """Predictions of what a removal costs, against the formula worked out with one gate an edge."""
 
+import random
+
 import pytest
 import torch
 
 from tests.gated import embedding, one_image, reference_of, run
 from tests.test_acdc import Setting as HeadSetting
 from tests.test_reader_engine import Setting as ReaderSetting
-from vitfx.circuit import Edge
 from vitfx.edge_graph import kl_divergence
-from vitfx.forecast import Forecast
+from vitfx.forecast import Forecast, marginals
 from vitfx.head_engine import HeadEngine
 from vitfx.metric import fisher_probes
 from vitfx.reader_engine import ReaderEngine
 
 
-def visits(setting, stop):
-    """Walks to the visit `stop`, removing every third edge on the way; the engine's visit and what was removed."""
+def visit_at(setting, stop):
+    """Walks to the sublayer `stop`, removing every third edge on the way; the engine's visit and what was removed."""
     engine = (HeadEngine if setting.graph.reads_stream else ReaderEngine)(
         setting.graph, setting.calibration, setting.reference
     )
     removed = []
-    for index, visit in enumerate(engine.visits()):
-        gone = list(visit.writers)[::3] if index < stop else []
+    for index, visit in enumerate(engine.wide_visits()):
         if index == stop:
             return visit, removed
+        gone = [*visit.edges, *visit.idle][::3]
         visit.remove(gone)
-        removed += [Edge(one, visit.reader) for one in gone]
+        removed += gone
     raise AssertionError("no such visit")
 
 
@@ -35,21 +36,27 @@ def visits(setting, stop):
         (lambda: HeadSetting("torchvision", "mean", count=20), 1),
         (lambda: HeadSetting("torchvision", "resample", count=20), 3),
         (lambda: ReaderSetting(), 0),
+        (lambda: ReaderSetting(), 2),
         (lambda: ReaderSetting(), 4),
-        (lambda: ReaderSetting(granularity="edge", ablation="resample"), 7),
+        (lambda: ReaderSetting(granularity="edge", ablation="resample"), 3),
     ],
 )
-def test_forecasts_are_the_formulas(make, stop):
-    """∂KL/∂gate and ∂log p/∂gate by autograd through the direct implementation, image by image, at the same circuit."""
+@pytest.mark.parametrize("ahead", [False, True])
+def test_forecasts_are_the_formulas(make, stop, ahead):
+    """∂KL/∂gate and ∂(probe · logits)/∂gate by autograd through the direct implementation, image by image, at the same
+    circuit. ahead: some edges of the sublayer are not removed yet, and the forecast is made as if they were."""
     setting = make()
-    visit, removed = visits(setting, stop)
-    forecast = visit.forecast()
+    visit, removed = visit_at(setting, stop)
+    edges = visit.edges
+    gone = edges[1::4] if ahead else []
+    forecast = visit.forecast(gone)
     graph, calibration = setting.graph, setting.calibration
-    edges = [Edge(one, visit.reader) for one in visit.writers]
     slopes, fisher = torch.zeros(len(edges), dtype=torch.float64), torch.zeros(2 * (len(edges),), dtype=torch.float64)
+    kl = 0.0
     for index in range(len(calibration.clean)):
         reference = one_image(setting.reference, index)
-        gates = torch.ones(len(edges), dtype=torch.float64, requires_grad=True)
+        start = torch.tensor([float(edge not in gone) for edge in edges], dtype=torch.float64)
+        gates = start.requires_grad_()
 
         def see(edge, value, reference=reference, gates=gates):
             if edge in removed:
@@ -63,13 +70,57 @@ def test_forecasts_are_the_formulas(make, stop):
         logits, _ = run(graph, stream, see)
         clean = graph.run(calibration.clean[index : index + 1])
         probe = fisher_probes(logits, calibration.draws[index : index + 1], 1)[0]
-        (slope,) = torch.autograd.grad(kl_divergence(clean, logits).sum(), gates, retain_graph=True)
+        divergence = kl_divergence(clean, logits).sum()
+        (slope,) = torch.autograd.grad(divergence, gates, retain_graph=True)
         (score,) = torch.autograd.grad((probe * logits).sum(), gates)
         slopes -= slope
         fisher += torch.outer(score, score)
+        kl += float(divergence.detach())
     images = len(calibration.clean)
     assert torch.allclose(forecast.slope, slopes / images, rtol=1e-6, atol=1e-12)
     assert torch.allclose(forecast.fisher, fisher / images, rtol=1e-6, atol=1e-12)
+    assert forecast.kl == pytest.approx(kl / images, rel=1e-9)
+    assert sorted(forecast.order) == list(range(images))
+
+
+@pytest.mark.parametrize("granularity", ["edge", "qkv"])
+def test_a_sublayers_readers_together_are_the_whole_graph(granularity):
+    """Trials of single edges and of edges into several readers, before and after removals, against the edge graph."""
+    setting = ReaderSetting(granularity=granularity)
+    engine = ReaderEngine(setting.graph, setting.calibration, setting.reference)
+    rng, removed = random.Random(0), []
+
+    def direct(more):
+        with torch.no_grad():
+            clean = setting.graph.run(setting.calibration.clean)
+            logits = setting.graph.run(setting.calibration.clean, [*removed, *more], setting.reference)
+            return float(kl_divergence(clean, logits).mean())
+
+    for visit in engine.wide_visits():
+        visit.remove(visit.idle)
+        removed += visit.idle
+        for count in (1, 5, 2):
+            there = [one for one in visit.edges if one not in removed]
+            some = rng.sample(there, min(count, len(there)))
+            assert visit.kl_without(some, lambda kl: True).kl == pytest.approx(direct(some), abs=1e-12)
+            visit.remove(some)
+            removed += some
+            rest = [one for one in visit.edges if one not in removed][:2]
+            if not rest:
+                break
+            assert visit.kl_without(rest, lambda kl: True).kl == pytest.approx(direct(rest), abs=1e-12)
+
+
+def test_costs_at_their_place_are_those_of_a_quadratic():
+    """Where every edge changes the others' slopes alike, costs from the slopes on both sides are exact."""
+    slope = torch.tensor([0.5, -0.2, 0.1, 0.4], dtype=torch.float64)
+    fisher = torch.full((4, 4), 0.3, dtype=torch.float64)
+    here = Forecast(slope, fisher)
+    group, gone, expected = [2, 0, 3], [], []
+    for at in group:
+        expected.append(float(here.moved(gone, 1).alone()[at]))
+        gone.append(at)
+    assert marginals(group, here, here.moved(group, 1)).tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_what_is_gone_already_counts():
@@ -79,9 +130,10 @@ def test_what_is_gone_already_counts():
     forecast = Forecast(slope, root @ root.T)
     one_by_one, gone = 0.0, []
     for at in (3, 0, 4):
-        one_by_one += float(forecast.after(gone)[at])
+        one_by_one += float(forecast.moved(gone, 1).alone()[at])
         gone.append(at)
     together = torch.tensor([1.0, 0, 0, 1, 1], dtype=torch.float64)
     whole = forecast.slope @ together + together @ forecast.fisher @ together / 2
     assert one_by_one == pytest.approx(float(whole), rel=1e-12)
-    assert torch.equal(forecast.after([]), forecast.alone())
+    back = forecast.moved([1, 2], 1).moved([2], -1).slope
+    assert torch.allclose(back, forecast.moved([1], 1).slope, rtol=1e-12)

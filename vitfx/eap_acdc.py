@@ -4,10 +4,11 @@ Sublayers are visited as in ACDC, all readers of one at once. What removals woul
 forecast at the circuit as it stands (see `vitfx.forecast`). Edges forecast to cost clearly less than τ, the cheapest
 first, are taken as one group, without which D_KL(G‖H) is measured and its slopes are taken anew. From the slopes on
 both sides follows what each edge costs at its place in the group; that it all adds up to the measured rise shows
-whether it can be believed. If it can't, half of the group is tried. Edges that turn out to cost τ or more are left out
-of it; if there are none, the group goes, and from the slopes behind it the next is forecast. What is left and expected
-to cost about τ is asked edge by edge, which is ACDC's own question. What is expected to cost many times τ is kept
-unasked, and so is the rest once single edges in a row had to be kept.
+whether it can be believed. If it can't, half of the group is tried. Edges that turn out to cost τ or more are left
+out, and if there are none or few, the group goes, and from the slopes behind it the next is forecast. Of what is left,
+small groups are measured without slopes, and what is expected to cost about τ is asked edge by edge, which is ACDC's
+own question. What is expected to cost many times τ is kept unasked, and so is the rest once single edges in a row had
+to be kept.
 
 Gradients say less of MLPs than of heads, so both have forecasts of their own scale: the median of measured by forecast
 over edges drawn at random, which are measured first and alone. The calibration that is reported rests on them too, not
@@ -17,7 +18,7 @@ on the close cases.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,23 +26,27 @@ from torch import Tensor
 
 from vitfx.attribution_calibration import kind_of, scales_of
 from vitfx.circuit import ATTRIBUTED, BOUND, EXACT, GROUP, PROBE, Decision
-from vitfx.forecast import marginals
+from vitfx.forecast import Forecast, marginals
 from vitfx.search import Engine, Journal, Limits, WideVisit
 
 ABOVE = 4.0
 """An edge forecast to cost more than this many τ is kept unasked."""
 BELOW = 0.8
 """Only edges forecast to cost less than this many τ go in groups: forecasts are not exact enough for closer calls."""
+SLACK = 1.0
+"""How far a group's measured rise may lie above its edges' costs, in shares of these, for the costs to be believed."""
+FEW = 0.03
+"""If no larger share of a group turns out to cost τ, the others are measured without them, from the slopes at hand."""
+SAFE = 0.35
+"""If more do, the next group is as large as the number of those that cost less than this many τ: without the dear ones
+the others' costs change."""
+STRIKES = 2
+"""An edge that turned out to cost τ in as many groups goes in none."""
+SMALLEST = 8
+"""A group for which slopes are taken: they cost as much as a few questions. Nor is one worth it for less than a
+hundredth of the edges."""
 PATIENCE = 3
 """After as many single edges in a row that had to be kept, so are those forecast to cost more."""
-SLACK = 1.0
-STRIKES = 2
-SMALLEST = 8
-SAFE = 0.35
-FEW = 0.03
-"""What a group's costs may fall short of the measured rise by, or go beyond it, as a share of the costs."""
-LOOKS = 16
-"""The most groups that are tried of a sublayer."""
 PROBES = 2
 """Edges of each sublayer that are measured for the calibration."""
 
@@ -161,10 +166,10 @@ class _Sublayer:
         self.strikes[torch.tensor(at)[dear]] += 1
         cheap = costs < BELOW * tau
         kept = [one for one, is_cheap in zip(group, cheap.tolist(), strict=True) if is_cheap]
-        if dear.sum() <= FEW * len(group) and self._measure(
-            kept, costs[cheap], there.moved(_without(at, [one.at for one in kept]), -1)
-        ):
-            return 2 * len(kept), [one.at for one in kept]
+        chosen = [one.at for one in kept]
+        few = dear.sum() <= FEW * len(group)
+        if few and kept and self._measure(kept, costs[cheap], there.moved(_without(at, chosen), -1)):
+            return 2 * len(kept), chosen
         return int((costs < SAFE * tau).sum()), []
 
     def _measure(self, group: Sequence[_Candidate], costs: Tensor, behind: Forecast) -> bool:
@@ -186,6 +191,7 @@ class _Sublayer:
         return costs + missing * (size / total if total else 1 / len(costs))
 
     def _take(self, group: Sequence[_Candidate], costs: Tensor, behind: Forecast) -> None:
+        """What trials said of the others is half believed from here on: it was of another circuit."""
         self.decisions += [
             self._decision(one, False, cost, behind.kl, GROUP) for one, cost in zip(group, costs.tolist(), strict=True)
         ]
@@ -237,6 +243,6 @@ class _Sublayer:
         return Decision(self.visit.edges[one.at], kept, score, kl, basis, one.attribution)
 
 
-def _without(some: Sequence[int], gone: Sequence[int]) -> list[int]:
+def _without(some: Sequence[int], gone: Collection[int]) -> list[int]:
     out = set(gone)
     return [one for one in some if one not in out]

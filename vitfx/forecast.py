@@ -35,11 +35,11 @@ def marginals(group: Sequence[int], here: Forecast, there: Forecast) -> Tensor:
     """What each edge of a group costs at its place in it, from the slopes before and behind the whole: (group,).
 
     On the way from here to there each slope is taken to change evenly, but for what an edge's own removal changes of
-    it, its Fisher information, of which half counts wherever it stands. Exact where D_KL is cubic and edges are alike;
-    the sum can be held against the exact there.kl − here.kl.
+    it, its Fisher information, of which half counts wherever it stands. Exact where D_KL is quadratic and every edge
+    changes another's slope by as much; the sum can be held against there.kl − here.kl, which is exact.
     """
     at = list(group)
     first, last, own = here.slope[at], there.slope[at], here.fisher.diagonal()[at]
     own = own.minimum((last - first).clamp(min=0))
-    places = (first.new_tensor(range(len(at))) + 0.5) / len(at)
+    places = first.new_tensor(range(len(at))) / max(len(at) - 1, 1)
     return first + own / 2 + places * (last - first - own)
