@@ -27,7 +27,8 @@ def memory_needed(graph_module: GraphModule, images: Images, settings: Settings,
                       and what comes before and behind it
         edge, qkv     the streams, every writer's change, N·T·D each, and, while the first sublayer is visited, what
                       every reader behind it reads, N·T·D each, the sublayers' inner channels, and heads' queries, keys
-                      and values, N·T·E each
+                      and values, N·T·E each; for eap-acdc what its own readers read as well, and inner channels
+                      once more
     """
     pixels = images.pixels[:2].to(next(graph_module.parameters()).device)
     graph = EdgeGraph(graph_module, whole_mlps(graph_module), settings.granularity)
@@ -54,6 +55,9 @@ def memory_needed(graph_module: GraphModule, images: Images, settings: Settings,
     elif settings.method not in RANKING:
         numbers += changes + streams + sum((1 + parts) * inner for _, inner, _, parts in sizes)
         numbers += sum(readers * read for read, _, readers, _ in sizes[1:]) + kept * width
+        if settings.method == "eap-acdc":
+            read, inner, readers, _ = sizes[0]
+            numbers += readers * read + inner
     per_process = -(-len(images) // processes)
     return per_process * numbers * torch.finfo(pixels.dtype).bits // 8
 
