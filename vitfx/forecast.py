@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -34,12 +35,15 @@ class Forecast:
 def marginals(group: Sequence[int], here: Forecast, there: Forecast) -> Tensor:
     """What each edge of a group costs at its place in it, from the slopes before and behind the whole: (group,).
 
-    On the way from here to there each slope is taken to change evenly, but for what an edge's own removal changes of
-    it, its Fisher information, of which half counts wherever it stands. Exact where D_KL is quadratic and every edge
-    changes another's slope by as much; the sum can be held against there.kl − here.kl, which is exact.
+    On the way from here to there each slope is taken to change as the others before it go, each by as much as it
+    matters (the root of its Fisher information), and by its own Fisher information, of which half counts wherever it
+    stands. Exact where D_KL is quadratic and edges change each other's slopes by as much as they matter; the sum can be
+    held against there.kl − here.kl, which is exact.
     """
     at = list(group)
     first, last, own = here.slope[at], there.slope[at], here.fisher.diagonal()[at]
+    matters = own.sqrt()
     own = own.minimum((last - first).clamp(min=0))
-    places = first.new_tensor(range(len(at))) / max(len(at) - 1, 1)
+    before, others = matters.cumsum(0) - matters, matters.sum() - matters
+    places = before / others.clamp(min=torch.finfo(others.dtype).tiny)
     return first + own / 2 + places * (last - first - own)

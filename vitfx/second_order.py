@@ -49,7 +49,7 @@ def second_order(
     clean: the whole model's logits (N, K). along: gradients (g, ...) of these images -> their products with the change
     that each edge's removal makes, (g, E, n).
     """
-    slopes, fishers, divergences = [], [], []
+    slopes, scores, divergences = [], [], []
     for images in batches(len(clean)):
         tracked = track(images)
         with torch.no_grad():
@@ -59,12 +59,12 @@ def second_order(
         gradients = torch.stack([tracked.back(one.to(tracked.logits)) for one in (slope, *probes)])
         with torch.no_grad():
             products = along(gradients, images).double().cpu()
-            slopes.append(products[0].sum(dim=1))
-            fishers.append(sum((one @ one.T for one in products[1:]), torch.zeros(())) / PROBES)
-    slope, fisher, each = torch.stack(slopes).sum(dim=0), torch.stack(fishers).sum(dim=0), torch.cat(divergences)
+        slopes.append(products[0].sum(dim=1))
+        scores.append(products[1:].transpose(0, 1).flatten(1))
+    slope, score, each = torch.stack(slopes).sum(dim=0), torch.cat(scores, dim=1), torch.cat(divergences)
     order = torch.argsort(each, descending=True, stable=True).tolist()
     kl = float(calibration.mean(each.sum()))
-    return Forecast(calibration.mean(slope), calibration.mean(fisher), kl, tuple(order))
+    return Forecast(calibration.mean(slope), calibration.mean(score @ score.T / PROBES), kl, tuple(order))
 
 
 class ByAutograd:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -63,10 +63,20 @@ class CleanRun:
     def _keep(self, index: int, images: slice, changes: Sequence[Tensor]) -> None:
         """changes: of each writer of a stage, (n, T, D)."""
         if index not in self._changes:
-            whole = (len(changes), len(self.calibration.clean), *changes[0].shape[1:])
-            self._changes[index] = changes[0].new_empty(whole)
+            self._changes[index] = self._room(index, changes[0])
         for place, change in enumerate(changes):
             self._changes[index][place, images] = change
+
+    def _room(self, index: int, like: Tensor) -> Tensor:
+        """(writers of the stage, N, T, D); up to the last attention all in one piece, in the order of the writers."""
+        own, images = len(self._writers[index]), len(self.calibration.clean)
+        if index >= self.narrowed.start:
+            return like.new_empty(own, images, *like.shape[1:])
+        earlier = sum(len(found) for found in self._changes.values())
+        if not earlier:
+            count = sum(len(found) for at, found in self._writers.items() if at < self.narrowed.start)
+            self._whole = like.new_empty(count, images, *like.shape[1:])
+        return self._whole[earlier : earlier + own]
 
     @torch.no_grad()
     def inner(self, index: int) -> Tensor:
@@ -97,18 +107,27 @@ class CleanRun:
             total += changes[place, images]
         return total
 
-    def along(self, gradients: Tensor, writers: Iterable[Writer], images: Chosen, *, cut: bool) -> Tensor:
-        """Gradients by the stream (g, n, T, D) -> their products with what replacing each writer changes, (g, writers,
-        n)."""
-        found, products = [], dict[int, Tensor]()
-        by_image = gradients.flatten(2).permute(1, 2, 0)
-        for writer in writers:
-            index = self.graph.first - 1 if writer.sublayer == EMBED else self.graph.stage_index(writer.sublayer)
-            if index not in products:
-                changes = self._changes_of(index, cut=cut)[:, images].flatten(2).transpose(0, 1)
-                products[index] = changes @ by_image
-            found.append(products[index][:, self._place[writer]])
-        return torch.stack(found).permute(2, 0, 1)
+    def together(self, writers: Sequence[Writer], sets: Tensor, images: slice, *, cut: bool) -> Tensor:
+        """`change` for several sets of writers at once: (sets, n, T, D), every writer's change read once for all.
+
+        writers: the first of the graph's. sets: (sets, writers), 1 where a writer belongs to a set.
+        """
+        changes = self._first(len(writers), images, cut=cut)
+        return (sets.to(changes) @ changes.flatten(1)).unflatten(1, changes.shape[1:])
+
+    def along(self, gradients: Tensor, writers: Sequence[Writer], images: slice, *, cut: bool) -> Tensor:
+        """Gradients by the stream (g, n, T, D) -> their products with what replacing each of the writers, the first of
+        the graph's, changes: (g, writers, n)."""
+        changes = self._first(len(writers), images, cut=cut).flatten(2).transpose(0, 1)
+        return (changes @ gradients.flatten(2).permute(1, 2, 0)).permute(2, 1, 0)
+
+    def _first(self, count: int, images: slice, *, cut: bool) -> Tensor:
+        """The changes of the graph's first writers: (count, n, T, D)."""
+        whole = self._whole[:count, images]
+        if not cut:
+            return whole
+        narrow = [changes[:, images] for index, changes in self._changes.items() if index >= self.narrowed.start]
+        return torch.cat([self.narrowed.cut(whole), *narrow])[:count]
 
     def _changes_of(self, index: int, *, cut: bool) -> Tensor:
         """(writers of the stage, N, T, D)."""

@@ -7,13 +7,13 @@ channels of the sublayer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from vitfx.circuit import Edge, Writer
+from vitfx.circuit import Edge
 from vitfx.downstream import Downstream
 from vitfx.edge_graph import kl_divergence
 from vitfx.forecast import Forecast
@@ -35,12 +35,11 @@ class SublayerVisit:
         self.run, self.wiring, self.index, self.inner, self.order = run, wiring, index, inner, order
         self.rows = wiring.alive_readers(index)
         self.place = {wiring.readers[row]: place for place, row in enumerate(self.rows)}
-        self.edges, self.idle = list[Edge](), list[Edge]()
-        for row in wiring.readers_of(index):
-            reader = wiring.readers[row]
-            own = self.edges if reader in self.place else self.idle
-            own += [Edge(writer, reader) for writer in run.graph.parents(reader)]
-        self.writers = run.graph.parents(wiring.readers[wiring.readers_of(index)[0]])
+        readers = [wiring.readers[row] for row in wiring.readers_of(index)]
+        self.writers = run.graph.parents(readers[0])
+        edges = [Edge(writer, reader) for reader in readers for writer in self.writers]
+        self.edges: Sequence[Edge] = [edge for edge in edges if edge.reader in self.place]
+        self.idle: Sequence[Edge] = [edge for edge in edges if edge.reader not in self.place]
         self.cut = index > run.narrowed.start
         self.read = run.streams[index].repeat(len(self.rows), 1, 1, 1)
         rows = [] if inner is None else wiring.alive_writers(index)
@@ -58,28 +57,29 @@ class SublayerVisit:
 
     @torch.no_grad()
     def kl_without(self, edges: Sequence[Edge], allowed: Callable[[float], bool]) -> Trial:
-        groups = self._by_place(edges)
+        places = self._places(edges)
+        # A few writers' changes are found batch by batch, in the order of the images; of many, all are read.
+        few = len(edges) <= len(self.writers)
+        reads = None if few else torch.cat([self._changed(edges, images) for images in self._batches()], dim=1)
 
         def divergence(images: Chosen) -> Tensor:
-            read = self._changed(groups, images)
-            logits = (
-                self.run.classify(read[0])
-                if self.units is None
-                else self.down.logits(images, self._made(self.units, list(groups), read, images))
-            )
+            read = self._changed_few(edges, images) if reads is None else reads[:, images]
+            units = self.units
+            if units is None:
+                return kl_divergence(self.run.logits[images], self.run.classify(read[0]))
+            logits = self.down.logits(images, self._made(units, places, read, images))
             return kl_divergence(self.run.logits[images], logits)
 
         return mean_kl(self.run.calibration, divergence, allowed, self.order)
 
     def forecast(self, gone: Sequence[Edge] = ()) -> Forecast:
-        groups = self._by_place(gone)
-        everywhere = list(range(len(self.rows)))
+        places, everywhere = self._places(gone), list(range(len(self.rows)))
 
         def track(images: slice) -> Tracked:
             with torch.no_grad():
                 read = self.read[:, images].clone()
-                if groups:
-                    read[list(groups)] = self._changed(groups, images)
+                if places:
+                    read[places] = self._changed(gone, images)
             units = self.units
             if units is None:
                 return ByAutograd(read, lambda seen: self.run.classify(seen[0]))
@@ -96,12 +96,13 @@ class SublayerVisit:
         self.order = self.order if order is None else order
         for edge in edges:
             self.wiring.remove(self.wiring.reader_row[edge.reader], [edge.writer])
-        groups = self._by_place([edge for edge in edges if edge.reader in self.place])
-        if groups:
-            for images in batches(self.read.shape[1]):
-                self.read[list(groups), images] = self._changed(groups, images)
+        alive = [edge for edge in edges if edge.reader in self.place]
+        places = self._places(alive)
+        if places:
+            for images in self._batches():
+                self.read[places, images] = self._changed(alive, images)
             if self.units is not None:
-                self._renew(list(groups))
+                self._renew(places)
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -112,7 +113,7 @@ class SublayerVisit:
         self.remove(gone)
         if self.units is not None and self.inner is not None:
             units = self.units
-            for images in batches(self.read.shape[1]):
+            for images in self._batches():
                 made = units.inner(self.read[:, images], [part[images] for part in self.parts])
                 self.inner[images, :, units.channels] = made
 
@@ -123,7 +124,7 @@ class SublayerVisit:
         readers = [self.wiring.readers[self.rows[place]] for place in places]
         pieces = [
             self.units.parts(readers, self.read[list(places), images], [part[images] for part in self.parts])
-            for images in batches(self.read.shape[1])
+            for images in self._batches()
         ]
         self.parts = [torch.cat(one) for one in zip(*pieces, strict=True)]
 
@@ -134,20 +135,26 @@ class SublayerVisit:
         parts = units.parts(readers, read, [part[images] for part in self.parts])
         return units.by_row(units.inner(read, parts) - self.before[images])
 
-    def _changed(self, groups: dict[int, dict[int, list[Writer]]], images: Chosen) -> Tensor:
-        """What the readers of the groups see without these writers: (readers, n, T, D)."""
-        found = []
-        for place, stages in groups.items():
-            read = self.read[place, images]
-            for index, writers in stages.items():
-                read = read + self.run.change(index, writers, images, cut=self.cut)
-            found.append(read)
-        return torch.stack(found)
+    def _batches(self) -> Iterator[slice]:
+        return batches(self.read.shape[1])
 
-    def _by_place(self, edges: Sequence[Edge]) -> dict[int, dict[int, list[Writer]]]:
-        """By reader and by the writers' stage."""
-        groups: dict[int, dict[int, list[Writer]]] = {}
+    def _places(self, edges: Sequence[Edge]) -> list[int]:
+        """Of the edges' readers, each once."""
+        return list(dict.fromkeys(self.place[edge.reader] for edge in edges))
+
+    def _changed(self, edges: Sequence[Edge], images: slice) -> Tensor:
+        """What the edges' readers see without these edges: (readers, n, T, D)."""
+        places = self._places(edges)
+        sets = torch.zeros(len(places), len(self.writers))
+        row = {place: row for row, place in enumerate(places)}
         for edge in edges:
-            stage = self.wiring.writer_stage[self.wiring.row[edge.writer]]
-            groups.setdefault(self.place[edge.reader], {}).setdefault(stage, []).append(edge.writer)
-        return groups
+            sets[row[self.place[edge.reader]], self.wiring.row[edge.writer]] = 1
+        return self.read[places, images] + self.run.together(self.writers, sets, images, cut=self.cut)
+
+    def _changed_few(self, edges: Sequence[Edge], images: Chosen) -> Tensor:
+        """The same, writer by writer."""
+        reads = {place: self.read[place, images] for place in self._places(edges)}
+        for edge in edges:
+            index, place = self.wiring.writer_stage[self.wiring.row[edge.writer]], self.place[edge.reader]
+            reads[place] = reads[place] + self.run.change(index, [edge.writer], images, cut=self.cut)
+        return torch.stack(list(reads.values()))
