@@ -47,6 +47,8 @@ SMALLEST = 8
 hundredth of the edges."""
 PATIENCE = 3
 """After as many single edges in a row that had to be kept, so are those forecast to cost more."""
+UNEXPECTED = 0.25
+"""As much of that counts one that was expected to cost clearly less than τ."""
 PROBES = 2
 """Edges of each sublayer that are measured for the calibration."""
 
@@ -143,9 +145,11 @@ class _Sublayer:
         while len(found := self._cheapest([at for at in rest if self.strikes[at] < STRIKES])) >= worth:
             group = found[: max(size, SMALLEST)]
             size, removed = self._try(group)
-            if not removed and len(group) == SMALLEST:
-                break
             rest = _without(rest, removed)
+            if not removed and len(group) == SMALLEST:
+                # Whatever it was that did not go: others are looked at first from now on.
+                self.strikes[[one.at for one in group]] = STRIKES
+                size = SMALLEST * SMALLEST
         return rest
 
     def _try(self, group: list[_Candidate]) -> tuple[int, list[int]]:
@@ -201,14 +205,14 @@ class _Sublayer:
     def _question(self, rest: list[int]) -> None:
         """Asks for what is left, the cheapest first: of those expected to cost clearly less than τ several at once, of
         the others one by one, until those that are left are surely kept."""
-        misses, size, tau = 0, len(rest), self.limits.tau
+        misses, size, tau = 0.0, len(rest), self.limits.tau
         while rest:
-            found = self._cheapest([at for at in rest if self.strikes[at] < STRIKES])[:size]
+            found = self._cheapest(rest)[:size]
             if len(found) > 1:
                 expected = torch.tensor([one.expected for one in found], dtype=torch.float64)
-                behind = self.here.moved([one.at for one in found], 1)
-                if self._measure(found, expected, behind):
+                if self._measure(found, expected, self.here.moved([one.at for one in found], 1)):
                     rest = _without(rest, [one.at for one in found])
+                    size *= 2
                 else:
                     size = len(found) // 2
                 continue
@@ -217,7 +221,10 @@ class _Sublayer:
             if misses >= PATIENCE or one.expected > ABOVE * tau:
                 self.decisions += [self._decision(one, True, one.expected, None, ATTRIBUTED) for one in singles]
                 return
-            misses = 0 if self._ask(one) else misses + 1
+            removed = self._ask(one)
+            # An edge that was expected to go says little of those that are not.
+            misses = 0.0 if removed else misses + (UNEXPECTED if found else 1)
+            size = SMALLEST
             rest = _without(rest, [one.at])
 
     def _ask(self, one: _Candidate, *, probe: bool = False) -> bool:
