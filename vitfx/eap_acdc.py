@@ -45,6 +45,8 @@ STRIKES = 2
 SMALLEST = 8
 """A group for which slopes are taken: they cost as much as a few questions. Nor is one worth it for less than a
 hundredth of the edges."""
+LOOKS = 100
+"""The most groups of a sublayer for which slopes are taken."""
 PATIENCE = 3
 """After as many single edges in a row that had to be kept, so are those forecast to cost more."""
 UNEXPECTED = 0.25
@@ -142,7 +144,10 @@ class _Sublayer:
     def _remove(self, rest: list[int]) -> list[int]:
         """Removes what costs clearly less than τ, in as large groups as may; what is left."""
         size, worth = len(rest), max(SMALLEST, len(rest) // 100)
-        while len(found := self._cheapest([at for at in rest if self.strikes[at] < STRIKES])) >= worth:
+        for _ in range(LOOKS):
+            found = self._cheapest([at for at in rest if self.strikes[at] < STRIKES])
+            if len(found) < worth:
+                break
             group = found[: max(size, SMALLEST)]
             size, removed = self._try(group)
             rest = _without(rest, removed)
