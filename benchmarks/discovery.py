@@ -39,9 +39,10 @@ EXAMPLE = """example:
 
 Without --circuit the method is run over the whole graph, and its time is measured; the naive loop is asked about a
 sample of edges in between, off the method's clock. With --circuit nothing is decided anew: the circuit's decisions are
-taken one after the other, and at a sample of them exact ACDC and the naive loop are asked in turn. That gives the time
-of exact ACDC where a whole run would take hours (extrapolated, and called so), and how often the circuit decided as
-ACDC would have done at the same state. A circuit that a ranking method found will do as well, with --tau."""
+taken reader by reader, and at a sample of them exact ACDC and the naive loop are asked in turn. That gives the time of
+exact ACDC where a whole run would take hours (extrapolated, and called so), and how often the circuit decided as ACDC
+would have done there; of eap-acdc, which decides all readers of a sublayer together, a run tells better. A circuit that
+a ranking method found will do as well, with --tau."""
 
 
 @dataclass(frozen=True)
