@@ -9,7 +9,7 @@ Shapes: n images of a batch, T tokens, D width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -46,7 +46,8 @@ class Pullback:
     def back(self, cotangent: Tensor) -> Tensor:
         *steps, (last, read, made) = self._trail
         gradient = _back(made, read, cotangent)
-        stack = self._lay_out(last.mask.shape[1], gradient.shape[1:], self._memory)
+        # Of the few tokens that the logits read: the memory is for what it widens to.
+        stack = gradient.new_empty(last.mask.shape[1], *gradient.shape[1:])
         torch.mm(last.mask.T, gradient.flatten(1), out=stack.flatten(1))
         for step, read, made in reversed(steps):
             stack = self._as_wide(stack, made)
@@ -60,13 +61,10 @@ class Pullback:
         """With zeros for the tokens that are not carried further, where `like` has them."""
         if stack.shape[2] == like.shape[2]:
             return stack
-        whole = self._lay_out(len(stack), like.shape[1:], torch.empty_like(self._memory)).zero_()
+        size = torch.Size((len(stack), *like.shape[1:]))
+        whole = self._memory[: size.numel()].view(size).zero_()
         whole[:, :, self._tokens] = stack
         return whole
-
-    def _lay_out(self, rows: int, shape: Sequence[int], memory: Tensor) -> Tensor:
-        size = torch.Size((rows, *shape))
-        return memory[: size.numel()].view(size)
 
 
 def _back(made: Tensor, read: Tensor, cotangent: Tensor) -> Tensor:
