@@ -38,6 +38,8 @@ def visit_at(setting, stop):
         (lambda: ReaderSetting(), 0),
         (lambda: ReaderSetting(), 2),
         (lambda: ReaderSetting(), 4),
+        (lambda: ReaderSetting("hand-written"), 3),
+        (lambda: ReaderSetting("timm-distilled"), 4),
         (lambda: ReaderSetting(granularity="edge", ablation="resample"), 3),
     ],
 )
@@ -83,10 +85,12 @@ def test_forecasts_are_the_formulas(make, stop, ahead):
     assert sorted(forecast.order) == list(range(images))
 
 
-@pytest.mark.parametrize("granularity", ["edge", "qkv"])
-def test_a_sublayers_readers_together_are_the_whole_graph(granularity):
+@pytest.mark.parametrize(
+    ("name", "granularity"), [("torchvision", "edge"), ("torchvision", "qkv"), ("hand-written", "qkv")]
+)
+def test_a_sublayers_readers_together_are_the_whole_graph(name, granularity):
     """Trials of single edges and of edges into several readers, before and after removals, against the edge graph."""
-    setting = ReaderSetting(granularity=granularity)
+    setting = ReaderSetting(name, granularity)
     engine = ReaderEngine(setting.graph, setting.calibration, setting.reference)
     rng, removed = random.Random(0), []
 
