@@ -62,23 +62,25 @@ def eap_acdc(
     seed: int,
     progress: Callable[[Decision], None] | None = None,
 ) -> list[Decision]:
-    """Decides every edge. seed: of the edges that are measured for the calibration."""
+    """Decides every edge. seed: of the edges that are measured for the calibration. progress is told of each decision
+    as it is made; the journal of all of a sublayer's at once."""
     decisions: list[Decision] = []
+    told = progress or (lambda decision: None)
     kl = 0.0
     for visit in engine.wide_visits():
         known = journal.recall_all([*visit.idle, *visit.edges])
         if known is None:
-            known = _Sublayer(visit, limits, kl, scales_of(decisions)).decide(seed)
+            known = _Sublayer(visit, limits, kl, scales_of(decisions), told).decide(seed)
             journal.record_all(known)
         else:
             gone = [one for one in known if not one.kept]
             visit.remove([one.edge for one in gone], gone[-1].order if gone else None)
+            for decision in known:
+                told(decision)
         for decision in known:
             if not decision.kept:
                 assert decision.kl is not None
                 kl = decision.kl
-            if progress is not None:
-                progress(decision)
         decisions += known
     return decisions
 
@@ -96,8 +98,15 @@ class _Candidate:
 class _Sublayer:
     """The edges into one sublayer."""
 
-    def __init__(self, visit: WideVisit, limits: Limits, kl: float, scales: Mapping[str, float]) -> None:
-        self.visit, self.limits, self.kl = visit, limits, kl
+    def __init__(
+        self,
+        visit: WideVisit,
+        limits: Limits,
+        kl: float,
+        scales: Mapping[str, float],
+        told: Callable[[Decision], None],
+    ) -> None:
+        self.visit, self.limits, self.kl, self.told = visit, limits, kl, told
         self.scale = torch.tensor([scales[kind_of(one.writer)] for one in visit.edges], dtype=torch.float64)
         self.surprise = torch.zeros_like(self.scale)
         self.strikes = torch.zeros(len(self.scale), dtype=torch.int)
@@ -105,7 +114,7 @@ class _Sublayer:
 
     def decide(self, seed: int) -> list[Decision]:
         removes = self.limits.allow(self.kl, self.kl)
-        self.decisions = [Decision(one, not removes, 0.0, self.kl) for one in self.visit.idle]
+        self._record([Decision(one, not removes, 0.0, self.kl) for one in self.visit.idle])
         self.visit.remove(self.visit.idle if removes else [])
         if not self.visit.edges:
             return self.decisions
@@ -201,9 +210,12 @@ class _Sublayer:
 
     def _take(self, group: Sequence[_Candidate], costs: Tensor, behind: Forecast) -> None:
         """What trials said of the others is half believed from here on: it was of another circuit."""
-        self.decisions += [
-            self._decision(one, False, cost, behind.kl, GROUP) for one, cost in zip(group, costs.tolist(), strict=True)
-        ]
+        self._record(
+            [
+                self._decision(one, False, cost, behind.kl, GROUP)
+                for one, cost in zip(group, costs.tolist(), strict=True)
+            ]
+        )
         self._settle([one.at for one in group], behind)
         self.surprise /= 2
 
@@ -224,7 +236,7 @@ class _Sublayer:
             singles = sorted(map(self._candidate, rest), key=lambda one: one.expected)
             one = found[0] if found else singles[0]
             if misses >= PATIENCE or one.expected > ABOVE * tau:
-                self.decisions += [self._decision(one, True, one.expected, None, ATTRIBUTED) for one in singles]
+                self._record([self._decision(one, True, one.expected, None, ATTRIBUTED) for one in singles])
                 return
             removed = self._ask(one)
             # An edge that was expected to go says little of those that are not.
@@ -241,7 +253,7 @@ class _Sublayer:
         trial = self.visit.kl_without([self.visit.edges[one.at]], (lambda kl: True) if probe else allowed)
         removes = allowed(trial.kl)
         basis = PROBE if probe else EXACT if trial.exact else BOUND
-        self.decisions.append(self._decision(one, not removes, trial.kl - self.kl, trial.kl, basis))
+        self._record([self._decision(one, not removes, trial.kl - self.kl, trial.kl, basis)])
         if removes:
             self._settle([one.at], replace(self.here.moved([one.at], 1), kl=trial.kl, order=trial.order))
         return removes
@@ -250,6 +262,11 @@ class _Sublayer:
         self.here, self.kl = behind, behind.kl
         self.decisions[-1] = replace(self.decisions[-1], order=behind.order)
         self.visit.remove([self.visit.edges[at] for at in gone], behind.order)
+
+    def _record(self, decisions: Sequence[Decision]) -> None:
+        self.decisions += decisions
+        for decision in decisions:
+            self.told(decision)
 
     def _decision(self, one: _Candidate, kept: bool, score: float, kl: float | None, basis: str) -> Decision:
         return Decision(self.visit.edges[one.at], kept, score, kl, basis, one.attribution)
