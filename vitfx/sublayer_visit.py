@@ -57,13 +57,13 @@ class SublayerVisit:
 
     @torch.no_grad()
     def kl_without(self, edges: Sequence[Edge], allowed: Callable[[float], bool]) -> Trial:
-        places = self._places(edges)
+        places, sets = self._sets(edges)
         # A few writers' changes are found batch by batch, in the order of the images; of many, all are read.
         few = len(edges) <= len(self.writers)
-        reads = None if few else torch.cat([self._changed(edges, images) for images in self._batches()], dim=1)
+        reads = None if few else torch.cat([self._changed(places, sets, images) for images in self._batches()], dim=1)
 
         def divergence(images: Chosen) -> Tensor:
-            read = self._changed_few(edges, images) if reads is None else reads[:, images]
+            read = self._changed_few(places, edges, images) if reads is None else reads[:, images]
             units = self.units
             if units is None:
                 return kl_divergence(self.run.logits[images], self.run.classify(read[0]))
@@ -73,13 +73,13 @@ class SublayerVisit:
         return mean_kl(self.run.calibration, divergence, allowed, self.order)
 
     def forecast(self, gone: Sequence[Edge] = ()) -> Forecast:
-        places, everywhere = self._places(gone), list(range(len(self.rows)))
+        (places, sets), everywhere = self._sets(gone), list(range(len(self.rows)))
 
         def track(images: slice) -> Tracked:
             with torch.no_grad():
                 read = self.read[:, images].clone()
                 if places:
-                    read[places] = self._changed(gone, images)
+                    read[places] = self._changed(places, sets, images)
             units = self.units
             if units is None:
                 return ByAutograd(read, lambda seen: self.run.classify(seen[0]))
@@ -96,11 +96,10 @@ class SublayerVisit:
         self.order = self.order if order is None else order
         for edge in edges:
             self.wiring.remove(self.wiring.reader_row[edge.reader], [edge.writer])
-        alive = [edge for edge in edges if edge.reader in self.place]
-        places = self._places(alive)
+        places, sets = self._sets([edge for edge in edges if edge.reader in self.place])
         if places:
             for images in self._batches():
-                self.read[places, images] = self._changed(alive, images)
+                self.read[places, images] = self._changed(places, sets, images)
             if self.units is not None:
                 self._renew(places)
 
@@ -138,22 +137,22 @@ class SublayerVisit:
     def _batches(self) -> Iterator[slice]:
         return batches(self.read.shape[1])
 
-    def _places(self, edges: Sequence[Edge]) -> list[int]:
-        """Of the edges' readers, each once."""
-        return list(dict.fromkeys(self.place[edge.reader] for edge in edges))
-
-    def _changed(self, edges: Sequence[Edge], images: slice) -> Tensor:
-        """What the edges' readers see without these edges: (readers, n, T, D)."""
-        places = self._places(edges)
-        sets = torch.zeros(len(places), len(self.writers))
+    def _sets(self, edges: Sequence[Edge]) -> tuple[list[int], Tensor]:
+        """The places of the edges' readers, each once, and 1 for each edge's writer, (readers, writers)."""
+        places = list(dict.fromkeys(self.place[edge.reader] for edge in edges))
         row = {place: row for row, place in enumerate(places)}
+        sets = torch.zeros(len(places), len(self.writers))
         for edge in edges:
             sets[row[self.place[edge.reader]], self.wiring.row[edge.writer]] = 1
+        return places, sets
+
+    def _changed(self, places: list[int], sets: Tensor, images: slice) -> Tensor:
+        """What these readers see without their sets of writers: (readers, n, T, D)."""
         return self.read[places, images] + self.run.together(self.writers, sets, images, cut=self.cut)
 
-    def _changed_few(self, edges: Sequence[Edge], images: Chosen) -> Tensor:
-        """The same, writer by writer."""
-        reads = {place: self.read[place, images] for place in self._places(edges)}
+    def _changed_few(self, places: list[int], edges: Sequence[Edge], images: Chosen) -> Tensor:
+        """The same, writer by writer, of these edges."""
+        reads = {place: self.read[place, images] for place in places}
         for edge in edges:
             index, place = self.wiring.writer_stage[self.wiring.row[edge.writer]], self.place[edge.reader]
             reads[place] = reads[place] + self.run.change(index, [edge.writer], images, cut=self.cut)
