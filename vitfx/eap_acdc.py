@@ -124,7 +124,7 @@ class _Sublayer:
         first = self.visit.edges[0]
         drawn = random.Random(f"{seed} {first.reader.sublayer} {first.writer.sublayer}")
         for probe in sorted(drawn.sample(rest, min(PROBES, len(rest)))):
-            self._ask(self._candidate(probe), probe=True)
+            self._ask(self._candidates([probe])[0], probe=True)
             rest.remove(probe)
         self._question(self._remove(rest))
         return self.decisions
@@ -132,9 +132,11 @@ class _Sublayer:
     def _expected(self, attributions: Tensor) -> Tensor:
         return attributions * self.scale + self.surprise
 
-    def _candidate(self, at: int) -> _Candidate:
+    def _candidates(self, rest: Sequence[int]) -> list[_Candidate]:
+        """Each by itself, at the circuit as it stands."""
         attributions = self.here.alone()
-        return _Candidate(at, float(attributions[at]), float(self._expected(attributions)[at]))
+        expected = self._expected(attributions)
+        return [_Candidate(at, float(attributions[at]), float(expected[at])) for at in rest]
 
     def _cheapest(self, rest: Sequence[int]) -> list[_Candidate]:
         """One edge after the other, each the one expected to cost least behind those before it, up to BELOW."""
@@ -233,7 +235,7 @@ class _Sublayer:
                 else:
                     size = len(found) // 2
                 continue
-            singles = sorted(map(self._candidate, rest), key=lambda one: one.expected)
+            singles = sorted(self._candidates(rest), key=lambda one: one.expected)
             one = found[0] if found else singles[0]
             if misses >= PATIENCE or one.expected > ABOVE * tau:
                 self._record([self._decision(one, True, one.expected, None, ATTRIBUTED) for one in singles])
