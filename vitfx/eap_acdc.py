@@ -224,16 +224,17 @@ class _Sublayer:
     def _question(self, rest: list[int]) -> None:
         """Asks for what is left, the cheapest first: of those expected to cost clearly less than τ several at once, of
         the others one by one, until those that are left are surely kept."""
-        misses, size, tau = 0.0, len(rest), self.limits.tau
+        misses, size, run, tau = 0.0, len(rest), 0, self.limits.tau
         while rest:
             found = self._cheapest(rest)[:size]
             if len(found) > 1:
                 expected = torch.tensor([one.expected for one in found], dtype=torch.float64)
                 if self._measure(found, expected, self.here.moved([one.at for one in found], 1)):
                     rest = _without(rest, [one.at for one in found])
-                    size *= 2
+                    run += len(found)
+                    size = max(size, run)
                 else:
-                    size = len(found) // 2
+                    run, size = 0, len(found) // 2
                 continue
             singles = sorted(self._candidates(rest), key=lambda one: one.expected)
             one = found[0] if found else singles[0]
@@ -243,7 +244,8 @@ class _Sublayer:
             removed = self._ask(one)
             # An edge that was expected to go says little of those that are not.
             misses = 0.0 if removed else misses + (UNEXPECTED if found else 1)
-            size = SMALLEST
+            run = run + 1 if removed else 0
+            size = max(1, run)
             rest = _without(rest, [one.at])
 
     def _ask(self, one: _Candidate, *, probe: bool = False) -> bool:
