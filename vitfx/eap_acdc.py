@@ -224,6 +224,7 @@ class _Sublayer:
     def _question(self, rest: list[int]) -> None:
         """Asks for what is left, the cheapest first: of those expected to cost clearly less than τ several at once, of
         the others one by one, until those that are left are surely kept."""
+        # As many are asked at once as last went in a row: where half of the edges go, single questions are fewest.
         misses, size, run, tau = 0.0, len(rest), 0, self.limits.tau
         while rest:
             found = self._cheapest(rest)[:size]
