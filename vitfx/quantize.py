@@ -35,6 +35,9 @@ class Quantized:
 def to_int8(model: onnx.ModelProto, pixels: Tensor) -> Quantized:
     """Linear maps with int8 weights, a scale for each output channel, and uint8 inputs, a scale for each tensor.
 
+    Weights use 7 of their 8 bits. CPUs without VNNI instructions add two products of an input and a weight in 16 bits,
+    which 8 bits overflow: there the logits would be wrong, not coarse, and the file does not know where it will run.
+
     Between QuantizeLinear and DequantizeLinear, which ONNX Runtime fuses into its int8 products; their results are
     float32, so that normalisation, attention, activation and the residual stream are what they were. Patch embedding
     and classifier stay float32: together they are a hundredth of the time, and errors made there reach every logit.
@@ -62,6 +65,7 @@ def to_int8(model: onnx.ModelProto, pixels: Tensor) -> Quantized:
             op_types_to_quantize=list(_LINEAR),
             nodes_to_quantize=chosen,
             per_channel=True,
+            reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": list(_LINEAR)},
