@@ -160,8 +160,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _setting(options: argparse.Namespace) -> Setting:
-    if options.steps < 1:
-        raise UserError(f"--steps is {options.steps}: give 1 or more")
+    for name in ("steps", "rounds"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} is {getattr(options, name)}: give 1 or more")
     device: torch.device = pick_device(options.device)
     job = TrainJob(
         config=read_config(options.config, options.set),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.image_files import RGB, damaged, put, tiny_imagenet
-from vitfx.data import ImageSet, open_data
+from vitfx.data import Images, ImageSet, open_data
 from vitfx.errors import UserError
 from vitfx.pixel_cache import Pixels, default_cache, open_pixels
 
@@ -89,6 +90,33 @@ def test_what_a_killed_run_left_goes_after_a_day(images: ImageSet, tmp_path: Pat
     on_disk(images, cache)
     assert not old.exists()
     assert young.exists()
+
+
+def test_what_a_process_of_the_same_number_left_is_not_in_the_way(images: ImageSet, tmp_path: Path) -> None:
+    """In containers numbers repeat."""
+    name = on_disk(images, tmp_path / "first").path.parent.name
+    left = tmp_path / "cache" / f".{name}.{os.getpid()}.partial"
+    left.mkdir(parents=True)
+    assert len(on_disk(images, tmp_path / "cache")) == 12
+    assert left.exists()
+
+
+def test_of_two_runs_the_later_leaves_the_entry_that_the_first_reads(
+    images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, batches = tmp_path / "cache", ImageSet.batches
+    first: list[tuple[Path, int]] = []
+
+    def overtaken(plain: ImageSet, size: int) -> Iterator[Images]:
+        monkeypatch.setattr(ImageSet, "batches", batches)
+        path = on_disk(images, cache).path
+        first.append((path, path.stat().st_ino))
+        yield from batches(plain, size)
+
+    monkeypatch.setattr(ImageSet, "batches", overtaken)
+    later = on_disk(images, cache).path
+    assert [(later, later.stat().st_ino)] == first
+    assert [one.name for one in cache.iterdir()] == [later.parent.name]
 
 
 def test_where_nothing_can_be_kept_it_is_told(images: ImageSet, tmp_path: Path) -> None:

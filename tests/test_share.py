@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.fx import GraphModule
 
 from tests.discover_runs import read, run
@@ -97,7 +100,18 @@ def exchanged(share: Any) -> dict[str, Any]:
         "refused": _error(lambda: on_first(share, refused)),
         "failing": _error(lambda: on_each(share, failing)),
         "each": on_each(share, lambda: share.rank),
+        "waited": _waited(share),
     }
+
+
+def _waited(share: Any) -> str:
+    """What comes of work of the first process that takes longer than the processes otherwise wait for each other."""
+    set_timeout = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)
+    set_timeout(timedelta(seconds=1))
+    try:
+        return on_first(share, lambda: (time.sleep(2), "decoded")[1])
+    finally:
+        set_timeout(timedelta(minutes=30))
 
 
 def _error(call: Any) -> list[str]:
@@ -156,6 +170,7 @@ def test_what_processes_exchange(two: Two) -> None:
     assert first["broadcast"] == second["broadcast"] == {"rank": 0}
     assert first["on_first"] == second["on_first"] == 0
     assert [first["each"], second["each"]] == [0, 1]
+    assert first["waited"] == second["waited"] == "decoded"
     assert first["refused"][0] == second["refused"][0] == "ToldElsewhere"
     assert first["failing"][0] == "ToldElsewhere"
     assert second["failing"] == ["OwnFailure", "process 1: no such file"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import pytest
 import torch
 
 import vitfx.train_files
+import vitfx.train_lines
 from tests.image_files import image_folder
-from tests.train_runs import SMALL, history, report, run, weights
+from tests.train_runs import SMALL, history, logged, report, run, weights
 from vitfx.checkpoint import load_model
 from vitfx.data import open_data
 from vitfx.models import ViT
@@ -128,6 +131,12 @@ def test_images_in_folders_and_fine_tuning_from_a_checkpoint(tmp_path: Path) -> 
     before, after = weights(tmp_path / "one" / "last.pt"), weights(tmp_path / "two" / "last.pt")
     assert {name for name in after if not torch.equal(after[name], before[name])} == {"head.weight", "head.bias"}
     assert load_model(str(tmp_path / "two" / "last.pt")).classes == ("dog", "eel")
+    assert report(tmp_path / "two")["settings"]["model"]["image_size"] == 16
+    # A size that is set is another thing than the one that the recipe happens to have.
+    size = ["--set", "model.image_size=8"]
+    assert main(["--data", str(more), "--out", str(tmp_path / "three"), *tune, *still, *init, *size]) == 0
+    assert load_model(str(tmp_path / "three" / "last.pt")).preprocess.size == (8, 8)
+    assert report(tmp_path / "three")["settings"]["model"]["image_size"] == 8
 
 
 def test_without_matplotlib_it_says_so_and_goes_on(
@@ -141,8 +150,23 @@ def test_without_matplotlib_it_says_so_and_goes_on(
 
 
 def test_tensorboard_is_an_option(tmp_path: Path) -> None:
-    assert run(tmp_path / "out", "--tensorboard") == 0
+    assert run(tmp_path / "out", "--tensorboard", "--lr", "1e-2", "--set", "training.final_lr=0") == 0
     assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 1
+    # Each step's own: half a cosine over four steps.
+    rates = [0.005 * (1 + math.cos(math.pi * step / 4)) for step in range(4)]
+    assert logged(tmp_path / "out", "train/learning rate") == [
+        (step, pytest.approx(lr)) for step, lr in enumerate(rates)
+    ]
+
+
+def test_without_a_terminal_it_says_now_and_then_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(vitfx.train_lines, "_SECONDS", 0.0)
+    assert run(tmp_path / "out", epochs=2) == 0
+    assert re.findall(
+        r"training steps: (\d of \d), (epoch \d of 2), loss \d\.\d{3}, \d+ images/s", capsys.readouterr().out
+    ) == [(f"{step} of 8", f"epoch {1 + step // 5} of 2") for step in range(1, 8)]
 
 
 @pytest.mark.parametrize(

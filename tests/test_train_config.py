@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vitfx.errors import UserError
-from vitfx.train_config import PACKAGED, TrainConfig, read_config
+from vitfx.train_config import PACKAGED, TrainConfig, read_config, sets_image_size
 
 
 def write(path: Path, text: str) -> str:
@@ -50,6 +50,14 @@ def test_settings_go_over_the_file_and_options_over_settings(tiny: TrainConfig) 
     assert made.model.arch == "timm:vit_tiny"
     assert made.augmentation.crop_scale == (0.2, 0.9)
     assert made.images == tiny.images
+
+
+def test_whether_the_size_is_the_users(tmp_path: Path) -> None:
+    mine = write(tmp_path, 'base = "tiny-imagenet"\n[model]\ndepth = 6\n')
+    assert not sets_image_size("digits", ["model.depth=3"])
+    assert not sets_image_size(mine, [])
+    assert sets_image_size("digits", ["training.lr=1", "model.image_size = 16"])
+    assert sets_image_size(write(tmp_path, 'base = "tiny-imagenet"\n[model]\nimage_size = 64\n'), [])
 
 
 @pytest.mark.parametrize(

@@ -129,13 +129,24 @@ def test_bare_weights_of_timm_at_their_size_and_at_another(tmp_path: Path) -> No
     assert torch.equal(loaded(images), other.module.eval()(images))
 
 
-def test_bare_weights_of_torchvision(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [None, 64])
+def test_bare_weights_of_torchvision(size: int | None, tmp_path: Path) -> None:
     weights = torchvision.models.resnet18(num_classes=7).state_dict()
     torch.save({"state_dict": weights}, tmp_path / "weights.pt")
-    made = model_from(str(tmp_path / "weights.pt"), "torchvision:resnet18", CONFIG, CLASSES, None)
+    made = model_from(str(tmp_path / "weights.pt"), "torchvision:resnet18", CONFIG, CLASSES, size)
     found = made.module.state_dict()
     assert {key for key in found if not torch.equal(found[key], weights[key])} == {"fc.weight", "fc.bias"}
     assert saved(made, tmp_path / "model.pt")(torch.randn(2, 3, 64, 64)).shape == (2, 3)
+    assert made.preprocess.size == ((224, 224) if size is None else (64, 64))
+    assert ("images are resized to 64×64" in made.told) == (size == 64)
+
+
+def test_a_convolutional_checkpoint_of_timm_at_another_size(tmp_path: Path) -> None:
+    made = new_model(arch("timm:resnet10t", image_size=32), replace(PREPROCESS, size=(32, 32)), 3)
+    saved(made, tmp_path / "model.pt")
+    other = model_from(str(tmp_path / "model.pt"), None, CONFIG, CLASSES, 48)
+    assert other.preprocess.size == (48, 48)
+    assert all(torch.equal(value, made.module.state_dict()[key]) for key, value in other.module.state_dict().items())
 
 
 def test_a_checkpoint_at_another_size(tmp_path: Path) -> None:
@@ -186,6 +197,8 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     broken["positions"].fill_(torch.nan)
     torch.save(record | {"state_dict": broken}, path)
     assert "are NaN or infinite" in refusal(init)
+    with pytest.raises(UserError, match=r"takes images of 3 channels and images.mean has 1: give three values"):
+        new_model(arch("torchvision:vit_b_16"), Preprocess((16, 16), mean=(0.5,), std=(0.5,)), 3)
     with pytest.raises(UserError, match="--arch timm:vit_tinny cannot be made"):
         new_model(arch("timm:vit_tinny"), PREPROCESS, 3)
     with pytest.raises(UserError, match="--arch keras:vit is not one of"):

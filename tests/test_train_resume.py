@@ -14,7 +14,7 @@ import torch
 
 import vitfx.train_files
 from tests.test_train import ALL
-from tests.train_runs import history, report, run_few, weights
+from tests.train_runs import history, logged, report, run_few, weights
 from vitfx.train_files import Files
 from vitfx.train_loop import Loop
 from vitfx.trainer import Trainer
@@ -73,7 +73,7 @@ def assert_same_course(out: Path, unbroken: Path) -> None:
 def test_kill_9_in_the_middle_of_an_epoch(tmp_path: Path, unbroken: Path) -> None:
     out = tmp_path / "out"
     done = subprocess.run(
-        [sys.executable, "-c", _KILLED, str(out), *OPTIONS],
+        [sys.executable, "-c", _KILLED, str(out), *OPTIONS, "--tensorboard"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -83,8 +83,12 @@ def test_kill_9_in_the_middle_of_an_epoch(tmp_path: Path, unbroken: Path) -> Non
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert len(torch.load(out / "state.pt", weights_only=True)["log"]["losses"]) == 6
     assert not (out / "report.json").exists()
-    assert run_few(out, *OPTIONS, epochs=3) == 0
+    assert run_few(out, *OPTIONS, "--tensorboard", epochs=3) == 0
     assert_same_course(out, unbroken)
+    assert logged(out, "train/loss") == [
+        (step, pytest.approx(loss)) for step, loss in enumerate(history(out)["losses"])
+    ]
+    assert [step for step, _ in logged(out, "validation/loss")] == [3, 7, 11]
 
 
 @pytest.mark.parametrize("stop", [1, 6, 8], ids=["in the first epoch", "in the second", "while evaluating"])
@@ -130,6 +134,35 @@ def test_another_command_is_not_mixed_in(
     assert (out / "state.pt").read_bytes() == state
     assert run_few(out, "--lr", "1e-4", "--force") == 0
     assert report(out)["settings"]["training"]["lr"] == 1e-4
+
+
+def test_force_begins_anew_with_the_same_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        step = Trainer.step
+        patched.setattr(Trainer, "step", lambda *given: (_press(given[1] == 1), step(*given))[1])
+        assert run_few(out, "--force") == 130
+    assert "stopped; the same command without --force goes on where it stopped" in capsys.readouterr().err
+    steps: list[int] = []
+    monkeypatch.setattr(Trainer, "step", lambda *given: (steps.append(given[1]), step(*given))[1])
+    assert run_few(out, "--force") == 0
+    assert steps == [0, 1, 2, 3]
+
+
+def test_an_epochs_log_outlives_a_stop_right_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        step = Trainer.step
+        # The first step of the second epoch, whose state is the first one's last.
+        patched.setattr(Trainer, "step", lambda *given: step(*given) if given[1] != 4 else pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            run_few(out, "--tensorboard", epochs=2)
+    assert run_few(out, "--tensorboard", epochs=2) == 0
+    for tag, name in (("validation/loss", "loss"), ("validation/top-1", "accuracy")):
+        wanted = [(end, pytest.approx(one[name])) for end, one in zip((3, 7), history(out)["epochs"], strict=True)]
+        assert logged(out, tag) == wanted
 
 
 def test_states_are_saved_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,10 +35,18 @@ def test_no_state_or_one_of_another_run(tmp_path: Path) -> None:
     write_state(path, "key", log(), {})
     with pytest.raises(UserError, match="of a training that was stopped after 3 steps, with other settings"):
         read_state(path, "other", force=False)
-    assert read_state(path, "other", force=True) is None
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="cut short"):
         read_state(path, "key", force=False)
+
+
+def test_with_force_there_is_no_state(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    write_state(path, "key", log(), {})
+    assert read_state(path, "other", force=True) is None
+    assert read_state(path, "key", force=True) is None
+    path.write_bytes(b"no state")
+    assert read_state(path, "key", force=True) is None
 
 
 def test_the_best_epoch_is_the_first_of_equals() -> None:

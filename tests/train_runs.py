@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitfx.image_arrays import read_digits
 from vitfx.train import main
@@ -42,6 +43,12 @@ def history(out: Path) -> dict[str, Any]:
 
 def report(out: Path) -> dict[str, Any]:
     return json.loads((out / "report.json").read_text())
+
+
+def logged(out: Path, tag: str) -> list[tuple[int, float]]:
+    """Steps and values that TensorBoard shows."""
+    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    return [(one.step, one.value) for one in events.Scalars(tag)]
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

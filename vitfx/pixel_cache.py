@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def open_pixels(
         return _pixels(images, kept, shape, key, torch.cat(chunks), None)
     entry = folder / key[:32]
     if not _is_whole(entry, shape):
-        _write_entry(entry, plain, progress)
+        _write_entry(entry, shape, plain, progress)
     kept = json.loads((entry / _INDEX).read_text())
     return _pixels(images, kept, shape, key, None, entry / _PIXELS)
 
@@ -135,20 +136,25 @@ def _is_whole(entry: Path, shape: tuple[int, int, int, int]) -> bool:
         return False
 
 
-def _write_entry(entry: Path, plain: ImageSet, progress: Callable[[int, int], None] | None) -> None:
-    aside = entry.with_name(f".{entry.name}.{os.getpid()}.partial")
-    try:
-        with writing(entry, "--cache"):
-            _remove_leftovers(entry)
-            aside.mkdir(parents=True)
+def _write_entry(
+    entry: Path, shape: tuple[int, int, int, int], plain: ImageSet, progress: Callable[[int, int], None] | None
+) -> None:
+    """Decodes into a folder of this run's own; an entry that another run has made whole by then stays as it is."""
+    with writing(entry, "--cache"):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(entry)
+        aside = Path(tempfile.mkdtemp(".partial", f".{entry.name}.", entry.parent))
+        try:
             with (aside / _PIXELS).open("wb") as file:
                 kept = _decode(plain, lambda chunk: file.write(chunk.tobytes()), progress)
             (aside / _INDEX).write_text(json.dumps(kept))
-            # What is there is damaged, as an entry that is whole would have been taken.
-            shutil.rmtree(entry, ignore_errors=True)
-            aside.rename(entry)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            if not _is_whole(entry, shape):
+                entry.mkdir(exist_ok=True)
+                # File by file, so that a run which reads here misses none; the index, which makes it whole, last.
+                for name in (_PIXELS, _INDEX):
+                    (aside / name).replace(entry / name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _remove_leftovers(entry: Path) -> None:

@@ -21,7 +21,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
 
 
 def make_schedule(optimizer: Optimizer, config: TrainingConfig, epoch_steps: int) -> LRScheduler:
-    """To be stepped once a batch: up to `lr` within the warm-up's epochs, then down to `final_lr` at the last step."""
+    """To be stepped once a batch: up to `lr` within the warm-up's epochs, then down, to `final_lr` after the last."""
     steps = config.epochs * epoch_steps
     warm_up = min(round(config.warm_up * epoch_steps), steps - 1)
     cosine = CosineAnnealingLR(optimizer, T_max=steps - warm_up, eta_min=config.final_lr)

@@ -27,6 +27,9 @@ from vitfx.search import Journal
 _TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others before it gives up."""
 
+_PATIENCE = timedelta(days=1)
+"""The same where the first works for all meanwhile: to decode a large data set takes it hours."""
+
 _SPEAKING = 10.0
 """Seconds that a process waits for the one that says what is wrong; torchrun ends it as soon as that one has ended."""
 
@@ -50,6 +53,11 @@ class Distributed:
     def __init__(self, device: torch.device) -> None:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self._device = device if is_gpu(device) else torch.device("cpu")
+        patient = dist.new_group(timeout=_PATIENCE)
+        assert isinstance(patient, dist.ProcessGroup)
+        self._patient = patient
+        # NCCL connects when something is first exchanged, for which it has the shorter time.
+        self.broadcast(None)
 
     def sum(self, value: Tensor) -> Tensor:
         """Gathered, then added in the order of the processes: the same to the bit on each, whatever the backend does.
@@ -66,7 +74,7 @@ class Distributed:
 
     def broadcast(self, value: Any) -> Any:
         holder = [value]
-        dist.broadcast_object_list(holder, src=0, device=self._device)
+        dist.broadcast_object_list(holder, src=0, group=self._patient, device=self._device)
         return holder[0]
 
 

@@ -13,7 +13,11 @@ from vitfx.training_state import Epoch
 class Board(Protocol):
     def step(self, step: int, loss: float, lr: float) -> None: ...
 
-    def epoch(self, step: int, epoch: Epoch, layers: Sequence[str]) -> None: ...
+    def epoch(self, step: int, epoch: Epoch, layers: Sequence[str]) -> None:
+        """step: the epoch's last, from 0, so that a run which goes on behind it keeps what is said here."""
+
+    def flush(self) -> None:
+        """To be called before a state is saved: a run that goes on from there logs nothing of this again."""
 
     def close(self) -> None: ...
 
@@ -25,6 +29,9 @@ class NoBoard:
         pass
 
     def epoch(self, step: int, epoch: Epoch, layers: Sequence[str]) -> None:
+        pass
+
+    def flush(self) -> None:
         pass
 
     def close(self) -> None:
@@ -47,6 +54,9 @@ class TensorBoard:
         self._writer.add_scalar("train/images per second", epoch.images_per_second, step)
         for layer, mean in zip(layers, epoch.flow.get("mean", ()), strict=False):
             self._writer.add_scalar(f"gradient flow/{layer}", mean, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()

@@ -28,10 +28,11 @@ from vitfx.device import NAMES
 from vitfx.errors import UserError
 from vitfx.files import check_output
 from vitfx.pixel_cache import default_cache
-from vitfx.progress import Silent, console_watcher
+from vitfx.progress import Silent
 from vitfx.share import ToldElsewhere, first_says, let_speak, open_share, share_device
-from vitfx.train_config import PACKAGED, PRECISIONS, read_config
+from vitfx.train_config import PACKAGED, PRECISIONS, read_config, sets_image_size
 from vitfx.train_job import run_training
+from vitfx.train_lines import training_watcher
 from vitfx.train_loader import default_workers
 from vitfx.train_task import TrainJob
 from vitfx.training_state import STATE
@@ -47,8 +48,8 @@ write a file that begins with base = "tiny-imagenet" and holds what differs.
 
 The folder has best.pt (highest validation accuracy) and last.pt, which every other command of vitfx takes as MODEL;
 history.json, curves.png and gradient_flow.png, renewed as it goes; at the end confusion.csv, confusion.png, classes.csv
-and report.json. Ctrl-C, a crash or kill -9 loses at most --save-seconds: the same command goes on, with the same
-batches and the same curve. With several nodes, --out and --cache must be folders that all of them see.
+and report.json. Ctrl-C, a crash or kill -9 loses at most --save-seconds: the same command, without --force, goes on,
+with the same batches and the same curve. With several nodes, --out and --cache must be folders that all of them see.
 """
 
 # Options that stand for a key of the configuration.
@@ -66,7 +67,7 @@ _KEYS = {
     "dropout": ("model.dropout", float, "chance that a value is dropped in training"),
     "drop_path": ("model.drop_path", float, "chance that the last block's sublayers are skipped in training"),
     "arch": ("model.arch", str, "vit (vitfx's own), timm:NAME or torchvision:NAME"),
-    "image_size": ("model.image_size", int, "side in pixels that images are resized to"),
+    "image_size": ("model.image_size", int, "side in pixels that images are resized to, by default that of --init"),
 }
 _SIZES = ("width", "depth", "heads", "mlp", "patch")
 
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with first_says(first):
             job = _check(options, list(sys.argv[1:] if arguments is None else arguments))
-        with open_share(job.device) as share, console_watcher(console) if first else nullcontext(Silent()) as watcher:
+        with open_share(job.device) as share, training_watcher(console) if first else nullcontext(Silent()) as watcher:
             report = run_training(job, share, watcher)
         console.print(_summary(job, report), highlight=False, markup=False, soft_wrap=True)
     except ToldElsewhere:
@@ -89,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         if first:
-            print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
+            same = "the same command without --force" if options.force else "the same command"
+            print(f"\nstopped; {same} goes on where it stopped", file=sys.stderr)
         return 130
     return 0
 
@@ -149,6 +151,7 @@ def _check(options: argparse.Namespace, arguments: list[str]) -> TrainJob:
         raise UserError(f"--save-seconds {options.save_seconds:g} is no time: give 0 or more")
     if options.data != "digits" and not Path(options.data).exists():
         raise UserError(f"--data {options.data} is not there: give a folder of images, an .npz file, or digits")
+    own_size = options.image_size is not None or sets_image_size(name, options.set)
     out, model_file = _out(options)
     check_output(out, force=options.force, unfinished=STATE)
     if model_file and model_file.exists() and not options.force and not (out / STATE).exists():
@@ -165,7 +168,7 @@ def _check(options: argparse.Namespace, arguments: list[str]) -> TrainJob:
         save_seconds=options.save_seconds,
         init=options.init,
         arch=arch,
-        image_size=options.image_size,
+        image_size=config.model.image_size if own_size else None,
         tensorboard=options.tensorboard,
         force=options.force,
         command=shlex.join(["python", "-m", "vitfx.train", *arguments]),

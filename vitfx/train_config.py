@@ -150,17 +150,18 @@ def read_config(name: str, settings: Sequence[str] = (), changes: Mapping[str, A
     return _typed_config(record, name)
 
 
+def sets_image_size(name: str, settings: Sequence[str]) -> bool:
+    """Whether the user's file or settings, as `read_config` took them, say model.image_size, and not the package's."""
+    own = {} if name in PACKAGED else _read_file(name)
+    keys = [setting.partition("=")[0].strip() for setting in settings]
+    return "image_size" in own.get("model", {}) or "model.image_size" in keys
+
+
 def _read_record(name: str) -> dict[str, Any]:
     """The sections of a file, over those of its base."""
     if name in PACKAGED:
         return tomllib.loads((resources.files("vitfx") / "configs" / f"{name}.toml").read_text(encoding="utf-8"))
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(f"--config {name} is neither {' nor '.join(PACKAGED)} nor a file: give one of these")
-    try:
-        own = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{name} is no TOML that can be read ({error}): mend it") from error
+    own = _read_file(name)
     base = own.pop("base", None)
     if base is None:
         return own
@@ -171,6 +172,16 @@ def _read_record(name: str) -> dict[str, Any]:
         known = record.setdefault(section, {})
         record[section] = known | values if isinstance(values, dict) else values
     return record
+
+
+def _read_file(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"--config {name} is neither {' nor '.join(PACKAGED)} nor a file: give one of these")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{name} is no TOML that can be read ({error}): mend it") from error
 
 
 def _value(text: str) -> Any:

@@ -43,7 +43,7 @@ class Loop:
     save: Callable[[], None]
     epoch_ended: Callable[[], None]
     save_seconds: float
-    _pending: list[Tensor] = field(default_factory=list)
+    _pending: list[tuple[Tensor, float]] = field(default_factory=list)
     _began: float = 0.0
     _counted: float = 0.0
     _saved: float = 0.0
@@ -56,7 +56,7 @@ class Loop:
         """
         self._began = self._counted = self._saved = time.monotonic()
         self._start = step = len(self.log.losses)
-        report = self.watcher.bar("training")
+        report = self.watcher.bar("training steps")
         epoch_began, epoch_start = self._began, step
         while True:
             if step and step % self.plan.epoch_steps == 0 and len(self.log.epochs) < step // self.plan.epoch_steps:
@@ -65,27 +65,32 @@ class Loop:
                 epoch_began, epoch_start = time.monotonic(), step
             if step == self.plan.steps:
                 return
-            self._pending.append(self.trainer.step(step, *next(batches)))
+            lr = learning_rate(self.trainer.optimizer)
+            self._pending.append((self.trainer.step(step, *next(batches)), lr))
             step += 1
             every = _GPU_STEPS if is_gpu(self.trainer.device) else 1
             if len(self._pending) >= every or step % self.plan.epoch_steps == 0:
                 self._fetch(step)
                 rate = (step - epoch_start) * self.plan.batch / (time.monotonic() - epoch_began)
-                self.watcher.detail(f"loss {self.log.losses[-1]:.3f}, {rate:.0f} images/s")
+                self.watcher.detail(
+                    f"epoch {(step - 1) // self.plan.epoch_steps + 1} of {self.plan.epochs}, "
+                    f"loss {self.log.losses[-1]:.3f}, {rate:.0f} images/s"
+                )
             report(step, self.plan.steps)
 
     def _fetch(self, step: int) -> None:
         """Losses into the log, as means over the processes, which also agree here whether to stop."""
         asked = torch.tensor([float(self.interrupts.asked)], device=self.trainer.device)
-        total = self.share.sum(torch.cat([torch.stack(self._pending), asked])).tolist()
+        pending, rates = zip(*self._pending, strict=True)
+        total = self.share.sum(torch.cat([torch.stack(pending), asked])).tolist()
         losses = [value / self.share.world for value in total[:-1]]
-        for back, loss in zip(range(len(losses), 0, -1), losses, strict=True):
+        for back, loss, lr in zip(range(len(losses), 0, -1), losses, rates, strict=True):
             if not math.isfinite(loss):
                 raise UserError(
                     f"the loss is {loss} at step {step - back + 1}: "
                     f"give a learning rate below {self.trainer.config.lr:g} with --lr"
                 )
-            self.board.step(step - back, loss, learning_rate(self.trainer.optimizer))
+            self.board.step(step - back, loss, lr)
         self.log.losses += losses
         self._pending.clear()
         if total[-1]:
@@ -118,7 +123,7 @@ class Loop:
             flow=self.trainer.flow.take(),
         )
         self.log.epochs.append(epoch)
-        self.board.epoch(step, epoch, self.trainer.flow.layers)
+        self.board.epoch(step - 1, epoch, self.trainer.flow.layers)
         if self.share.rank == 0:
             self.epoch_ended()
         self._save()
@@ -139,5 +144,6 @@ class Loop:
         self.log.seconds += now - self._counted
         self._counted = now
         if self.share.rank == 0:
+            self.board.flush()
             self.save()
         self._saved = time.monotonic()

@@ -37,11 +37,13 @@ class TrainModel:
 
 
 def new_model(config: ModelConfig, preprocess: Preprocess, classes: int) -> TrainModel:
-    """The architecture with weights drawn from torch's generator; raises UserError where there is no such model."""
-    size = config.image_size
+    """The architecture with weights drawn from torch's generator; raises UserError where there is no such model.
+
+    preprocess: what images it gets, of the configuration's size.
+    """
     if config.arch == "vit":
         kwargs: dict[str, Any] = {
-            "image_size": size,
+            "image_size": config.image_size,
             "patch_size": config.patch,
             "channels": preprocess.channels,
             "classes": classes,
@@ -52,16 +54,17 @@ def new_model(config: ModelConfig, preprocess: Preprocess, classes: int) -> Trai
         }
         return _built(_OWN, kwargs, config, preprocess)
     factory, named = arch_factory(config.arch)
-    # Whether the architecture has a size is seen from weights of its own.
+    # Without weights there are no sizes to be read, but a name that the library does not know is refused.
     arch_sizes(config.arch, {})
     kwargs = named | {"num_classes": classes}
-    if preprocess.channels != 3 and factory.startswith("timm"):
+    if preprocess.channels != 3:
+        if not factory.startswith("timm"):
+            raise UserError(
+                f"{config.arch} takes images of 3 channels and images.mean has {preprocess.channels}: give three "
+                "values for images.mean and images.std, such as --set images.mean=[0.5,0.5,0.5]"
+            )
         kwargs["in_chans"] = preprocess.channels
-    try:
-        return _built(factory, kwargs | {_side(factory): size}, config, preprocess)
-    except UserError:
-        # Convolutional models take images of any size, and no argument that says which.
-        return _built(factory, kwargs, config, preprocess)
+    return _sized(factory, kwargs, config, preprocess)
 
 
 def model_from(
@@ -70,7 +73,8 @@ def model_from(
     """A model that begins with the weights in the file `init`, with a new classifier where the classes are others.
 
     init: a vitfx checkpoint; or bare weights, with `arch` ("timm:NAME", "torchvision:NAME"). image_size: where it is
-    not the weights' own, positions are interpolated. The preprocessing is that of the weights, at that size.
+    not the weights' own, positions are interpolated, if the model has any. The preprocessing is that of the weights,
+    at that size.
 
     Raises UserError for weights that do not fit.
     """
@@ -95,19 +99,28 @@ def model_from(
     same = known is None or list(known) == list(classes)
     told = [f"{init}: {len(weights)} tensors, images as they were trained with, {_shown(preprocess)}"]
     kwargs = kwargs | {"classes" if factory == _OWN else "num_classes": len(classes)}
-    if image_size is not None and (image_size, image_size) != preprocess.size:
-        kwargs[_side(factory)] = image_size
-        preprocess = replace(preprocess, size=(image_size, image_size))
-        told.append(f"positions are interpolated to {image_size}×{image_size}")
-    made = _built(factory, kwargs, config, preprocess)
+    if image_size is None or (image_size, image_size) == preprocess.size:
+        made = _built(factory, kwargs, config, preprocess)
+    else:
+        made = _sized(factory, kwargs, config, replace(preprocess, size=(image_size, image_size)))
+        changed = "positions are interpolated" if any(name in weights for name in _POSITIONS) else "images are resized"
+        told.append(f"{changed} to {image_size}×{image_size}")
     fresh = _load(made.module, weights, init, image_size, keep_classifier=same)
     if fresh:
         told.append(f"the classifier ({', '.join(fresh)}) begins anew for {len(classes)} classes")
     return replace(made, told=(*told, *made.told))
 
 
-def _side(factory: str) -> str:
-    return "img_size" if factory.startswith("timm") else "image_size"
+def _sized(factory: str, kwargs: dict[str, Any], config: ModelConfig, preprocess: Preprocess) -> TrainModel:
+    """The model for images of the preprocessing's size, with the argument that says so where it takes one."""
+    side = "img_size" if factory.startswith("timm") else "image_size"
+    try:
+        return _built(factory, kwargs | {side: preprocess.size[0]}, config, preprocess)
+    except UserError as error:
+        # Convolutional models take images of any size, and no such argument.
+        if not isinstance(error.__cause__, TypeError):
+            raise
+        return _built(factory, kwargs, config, preprocess)
 
 
 def _from_record(

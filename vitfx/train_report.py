@@ -18,10 +18,14 @@ def training_report(
     job: TrainJob, made: TrainModel, data: Data, trainer: Trainer, log: Log, last: Confusion, why: str, processes: int
 ) -> dict[str, Any]:
     """Ready for JSON. last: the last weights on the validation images, in full precision."""
+    config = job.config.to_json()
+    # Weights that were there bring the size of their images.
+    height, width = made.preprocess.size
+    config["model"]["image_size"] = height if height == width else [height, width]
     return {
         "made_by": job.command,
         "settings": {
-            **job.config.to_json(),
+            **config,
             "data": job.data,
             "init": job.init,
             "arch": job.arch,

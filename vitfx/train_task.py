@@ -14,7 +14,7 @@ from vitfx.train_config import TrainConfig
 @dataclass(frozen=True)
 class TrainJob:
     """What was asked for. out: a folder; model_file: where the last weights go as well. init, arch, image_size: see
-    `vitfx.train_model`. command: as a user would type it.
+    `vitfx.train_model`; image_size is None where the user gave none. command: as a user would type it.
     """
 
     config: TrainConfig

@@ -25,7 +25,8 @@ _FORMAT = "vitfx-training/1"
 class Epoch:
     """train_loss: mean of the steps' losses, on mixed and smoothed targets. loss, accuracy: on the validation images.
 
-    images_per_second: while training. flow: mean and greatest absolute gradient by layer, in the model's order.
+    lr: of the step after it. images_per_second: while training. flow: mean and greatest absolute gradient by layer, in
+    the model's order.
     """
 
     number: int
@@ -65,18 +66,16 @@ def write_state(path: Path, key: str, log: Log, parts: dict[str, Any]) -> None:
 
 
 def read_state(path: Path, key: str, *, force: bool) -> tuple[Log, dict[str, Any]] | None:
-    """What `write_state` wrote, on the CPU; None where nothing was written, or, with force, with another key.
+    """What `write_state` wrote, on the CPU; None where nothing was written, or, with force, whatever is there.
 
-    key: everything that the run depends on. Raises UserError where that is another.
+    key: everything that the run depends on. Raises UserError where that is another, or the file can't be read.
     """
-    if not path.exists():
+    if force or not path.exists():
         return None
     record = read_model_file(path, trust_pickle=False)
     known = isinstance(record, dict) and record.get("format") == _FORMAT
     if known and record["key"] == key:
         return Log.from_json(record["log"]), record["parts"]
-    if force:
-        return None
     steps = len(record["log"]["losses"]) if known else 0
     raise UserError(
         f"{path} is of a training that was stopped after {steps} steps, with other settings, images or weights: "
