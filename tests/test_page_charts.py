@@ -44,6 +44,14 @@ def test_labels_of_points_on_one_another_are_one() -> None:
     assert max(float(one) for one in re.findall(r'text-anchor="end" class="soft">([\d.]+)<', drawn)) == 100
 
 
+def test_where_colours_begin_again_points_are_hollow() -> None:
+    line = [(0.0, 0.0), (1.0, 1.0)]
+    drawn = plane([Curve("a", line, series=1), Curve("b", line, series=7)], "x", "y", "alt")
+    assert drawn.count("stroke-dasharray") == 1
+    assert drawn.count('fill="var(--c1)"') == 2 + 1, "points and legend of the first"
+    assert drawn.count('fill="var(--back)" stroke="var(--c1)"') == 2 + 1
+
+
 def test_how_numbers_and_names_are_written() -> None:
     assert [digits(value) for value in (0.30000000000000004, 2000.0, 98.5)] == ["0.3", "2,000", "98.5"]
     assert short("a/very/long/path", 8) == "…ng/path"

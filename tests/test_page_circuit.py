@@ -10,7 +10,7 @@ from passes.plan import DeletionPlan, SublayerDeletion
 from tests.circuits import made_up, of_edges
 from tests.pages import Page
 from vitfx.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer
-from vitfx.page_circuit import dead_cells, has_scores, score_grid, state_grid
+from vitfx.page_circuit import dead_cells, has_costs, has_scores, score_grid, state_grid
 
 
 def circuit(*, paths: int = 2) -> Circuit:
@@ -50,6 +50,14 @@ def test_scores_shade_over_three_decades() -> None:
     assert has_scores(circuit())
     cut = Circuit(tuple(Decision(Edge(Writer("a0", 0)), True, 0.0, None, ATTRIBUTED) for _ in range(1)), 0.1, {})
     assert not has_scores(cut)
+
+
+def test_only_a_cut_for_a_goal_has_costs() -> None:
+    found = circuit()
+    assert not has_costs(found)
+    assert has_costs(Circuit(found.decisions, 0.1, {"method": "goal"}))
+    kept = tuple(one for one in found.decisions if one.kept)
+    assert not has_costs(Circuit(kept, 0.1, {"method": "goal"}))
 
 
 def test_very_many_paths_are_drawn_together() -> None:

@@ -90,6 +90,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     found = again()
     assert found.losses == unbroken.losses
     assert [check.kl for check in found.checks] == [check.kl for check in unbroken.checks]
+    assert found.flow == unbroken.flow
     assert same(found, unbroken)
     assert same(again(), unbroken)
     with pytest.raises(UserError, match="of a training that was stopped after 9 steps, with other settings"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from tests.circuits import made_up
 from tests.pages import Page, read
 from tests.test_prune_report import made
-from vitfx.pareto import Point
+from vitfx.pareto import KNEE_RULE, Point
+from vitfx.pareto_file import write_points
 from vitfx.report import main
+from vitfx.rounds import PRUNED, RECOVERED, Step
 
 
 def folder(path: Path, found: dict[str, Any] | None = None, **files: Any) -> Path:
@@ -25,27 +28,35 @@ def folder(path: Path, found: dict[str, Any] | None = None, **files: Any) -> Pat
     return path
 
 
-def sweep() -> dict[str, Any]:
-    speeds = (None, 1.5, 2.0)
-    points = [
-        Point(
-            asked=asked,
-            speedup=asked or 1.1,
-            ms=9.0,
-            plain_ms=10.0,
-            kl=0.1,
-            agreement=0.9,
-            accuracy=0.7,
-            plain_accuracy=0.75,
-            images=90,
-            params=0.8,
-            flops=0.6,
-            rounds=1,
-            folder="x",
-        ).to_json()
-        for asked in speeds
+BESIDE: dict[str, Any] = {
+    "ms": 9.0, "plain_ms": 10.0, "agreement": 0.9, "accuracy": 0.7, "plain_accuracy": 0.75, "images": 90, "folder": "x",
+}  # fmt: skip
+TARGET = {"target": "cpu:batch=8"}
+
+
+def points(*costs: float) -> list[Point]:
+    """A sweep's, of these KL divergences."""
+    return [
+        Point(asked=asked, speedup=asked or 1.1, kl=kl, params=0.8, flops=0.6, rounds=1, **BESIDE)
+        for asked, kl in zip((None, 1.5, 2.0), costs, strict=True)
     ]
-    return {"settings": {"target": "cpu:batch=8"}, "environment": {}, "knee": {}, "points": points}
+
+
+def sweep() -> dict[str, Any]:
+    found = [one.to_json() for one in points(0.1, 0.1, 0.1)]
+    return {"settings": TARGET, "environment": {"cpu": "slow"}, "knee": {"found": False}, "points": found}
+
+
+def rounds() -> dict[str, Any]:
+    """One round; retraining wins points back."""
+    steps = [
+        Step(
+            round=1, kind=kind, asked=2.0, speedup=2.0, kl=kl, params=60, flops=50, params_share=0.6, flops_share=0.5,
+            said=None, **BESIDE | {"accuracy": accuracy},
+        )
+        for kind, accuracy, kl in ((PRUNED, 0.5, 0.4), (RECOVERED, 0.7, 0.1))
+    ]  # fmt: skip
+    return {"settings": TARGET, "environment": {"cpu": "slow"}, "steps": [one.to_json() for one in steps]}
 
 
 def compared(tmp_path: Path, *folders: Path) -> Page:
@@ -59,7 +70,13 @@ def test_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     page = compared(tmp_path, first, second)
     assert page.headings[0][1] == "2 runs of vitfx"
     first_has = ["baseline and pruned", "what died, and where", "sensitivity by layer", "how it was made"]
-    names = ["Accuracy against time", "All models", "Time", *(f"{first}: {one}" for one in first_has)]
+    names = [
+        "Accuracy against time",
+        "KL against time",
+        "All models",
+        "Time",
+        *(f"{first}: {one}" for one in first_has),
+    ]
     names += [f"{second}: baseline and pruned", f"{second}: how it was made"]
     assert page.sections == names
     assert [
@@ -70,12 +87,75 @@ def test_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_sweep_gives_all_its_points(tmp_path: Path) -> None:
-    page = compared(tmp_path, folder(tmp_path / "sweep", sweep=sweep()))
-    assert page.sections == ["Accuracy against time", "All models"]
+    path = folder(tmp_path / "sweep", sweep=sweep())
+    page = compared(tmp_path, path)
+    assert page.sections == ["Accuracy against time", "KL against time", "All models", f"{path}: how it was made"]
     assert [row[2] for row in page.cells[1:]] == [
         "plain export", "exact rewrites", "asked for 1.5×", "asked for 2×",
     ]  # fmt: skip
     assert [row[8] for row in page.cells[1:]] == ["1.000", "0.909", "0.667", "0.500"]
+
+
+def test_the_knee_of_a_sweep_is_ringed(tmp_path: Path) -> None:
+    path = folder(tmp_path / "sweep")
+    write_points(path, points(0.01, 0.02, 0.5), TARGET, {})
+    page = compared(tmp_path, folder(tmp_path / "run", made()), path)
+    assert [row[2] for row in page.cells if row[0] == str(path)] == [
+        "plain export", "exact rewrites", "asked for 1.5×, the knee", "asked for 2×",
+    ]  # fmt: skip
+    drawn = (tmp_path / "compare.html").read_text()
+    assert drawn.count('stroke="var(--ink)"') == 2, "in both pictures"
+    numbers = [one for one in re.findall(r">([\d, ]+)</text>", drawn) if one in ("1, 3", "4", "5", "6")]
+    assert numbers == ["1, 3", "5", "6"] * 2, "of a sweep its ends and its knee"
+    assert page.told.count(f"Ringed: the knee of a sweep, {KNEE_RULE}.") == 2
+    (label,) = (one for one in page.labels if one.startswith("KL from the original over time"))
+    assert f"{path}: asked for 1.5×, the knee 0.667 of the time, 0.02 nats an image" in label
+
+
+def test_rounds_give_a_point_a_step(tmp_path: Path) -> None:
+    path = folder(tmp_path / "rounds", rounds=rounds())
+    page = compared(tmp_path, path)
+    assert page.sections == ["Accuracy against time", "KL against time", "All models", f"{path}: how it was made"]
+    assert [row[2:] for row in page.cells[1:]] == [
+        ["plain export", "75.00%", "100.00%", "0.0000", "1.000", "1.000", "1.000", "1.00×", "cpu:batch=8"],
+        ["round 1, pruned", "50.00%", "90.00%", "0.4000", "0.600", "0.500", "0.500", "2.00×", "cpu:batch=8"],
+        ["round 1, recovered", "70.00%", "90.00%", "0.1000", "0.600", "0.500", "0.500", "2.00×", "cpu:batch=8"],
+    ]
+    drawn = (tmp_path / "compare.html").read_text()
+    assert drawn.count("<polyline") == 2
+    assert drawn.count(">round 1, pruned</text>") == 2
+    assert "Ringed" not in page.told
+
+
+def test_the_time_is_that_of_the_batch_which_the_speed_up_is_of(tmp_path: Path) -> None:
+    found = made()
+    found["speedup"] = found["speedup_by_batch"]["1"]
+    page = compared(tmp_path, folder(tmp_path / "run", found))
+    assert [row[9:] for row in page.cells if row[1:3] == ["2", "pruned"]] == [["2.00×", "batch 1, CPU"]]
+
+
+def test_a_run_of_an_earlier_version_is_shown_without_its_circuit(tmp_path: Path) -> None:
+    old = made()
+    for key in ("precision", "deployment", "compensation", "notes"):
+        del old[key]
+    for key in ("source", "method", "granularity"):
+        del old["circuit"][key]
+    first = folder(tmp_path / "old", old, circuit={"format": "vitfx-circuit/1", "decisions": []})
+    second = folder(tmp_path / "new", made(), circuit=made_up("head").to_json())
+    page = compared(tmp_path, first, second)
+    own = [one.removeprefix(f"{first}: ") for one in page.sections if one.startswith(f"{first}: ")]
+    assert own == ["baseline and pruned", "what is left out", "how it was made"]
+    said = f"What died is not shown: {first / 'circuit.json'}: format 'vitfx-circuit/1' is not vitfx-circuit/2"
+    assert said in page.told
+    assert "of the head graph removed by acdc" in page.told
+    assert f"{second}: what died, and where" in page.sections
+
+
+def test_a_damaged_plan_stops_no_comparison(tmp_path: Path) -> None:
+    path = folder(tmp_path / "run", made(), circuit=made_up("head").to_json(), plan={})
+    page = compared(tmp_path, path)
+    assert f"{path}: what died, and where" not in page.sections
+    assert "What died is not shown: " in page.told
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,8 +165,10 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureF
     hidden = made()
     del hidden["verify"]["onnx"]
     cases = {
-        tmp_path / "nowhere": "is no folder: give folders that",
-        folder(tmp_path / "empty"): "has neither report.json nor sweep.json: give",
+        tmp_path / "nowhere": "is not there: give folders of",
+        folder(tmp_path / "empty"): "has none of report.json, sweep.json and rounds.json: give",
+        folder(tmp_path / "begun", sweep=sweep() | {"points": []}): "has no model yet: give",
+        folder(tmp_path / "steps", rounds={"steps": [{}], "settings": TARGET}): "has a damaged report (KeyError(",
         folder(tmp_path / "list", report=[1]): "is no report of vitfx: give",
         folder(tmp_path / "other", {"rewrites": []}): "is a report of neither vitfx.prune nor vitfx.recover: give",
         folder(tmp_path / "text", report="{"): "can't be read (Expecting",

@@ -20,7 +20,7 @@ from tests.recover_runs import npz, pruned_file
 from tests.test_prune_report import made
 from vitfx import recover_report
 from vitfx.attention_maps import AttentionMap, AttentionMaps
-from vitfx.circuit import Circuit
+from vitfx.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer
 from vitfx.circuit_file import read_circuit
 from vitfx.prune_report import rows
 from vitfx.recover import main as recover_main
@@ -81,7 +81,8 @@ def test_the_page_of_a_retrained_model(recovered: Path) -> None:
     page = read((recovered / "report.html").read_text())
     found = json.loads((recovered / "report.json").read_text())
     assert page.sections == [
-        "Before and after", "The course of retraining", "Time", "Accuracy against time", "How it was made",
+        "Before and after", "The course of retraining", "Gradient flow of retraining", "Time", "Accuracy against time",
+        "How it was made",
     ]  # fmt: skip
     head, table = recover_report.rows(found)
     assert page.cells[0] == head
@@ -89,6 +90,10 @@ def test_the_page_of_a_retrained_model(recovered: Path) -> None:
     assert len(table) == 4
     best = found["recovery"]["checks"][found["recovery"]["best"]]["accuracy"]
     assert any(f"pruned {100 * best:.2f} %" in label for label in page.labels)
+    for name in ("Pruned", "Baseline"):
+        assert any(label.startswith(f"{name}: mean absolute gradient by layer") for label in page.labels)
+    layers = found["recovery"]["gradient_flow"]["layers"]
+    assert f"{layers[0]}, 0 images: " in page.told
 
 
 def test_names_are_text_whatever_they_are() -> None:
@@ -129,6 +134,26 @@ def test_a_retraining_without_labels(recovered: Path) -> None:
     assert "held-out agreement with the teacher, %" in page.told
     assert "top-1, %" not in page.told
     assert [row[2] for row in page.cells[1:]] == ["–"] * 4
+
+
+def test_a_retraining_of_an_earlier_version_has_no_flow(recovered: Path) -> None:
+    found = json.loads((recovered / "report.json").read_text())
+    for key in ("recovery", "baseline_recovery"):
+        del found[key]["gradient_flow"]
+    assert "Gradient flow of retraining" not in read(recover_page(found)).sections
+
+
+def test_a_cut_for_a_goal_has_the_costs_of_what_it_deleted() -> None:
+    found = made(goal="1.5× faster")
+    parts = [(Writer(EMBED), True, 0.0), (Writer("a0", 0, (0,)), True, 0.0), (Writer("a0", 1, (1,)), False, 0.02)]
+    parts += [(Writer("m0", 0, (0, 2, 3)), True, 0.0), (Writer("m0", 1, (1,)), False, 0.2)]
+    cut = tuple(Decision(Edge(writer), kept, score, None, ATTRIBUTED) for writer, kept, score in parts)
+    page = drawn(found, circuit=Circuit(cut, 0.1, {"method": "goal"}))
+    assert page.sections[:3] == ["Baseline and pruned", "What died, and where", "What the deleted cost, by layer"]
+    assert "a0.h1: 0.02" in page.told
+    assert any("m0.p1 has the greatest, 0.2" in label for label in page.labels)
+    nothing = Circuit(cut[:2], 0.1, {"method": "goal"})
+    assert not {"Sensitivity by layer", "What the deleted cost, by layer"} & set(drawn(found, circuit=nothing).sections)
 
 
 def test_a_browser_shows_it(pruned: Path, tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ def read_circuit(path: Path) -> Circuit:
         raise UserError(f"{path} can't be read ({error.strerror}): give a circuit.json that vitfx wrote") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text: give a circuit.json that vitfx wrote") from error
-    circuit = Circuit.from_json(text)
+    try:
+        circuit = Circuit.from_json(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     if not circuit.decisions:
         raise UserError(f"{path} has no edges: give a circuit of a whole run")
     return circuit

@@ -28,7 +28,8 @@ class Bar:
 @dataclass(frozen=True)
 class Curve:
     """name: in the legend. joined: a line runs through the points. marked: the place of a point that stands out.
-    labels: what is written beside each point, if anything. titles: what a pointer that rests on it is told."""
+    labels: what is written beside each point, if anything. titles: what a pointer that rests on it is told. series:
+    which colour it has; where the colours begin again, points are hollow and lines dashed."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -37,6 +38,10 @@ class Curve:
     labels: Sequence[str] = ()
     titles: Sequence[str] = ()
     series: int = 1
+
+    @property
+    def hollow(self) -> bool:
+        return self.series // _COLOURS % 2 == 1
 
 
 @dataclass(frozen=True)
@@ -100,9 +105,9 @@ def plane(
     height = float(_HEIGHT)
     if legend:
         for curve in curves:
+            fill, edge = _ink(curve)
             parts.append(
-                f'<rect x="{_LEFT}" y="{height + 3:g}" width="10" height="10" '
-                f'fill="var(--c{curve.series % _COLOURS})"></rect>'
+                f'<rect x="{_LEFT}" y="{height + 3:g}" width="10" height="10" fill="{fill}"{edge}></rect>'
                 f'<text x="{_LEFT + 16}" y="{height + 12:g}">{text(short(curve.name, 48))}</text>'
             )
             height += 18
@@ -124,22 +129,32 @@ def _axes(x: _Scale, y: _Scale) -> list[str]:
     return parts
 
 
-def _drawn(curve: Curve, x: _Scale, y: _Scale) -> list[str]:
+def _ink(curve: Curve) -> tuple[str, str]:
+    """What its points are filled with, and the attributes of their edge."""
     colour = f"var(--c{curve.series % _COLOURS})"
+    return ("var(--back)", f' stroke="{colour}" stroke-width="1.5"') if curve.hollow else (colour, "")
+
+
+def _drawn(curve: Curve, x: _Scale, y: _Scale) -> list[str]:
+    fill, edge = _ink(curve)
     at = [(x.at(one), y.at(other)) for one, other in curve.points]
     parts = []
     if curve.joined and len(at) > 1:
         line = " ".join(f"{one:.1f},{other:.1f}" for one, other in at)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"></polyline>')
+        dashes = ' stroke-dasharray="5 3"' if curve.hollow else ""
+        parts.append(
+            f'<polyline points="{line}" fill="none" stroke="var(--c{curve.series % _COLOURS})" stroke-width="1.5"'
+            f"{dashes}></polyline>"
+        )
     crowded = curve.joined and len(at) > 40 and not curve.labels
     for place, (one, other) in enumerate(at):
         marked = place == curve.marked
         if crowded and not marked:
             continue
         told = f"<title>{text(curve.titles[place])}</title>" if curve.titles else ""
-        ring = ' stroke="var(--ink)" stroke-width="2"' if marked else ""
+        ring = ' stroke="var(--ink)" stroke-width="2"' if marked else edge
         parts.append(
-            f'<circle cx="{one:.1f}" cy="{other:.1f}" r="{6 if marked else 4}" fill="{colour}"{ring}>{told}</circle>'
+            f'<circle cx="{one:.1f}" cy="{other:.1f}" r="{6 if marked else 4}" fill="{fill}"{ring}>{told}</circle>'
         )
     return parts
 
@@ -149,6 +164,8 @@ def _labelled(curves: Sequence[Curve], x: _Scale, y: _Scale) -> list[str]:
     found: list[tuple[float, float, list[str]]] = []
     for curve in curves:
         for (one, other), label in zip(curve.points, curve.labels, strict=False):
+            if not label:
+                continue
             at = x.at(one), y.at(other)
             near = next((names for *place, names in found if math.dist(place, at) < _NEAR), None)
             if near is None:

@@ -54,8 +54,15 @@ def state_grid(circuit: Circuit, dead: frozenset[str]) -> str:
 
 
 def has_scores(circuit: Circuit) -> bool:
-    """Some kept part is known to be worth something. A cut for a goal knows what its dead cost alone."""
+    """Some kept part is known to be worth something. A cut for a goal knows of its dead alone."""
     return any(one.kept and one.edge.writer.sublayer != EMBED and strength(one.score) > 0 for one in circuit.decisions)
+
+
+def has_costs(circuit: Circuit) -> bool:
+    """A cut for a goal that deleted something which was worth something."""
+    return circuit.settings.get("method") == "goal" and any(
+        not one.kept and strength(one.score) > 0 for one in circuit.decisions
+    )
 
 
 def score_grid(circuit: Circuit) -> str:

@@ -21,6 +21,7 @@ from vitfx.precision import autocast, make_scaler
 from vitfx.progress import Watcher
 from vitfx.recover_check import Check, best_of, held_out_logits, is_stale, scores
 from vitfx.recover_data import Batch, RecoverData
+from vitfx.recover_flow import FlowLog
 from vitfx.recover_settings import RecoverSettings, rate_factor
 from vitfx.schedule import learning_rate
 from vitfx.tapped import Tapped
@@ -37,8 +38,8 @@ class Course:
     """steps: how many, None where settings.minutes says how long. trained: the parameters that change, by name.
 
     tapped: the student with its streams, where hidden states are taught. wanted: the teacher's held-out logits.
-    store: writes the state. What follows is the state: losses of all steps, looks, the best weights and how many looks
-    there are to be.
+    store: writes the state. What follows is the state: losses of all steps, looks, the best weights, how many looks
+    there are to be, and the gradients' flow.
     """
 
     student: GraphModule
@@ -60,6 +61,7 @@ class Course:
     best: dict[str, Tensor] = field(default_factory=dict)
     wanted_checks: int = 0
     spent: float = 0.0
+    flow: FlowLog = field(init=False)
     optimizer: AdamW = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     stopped: bool = False
@@ -71,6 +73,7 @@ class Course:
         # Nothing decays: what is learnt in so little time is what the loss asks for.
         self.optimizer = AdamW(self.trained.values(), lr=self.settings.rate, weight_decay=0.0, fused=True)
         self.scaler = make_scaler(self.device, self.precision)
+        self.flow = FlowLog(self.student)
 
     def run(self, batches: Iterator[Batch], interrupts: Interrupts) -> None:
         """To the end, with the best weights in the student. batches: from where the state is.
@@ -122,6 +125,7 @@ class Course:
         loss = self._loss(batch)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
+        self.flow.follow(self.checks[-1].images, len(self.losses) * self.batch)
         if self.settings.clip:
             nn.utils.clip_grad_norm_(self.trained.values(), self.settings.clip)
         self.scaler.step(self.optimizer)
@@ -214,6 +218,7 @@ class Course:
                 "checks": [check.to_json() for check in self.checks],
                 "wanted_checks": self.wanted_checks,
                 "reserve": self._reserve,
+                "flow": self.flow.rows,
                 "stopped": self.stopped,
                 "precision": self.precision,
                 "known": None if answers is None else answers.known,
@@ -232,3 +237,5 @@ class Course:
         self.checks = [Check(**check) for check in state["checks"]]
         self.wanted_checks, self._reserve = state["wanted_checks"], state["reserve"]
         self.stopped = state["stopped"]
+        # States of earlier versions have none.
+        self.flow.rows = state.get("flow", [])

@@ -44,7 +44,7 @@ class Recovered:
     """module: the best of the looks, on the CPU, in eval mode, with the structure of the student that was given.
 
     checks: the looks, the first before any step; best: the position of the one that is kept. losses: of each step.
-    trained: how many numbers were changed. told: what the user should know.
+    trained: how many numbers were changed. told: what the user should know. flow: see `FlowLog.to_json`.
     """
 
     module: GraphModule
@@ -57,6 +57,7 @@ class Recovered:
     precision: str
     augment: str
     told: tuple[str, ...]
+    flow: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -68,6 +69,7 @@ class Recovered:
             "precision": self.precision,
             "augment": self.augment,
             "told": list(self.told),
+            "gradient_flow": dict(self.flow),
         }
 
 
@@ -171,6 +173,7 @@ def _recovered(course: Course, student: GraphModule, trained: int, augment: str,
         precision=course.precision,
         augment=augment,
         told=tuple(told),
+        flow=course.flow.to_json(),
     )
 
 

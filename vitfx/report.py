@@ -1,4 +1,4 @@
-"""Compare runs of vitfx.prune and vitfx.recover on one page, an HTML file that opens offline."""
+"""Compare runs of vitfx.prune and vitfx.recover, and peers, on one page, an HTML file that opens offline."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from pathlib import Path
 from vitfx.errors import UserError
 from vitfx.files import check_new_file, write_aside
 from vitfx.report_page import compare_page
+from vitfx.report_peers import read_peers
 from vitfx.report_runs import Run, read_run
 
 _EXAMPLE = """example:
   python -m vitfx.report small/ smaller/ retrained/ --out compare.html
-  python -m vitfx.report sweep/
+  python -m vitfx.report sweep/ rounds/ peers.json
 
-Each folder is one that vitfx.prune or vitfx.recover wrote: its report.json is read, and its sweep.json where there is
-one. The page has all models in one table and one picture, top-1 against time, and then each run by itself. Times are
-shares of each run's own baseline, which was timed in turns with it, so that runs of other hours can be compared; runs
-of other machines or other images only as far as those are alike. A single run has its own report.html in its folder.
+Each folder is one that vitfx.prune or vitfx.recover wrote: its report.json is read, and its sweep.json (--sweep) or
+rounds.json (--rounds) where there is one. A file is one that python -m benchmarks.peers --out wrote: each peer is a
+curve. The page has all models in one table and two pictures, top-1 and KL against time, with the knees of sweeps
+marked, and then each run by itself. Times are shares of each run's own baseline, which was timed in turns with it, so
+that runs of other hours can be compared; runs of other machines or other images only as far as those are alike. A
+single run has its own report.html in its folder.
 
 exit code: 0, or 2 when something you gave can't be used; then nothing is written."""
 
@@ -28,12 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         _check_out(options.out, force=options.force)
-        write_aside(options.out, _page([read_run(folder) for folder in options.folders]))
+        write_aside(options.out, _page([run for path in options.runs for run in _read(path)]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{options.out} has the comparison")
     return 0
+
+
+def _read(path: Path) -> tuple[Run, ...]:
+    """Raises UserError for anything but the folder of a finished run or a file of benchmarks.peers."""
+    return (read_run(path),) if path.is_dir() else read_peers(path)
 
 
 def _page(runs: list[Run]) -> str:
@@ -67,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", type=Path, help="folders of finished runs, and files of benchmarks.peers"
+    )
     parser.add_argument("--out", type=Path, default=Path("compare.html"), help="the page (default compare.html)")
     parser.add_argument("--force", action="store_true", help="overwrite the page")
     return parser

@@ -9,21 +9,24 @@ from passes.plan import DeletionPlan
 from vitfx import prune_report, recover_report
 from vitfx.attention_maps import AttentionMaps
 from vitfx.circuit import Circuit
-from vitfx.page import page
-from vitfx.report_runs import PRUNE, RECOVER, Run, points_of
+from vitfx.page import bullets, page, section
+from vitfx.report_peers import PEER
+from vitfx.report_points import PRUNE, RECOVER, points_of
+from vitfx.report_runs import Run
 from vitfx.report_sections import (
     attention,
+    costs,
     curves,
     deleted,
+    gradient_flow,
     latency,
-    points_table,
     pruned_bars,
     recovered_bars,
     sensitivity,
     summary,
     surroundings,
-    tradeoff,
 )
+from vitfx.report_tradeoff import divergence, points_table, tradeoff
 from vitfx.version import VERSION
 
 _MADE = f"Written by vitfx {VERSION}. This file needs no other."
@@ -38,6 +41,7 @@ def prune_page(report: Mapping[str, Any], circuit: Circuit, plan: DeletionPlan, 
             _pruned_summary(report, "Baseline and pruned"),
             deleted(report, circuit, plan, "What died, and where"),
             sensitivity(circuit, "Sensitivity by layer"),
+            costs(circuit, "What the deleted cost, by layer"),
             latency(pruned_bars(report), "Time by batch"),
             tradeoff([("this run", points_of(report, PRUNE))], "Accuracy against time"),
             attention(maps, "Where the class token looks"),
@@ -54,6 +58,7 @@ def recover_page(report: Mapping[str, Any]) -> str:
         [
             _recovered_summary(report, "Before and after"),
             curves(report, "The course of retraining"),
+            gradient_flow(report, "Gradient flow of retraining"),
             latency(recovered_bars(report), "Time"),
             tradeoff([("this run", points_of(report, RECOVER))], "Accuracy against time"),
             surroundings(report, "How it was made"),
@@ -62,14 +67,16 @@ def recover_page(report: Mapping[str, Any]) -> str:
 
 
 def compare_page(runs: Sequence[Run]) -> str:
-    """All models in one table and one picture, then each run by itself."""
+    """All models in one table and two pictures, then each run by itself."""
     points = [(one.name, one.points) for one in runs]
     groups = [group for one in runs for group in _bars(one)]
+    peers = " and its peers" if any(one.kind == PEER for one in runs) else ""
     return page(
-        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of vitfx",
+        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of vitfx{peers}",
         _MADE,
         [
             tradeoff(points, "Accuracy against time"),
+            divergence(points, "KL against time"),
             points_table(points, "All models"),
             latency(groups, "Time") if groups else "",
             *(part for one in runs for part in _own(one)),
@@ -85,19 +92,26 @@ def _bars(run: Run) -> list[Any]:
 
 def _own(run: Run) -> list[str]:
     """What only this run has."""
-    if run.report is None:
-        return []
+    return [
+        *([] if run.report is None else _reported(run, run.report)),
+        section(f"{run.name}: what is left out", bullets([f"{one}." for one in run.notes])),
+        "" if run.made is None else surroundings(run.made, f"{run.name}: how it was made"),
+    ]
+
+
+def _reported(run: Run, report: Mapping[str, Any]) -> list[str]:
     if run.kind == RECOVER:
         return [
-            _recovered_summary(run.report, f"{run.name}: before and after"),
-            curves(run.report, f"{run.name}: the course of retraining"),
-            surroundings(run.report, f"{run.name}: how it was made"),
+            _recovered_summary(report, f"{run.name}: before and after"),
+            curves(report, f"{run.name}: the course of retraining"),
+            gradient_flow(report, f"{run.name}: gradient flow of retraining"),
         ]
-    parts = [_pruned_summary(run.report, f"{run.name}: baseline and pruned")]
+    parts = [_pruned_summary(report, f"{run.name}: baseline and pruned")]
     if run.circuit is not None:
-        parts.append(deleted(run.report, run.circuit, run.plan, f"{run.name}: what died, and where"))
+        parts.append(deleted(report, run.circuit, run.plan, f"{run.name}: what died, and where"))
         parts.append(sensitivity(run.circuit, f"{run.name}: sensitivity by layer"))
-    return [*parts, surroundings(run.report, f"{run.name}: how it was made")]
+        parts.append(costs(run.circuit, f"{run.name}: what the deleted cost, by layer"))
+    return parts
 
 
 def _pruned_summary(report: Mapping[str, Any], title: str) -> str:

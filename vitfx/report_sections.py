@@ -12,8 +12,8 @@ from vitfx.circuit import Circuit
 from vitfx.circuit_view import score_unit
 from vitfx.page import bullets, details, figure, paragraph, section, table, text
 from vitfx.page_charts import Bar, Curve, bars, plane, svg
-from vitfx.page_circuit import dead_cells, has_scores, score_grid, state_grid
-from vitfx.report_runs import Reached
+from vitfx.page_circuit import dead_cells, has_costs, has_scores, score_grid, state_grid
+from vitfx.page_flow import flow_grid
 
 _CELL = 10
 
@@ -34,10 +34,22 @@ def deleted(report: Mapping[str, Any], circuit: Circuit, plan: DeletionPlan | No
 
 
 def sensitivity(circuit: Circuit, title: str) -> str:
-    """The circuit's scores by layer. A cut for a goal has none of what it kept."""
+    """The circuit's scores by layer."""
     if not has_scores(circuit):
         return ""
     caption = f"Score: {score_unit(circuit)}. The fuller, the more; logarithmic, three decades."
+    return section(title, figure(score_grid(circuit), caption))
+
+
+def costs(circuit: Circuit, title: str) -> str:
+    """In place of the sensitivity of a cut for a goal, which has no scores of what it kept."""
+    if has_scores(circuit) or not has_costs(circuit):
+        return ""
+    caption = (
+        "What deleting them was predicted to cost, nats an image; a layer's heads share it equally. Hollow is what was "
+        "kept, which has no score. An MLP's two paths are what it kept and what it lost, as wide as they have neurons. "
+        "The fuller, the more; logarithmic, three decades."
+    )
     return section(title, figure(score_grid(circuit), caption))
 
 
@@ -77,79 +89,6 @@ def _bar(name: str, ms: float, series: int) -> Bar:
     return Bar(name, ms, f"{ms:.0f} ms" if ms >= 100 else f"{ms:.3g} ms", series)
 
 
-def tradeoff(runs: Sequence[tuple[str, Sequence[Reached]]], title: str) -> str:
-    """What is answered right over the time that it takes: top-1 where all runs have it, else agreement.
-
-    runs: names and points. One run's points are named in the picture; of several the table has the numbers.
-    """
-    points = [one for _, found in runs for one in found]
-    if not points:
-        return ""
-    labelled = all(one.accuracy is not None for one in points)
-    several = len(runs) > 1
-    curves, number = [], 0
-    for place, (name, found) in enumerate(runs):
-        values = [(one.time, 100 * (_known(one) if labelled else one.agreement)) for one in found]
-        titles = [f"{name}: {one.name}" for one in found]
-        labels = [str(number + index + 1) for index in range(len(found))] if several else [one.name for one in found]
-        number += len(found)
-        curves.append(Curve(name, values, all(one.swept for one in found), None, labels, titles, place + 1))
-    up = "top-1, %" if labelled else "agreement with the original, %"
-    said = "; ".join(
-        f"{title} {x:.3g} of the time, {y:.2f} %"
-        for one in curves
-        for title, (x, y) in zip(one.titles, one.points, strict=True)
-    )
-    picture = plane(
-        curves, "time, as a share of the run's own baseline", up, f"{up} over time: {said}.", legend=several, most=100
-    )
-    caption = "Left is faster, up is better. Each model was timed in turns with the baseline of its own run"
-    where = sorted({one.where for one in points})
-    return section(title, figure(picture, f"{caption} ({'; '.join(where)})."))
-
-
-def _known(point: Reached) -> float:
-    assert point.accuracy is not None
-    return point.accuracy
-
-
-def points_table(runs: Sequence[tuple[str, Sequence[Reached]]], title: str) -> str:
-    """All models of all runs, numbered as in the picture."""
-    head = [
-        "run",
-        "",
-        "model",
-        "top-1",
-        "agreement",
-        "KL",
-        "parameters left",
-        "FLOPs left",
-        "time left",
-        "faster",
-        "on",
-    ]
-    rows: list[list[str]] = []
-    for name, found in runs:
-        for one in found:
-            accuracy = "–" if one.accuracy is None else f"{one.accuracy:.2%}"
-            rows.append(
-                [
-                    name,
-                    str(len(rows) + 1),
-                    one.name,
-                    accuracy,
-                    f"{one.agreement:.2%}",
-                    f"{one.kl:.4f}",
-                    f"{one.params:.3f}",
-                    f"{one.flops:.3f}",
-                    f"{one.time:.3f}",
-                    f"{1 / one.time:.2f}×",
-                    one.where,
-                ]
-            )
-    return section(title, table(head, rows, "Times are shares of each run's own baseline, measured beside it"))
-
-
 def curves(report: Mapping[str, Any], title: str) -> str:
     """The course of retraining: the loss of steps, and the looks at held-out images."""
     losses, looks = [], []
@@ -175,6 +114,17 @@ def curves(report: Mapping[str, Any], title: str) -> str:
         ),
         figure(plane(losses, "images seen", "training loss", "Training loss over the images seen."), ""),
     )
+
+
+def gradient_flow(report: Mapping[str, Any], title: str) -> str:
+    """How large the gradients were that reached each layer; nothing of runs that did not record it."""
+    courses = ((report["recovery"], "Pruned"), (report["baseline_recovery"], "Baseline"))
+    told = (
+        "Layers upwards, from the image to the logits; at the step behind each look at held-out images, before "
+        "clipping. The fuller, the greater; logarithmic, from the smallest to the greatest of the picture."
+    )
+    flows = [(course["gradient_flow"], name) for course, name in courses if course and "gradient_flow" in course]
+    return section(title, *(figure(flow_grid(flow, name), f"{name}. {told}") for flow, name in flows))
 
 
 def attention(maps: AttentionMaps, title: str) -> str:
