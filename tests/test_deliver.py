@@ -13,7 +13,7 @@ import vitfx.deliver
 from tests.prune_runs import GREY, artifact, run
 from vitfx.checkpoint import load_model
 from vitfx.data import open_data
-from vitfx.deliver import LATENCY_BATCHES, measure
+from vitfx.deliver import BATCHES, measure
 from vitfx.export import export_onnx
 from vitfx.files import JOURNAL
 from vitfx.progress import Silent
@@ -41,7 +41,7 @@ def test_what_is_measured_is_what_lies_in_the_folder(folder: Path, monkeypatch: 
     assert found.scores["baseline"].agreement == 1
     assert found.scores["pruned"].agreement == 0
     assert found.scores["pruned"].images == 20
-    assert set(found.timings) == set(LATENCY_BATCHES) == set(found.ratios)
+    assert set(found.timings) == set(BATCHES) == set(found.ratios)
     for timings in found.timings.values():
         assert {name: timing.rounds for name, timing in timings.items()} == {"baseline": 3, "pruned": 3}
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.discover_runs import read, run
-from tests.prune_runs import EDGES, GREY, artifact, model, report
+from tests.prune_runs import EDGES, GREY, artifact, model, picture, report
 from tests.prune_runs import discover as prune_discover
 from tests.prune_runs import run_circuit as prune_circuit
 from vitfx.circuit import Circuit, Decision
@@ -144,6 +144,16 @@ def test_a_sweep(path: Path, tmp_path: Path, capsys: Captured) -> None:
     assert [one["fingerprint"] for one in again] == [one["fingerprint"] for one in rows]
     assert run(path, tmp_path / "c.json", *sweep, "--seed", "1") == 2
     assert "c-tau0.001.json is there already, of other settings, model or images" in capsys.readouterr().err
+
+
+def test_fewer_images_than_the_default_are_no_error(path: Path, tmp_path: Path) -> None:
+    for index in range(40):
+        for part in ("train", "val"):
+            picture(tmp_path / "photos" / part / str(index % 10) / f"{index}.png", index)
+    out = tmp_path / "circuit.json"
+    options = ["--data", str(tmp_path / "photos"), "--paths", "4", "--device", "cpu", "--out", str(out)]
+    assert main([str(path), *options]) == 0
+    assert read(out).settings["samples"] == 40
 
 
 def test_thresholds_of_a_sweep() -> None:

@@ -23,19 +23,27 @@ def test_what_is_no_goal_is_refused_by_name_and_value(kind, value, said):
 def test_a_goal_reads_as_a_person_says_it():
     assert str(Goal(SPEEDUP, 1.5)) == "1.5× faster"
     assert str(Goal(DROP, 0.5)) == "at most 0.5 points of top-1 lost"
+    assert str(Goal(FLOPS, 0.625)) == "62.5% of the FLOPs"
     assert Goal(FLOPS, 0.5).priced
     assert not Goal(KL, 0.5).priced
 
 
 @pytest.mark.parametrize(
     ("text", "target"),
-    [("cpu", Target("cpu", 8)), ("cpu:batch=1", Target("cpu", 1)), ("gpu:1:batch=64", Target("gpu:1", 64))],
+    [
+        ("cpu", Target("cpu", 8)),
+        ("cpu:batch=1", Target("cpu", 1)),
+        ("gpu:1:batch=64", Target("gpu:1", 64)),
+        ("gpu:fp16:batch=1", Target("gpu", 1, "fp16")),
+        ("gpu:1:fp16", Target("gpu:1", 8, "fp16")),
+    ],
 )
 def test_targets_are_read(text, target):
     assert parse_target(text) == target
+    assert parse_target(str(target)) == target
 
 
-@pytest.mark.parametrize("text", ["", "cpu:batch=0", "cpu batch=8", "cpu:batch=-1"])
+@pytest.mark.parametrize("text", ["", "cpu:batch=0", "cpu batch=8", "cpu:batch=-1", "cpu:int8", "gpu:fp8:batch=1"])
 def test_other_targets_are_refused(text):
     with pytest.raises(UserError, match="is not understood: give a device and a batch"):
         parse_target(text)

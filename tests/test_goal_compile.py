@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import onnx
 import pytest
 import torch
 
-from tests.prune_runs import SIZES, artifact, model, report, run_circuit
-from vitfx import goal_compile
+from tests.prune_runs import SIZES, artifact, model, picture, report, run_circuit
+from vitfx import goal_bench, job
 from vitfx.checkpoint import load_model
 from vitfx.circuit import Circuit
 from vitfx.circuit_summary import layer_rows
 from vitfx.deployment import NAMES, default_deployment
 from vitfx.errors import UserError
 from vitfx.goal import DROP, KL, SPEEDUP, Goal, Target
-from vitfx.goal_compile import Asked, compile_for_goal
+from vitfx.goal_bench import Asked
+from vitfx.goal_compile import compile_for_goal
 from vitfx.image_set import Images
 from vitfx.latency_table import LatencyTable
 from vitfx.progress import Silent
 from vitfx.prune import main
+from vitfx.pursuit import Pursuit
 
 CPU = torch.device("cpu")
 
@@ -47,9 +51,9 @@ def table(monkeypatch, tmp_path):
         calls.append(made)
         return made
 
-    monkeypatch.setattr(goal_compile, "measure_table", measured)
-    monkeypatch.setattr(goal_compile, "_ROUNDS", 1)
-    monkeypatch.setattr(goal_compile, "_SECONDS", 0.0)
+    monkeypatch.setattr(goal_bench, "measure_table", measured)
+    monkeypatch.setattr(goal_bench, "_ROUNDS", 1)
+    monkeypatch.setattr(goal_bench, "_SECONDS", 0.0)
     return calls
 
 
@@ -62,7 +66,7 @@ def compiled(images, one):
 
 
 def test_a_speed_is_reached_and_the_artifact_is_proved(images, table, monkeypatch):
-    monkeypatch.setattr(goal_compile.Bench, "measure", lambda self, state: 3.0 / self.price().total(state.kept))
+    monkeypatch.setattr(goal_bench.Bench, "measure", lambda self, state: 3.0 / self.price().total(state.kept))
     found = compiled(images, asked(SPEEDUP, 1.8))
     assert found.verification.passed
     assert found.plan.deletions
@@ -72,7 +76,7 @@ def test_a_speed_is_reached_and_the_artifact_is_proved(images, table, monkeypatc
 
 
 def test_measured_times_are_kept_and_made_anew_when_asked(images, table, monkeypatch):
-    monkeypatch.setattr(goal_compile.Bench, "measure", lambda self, state: 1.2)
+    monkeypatch.setattr(goal_bench.Bench, "measure", lambda self, state: 1.2)
     compiled(images, asked(SPEEDUP, 1.2))
     compiled(images, asked(SPEEDUP, 1.2))
     assert len(table) == 1
@@ -81,11 +85,81 @@ def test_measured_times_are_kept_and_made_anew_when_asked(images, table, monkeyp
 
 
 def test_a_real_measurement_is_a_ratio(images, table):
-    bench = goal_compile.Bench(
-        model(), compiled(images, asked(KL, 1e-9)).original, images.pixels, asked(KL, 1), Silent()
-    )
-    pursuit = goal_compile.Pursuit(bench.original, images.pixels, None, scored=8, seed=0, watcher=Silent())
+    bench = goal_bench.Bench(model(), compiled(images, asked(KL, 1e-9)).original, images.pixels, asked(KL, 1), Silent())
+    pursuit = Pursuit(bench.original, images.pixels, None, scored=8, seed=0, watcher=Silent())
     assert 0.05 < bench.measure(pursuit.start()) < 50
+
+
+def test_a_damaged_or_unwritable_cache_costs_time_and_nothing_else(images, table, monkeypatch, tmp_path):
+    monkeypatch.setattr(goal_bench.Bench, "measure", lambda self, state: 1.2)
+    compiled(images, asked(SPEEDUP, 1.2))
+    (cached,) = (tmp_path / "cache" / "vitfx").iterdir()
+    cached.write_text("{}")
+    compiled(images, asked(SPEEDUP, 1.2))
+    assert len(table) == 2
+    assert LatencyTable.from_json(cached.read_text()) == table[0]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    compiled(images, asked(SPEEDUP, 1.2))
+    assert len(table) == 3
+
+
+def test_a_float16_target_runs_both_files_in_float16(images, table, monkeypatch):
+    """On a CPU, which is slow at it, but can."""
+    opened = []
+    real = goal_bench.open_session
+
+    def watched(model, device, **options):
+        opened.append(({one.data_type for one in onnx.load_from_string(model).graph.initializer}, options))
+        return real(model, device, **options)
+
+    monkeypatch.setattr(goal_bench, "open_session", watched)
+    half = replace(asked(KL, 1), target=Target("cpu", 2, "fp16"))
+    bench = goal_bench.Bench(model(), compiled(images, asked(KL, 1e-9)).original, images.pixels, half, Silent())
+    opened.clear()
+    pursuit = Pursuit(bench.original, images.pixels, None, scored=8, seed=0, watcher=Silent())
+    assert bench.measure(pursuit.start()) > 0
+    assert len(opened) == 2
+    for types, options in opened:
+        assert onnx.TensorProto.FLOAT16 in types and onnx.TensorProto.FLOAT not in types
+        assert options == {"layouts": False}
+
+
+def test_a_goal_that_was_missed_is_told_and_not_called_met(tmp_path, capsys, table, monkeypatch):
+    monkeypatch.setattr(goal_bench.Bench, "measure", lambda self, state: 1.25)
+    out = tmp_path / "out"
+    options = ["--target-speedup", "1.6", "--target", "cpu:batch=2", "--samples", "60"]
+    assert run_circuit(artifact(tmp_path / "model.pt"), out, *options) == 1
+    assert "1.6× faster was asked for and missed: measured 1.25×" in capsys.readouterr().err
+    found = report(out)
+    assert found["settings"]["missed"] == "measured 1.25×"
+    assert "at 1.6× faster (missed: measured 1.25×)" in (out / "report.md").read_text().splitlines()[0]
+    assert list(found["speedup_by_batch"]) == ["1", "2", "64"]
+    assert found["speedup"] == found["speedup_by_batch"]["2"]
+
+
+def test_without_deletions_no_refit_is_claimed(images, table, monkeypatch):
+    monkeypatch.setattr(goal_bench.Bench, "measure", lambda self, state: 1.2)
+    found = compiled(images, asked(SPEEDUP, 1.05))
+    assert not found.plan.deletions
+    assert found.compensation.kind == "none" and found.compensation.kl is None
+    assert found.notes[-1] == "nothing had to be deleted for that"
+
+
+def test_a_run_that_is_broken_off_can_be_repeated(tmp_path, capsys, monkeypatch):
+    out, model_file = tmp_path / "out", artifact(tmp_path / "model.pt")
+    options = ["--target-flops", "0.7", "--samples", "60"]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "measure", interrupted)
+        assert run_circuit(model_file, out, *options) == 130
+    assert "stopped; the same command begins anew" in capsys.readouterr().err
+    assert (out / "unfinished").exists()
+    assert run_circuit(model_file, out, *options) == 0
+    assert not (out / "unfinished").exists()
 
 
 def test_a_circuit_says_what_is_kept_and_what_is_gone(images, table):
@@ -126,6 +200,15 @@ def test_the_command_writes_all_that_a_run_with_tau_writes(tmp_path):
         (["--target-speedup", "0.5"], "--target-speedup 0.5 is not faster"),
         (["--target", "cpu:batch=1"], "--target cpu:batch=1 is for a goal: give one, such as --target-speedup 1.5"),
         (["--target-speedup", "2", "--target", "fast"], None),
+        (
+            ["--target-flops", "0.5", "--compensate", "mean"],
+            "refits survivors by ridge regression: leave out --compensate",
+        ),
+        (
+            ["--target-speedup", "2", "--target", "cpu:fp16"],
+            "fp16 is slow on cpu, for which ONNX Runtime has no float16",
+        ),
+        (["--sweep", "1.2:1.5:2", "--target", "cpu:fp16"], "leave out fp16 in --target cpu:fp16:batch=8"),
         (["--target-params", "0.5", "--circuit", "c.json"], "looks for its own deletions: leave out --circuit"),
     ],
 )
@@ -136,3 +219,14 @@ def test_what_does_not_go_together_is_refused(tmp_path, capsys, options, said):
     assert len(error.splitlines()) == 1
     assert said is None or said in error
     assert not (tmp_path / "out").exists()
+
+
+def test_fewer_images_than_the_default_are_no_error(tmp_path):
+    """The digits have 1,438 for calibration; a folder of 40 has no 1,024."""
+    for index in range(40):
+        picture(tmp_path / "photos" / "train" / str(index % 10) / f"{index}.png", index)
+        picture(tmp_path / "photos" / "val" / str(index % 10) / f"{index}.png", index)
+    options = ["--target-flops", "0.9", "--data", str(tmp_path / "photos")]
+    assert run_circuit(artifact(tmp_path / "model.pt"), tmp_path / "out", *options) == 0
+    assert report(tmp_path / "out")["settings"]["samples"] == 40
+    assert run_circuit(tmp_path / "model.pt", tmp_path / "more", *options, "--samples", "41") == 2

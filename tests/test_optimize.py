@@ -18,6 +18,7 @@ from vitfx.latency import Ratio
 from vitfx.optimize import main
 from vitfx.optimize_bench import fastest
 from vitfx.optimize_job import RESULTS
+from vitfx.optimize_report import to_markdown
 from vitfx.preprocess import Preprocess
 from vitfx.verify import VerificationError
 
@@ -74,6 +75,8 @@ def test_the_report_says_what_was_done_and_measured(folder: Path) -> None:
     text = (folder / "report.md").read_text()
     assert "| narrow_to_cls alone | – | " in text
     assert "torch.onnx.export of the module" in text
+    slow = {"8": {"baseline": {"median_ms": 1234.4}, "optimized": {"median_ms": 987.6}}}
+    assert "Medians in milliseconds: 1234 → 988 at batch 8." in to_markdown(report | {"latency_ms": slow})
 
 
 def test_plain_pixels(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from vitfx.curves import png_bytes
 from vitfx.errors import UserError
-from vitfx.pareto import KNEE_RULE, Point, knee, read_speeds, to_markdown
+from vitfx.pareto import KNEE_RULE, Point, by_speed, knee, read_speeds, to_markdown
 from vitfx.pareto_file import SWEEP, read_points, write_points
 from vitfx.pareto_plot import draw_front
 
@@ -76,16 +76,22 @@ def test_the_table_marks_the_knee_and_what_is_lost() -> None:
     assert [line for line in rows if "knee" in line] == [rows[4]]
     assert rows[4].startswith("| 1.6× | 1.600× | 62.5 | 0.0500 | 90.00% | 70.00% | +5.00 |")
     assert KNEE_RULE in said and "The knee is 1.6×." in said and "No picture." in said
+    slow = to_markdown([dataclasses.replace(FRONT[0], ms=1234.0)], SETTINGS, {}, "")
+    assert "| exact rewrites alone | 1.100× | 1234 |" in slow
+
+
+def test_points_are_in_the_order_of_their_speeds() -> None:
+    assert by_speed(reversed(FRONT)) == FRONT
 
 
 def test_the_file_is_read_again(tmp_path: Path) -> None:
-    write_points(tmp_path, FRONT, SETTINGS, {})
-    assert read_points(tmp_path, SETTINGS, force=False) == FRONT
+    write_points(tmp_path, FRONT, SETTINGS, {"cpu": "slow"})
+    assert read_points(tmp_path, SETTINGS, force=False) == (FRONT, {"cpu": "slow"})
     record = json.loads((tmp_path / SWEEP).read_text())
     assert record["knee"] == {"asked": 1.6, "found": True, "rule": KNEE_RULE}
     assert record["points"][3]["points_lost"] == pytest.approx(25)
-    assert read_points(tmp_path, SETTINGS, force=True) == ()
-    assert read_points(tmp_path / "none", SETTINGS, force=False) == ()
+    assert read_points(tmp_path, SETTINGS, force=True) == ((), {})
+    assert read_points(tmp_path / "none", SETTINGS, force=False) == ((), {})
 
 
 def test_a_file_of_other_settings_is_refused(tmp_path: Path) -> None:
@@ -99,14 +105,18 @@ def test_a_file_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_the_picture(labelled: bool) -> None:
-    points = FRONT if labelled else [dataclasses.replace(one, accuracy=None, plain_accuracy=None) for one in FRONT]
+    # Medians are of another moment each and no share of anything: they are not what is drawn.
+    points = [dataclasses.replace(one, ms=one.ms * (2 + one.kl)) for one in FRONT]
+    if not labelled:
+        points = [dataclasses.replace(one, accuracy=None, plain_accuracy=None) for one in points]
     figure = draw_front(points, "cpu")
+    assert {panel.get_xlabel() for panel in figure.axes} == {"share of the plain export's time"}
     assert len(figure.axes) == 1 + labelled
     curve = figure.axes[0].lines[0]
-    assert list(curve.get_xdata()) == [one.ms for one in FRONT]
+    assert list(curve.get_xdata()) == [one.share for one in FRONT]
     assert list(curve.get_ydata()) == [one.kl for one in FRONT]
     stars = [line for line in figure.axes[0].lines if line.get_marker() == "*"]
-    assert [(float(star.get_xdata()[0]), star.get_label()) for star in stars] == [(62.5, "knee, 1.60×")]
+    assert [(float(star.get_xdata()[0]), star.get_label()) for star in stars] == [(0.625, "knee, 1.60×")]
     assert png_bytes(lambda: figure).startswith(b"\x89PNG")
 
 

@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 
-from tests.prune_runs import artifact
-from vitfx.goal_compile import Bench
+from tests.prune_runs import DIGITS, GREY, artifact, run_circuit
+from tests.recover_runs import npz
+from vitfx import pareto_job
+from vitfx.data import open_data
+from vitfx.files import check_output
+from vitfx.goal_bench import Bench
 from vitfx.latency import Timing
+from vitfx.pareto_file import SWEEP
 from vitfx.plan_file import PLAN_FILES, read_plan
 from vitfx.price import Price, flops_price
 from vitfx.prune import main
@@ -95,12 +100,41 @@ def test_a_sweep_goes_on_where_it_was_stopped(
     assert "needs matplotlib (pip install 'vitfx[plot]'" in said
     assert not (out / "sweep.png").exists() and "There is no picture" in (out / "sweep.md").read_text()
 
-    # Nothing is missing: nothing is made.
+    # Nothing is missing, on another machine: nothing is made, and what was measured for a wider sweep stays.
+    further = points[-1] | {"asked": 1.8, "speedup": 1.8}
+    (out / "sweep.json").write_text(json.dumps(found | {"points": [*points, further]}))
+    monkeypatch.setattr(pareto_job, "environment", lambda: {"cpu": "another"})
     measured.clear()
     assert sweep(model, out, "--sweep", "1.3:1.6:2") == 0
     assert not measured
+    assert record(out) == found | {"points": [*points, further]}
+    table = (out / "sweep.md").read_text()
+    assert "| 1.8× | 1.800× |" in table
+    assert f"- cpu: {found['environment']['cpu']}" in table and "another" not in table
     assert sweep(model, out, "--sweep", "1.3:1.6:2", "--seed", "1") == 2
     assert "is of another sweep (its " in capsys.readouterr().err
+
+
+def test_stopped_at_its_first_point_on_fewer_images_than_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pareto_job, "measure_beside_plain", stop)
+    model, images, out = artifact(tmp_path / "m.pt"), str(npz(tmp_path, 40)), tmp_path / "out"
+    options = ("--data", images, "--sweep", "1.3:1.6:2")
+    assert run_circuit(model, out, *options) == 130
+    assert (out / "rewritten" / "pruned.onnx").exists()
+    assert record(out)["points"] == [] and record(out)["environment"] == {}
+    check_output(out, force=False, unfinished=SWEEP)
+
+    # A number that was asked for is not made smaller.
+    there = len(open_data(images, GREY, DIGITS).calibration)
+    assert record(out)["settings"]["samples"] == there < 1024
+    capsys.readouterr()
+    assert run_circuit(model, out, *options, "--samples", "1024") == 2
+    assert f"1024 samples are not to be had from {there} images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch.fx import GraphModule
 
-from tests.prune_runs import DIGITS, GREY, model, run_circuit
-from vitfx import deliver, goal_compile, recover_measure, rounds_job
+from tests.prune_runs import DIGITS, GREY, artifact, model, run_circuit
+from tests.recover_runs import npz
+from vitfx import deliver, goal_bench, recover_measure, rounds_job
 from vitfx.artifact import save_artifact
 from vitfx.checkpoint import load_model
 from vitfx.data import open_data
 from vitfx.deployment import NAMES, default_deployment
 from vitfx.goal import PARAMETERS, SPEEDUP, Goal, Target
-from vitfx.goal_compile import Asked, Bench, Reference, compile_for_goal
+from vitfx.goal_bench import Asked, Bench, Reference
+from vitfx.goal_compile import compile_for_goal
 from vitfx.image_set import Images
 from vitfx.latency_table import LatencyTable
 from vitfx.progress import Silent
@@ -35,7 +38,7 @@ BASE = ("--target-params", "0.5", "--rounds", "2", "--recover-minutes", "0.01")
 @pytest.fixture(autouse=True)
 def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuple[str, Any]]]:
     """Short timings and a cache of the test's own. Yields the jobs that were run."""
-    for module in (deliver, goal_compile, recover_measure):
+    for module in (deliver, goal_bench, recover_measure):
         monkeypatch.setattr(module, "_ROUNDS", 2)
         monkeypatch.setattr(module, "_SECONDS", 0.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -103,11 +106,14 @@ def test_two_rounds_and_the_same_command_again(
     assert "| original |  | 1× |" in markdown and markdown.count("| round 2, ") == 2
     assert "## Environment" in markdown and found["environment"]["torch"] == torch.__version__
 
-    # Nothing is missing: nothing is made.
+    # Nothing is missing, on another machine: nothing is made.
     made.clear()
     before = (out / "rounds.json").read_bytes()
-    assert rounds(path, out, *BASE) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds_job, "environment", lambda: {"cpu": "another"})
+        assert rounds(path, out, *BASE) == 0
     assert not made and (out / "rounds.json").read_bytes() == before
+    assert (out / "rounds.md").read_text() == markdown
 
     # As if it had been stopped while the second round was retrained: three steps stay.
     (out / "rounds.json").write_text(json.dumps(found | {"steps": steps[:3]}))
@@ -144,7 +150,7 @@ def _check_measured_by_hand(out: Path, steps: list[dict[str, Any]]) -> None:
 def test_a_speed_up_is_against_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a model that is half of the original already: the bench exports the original and keeps its times apart."""
     monkeypatch.setattr(
-        goal_compile, "measure_table", lambda original, batch, lowered, plain, *_: LatencyTable(plain.marker, 1.0, {})
+        goal_bench, "measure_table", lambda original, batch, lowered, plain, *_: LatencyTable(plain.marker, 1.0, {})
     )
     images = Images(torch.randn(24, 1, 8, 8), None, tuple(map(str, range(24))))
     small = model()
@@ -159,12 +165,13 @@ def test_a_speed_up_is_against_the_original(monkeypatch: pytest.MonkeyPatch) -> 
     def opened(bench: Bench, _: Any) -> Any:
         return Session()
 
-    def export(module: torch.nn.Module, *_: Any) -> Any:
+    def export(module: torch.nn.Module, *_: Any) -> tuple[onnx.ModelProto, str]:
         exported.append(count(module))
-        return type("Model", (), {"SerializeToString": lambda self: b""})(), ""
+        weight = onnx.TensorProto(dims=[count(module)])
+        return onnx.ModelProto(graph=onnx.GraphProto(initializer=[weight])), ""
 
     monkeypatch.setattr(Bench, "open", opened)
-    monkeypatch.setattr(goal_compile, "export_plain", export)
+    monkeypatch.setattr(goal_bench, "export_plain", export)
     asked = _asked(SPEEDUP, 2.0, reference=Reference(small, whole))
     bench = Bench(left, left, images.pixels, asked, Silent())
     bench.price()
@@ -183,6 +190,16 @@ def test_a_share_that_the_round_before_reached_takes_nothing_more() -> None:
 
 def _asked(kind: str, value: float, **options: Any) -> Asked:
     return Asked(Goal(kind, value), Target("cpu", 2), default_deployment(NAMES, CPU, portable=False), **options)
+
+
+def test_fewer_images_than_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rounds_job, "run_job", stop)
+    images, out = str(npz(tmp_path, 40)), tmp_path / "out"
+    assert run_circuit(artifact(tmp_path / "m.pt"), out, "--data", images, *BASE) == 130
+    assert record(out)["settings"]["samples"] == len(open_data(images, GREY, DIGITS).calibration)
 
 
 def test_every_round_cuts_by_the_same_factor() -> None:

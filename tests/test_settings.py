@@ -45,3 +45,15 @@ def test_json_has_every_field_and_no_infinity() -> None:
     assert record.keys() == Settings.__dataclass_fields__.keys()
     assert Settings(**record | {"max_kl": math.inf}) == Settings()
     assert Settings(max_kl=0.5).to_json()["max_kl"] == 0.5
+
+
+def test_a_circuit_of_a_goal_says_what_to_do() -> None:
+    record = {"method": "goal", "granularity": "head", "goal": "target-speedup", "value": 1.5}
+    with pytest.raises(UserError) as caught:
+        Settings.from_json(record)
+    assert str(caught.value) == (
+        "the circuit was found for --target-speedup 1.5 and holds no discovery to repeat: give that goal again in "
+        "place of the circuit"
+    )
+    with pytest.raises(UserError, match="can't be read"):
+        Settings.from_json({"method": "acdc"})

@@ -9,7 +9,7 @@ from typing import Any
 
 from vitfx.device import synchronize
 from vitfx.evaluate import evaluate
-from vitfx.goal_compile import Bench
+from vitfx.goal_bench import Bench
 from vitfx.image_set import ImageSet
 from vitfx.runtime import OnnxModel
 

@@ -34,7 +34,8 @@ class Pruned:
     notes: what the user should know: sublayers that are not prunable and why, weights that are no longer shared, what
     the artifact has that the circuit has not. artifact_kl: D_KL(original ‖ artifact) in nats an image on the
     calibration images, where the artifact computes something else than the circuit; None where it is the circuit's.
-    compensation: what makes up for the dead, and how well.
+    compensation: what makes up for the dead, and how well. missed: what was measured instead, where a goal was asked
+    for and not met; None otherwise.
     """
 
     module: GraphModule
@@ -45,6 +46,7 @@ class Pruned:
     notes: tuple[str, ...]
     compensation: Compensated
     artifact_kl: float | None = None
+    missed: str | None = None
 
 
 @dataclass(frozen=True)

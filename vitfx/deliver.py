@@ -36,7 +36,8 @@ RESULTS = (
     "pruned.pt", "pruned.onnx", "baseline.onnx", "circuit.json", *PLAN_FILES, "report.json", "report.md",
     "report.html",
 )  # fmt: skip
-LATENCY_BATCHES = (1, 64)
+BATCHES = (1, 64)
+"""At which times are measured, whatever the run is for."""
 _EVALUATION_BATCH = 64
 _ROUNDS = 15
 _SECONDS = 4.0
@@ -73,9 +74,11 @@ def write_files(
 ) -> Written:
     """Writes circuit, plan, artifact and both ONNX files: baseline.onnx as torch exports it, pruned.onnx as deployed.
 
-    Raises ExportMismatch where a file is not its module, VerificationError where an exact rewrite is not exact.
+    Raises ExportMismatch where a file is not its module, VerificationError, with nothing written, where an exact
+    rewrite is not exact.
     """
     watcher.say("exporting")
+    lowered = lower(pruned.module, deployment.graph_rewrites, images.pixels)
     write_aside(folder / "circuit.json", pruned.circuit.to_json())
     write_plan(folder, pruned.plan)
     provenance = _provenance(pruned, model)
@@ -87,7 +90,6 @@ def write_files(
     example = images.pixels[:2]
     plain, said = export_plain(model.module, pruned.original, example, {**metadata, "role": "baseline"})
     whole = _write(folder / "baseline.onnx", plain, pruned.original, images.pixels)
-    lowered = lower(pruned.module, deployment.graph_rewrites, images.pixels)
     exported = to_onnx(lowered.graph_module, example, {**metadata, "role": "pruned"})
     formed = deployment.formed(exported).model
     small = _write(folder / "pruned.onnx", formed, lowered.graph_module, images.pixels)
@@ -123,9 +125,10 @@ def measure(
     onnx_error: float,
     watcher: Watcher,
     others: Sequence[str] = (),
+    batches: Sequence[int] = BATCHES,
 ) -> Measured:
-    """Runs both ONNX files, and `others` beside them, over the evaluation images and times them, taking turns, on ONNX
-    Runtime."""
+    """Runs both ONNX files, and `others` beside them, over the evaluation images and times them at these batches, in
+    turns, on ONNX Runtime. device: where they run."""
     sessions = {name: _open(folder / f"{name}.onnx", device) for name in ("baseline", "pruned", *others)}
     wait = partial(synchronize, device)
     scores = evaluate(
@@ -135,8 +138,8 @@ def measure(
         synchronize=wait,
         progress=watcher.bar("evaluating"),
     )
-    sample = next(evaluation.batches(max(LATENCY_BATCHES))).pixels
-    timings = {batch: _time(sessions, sample, batch, device, watcher) for batch in LATENCY_BATCHES}
+    sample = next(evaluation.batches(max(batches))).pixels
+    timings = {batch: _time(sessions, sample, batch, device, watcher) for batch in batches}
     ratios = {batch: ratio(found["baseline"], found["pruned"]) for batch, found in timings.items()}
     return Measured(sessions["pruned"].provider, scores, timings, ratios, onnx_error)
 

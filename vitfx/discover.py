@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -122,6 +122,8 @@ def _run(task: _Task, share: Share, watcher: Watcher) -> list[RenderableType]:
     """What is to be printed. Raises UserError."""
     options, settings = task.options, task.settings
     inputs = on_each(share, lambda: open_inputs(options))
+    if options.samples is None:
+        settings = replace(settings, samples=inputs.to_be_had(settings.samples))
     watcher.say(inputs.splits.description)
     images = on_each(share, lambda: inputs.calibration(settings.samples, settings.seed, watcher.bar("loading")))
     with first_says(share.rank == 0):

@@ -10,6 +10,8 @@ from pathlib import Path
 from vitfx.errors import UserError
 
 JOURNAL = "discovery.jsonl"
+UNFINISHED = "unfinished"
+"""A file in the folder of a run that keeps nothing to go on from, until its last result is there."""
 
 
 class WriteError(UserError):
@@ -41,7 +43,8 @@ def write_aside(path: Path, contents: bytes | str) -> None:
 def check_output(folder: Path, *, force: bool, unfinished: str = JOURNAL) -> None:
     """Raises UserError where results can't go there; writes nothing.
 
-    Free is a folder that does not exist, is empty, or holds the file `unfinished` of a run that was broken off.
+    Free is a folder that does not exist, is empty, or holds what a run that was broken off leaves: the file
+    `unfinished` to go on from, or `UNFINISHED`.
     """
     with writing(folder):
         nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
@@ -50,7 +53,7 @@ def check_output(folder: Path, *, force: bool, unfinished: str = JOURNAL) -> Non
         raise UserError(f"{folder} {where}: name another folder with --out")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"{folder} can't be written, {nearest} does not allow it: name another folder with --out")
-    if force or not folder.exists() or (folder / unfinished).exists():
+    if force or not folder.exists() or any((folder / name).exists() for name in (unfinished, UNFINISHED)):
         return
     if others := sorted(one.name for one in folder.iterdir()):
         raise UserError(

@@ -7,7 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from vitfx.device import GPU
 from vitfx.errors import UserError
+from vitfx.number_format import FP16, FP32
 
 SPEEDUP, PARAMETERS, FLOPS, DROP, KL = "target-speedup", "target-params", "target-flops", "max-drop", "max-kl"
 GOALS = (SPEEDUP, PARAMETERS, FLOPS, DROP, KL)
@@ -42,8 +44,8 @@ class Goal:
     def __str__(self) -> str:
         said = {
             SPEEDUP: f"{self.value:g}× faster",
-            PARAMETERS: f"{self.value:.0%} of the parameters",
-            FLOPS: f"{self.value:.0%} of the FLOPs",
+            PARAMETERS: f"{100 * self.value:g}% of the parameters",
+            FLOPS: f"{100 * self.value:g}% of the FLOPs",
             DROP: f"at most {self.value:g} points of top-1 lost",
             KL: f"at most {self.value:g} nats from the original",
         }
@@ -52,21 +54,29 @@ class Goal:
 
 @dataclass(frozen=True)
 class Target:
-    """The runtime that times are measured on. device: by torch's name. batch: images at a time."""
+    """The runtime that times are measured on. device: by torch's name. batch: images at a time. precision: the numbers
+    that every file is in there, the plain export as well, "fp32" or "fp16"."""
 
     device: str = "cpu"
     batch: int = 8
+    precision: str = FP32
 
     def to_json(self) -> dict[str, Any]:
-        return {"device": self.device, "batch": self.batch}
+        precision = {} if self.precision == FP32 else {"precision": self.precision}
+        return {"device": self.device, "batch": self.batch, **precision}
 
     def __str__(self) -> str:
-        return f"{self.device}:batch={self.batch}"
+        precision = "" if self.precision == FP32 else f":{self.precision}"
+        return f"{self.device}{precision}:batch={self.batch}"
 
 
 def parse_target(text: str) -> Target:
-    """`cpu`, `cpu:batch=8`: a device by torch's name, and a batch. Raises UserError."""
-    found = re.fullmatch(r"(?P<device>[a-z]+(:\d+)?)(:batch=(?P<batch>\d+))?", text)
-    if found is None or (found["batch"] is not None and int(found["batch"]) < 1):
-        raise UserError(f"--target {text} is not understood: give a device and a batch, such as cpu:batch=8")
-    return Target(found["device"], Target.batch if found["batch"] is None else int(found["batch"]))
+    """`cpu`, `cpu:batch=8`, `cuda:0:fp16:batch=1`: a device by torch's name, numbers, and a batch. Raises UserError."""
+    found = re.fullmatch(r"(?P<device>[a-z]+(:\d+)?)(:(?P<precision>fp\d+))?(:batch=(?P<batch>\d+))?", text)
+    batch = Target.batch if found is None or found["batch"] is None else int(found["batch"])
+    precision = (found and found["precision"]) or FP32
+    if found is None or batch < 1 or precision not in (FP32, FP16):
+        raise UserError(
+            f"--target {text} is not understood: give a device and a batch, such as cpu:batch=8 or {GPU}:fp16:batch=1"
+        )
+    return Target(found["device"], batch, precision)

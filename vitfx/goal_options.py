@@ -21,7 +21,7 @@ def add_goal(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group(
         "goals",
         "in place of --tau: what is asked for is searched for and measured; --max-kl alone is one too "
-        f"(calibration on {SAMPLES} images if --samples does not say)",
+        f"(calibration on {SAMPLES} images, or all that there are, if --samples does not say)",
     ).add_argument
     add(f"--{SPEEDUP}", type=float, metavar="X", help="X times as fast as the plain export, on the target")
     add(
@@ -36,8 +36,9 @@ def add_goal(parser: argparse.ArgumentParser) -> None:
     add(
         "--target",
         default=str(Target()),
-        metavar="DEVICE:batch=N",
-        help=f"where and at which batch times are measured (default {Target()})",
+        metavar="DEVICE[:fp16]:batch=N",
+        help="where and at which batch times are measured, of pruned model and plain export alike; with fp16 both are "
+        f"in float16, which GPUs are fast in (default {Target()})",
     )
 
 
@@ -63,6 +64,10 @@ def read_goal(options: argparse.Namespace, given: Mapping[str, Any]) -> tuple[Go
         raise UserError(f"{names} are goals of their own: give one")
     if options.circuit is not None:
         raise UserError(f"--{named or found[0].kind} looks for its own deletions: leave out --circuit")
+    ignored = [name for name in ("compensate", "compensate_samples") if getattr(options, name) is not None]
+    if ignored:
+        name = ignored[0].replace("_", "-")
+        raise UserError(f"--{named or found[0].kind} refits survivors by ridge regression: leave out --{name}")
     if others:
         name = others[0].replace("_", "-")
         raise UserError(f"--{named or found[0].kind} stands in place of discovery: leave out --{name}")

@@ -24,6 +24,10 @@ class Inputs:
     data: str
     arch: str | None
 
+    def to_be_had(self, samples: int) -> int:
+        """So many calibration images, or all that there are: for a default, which the user did not ask for."""
+        return min(samples, max(2, len(self.splits.calibration)))
+
     def calibration(self, samples: int, seed: int, progress: Report | None = None) -> Images:
         """Raises UserError where fewer than two are whole."""
         images = self.splits.calibration.sample(samples, seed).load(progress)

@@ -12,12 +12,14 @@ import torch
 from vitfx.attention_maps import attention_maps
 from vitfx.circuit import Circuit
 from vitfx.compile import Compensation, Pruned, compile_model
-from vitfx.deliver import RESULTS, measure, write_files
+from vitfx.deliver import BATCHES, RESULTS, measure, write_files
 from vitfx.deployment import Deployment
+from vitfx.device import pick_device
 from vitfx.errors import UserError
-from vitfx.files import JOURNAL, WriteError, remove_results, write_aside, writing
+from vitfx.files import JOURNAL, UNFINISHED, WriteError, remove_results, write_aside, writing
 from vitfx.goal import Goal, Target
-from vitfx.goal_compile import Asked, Reference, compile_for_goal
+from vitfx.goal_bench import Asked, Reference
+from vitfx.goal_compile import compile_for_goal
 from vitfx.graph_json import encode
 from vitfx.image_set import Images, ImageSet
 from vitfx.inputs import Inputs
@@ -56,6 +58,16 @@ class Job:
     speeds: tuple[float, ...] = ()
     reference: Reference | None = None
 
+    @property
+    def runs_on(self) -> torch.device:
+        """Where ONNX files are timed."""
+        return self.device if self.goal is None else pick_device(self.goal[1].device)
+
+    @property
+    def batch(self) -> int:
+        """At which the speed-up counts."""
+        return max(BATCHES) if self.goal is None else self.goal[1].batch
+
 
 def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
     """Compiles, writes and measures; the report. A journal in the folder keeps decisions until all is written.
@@ -68,11 +80,13 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
     pruned = _for_goal(job, images, watcher) if job.goal else _discovered(job, images, journal, watcher)
     with writing(job.out):
         job.out.mkdir(parents=True, exist_ok=True)
+    write_aside(job.out / UNFINISHED, "the command that made this folder was broken off\n")
     remove_results(job.out, RESULTS)
     written = write_files(job.out, pruned, job.inputs.model, images, job.deployment, watcher)
     made = write_precision(job.out, job.precision, images.pixels)
     others = [Path(made["file"]).stem] if made else []
-    measured = measure(job.out, job.evaluation, job.device, written.onnx_error, watcher, others)
+    batches = sorted({*BATCHES, job.batch})
+    measured = measure(job.out, job.evaluation, job.runs_on, written.onnx_error, watcher, others, batches)
     measured = replace(measured, deployment=written.deployment, precision=made)
     settings = {
         "model": job.inputs.model.source,
@@ -83,15 +97,17 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
         **(job.settings.to_json() if job.goal is None else {"samples": len(images), "seed": job.settings.seed}),
         "goal": str(job.goal[0]) if job.goal else None,
         "target": str(job.goal[1]) if job.goal else None,
+        "missed": pruned.missed,
         "compensate": pruned.compensation.kind,
         "compensate_samples": pruned.compensation.images,
         "precision": job.precision,
         "device": str(job.device),
     }
-    report = make_report(pruned, measured, images, settings, environment())
+    report = make_report(pruned, measured, images, settings, environment(), job.batch)
     _write_report(job, pruned, report)
     for one in journal:
         one.discard()
+    remove_results(job.out, [UNFINISHED])
     return report
 
 

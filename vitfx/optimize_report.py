@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from vitfx.digits import digits
 from vitfx.provenance_lines import provenance_lines
 
 Row = tuple[str, ...]
@@ -40,7 +41,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     """report.md."""
     head, table = rows(report)
     milliseconds = ", ".join(
-        f"{both['baseline']['median_ms']:.3g} → {both['optimized']['median_ms']:.3g} at batch {batch}"
+        f"{digits(both['baseline']['median_ms'])} → {digits(both['optimized']['median_ms'])} at batch {batch}"
         for batch, both in report["latency_ms"].items()
     )
     lines = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from vitfx.beside_plain import BesidePlain
+from vitfx.digits import digits
 from vitfx.errors import UserError
 from vitfx.provenance_lines import provenance_lines
 
@@ -66,6 +67,11 @@ def read_speeds(text: str) -> tuple[float, ...]:
     if not 1 < low < high < math.inf or count < 2:
         raise UserError(f"--sweep {text} is no range of speed-ups: give 1 < LOW < HIGH, and a COUNT of 2 or more")
     return tuple(float(f"{low + (high - low) * index / (count - 1):.4g}") for index in range(int(count)))
+
+
+def by_speed(points: Iterable[Point]) -> tuple[Point, ...]:
+    """By rising speed-up that was asked for, exact rewrites alone first."""
+    return tuple(sorted(points, key=lambda one: one.asked or 1.0))
 
 
 def knee(points: Sequence[Point]) -> Point | None:
@@ -124,7 +130,7 @@ def _rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
         (
             one.name,
             f"{one.speedup:.3f}×",
-            f"{one.ms:.3g}",
+            digits(one.ms),
             f"{one.kl:.4f}",
             f"{one.agreement:.2%}",
             "" if one.accuracy is None else f"{one.accuracy:.2%}",

@@ -1,5 +1,5 @@
-"""sweep.json: what a sweep has reached so far, and for what. It is written after every point, so that a sweep that was
-stopped goes on behind its last one."""
+"""sweep.json: what a sweep has reached so far, and for what. It is written before the first point and after every
+one, so that a sweep that was stopped goes on behind its last one."""
 
 from __future__ import annotations
 
@@ -10,35 +10,37 @@ from typing import Any
 
 from vitfx.errors import UserError
 from vitfx.files import write_aside
-from vitfx.pareto import KNEE_RULE, Point, knee
+from vitfx.pareto import KNEE_RULE, Point, by_speed, knee
 from vitfx.same_settings import check_same
 
 SWEEP = "sweep.json"
 
 
-def read_points(folder: Path, settings: Mapping[str, Any], *, force: bool) -> tuple[Point, ...]:
-    """Points of an earlier run with the same settings, by rising speed-up; none with force, or where there is no file.
+def read_points(folder: Path, settings: Mapping[str, Any], *, force: bool) -> tuple[tuple[Point, ...], dict[str, Any]]:
+    """Points of an earlier run with the same settings, by rising speed-up, and the environment that they were recorded
+    with; nothing with force, or where there is no file.
 
     settings: all that a point depends on, fingerprints included, JSON-ready. Raises UserError where the file has a
     sweep of other settings, or is not one.
     """
     path = folder / SWEEP
     if force or not path.exists():
-        return ()
+        return (), {}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         earlier: dict[str, Any] = record["settings"]
+        environment: dict[str, Any] = record["environment"]
         points = [Point.from_json(one) for one in record["points"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no sweep ({error!r}): name another folder with --out, or pass --force") from error
     check_same(path, "sweep", earlier, settings)
-    return tuple(sorted(points, key=lambda one: one.asked or 1.0))
+    return by_speed(points), environment
 
 
 def write_points(
     folder: Path, points: Sequence[Point], settings: Mapping[str, Any], environment: Mapping[str, Any]
 ) -> None:
-    """Raises WriteError."""
+    """environment: of the machine that measured last, empty before the first point. Raises WriteError."""
     bend = knee(points)
     record = {
         "settings": dict(settings),

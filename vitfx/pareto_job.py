@@ -22,12 +22,13 @@ from vitfx.errors import UserError
 from vitfx.export import compare_onnx, write_onnx
 from vitfx.files import remove_results, write_aside, writing
 from vitfx.frontend import read_module
-from vitfx.goal_compile import SCORED, Asked, Bench
+from vitfx.goal_bench import Asked, Bench
+from vitfx.goal_compile import SCORED
 from vitfx.graph_json import encode
 from vitfx.image_set import Images
 from vitfx.job import Job
 from vitfx.machine import environment
-from vitfx.pareto import Point, to_markdown
+from vitfx.pareto import Point, by_speed, to_markdown
 from vitfx.pareto_file import read_points, write_points
 from vitfx.pareto_plot import draw_front
 from vitfx.plan_file import read_plan, write_plan
@@ -120,7 +121,8 @@ def point_folder(asked: float | None) -> str:
 
 
 def run_sweep(job: Job, watcher: Watcher) -> tuple[Point, ...]:
-    """Points that an earlier run of the same sweep recorded are not made again. job.speeds: rising.
+    """All points that the folder has now: those that an earlier run of the same sweep recorded are not made again, and
+    stay where fewer are asked for. job.speeds: rising.
 
     Raises UserError, VerificationError and ExportMismatch; what was reached before is recorded by then.
     """
@@ -130,14 +132,16 @@ def run_sweep(job: Job, watcher: Watcher) -> tuple[Point, ...]:
     front = read_module(job.inputs.model.module, images.pixels, watcher)
     encode(front.graph_module)
     settings = _settings(job, images, origins(front.graph_module, images))
-    points = {one.asked: one for one in read_points(job.out, settings, force=job.force)}
+    recorded, machine = read_points(job.out, settings, force=job.force)
+    points = {one.asked: one for one in recorded}
     asked: list[float | None] = [None, *job.speeds]
     if any(one not in points for one in asked):
-        remove_results(job.out, (TABLE, PICTURE))
-        _complete(_runner(job, front.graph_module, images, watcher), points, asked, settings)
-    reached = tuple(points[one] for one in asked)
-    write_points(job.out, reached, settings, environment())
-    _present(job.out, reached, settings, watcher)
+        runner = _runner(job, front.graph_module, images, watcher)
+        _begin(job.out, recorded, settings, machine)
+        machine = environment()
+        _complete(runner, points, asked, settings, machine)
+    reached = by_speed(points.values())
+    _present(job.out, reached, settings, machine, watcher)
     return reached
 
 
@@ -170,8 +174,20 @@ def _runner(job: Job, original: GraphModule, images: Images, watcher: Watcher) -
     return Runner(job, original, images, bench, price, pursuit, bench.open_plain(), watcher)
 
 
+def _begin(out: Path, points: tuple[Point, ...], settings: dict[str, Any], machine: dict[str, Any]) -> None:
+    """What is recorded is written before anything is made: by this file a sweep that was stopped is known."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    remove_results(out, (TABLE, PICTURE))
+    write_points(out, points, settings, machine)
+
+
 def _complete(
-    runner: Runner, points: dict[float | None, Point], asked: list[float | None], settings: dict[str, Any]
+    runner: Runner,
+    points: dict[float | None, Point],
+    asked: list[float | None],
+    settings: dict[str, Any],
+    machine: dict[str, Any],
 ) -> None:
     """Makes what is missing, from the slowest on, each from the one before it; records every one at once."""
     state = runner.pursuit.start()
@@ -184,18 +200,19 @@ def _complete(
         points[one], state = runner.make(one, state)
         made = points[one]
         runner.watcher.say(f"{made.name}: measured {made.speedup:.3f}×, KL {made.kl:.4f}, {made.folder}/")
-        done = [points[two] for two in sorted(points, key=lambda speed: speed or 1.0)]
-        write_points(runner.job.out, done, settings, environment())
+        write_points(runner.job.out, by_speed(points.values()), settings, machine)
 
 
-def _present(out: Path, points: tuple[Point, ...], settings: dict[str, Any], watcher: Watcher) -> None:
+def _present(
+    out: Path, points: tuple[Point, ...], settings: dict[str, Any], machine: dict[str, Any], watcher: Watcher
+) -> None:
     note = f"The picture is {PICTURE}."
     if has_matplotlib():
         write_aside(out / PICTURE, png_bytes(partial(draw_front, points, f"{settings['target']}")))
     else:
         note = f"There is no picture: {PICTURE} needs matplotlib (pip install 'vitfx[plot]', then the same command)."
         watcher.say(note)
-    write_aside(out / TABLE, to_markdown(points, settings, environment(), note))
+    write_aside(out / TABLE, to_markdown(points, settings, machine, note))
 
 
 def _settings(job: Job, images: Images, facts: dict[str, str]) -> dict[str, Any]:

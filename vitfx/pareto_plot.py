@@ -1,4 +1,5 @@
-"""The picture of a Pareto front: what is lost over the time that is left, with the knee."""
+"""The picture of a Pareto front: what is lost over the share of the plain export's time that is left, with the
+knee."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ def draw_front(points: Sequence[Point], title: str) -> Figure:
     _panel(panels[0], points, [one.kl for one in points], bend)
     panels[0].set(ylabel="D_KL from the original, nats an image", title=title)
     ends = points[0], points[-1]
-    panels[0].plot([one.ms for one in ends], [one.kl for one in ends], "--", color="#999", linewidth=0.8)
+    panels[0].plot([one.share for one in ends], [one.kl for one in ends], "--", color="#999", linewidth=0.8)
     if labelled:
         _panel(panels[1], points, [100 * (one.accuracy or 0.0) for one in points], bend)
         whole = 100 * (points[0].plain_accuracy or 0.0)
@@ -37,11 +38,11 @@ def draw_front(points: Sequence[Point], title: str) -> Figure:
 
 
 def _panel(panel: Axes, points: Sequence[Point], values: Sequence[float], bend: Point | None) -> None:
-    panel.plot([one.ms for one in points], values, color=_LINE, marker="o", markersize=4, label="pruned")
+    panel.plot([one.share for one in points], values, color=_LINE, marker="o", markersize=4, label="pruned")
     for one, value in zip(points, values, strict=True):
         panel.annotate(
-            f"{one.speedup:.2f}×", (one.ms, value), xytext=(4, 4), textcoords="offset points", fontsize="small"
+            f"{one.speedup:.2f}×", (one.share, value), xytext=(4, 4), textcoords="offset points", fontsize="small"
         )
         if one is bend:
-            panel.plot(one.ms, value, "*", color=_MARK, markersize=14, label=f"knee, {one.speedup:.2f}×")
-    panel.set(xlabel="ms")
+            panel.plot(one.share, value, "*", color=_MARK, markersize=14, label=f"knee, {one.speedup:.2f}×")
+    panel.set(xlabel="share of the plain export's time")

@@ -18,32 +18,25 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from vitfx.circuit_file import read_circuit
 from vitfx.compensation import KINDS
 from vitfx.compile import Compensation, Pruned, compile_model
-from vitfx.deployment import default_deployment, read_rewrites
 from vitfx.device import pick_device
 from vitfx.errors import UserError
 from vitfx.export import ExportMismatch
-from vitfx.files import JOURNAL, check_output
-from vitfx.goal import Goal
-from vitfx.goal_options import SAMPLES, add_goal, read_goal
+from vitfx.goal_options import add_goal
 from vitfx.image_set import Images
-from vitfx.inputs import open_inputs
 from vitfx.job import Job, run_job
 from vitfx.journal import NoJournal
-from vitfx.number_format import FP32, PRECISIONS, check_precision
-from vitfx.options import add_discovery, add_inputs, add_loading, add_rewrites, given_settings, make_settings, threshold
-from vitfx.pareto import read_speeds
+from vitfx.number_format import FP32, PRECISIONS
+from vitfx.options import add_discovery, add_inputs, add_loading, add_rewrites
 from vitfx.pareto import to_table as sweep_table
-from vitfx.pareto_file import SWEEP
 from vitfx.pareto_job import run_sweep
 from vitfx.progress import Silent, Watcher, console_watcher
+from vitfx.prune_options import COMPENSATE_SAMPLES, open_job
 from vitfx.prune_report import to_table
 from vitfx.rounds import to_table as rounds_table
-from vitfx.rounds_file import ROUNDS
 from vitfx.rounds_job import RoundsJob, run_rounds
-from vitfx.rounds_options import Rounds, add_rounds, read_rounds
+from vitfx.rounds_options import Rounds, add_rounds
 from vitfx.settings import Settings
 from vitfx.verify import VerificationError
 
@@ -109,13 +102,18 @@ def prune(
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
+    goes_on = True
     try:
         with console_watcher(console) as watcher:
-            job, rounds = _open(options)
+            job, rounds = open_job(options)
+            goes_on = rounds is not None or bool(job.speeds) or (job.goal is None and job.circuit is None)
             command = shlex.join(["python", "-m", "vitfx.prune", *(sys.argv[1:] if arguments is None else arguments)])
-            table, what = _run(job, rounds, command, watcher)
+            table, what, missed = _run(job, rounds, command, watcher)
         console.print(table)
         console.print(f"{job.out}/ has {what}", highlight=False, markup=False, soft_wrap=True)
+        if missed:
+            print(f"error: {missed}, but that model is written; ask for less, or on a quieter machine", file=sys.stderr)
+            return 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -126,79 +124,23 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: the exported file failed its check and was removed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
+        what = "goes on where it stopped" if goes_on else "begins anew"
+        print(f"\nstopped; the same command {what}", file=sys.stderr)
         return 130
     return 0
 
 
-def _run(job: Job, rounds: Rounds | None, command: str, watcher: Watcher) -> tuple[Table, str]:
-    """What is shown, and what the folder has."""
+def _run(job: Job, rounds: Rounds | None, command: str, watcher: Watcher) -> tuple[Table, str, str | None]:
+    """What is shown, what the folder has, and which goal was missed, if one was."""
     if rounds is not None:
         table = rounds_table(*run_rounds(RoundsJob(job, rounds, command), watcher))
-        return table, "the last round's model, and rounds.md"
+        return table, "the last round's model, and rounds.md", None
     if job.speeds:
-        return sweep_table(run_sweep(job, watcher)), "the front and its models"
-    return to_table(run_job(job, watcher)), "the artifact and the report"
-
-
-def _open(options: argparse.Namespace) -> tuple[Job, Rounds | None]:
-    """Everything that can be wrong with what the user gave is found here or while tracing: nothing is written yet."""
-    given = given_settings(options)
-    rewrites = read_rewrites(options.rewrites)
-    circuit = None
-    goal = read_goal(options, given)
-    rounds = read_rounds(options, goal and goal[0])
-    if goal is not None:
-        settings = Settings(
-            **{"samples": SAMPLES, **{name: given[name] for name in ("samples", "seed") if name in given}}
-        )
-    elif options.circuit is None:
-        settings = make_settings(given)
-    elif given:
-        name = min(given).replace("_", "-")
-        raise UserError(f"--circuit {options.circuit} brings its own settings: leave out --{name}, or discover again")
-    else:
-        circuit = read_circuit(options.circuit)
-        settings = Settings.from_json(circuit.settings)
-    if options.eval_samples < 0:
-        raise UserError(f"--eval-samples {options.eval_samples} is negative: give a number of images, 0 for all")
-    speeds = () if options.sweep is None else read_speeds(options.sweep)
-    if speeds and options.precision != FP32:
-        raise UserError(f"--sweep measures float32 alone: leave out --precision {options.precision}")
-    if options.compensate_samples < 2:
-        raise UserError(f"--compensate-samples {options.compensate_samples} is too small: give 2 or more")
-    out = _out(options, settings, goal and goal[0])
-    check_output(out, force=options.force, unfinished=_unfinished(options))
-    device = pick_device(options.device)
-    check_precision(options.precision, device)
-    inputs = open_inputs(options)
-    evaluation = inputs.splits.evaluation
-    if 0 < options.eval_samples < len(evaluation):
-        evaluation = evaluation.sample(options.eval_samples, settings.seed)
-    compensate = (options.compensate, options.compensate_samples)
-    runs_on = device if goal is None else pick_device(goal[1].device)
-    deployment = default_deployment(rewrites, runs_on, portable=options.portable)
-    chosen = (*compensate, deployment, circuit, options.circuit, goal, options.precision, speeds)
-    return Job(inputs, evaluation, settings, device, out, options.force, *chosen), rounds
-
-
-def _unfinished(options: argparse.Namespace) -> str:
-    """The file by which a run that was broken off is known."""
-    if options.rounds is not None:
-        return ROUNDS
-    return JOURNAL if options.sweep is None else SWEEP
-
-
-def _out(options: argparse.Namespace, settings: Settings, goal: Goal | None) -> Path:
-    stem = Path(options.model).stem
-    default = f"{stem}-{options.circuit.stem}" if options.circuit else f"{stem}-pruned-{threshold(settings)}"
-    if options.sweep is not None:
-        default = f"{stem}-sweep"
-    elif goal is not None:
-        default = f"{stem}-pruned-{goal.kind.partition('-')[2]}{goal.value:g}"
-    if options.rounds is not None:
-        default += f"-rounds{options.rounds}"
-    return options.out or Path(default)
+        return sweep_table(run_sweep(job, watcher)), "the front and its models", None
+    report = run_job(job, watcher)
+    missed = report["settings"]["missed"]
+    what = f"{report['settings']['goal']} was asked for and missed: {missed}" if missed else None
+    return to_table(report), "the artifact and the report", what
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -223,12 +165,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compensate",
         choices=KINDS,
-        default="ridge",
         help="what makes up for the dead: ridge, survivors write with weights that are fitted towards the original's "
-        "residual stream, without training; mean, the dead leave their mean behind; none, nothing (default ridge)",
+        "residual stream, without training; mean, the dead leave their mean behind; none, nothing (default ridge, "
+        "which goals always have)",
     )
     parser.add_argument(
-        "--compensate-samples", type=int, default=512, help="images to fit survivors on, at most (default 512)"
+        "--compensate-samples",
+        type=int,
+        help=f"images to fit survivors on, at most (default {COMPENSATE_SAMPLES}; for a goal three quarters of "
+        "--samples)",
     )
     parser.add_argument(
         "--precision",

@@ -11,6 +11,7 @@ from rich.text import Text
 from passes.cost import Cost
 from vitfx.compile import Pruned
 from vitfx.deliver import Measured
+from vitfx.digits import digits
 from vitfx.image_set import Images
 from vitfx.number_format import precision_fact, precision_record
 from vitfx.provenance_lines import provenance_lines
@@ -24,15 +25,16 @@ def make_report(
     calibration: Images,
     settings: Mapping[str, Any],
     environment: Mapping[str, Any],
+    batch: int | None = None,
 ) -> dict[str, Any]:
-    """report.json. latency_ms: median by batch; speedup: baseline's time by pruned's at the largest batch."""
+    """report.json. latency_ms: median by batch; speedup: baseline's time by pruned's at `batch`, or the largest."""
     ratios = {str(batch): ratio.paired for batch, ratio in measured.ratios.items()}
     return {
         "baseline": _side("baseline", pruned.verification.before, measured),
         "pruned": _side("pruned", pruned.verification.measured, measured),
         "kl": measured.scores["pruned"].kl,
         "agreement": measured.scores["pruned"].agreement,
-        "speedup": ratios[str(max(measured.ratios))],
+        "speedup": ratios[str(batch or max(measured.ratios))],
         "speedup_by_batch": ratios,
         "runtime": measured.provider,
         "images": {
@@ -112,16 +114,16 @@ def rows(report: Mapping[str, Any]) -> list[Row]:
     seconds = (old["evaluation_seconds"], new["evaluation_seconds"])
     images = report["images"]["evaluation"]
     title = f"inference time, {images} evaluation images"
-    table.append((title, f"{_digits(seconds[0])} s", f"{_digits(seconds[1])} s", _faster(seconds[0] / seconds[1])))
+    table.append((title, f"{digits(seconds[0])} s", f"{digits(seconds[1])} s", _faster(seconds[0] / seconds[1])))
     for batch, speedup in report["speedup_by_batch"].items():
         times = (old["latency_ms"][batch], new["latency_ms"][batch])
-        table.append((f"ms at batch {batch}", _digits(times[0]), _digits(times[1]), _faster(speedup)))
+        table.append((f"ms at batch {batch}", digits(times[0]), digits(times[1]), _faster(speedup)))
     return table + _precision_rows(report)
 
 
 def _precision_rows(report: Mapping[str, Any]) -> list[Row]:
     """The third file against the baseline."""
-    old, new = report["baseline"], report["precision"]
+    old, new = report["baseline"], report.get("precision")
     if new is None:
         return []
     table: list[Row] = []
@@ -133,13 +135,8 @@ def _precision_rows(report: Mapping[str, Any]) -> list[Row]:
     table.append((f"{name}: agreement with the original", "100.00%", f"{new['agreement']:.2%}", ""))
     for batch, speedup in new["speedup_by_batch"].items():
         times = (old["latency_ms"][batch], new["latency_ms"][batch])
-        table.append((f"{name}: ms at batch {batch}", _digits(times[0]), _digits(times[1]), _faster(speedup)))
+        table.append((f"{name}: ms at batch {batch}", digits(times[0]), digits(times[1]), _faster(speedup)))
     return table
-
-
-def _digits(value: float) -> str:
-    """Three significant digits, and all that a large number has before its point."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _faster(speedup: float) -> str:
@@ -162,7 +159,7 @@ def facts(report: Mapping[str, Any]) -> list[str]:
         f"float32; ONNX against torch {verify['onnx']:.1e}; parameters and FLOPs as the plan predicts.",
         *_compensation(report["compensation"]["sentence"]),
         *_deployment(report["deployment"]),
-        *precision_fact(report["precision"]),
+        *precision_fact(report.get("precision")),
         *report["notes"],
     ]
 
@@ -210,7 +207,8 @@ def _circuit_line(report: Mapping[str, Any]) -> list[str]:
 
 def _threshold(settings: Mapping[str, Any]) -> str:
     if settings.get("goal"):
-        return str(settings["goal"])
+        missed = settings.get("missed")
+        return f"{settings['goal']}" + (f" (missed: {missed})" if missed else "")
     return f"τ = {settings['tau']:g}" if settings["remove"] is None else f"{settings['remove']:.0%} to remove"
 
 

@@ -41,7 +41,7 @@ class State:
 @dataclass(frozen=True)
 class Standing:
     """How a pruned model stands on the held-out images. kl: nats an image from the original. drop: points of top-1
-    lost, None without labels. error: the standard error of that."""
+    lost, None without labels. error: the standard error of that, None where fewer than two images are held out."""
 
     kl: float
     drop: float | None
@@ -130,7 +130,8 @@ class Pursuit:
         labels = self.labels.to(logits.device)
         lost = [(one.argmax(-1) == labels).double() for one in (self.expected, logits)]
         difference = 100 * (lost[0] - lost[1])
-        return Standing(kl, float(difference.mean()), float(difference.std()) / len(difference) ** 0.5)
+        error = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else None
+        return Standing(kl, float(difference.mean()), error)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vitfx.curves import has_matplotlib, png_bytes
+from vitfx.digits import digits
 from vitfx.files import write_aside
 from vitfx.progress import Watcher
 from vitfx.provenance_lines import provenance_lines
@@ -86,8 +87,8 @@ def rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         row = [one["name"], f"{one['loss']:.4f}" if labelled else "–", f"{one['accuracy']:.2%}" if labelled else "–"]
         row += [f"{one['kl']:.4f}", f"{one['params']:,}", f"{one['flops']:,}"]
         for times in one["runtimes"].values():
-            row += [f"{times['evaluation_seconds']:.3g} s"]
-            row += [f"{times[key]:.3g} ms" for key in ("ms_per_image", "ms_at_batch_1")]
+            row += [f"{digits(times['evaluation_seconds'])} s"]
+            row += [f"{digits(times[key])} ms" for key in ("ms_per_image", "ms_at_batch_1")]
         table.append(row)
     return head, table
 

@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from vitfx.beside_plain import BesidePlain
+from vitfx.digits import digits
 from vitfx.goal import SPEEDUP
 from vitfx.provenance_lines import provenance_lines
 
@@ -79,7 +80,7 @@ def to_markdown(steps: Sequence[Step], settings: Mapping[str, Any], environment:
 def _rows(steps: Sequence[Step], settings: Mapping[str, Any]) -> list[tuple[str, ...]]:
     first = steps[0]
     whole = (f"{settings['original_params']:,}", f"{settings['original_flops']:,}")
-    original = ("original", "", "1×", f"{first.plain_ms:.3g}", "0", "100.00%", _percent(first.plain_accuracy), *whole)
+    original = ("original", "", "1×", digits(first.plain_ms), "0", "100.00%", _percent(first.plain_accuracy), *whole)
     return [
         original,
         *(
@@ -87,7 +88,7 @@ def _rows(steps: Sequence[Step], settings: Mapping[str, Any]) -> list[tuple[str,
                 one.name,
                 f"{one.asked:.3g}×" if settings["goal_kind"] == SPEEDUP else f"{one.asked:.1%}",
                 f"{one.speedup:.3f}×",
-                f"{one.ms:.3g}",
+                digits(one.ms),
                 f"{one.kl:.4f}",
                 f"{one.agreement:.2%}",
                 _percent(one.accuracy),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from vitfx.errors import UserError
 from vitfx.files import remove_results, write_aside, writing
 from vitfx.frontend import read_module
 from vitfx.goal import SPEEDUP, Goal
-from vitfx.goal_compile import Asked, Bench, Reference
+from vitfx.goal_bench import Asked, Bench, Reference
 from vitfx.graph_json import encode
 from vitfx.image_set import Images
 from vitfx.inputs import Inputs
@@ -144,15 +145,18 @@ def run_rounds(work: RoundsJob, watcher: Watcher) -> tuple[list[Step], dict[str,
     encode(front.graph_module)
     cost = measure_cost(front.graph_module, images.pixels.shape[1:])
     settings = _settings(work, images, origins(front.graph_module, images), cost)
-    steps = read_steps(job.out, settings, force=job.force)
+    steps, machine = read_steps(job.out, settings, force=job.force)
     if len(steps) < 2 * work.rounds.count:
-        _complete(_runner(work, front.graph_module, cost, images, watcher), steps, settings)
+        runner = _runner(work, front.graph_module, cost, images, watcher)
+        _begin(job.out, steps, settings, machine)
+        machine = environment()
+        _complete(runner, steps, settings, machine)
     else:
         watcher.say("all rounds are there already")
     last = job.out / steps[-1].folder
     for name in ARTIFACTS:
         write_aside(job.out / name, (last / name).read_bytes())
-    write_aside(job.out / TABLE, to_markdown(steps, settings, environment()))
+    write_aside(job.out / TABLE, to_markdown(steps, settings, machine))
     return steps, settings
 
 
@@ -179,14 +183,18 @@ def _runner(work: RoundsJob, original: GraphModule, cost: Cost, images: Images, 
     return Runner(work, Reference(module, original), cost, bench, bench.open_plain(), watcher)
 
 
-def _complete(runner: Runner, steps: list[Step], settings: Mapping[str, Any]) -> None:
+def _begin(out: Path, steps: list[Step], settings: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
+    """What is recorded is written before anything is made: by this file a run that was stopped is known."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    remove_results(out, (TABLE, *ARTIFACTS))
+    write_steps(out, steps, settings, machine)
+
+
+def _complete(runner: Runner, steps: list[Step], settings: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
     """Makes what is missing in `steps`, and records every one at once."""
     job, rounds, watcher = runner.work.job, runner.work.rounds, runner.watcher
     assert job.goal is not None
-    with writing(job.out):
-        job.out.mkdir(parents=True, exist_ok=True)
-    remove_results(job.out, (TABLE, *ARTIFACTS))
-    write_steps(job.out, steps, settings, environment())
     for one in steps:
         watcher.say(f"{one.name}: {one.folder}/ is there already")
     goals = enumerate(rounds.goals(job.goal[0]), 1)
@@ -196,7 +204,7 @@ def _complete(runner: Runner, steps: list[Step], settings: Mapping[str, Any]) ->
         steps.append(make(number, goal))
         made = steps[-1]
         watcher.say(f"{made.name}: measured {made.speedup:.3f}×, KL {made.kl:.4f}, {made.folder}/")
-        write_steps(job.out, steps, settings, environment())
+        write_steps(job.out, steps, settings, machine)
 
 
 def _settings(work: RoundsJob, images: Images, facts: Mapping[str, str], cost: Cost) -> dict[str, Any]:

@@ -85,8 +85,13 @@ class Settings:
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> Settings:
-        """Raises UserError for anything but what `to_json` makes."""
+        """Raises UserError for anything but what `to_json` makes, such as the settings of a run for a goal."""
         try:
+            if record["method"] == "goal":
+                raise UserError(
+                    f"the circuit was found for --{record['goal']} {record['value']} and holds no discovery to repeat: "
+                    "give that goal again in place of the circuit"
+                )
             return Settings(**{**record, "max_kl": math.inf if record["max_kl"] is None else record["max_kl"]})
         except (TypeError, KeyError) as error:
             raise UserError(

@@ -1,0 +1,22 @@
+"""Numbers in tables: three digits, and never a power of ten."""
+
+from __future__ import annotations
+
+import pytest
+
+from vitfx.digits import digits
+from vitfx.recover_report import rows
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.01234, "0.0123"), (12.345, "12.3"), (99.96, "100"), (123.4, "123"), (1234.4, "1234")]
+)
+def test_three_digits_and_all_before_the_point(value: float, said: str) -> None:
+    assert digits(value) == said
+
+
+def test_the_table_of_a_retraining() -> None:
+    times = {"evaluation_seconds": 1234.4, "ms_per_image": 12.345, "ms_at_batch_1": 1000.0}
+    model = {"name": "pruned", "accuracy": None, "kl": 0.1, "params": 10, "flops": 20, "runtimes": {"CPU": times}}
+    _, table = rows({"images": {"evaluation": 50}, "models": [model]})
+    assert table[0][-3:] == ["1234 s", "12.3 ms", "1000 ms"]

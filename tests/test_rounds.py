@@ -1,0 +1,51 @@
+"""The table of pruning in rounds, and its file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from vitfx.goal import SPEEDUP
+from vitfx.rounds import PRUNED, Step, to_markdown
+from vitfx.rounds_file import ARTIFACTS, ROUNDS, read_steps, write_steps
+
+SETTINGS = {
+    "model": "vit.pt", "target": "cpu:batch=8", "goal": "2× faster", "goal_kind": SPEEDUP, "rounds": 1, "minutes": 3.0,
+    "original_params": 1000, "original_flops": 2000,
+}  # fmt: skip
+STEP = Step(
+    round=1,
+    kind=PRUNED,
+    asked=2.0,
+    speedup=2.0,
+    ms=1234.0,
+    plain_ms=2468.0,
+    kl=0.1,
+    agreement=0.9,
+    accuracy=None,
+    plain_accuracy=None,
+    images=50,
+    params=500,
+    flops=1000,
+    params_share=0.5,
+    flops_share=0.5,
+    said=None,
+    folder="round-1/pruned",
+)
+
+
+def test_long_times_are_written_out() -> None:
+    said = to_markdown([STEP], SETTINGS, {"cpu": "slow"})
+    assert "| original |  | 1× | 2468 |" in said
+    assert "| round 1, pruned | 2× | 2.000× | 1234 |" in said
+
+
+def test_the_file_is_read_again_with_the_machine_that_measured(tmp_path: Path) -> None:
+    write_steps(tmp_path, [STEP], SETTINGS, {"cpu": "slow"})
+    assert read_steps(tmp_path, SETTINGS, force=False) == ([], {"cpu": "slow"})
+    (tmp_path / STEP.folder).mkdir(parents=True)
+    for name in ARTIFACTS:
+        (tmp_path / STEP.folder / name).touch()
+    assert read_steps(tmp_path, SETTINGS, force=False) == ([STEP], {"cpu": "slow"})
+    assert read_steps(tmp_path, SETTINGS, force=True) == ([], {})
+    assert json.loads((tmp_path / ROUNDS).read_text())["environment"] == {"cpu": "slow"}
