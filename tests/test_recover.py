@@ -13,6 +13,7 @@ from tests.prune_runs import checkpoint
 from tests.recover_runs import npz, pruned_file, student
 from vitfx.checkpoint import load_model
 from vitfx.recover import main
+from vitfx.recover_course import Course
 from vitfx.runtime import open_session
 from vitfx.trace import to_canonical
 
@@ -60,6 +61,10 @@ def test_the_four_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     record = torch.load(out / "pruned.pt", weights_only=True)["provenance"]
     assert record["circuit_fingerprint"] == "abc"
     assert record["recovered"]["steps"] == 6
+    other = torch.load(out / "baseline-retrained.pt", weights_only=True)["provenance"]
+    assert "circuit_fingerprint" not in other
+    assert other["recovered"]["from"] == str(tmp_path / "model.pt")
+    assert {name: other["recovered"]["settings"][name] for name in ("loss", "lr")} == {"loss": "ce", "lr": 1e-3}
     assert "has the retrained model and the report" in capsys.readouterr().out.replace("\n", " ")
 
 
@@ -96,6 +101,20 @@ def test_one_sentence(options: list[str], sentence: str, tmp_path: Path, capsys:
     assert sentence in said
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_what_ends_before_its_first_state_can_be_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Course, "run", stopped)
+        assert run(tmp_path, "--epochs", "1", "--hidden", "0") == 130
+    assert (tmp_path / "out" / "recovery.answers").exists()
+    assert "the same command goes on" in capsys.readouterr().err
+    assert run(tmp_path, "--epochs", "1", "--hidden", "0") == 0
 
 
 def test_labels_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

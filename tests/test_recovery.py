@@ -15,7 +15,7 @@ from vitfx.errors import UserError
 from vitfx.progress import Silent
 from vitfx.recover_check import Check, best_of, held_out_logits, is_stale, scores
 from vitfx.recover_course import Course
-from vitfx.recover_settings import RecoverSettings, rate_factor
+from vitfx.recover_settings import HIDDEN, RecoverSettings, rate_factor
 from vitfx.recovery import Recovered, Store, recover
 
 
@@ -130,8 +130,37 @@ def test_the_clock_ends_it_and_leads_the_rate(tmp_path: Path, monkeypatch: pytes
     found = run(tmp_path, epochs=None, minutes=1, lr=1e-3)
     assert found.steps == 20
     assert found.seconds == 60
-    assert rates == pytest.approx([1e-3 * rate_factor(3 * place / 60) for place in range(20)])
+    expected = [min(rate_factor(3 * place / 60), (place + 1) / 20) for place in range(20)]
+    assert rates == pytest.approx([1e-3 * factor for factor in expected])
     assert [check.progress for check in found.checks] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+
+
+def test_a_look_that_takes_the_time_of_all_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("vitfx.recover_course.time.monotonic", lambda: now[0])
+    check = Course._check
+
+    def slow(self: Course) -> None:
+        check(self)
+        now[0] += 25.0
+
+    monkeypatch.setattr(Course, "_check", slow)
+    with pytest.raises(UserError, match=r"a look at 6 held-out images takes 25 s, .* --minutes 1 too little"):
+        run(tmp_path, epochs=None, minutes=1)
+
+
+def test_streams_are_taught_where_a_teacher_is_and_nobody_says_otherwise() -> None:
+    assert RecoverSettings(epochs=1).objective.hidden == HIDDEN
+    assert RecoverSettings(epochs=1, loss="both").to_json()["hidden"] == HIDDEN
+    assert RecoverSettings(epochs=1, loss="ce").objective.hidden == 0
+    assert RecoverSettings(epochs=1, hidden=0.0).objective.hidden == 0
+
+
+def test_without_a_sublayer_in_common_logits_are_taught_alone(tmp_path: Path) -> None:
+    nothing = {"a0": (0, 1), "a1": (0, 1), "m0": tuple(range(16)), "m1": tuple(range(16))}
+    assert run(tmp_path, student(nothing), hidden=None).steps > 0
+    with pytest.raises(UserError, match="no sublayer in common with the teacher: leave out --hidden"):
+        run(tmp_path, student(nothing), hidden=1.0)
 
 
 def test_auto_leaves_mirror_images_out_where_the_teacher_does_not_know_them(

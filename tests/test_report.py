@@ -129,7 +129,7 @@ def test_rounds_give_a_point_a_step(tmp_path: Path) -> None:
 
 def test_the_time_is_that_of_the_batch_which_the_speed_up_is_of(tmp_path: Path) -> None:
     found = made()
-    found["speedup"] = found["speedup_by_batch"]["1"]
+    found["batch"] = 1
     page = compared(tmp_path, folder(tmp_path / "run", found))
     assert [row[9:] for row in page.cells if row[1:3] == ["2", "pruned"]] == [["2.00×", "batch 1, CPU"]]
 

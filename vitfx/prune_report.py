@@ -27,14 +27,17 @@ def make_report(
     environment: Mapping[str, Any],
     batch: int | None = None,
 ) -> dict[str, Any]:
-    """report.json. latency_ms: median by batch; speedup: baseline's time by pruned's at `batch`, or the largest."""
+    """report.json. latency_ms: median by batch; speedup: baseline's time by pruned's at `batch`, or the largest, which
+    is then named."""
+    batch = batch or max(measured.ratios)
     ratios = {str(batch): ratio.paired for batch, ratio in measured.ratios.items()}
     return {
         "baseline": _side("baseline", pruned.verification.before, measured),
         "pruned": _side("pruned", pruned.verification.measured, measured),
         "kl": measured.scores["pruned"].kl,
         "agreement": measured.scores["pruned"].agreement,
-        "speedup": ratios[str(batch or max(measured.ratios))],
+        "speedup": ratios[str(batch)],
+        "batch": batch,
         "speedup_by_batch": ratios,
         "runtime": measured.provider,
         "images": {

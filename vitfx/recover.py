@@ -25,7 +25,7 @@ from vitfx.pixel_cache import default_cache
 from vitfx.progress import console_watcher
 from vitfx.recover_job import STATE, RecoverJob, run_recover
 from vitfx.recover_report import to_table
-from vitfx.recover_settings import AUGMENTS, SAMPLES, SAVE_SECONDS, RecoverSettings
+from vitfx.recover_settings import AUGMENTS, HIDDEN, SAMPLES, SAVE_SECONDS, RecoverSettings
 from vitfx.train_config import PRECISIONS
 from vitfx.trainable import ONLY
 from vitfx.verify import VerificationError
@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: the exported file failed its check and was removed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
+        same = "the same command without --force" if options.force else "the same command"
+        print(f"\nstopped; {same} goes on where it stopped", file=sys.stderr)
         return 130
     return 0
 
@@ -114,10 +115,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add(
         "--hidden",
         type=float,
-        nargs="?",
-        const=1.0,
         metavar="WEIGHT",
-        help="also teach the stream behind each surviving sublayer, with this weight (1 where none is named)",
+        help="also teach the residual stream behind each surviving sublayer, with this weight; 0 teaches logits alone, "
+        f"whose answers are kept: cheaper over many epochs (default {HIDDEN:g} with kd and both)",
     )
     add(
         "--only",
@@ -126,7 +126,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "neighbours, the sublayers next to what was deleted; lora, low-rank adapters, merged at the end (default all)",
     )
     add("--rank", type=int, help=f"of the adapters (default {default.rank})")
-    add("--lr", type=float, help="highest learning rate (default 1e-4; 3e-4 compensating; 1e-3 lora, norms-and-biases)")
+    add("--lr", type=float, help="highest learning rate (default 5e-5; 3e-4 compensating; 1e-3 lora, norms-and-biases)")
     add("--batch", type=int, help=f"images a step (default {default.batch})")
     add(
         "--augment",

@@ -31,6 +31,8 @@ from vitfx.training_state import Log, to_cpu
 _CHECKING = 0.15
 """Share of a time budget that looks at held-out images may take."""
 _FEWEST_CHECKS = 2
+_FIRST_STEPS = 20
+"""In which the learning rate rises at least."""
 
 
 @dataclass(eq=False)
@@ -119,8 +121,10 @@ class Course:
         return int(progress * self.wanted_checks + 1e-9)
 
     def _step(self, batch: Batch) -> None:
+        # By the clock the first 5 % may be a few steps, in which AdamW does not know yet how large gradients are.
+        begun = min((len(self.losses) + 1) / _FIRST_STEPS, 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate * rate_factor(self._progress())
+            group["lr"] = self.settings.rate * min(rate_factor(self._progress()), begun)
         self.student.train()
         loss = self._loss(batch)
         self.scaler.scale(loss).backward()
@@ -160,6 +164,11 @@ class Course:
         self._reserve = time.monotonic() - began
         self.wanted_checks = self.settings.checks
         if self.settings.minutes is not None and self.steps is None:
+            if self._progress() >= 0.5:
+                raise UserError(
+                    f"a look at {len(self.data.held_out):,} held-out images takes {self._reserve:.0f} s, which leaves "
+                    f"of --minutes {self.settings.minutes:g} too little: give more minutes, or fewer with --held-out"
+                )
             affordable = int(_CHECKING * 60 * self.settings.minutes / max(self._reserve, 1e-9))
             self.wanted_checks = max(min(affordable, self.settings.checks), _FEWEST_CHECKS)
 

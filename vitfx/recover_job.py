@@ -16,7 +16,7 @@ from vitfx.checkpoint import ARTIFACT_FORMAT, LoadedModel
 from vitfx.deployment import Deployment, deploy
 from vitfx.errors import UserError
 from vitfx.export import ExportMismatch, compare_onnx, write_onnx
-from vitfx.files import remove_results, write_aside, writing
+from vitfx.files import UNFINISHED, remove_results, write_aside, writing
 from vitfx.frontend import read_module
 from vitfx.image_set import ImageSet
 from vitfx.inputs import Inputs
@@ -86,6 +86,7 @@ def run_recover(job: RecoverJob, watcher: Watcher) -> dict[str, Any]:
     models = _open(job, data, watcher)
     with writing(job.out):
         job.out.mkdir(parents=True, exist_ok=True)
+    write_aside(job.out / UNFINISHED, "the command that made this folder was broken off\n")
     stores = {name: Store(job.out / name, job.save_seconds, job.force) for name in (STATE, BASELINE_STATE)}
     if not any(store.path.exists() for store in stores.values()):
         remove_results(job.out, RESULTS)
@@ -104,6 +105,7 @@ def run_recover(job: RecoverJob, watcher: Watcher) -> dict[str, Any]:
     draw(job.out / PICTURE, report, watcher)
     for store in stores.values():
         store.discard()
+    remove_results(job.out, [UNFINISHED])
     return report
 
 
@@ -118,12 +120,18 @@ def _baseline(
     job: RecoverJob, models: _Models, data: RecoverData, found: Recovered, store: Store, watcher: Watcher
 ) -> Recovered:
     """The unpruned model, as many steps on the same images by their labels: it has nobody to learn from."""
-    watcher.say("the unpruned model gets the same training, by labels")
-    settings = replace(job.settings, loss="ce", hidden=0.0, only="all", lr=None)
+    settings = _by_labels(job.settings)
+    watcher.say(f"the unpruned model gets {found.steps:,} steps as well, by labels, at up to {settings.rate:g}")
     return recover(
         models.teacher, models.teacher, data, settings,
         device=job.device, watcher=watcher, store=store, steps=found.steps,
     )  # fmt: skip
+
+
+def _by_labels(settings: RecoverSettings) -> RecoverSettings:
+    """For the unpruned model. Its steps are as many whatever the looks say, of which the best is kept."""
+    rate = settings.lr if settings.only == "all" else None
+    return replace(settings, loss="ce", hidden=0.0, only="all", lr=rate, patience=settings.checks + 1)
 
 
 def _export(
@@ -153,9 +161,9 @@ def _export(
         Row(PRUNED, models.pruned, before),
     ]
     if again is not None:
-        _save(job, job.out / f"{RETRAINED}.pt", again)
+        _save(job, job.out / f"{RETRAINED}.pt", again, job.teacher, _by_labels(job.settings))
         rows.append(Row("baseline retrained", again.module, plain(again.module, RETRAINED)))
-    _save(job, job.out / "pruned.pt", found)
+    _save(job, job.out / "pruned.pt", found, job.inputs.model, job.settings)
     rows.append(Row("pruned retrained", found.module, small(found.module, job.out / "pruned.onnx")))
     return rows
 
@@ -170,8 +178,8 @@ def _write(path: Path, model: Any, module: GraphModule, pixels: torch.Tensor) ->
     return path
 
 
-def _save(job: RecoverJob, path: Path, found: Recovered) -> None:
-    model = job.inputs.model
+def _save(job: RecoverJob, path: Path, found: Recovered, model: LoadedModel, settings: RecoverSettings) -> None:
+    """model: what was retrained."""
     provenance = {
         **_provenance(model),
         "recovered": {
@@ -180,12 +188,13 @@ def _save(job: RecoverJob, path: Path, found: Recovered) -> None:
             "from_fingerprint": model.fingerprint,
             "teacher": job.teacher.source,
             "teacher_fingerprint": job.teacher.fingerprint,
-            "settings": job.settings.to_json(),
+            "settings": settings.to_json(),
             "steps": found.steps,
             "made_by": job.command,
         },
     }
-    save_artifact(path, found.module, model.preprocess, model.classes, model.data, provenance)
+    known = job.inputs.model
+    save_artifact(path, found.module, known.preprocess, known.classes, known.data, provenance)
 
 
 def _provenance(model: LoadedModel) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def facts(report: Mapping[str, Any]) -> list[str]:
     return [
         *([] if won is None else [f"{won:.0%} of the accuracy that pruning cost is won back."]),
         f"Pruned: {found['sentence']}.",
-        *([] if again is None else [f"Baseline, as many steps by labels: {again['sentence']}."]),
+        *([] if again is None else [f"Baseline, {again['steps']:,} steps by labels: {again['sentence']}."]),
         f"{found['steps']:,} steps of {settings['batch']} images in {found['seconds'] / 60:.1f} minutes "
         f"({found['precision']}), loss {settings['loss']}, {found['trained_parameters']:,} numbers trained "
         f"(only: {settings['only']}), highest learning rate {settings['lr']:g}, augmentation {found['augment']}.",

@@ -14,8 +14,11 @@ from vitfx.trainable import ONLY
 AUGMENTS = ("auto", "none", "flip", "crop")
 SAMPLES, SAVE_SECONDS = 100_000, 120.0
 """Training images at most, and the time between states to go on from, where nobody says."""
-_RATES = {"all": 1e-4, "compensating": 3e-4, "norms-and-biases": 1e-3, "neighbours": 1e-4, "lora": 1e-3}
+_RATES = {"all": 5e-5, "compensating": 3e-4, "norms-and-biases": 1e-3, "neighbours": 5e-5, "lora": 1e-3}
 """The fewer parameters there are, the further each may move."""
+HIDDEN = 50.0
+"""Weight of the streams beside the teacher's logits: what a few images' logits say of so many weights is mostly noise,
+which at first does more harm than good, and what their tokens' streams say is not."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class RecoverSettings:
     """epochs, minutes: how long; just one of them is given. minutes: of the wall clock, with everything that the
     retraining does.
 
-    loss, temperature, ce_share, hidden: see `vitfx.distill.Objective`. only, rank: see `vitfx.trainable`. augment:
+    loss, temperature, ce_share, hidden: see `vitfx.distill.Objective`; hidden is None for `HIDDEN` where there is a
+    teacher, and else 0. only, rank: see `vitfx.trainable`. augment:
     none, flip (every image and its mirror image in turn, so that the teacher answers each but once), crop (random crops
     and flips), auto (flip where the teacher answers mirror images as the images). lr: the highest rate of AdamW, None
     for the default of `only`. checks: how often held-out images are looked at, besides the beginning. held_out: how
@@ -38,7 +42,7 @@ class RecoverSettings:
     loss: str = "kd"
     temperature: float = 2.0
     ce_share: float = 0.5
-    hidden: float = 0.0
+    hidden: float | None = None
     only: str = "all"
     rank: int = 8
     augment: str = "auto"
@@ -63,8 +67,9 @@ class RecoverSettings:
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise UserError(f"--{name.replace('_', '-')} is {value:g}: give a number above 0")
         for name in ("hidden", "clip", "seed"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise UserError(f"--{name} is {getattr(self, name):g}: give 0 or more")
+            value = getattr(self, name)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise UserError(f"--{name} is {value:g}: give 0 or more")
         if not 0 <= self.ce_share <= 1:
             raise UserError(f"--ce-share is {self.ce_share:g}: give a share from 0 to 1")
 
@@ -74,10 +79,13 @@ class RecoverSettings:
 
     @property
     def objective(self) -> Objective:
-        return Objective(self.loss, self.temperature, self.ce_share, self.hidden)
+        hidden = self.hidden
+        if hidden is None:
+            hidden = 0.0 if self.loss == "ce" else HIDDEN
+        return Objective(self.loss, self.temperature, self.ce_share, hidden)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "lr": self.rate}
+        return {**asdict(self), "lr": self.rate, "hidden": self.objective.hidden}
 
 
 _WARM_UP, _FLOOR = 0.05, 0.01

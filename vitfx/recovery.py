@@ -6,8 +6,9 @@ import copy
 import hashlib
 import json
 import math
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Store:
-    """Where a state to go on from is kept, and how often it is written. force: one with other settings is replaced."""
+    """Where a state to go on from is kept, and how often it is written. force: one that is there is not looked at."""
 
     path: Path
     seconds: float = 120.0
@@ -107,9 +108,11 @@ def recover(
     many, whatever the settings say of epochs or minutes. Raises UserError where the settings do not fit models or data,
     and KeyboardInterrupt after Ctrl-C, with the state stored.
     """
+    settings = _with_streams(settings, student, teacher)
     objective = settings.objective
     if objective.needs_labels and not data.labelled:
         raise UserError(f"--loss {settings.loss} needs labels and the images have none: give --loss kd")
+    began = time.monotonic()
     key = _key(student, teacher, data, settings, steps)
     found = None if store is None else read_state(store.path, key, force=store.force)
     log, parts = found or (Log(), None)
@@ -142,6 +145,7 @@ def recover(
         watcher=watcher,
         store=None if store is None else partial(_write, store.path, key),
         save_seconds=store.seconds if store else math.inf,
+        spent=time.monotonic() - began,
     )
     if parts is not None:
         watcher.say(f"going on after step {len(log.losses)}")
@@ -187,6 +191,15 @@ def _steps(data: RecoverData, settings: RecoverSettings, batch: int, steps: int 
     if steps is not None or settings.epochs is None:
         return steps
     return max(1, round(settings.epochs * (len(data.train) // batch)))
+
+
+def _with_streams(settings: RecoverSettings, student: GraphModule, teacher: GraphModule) -> RecoverSettings:
+    """Without their part of the loss where nobody asked for it and there are none. Raises UserError where it was."""
+    if shared_sublayers(student, teacher) or not settings.objective.hidden:
+        return settings
+    if settings.hidden is not None:
+        raise UserError("the pruned model has no sublayer in common with the teacher: leave out --hidden")
+    return replace(settings, hidden=0.0)
 
 
 def _taps(student: GraphModule, teacher: GraphModule, objective: Objective) -> tuple[Tapped | None, Tapped | None]:

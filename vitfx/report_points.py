@@ -46,9 +46,9 @@ def points_of(report: Mapping[str, Any], kind: str) -> tuple[Reached, ...]:
 
 def _pruned(report: Mapping[str, Any]) -> tuple[Reached, ...]:
     old, new, third = report["baseline"], report["pruned"], report["precision"]
-    speedups, speedup = report["speedup_by_batch"], report["speedup"]
-    # The target's batch, or the largest: the report does not say which.
-    batch = max((one for one in speedups if speedups[one] == speedup), key=int, default=max(speedups, key=int))
+    speedups = report["speedup_by_batch"]
+    # Reports of earlier versions do not name it: it was the largest.
+    batch = str(report.get("batch", max(speedups, key=int)))
     where = f"batch {batch}, {_runtime(report['runtime'])}"
     left = (new["params"] / old["params"], new["flops"] / old["flops"])
     found = [
