@@ -40,16 +40,20 @@ def test_a_terminal_shows_what_is_done_and_then_takes_it_away() -> None:
     assert "counting" not in after
 
 
-def test_the_detail_belongs_to_the_newest_bar() -> None:
+def test_the_detail_belongs_to_the_bar_that_moved_last_or_a_newer_one() -> None:
     printed = io.StringIO()
     console = Console(file=printed, width=100, force_terminal=True, color_system=None)
     with console_watcher(console) as watcher:
-        watcher.bar("first")(1, 2)
+        first = watcher.bar("first")
+        first(1, 3)
         watcher.bar("second")(1, 2)
         watcher.detail("here")
+        first(2, 3)
+        watcher.detail("there")
         watcher._progress.refresh()
     lines = printed.getvalue().splitlines()
     assert any("second" in line and "here" in line for line in lines)
+    assert any("first" in line and "there" in line for line in lines)
     assert not any("first" in line and "here" in line for line in lines)
 
 

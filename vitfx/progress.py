@@ -21,7 +21,7 @@ class Watcher(Protocol):
     def bar(self, title: str) -> Report: ...
 
     def detail(self, text: str) -> None:
-        """Shown beside the newest bar."""
+        """Shown beside the bar that moved last, or a newer one."""
 
 
 class Silent:
@@ -52,6 +52,7 @@ class ConsoleWatcher:
         task = self._task = self._progress.add_task(title, total=None, detail="")
 
         def report(done: int, total: int) -> None:
+            self._task = task
             self._progress.update(task, completed=done, total=total, visible=done < total)
 
         return report

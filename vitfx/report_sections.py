@@ -10,6 +10,7 @@ from passes.plan import DeletionPlan
 from vitfx.attention_maps import AttentionMaps, Grid
 from vitfx.circuit import Circuit
 from vitfx.circuit_view import score_unit
+from vitfx.digits import digits
 from vitfx.page import bullets, details, figure, paragraph, section, table, text
 from vitfx.page_charts import Bar, Curve, bars, plane, svg
 from vitfx.page_circuit import dead_cells, has_costs, has_scores, score_grid, state_grid
@@ -86,7 +87,7 @@ def recovered_bars(report: Mapping[str, Any], prefix: str = "") -> list[tuple[st
 
 
 def _bar(name: str, ms: float, series: int) -> Bar:
-    return Bar(name, ms, f"{ms:.0f} ms" if ms >= 100 else f"{ms:.3g} ms", series)
+    return Bar(name, ms, f"{digits(ms)} ms", series)
 
 
 def curves(report: Mapping[str, Any], title: str) -> str:
