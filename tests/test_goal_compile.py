@@ -16,14 +16,18 @@ from vitfx.circuit import Circuit
 from vitfx.circuit_summary import layer_rows
 from vitfx.deployment import NAMES, default_deployment
 from vitfx.errors import UserError
+from vitfx.files import UNFINISHED, check_output
 from vitfx.goal import DROP, KL, SPEEDUP, Goal, Target
 from vitfx.goal_bench import Asked
 from vitfx.goal_compile import compile_for_goal
 from vitfx.image_set import Images
 from vitfx.latency_table import LatencyTable
 from vitfx.progress import Silent
+from vitfx.prune import _parser as parser
 from vitfx.prune import main
+from vitfx.prune_options import open_job
 from vitfx.pursuit import Pursuit
+from vitfx.trace import to_canonical
 
 CPU = torch.device("cpu")
 
@@ -75,32 +79,35 @@ def test_a_speed_is_reached_and_the_artifact_is_proved(images, table, monkeypatc
     assert found.compensation.kl == found.artifact_kl == found.circuit.kl
 
 
-def test_measured_times_are_kept_and_made_anew_when_asked(images, table, monkeypatch):
-    monkeypatch.setattr(goal_bench.Bench, "measure", lambda self, state: 1.2)
-    compiled(images, asked(SPEEDUP, 1.2))
-    compiled(images, asked(SPEEDUP, 1.2))
+def bench(images, one):
+    original = to_canonical(model(), images.pixels[:2]).graph_module
+    return goal_bench.Bench(model(), original, images.pixels, one, Silent())
+
+
+def test_measured_times_are_kept_and_made_anew_when_asked(images, table):
+    for _ in range(2):
+        bench(images, asked(SPEEDUP, 1.2)).price()
     assert len(table) == 1
-    compiled(images, asked(SPEEDUP, 1.2, fresh=True))
+    bench(images, asked(SPEEDUP, 1.2, fresh=True)).price()
     assert len(table) == 2
 
 
 def test_a_real_measurement_is_a_ratio(images, table):
-    bench = goal_bench.Bench(model(), compiled(images, asked(KL, 1e-9)).original, images.pixels, asked(KL, 1), Silent())
-    pursuit = Pursuit(bench.original, images.pixels, None, scored=8, seed=0, watcher=Silent())
-    assert 0.05 < bench.measure(pursuit.start()) < 50
+    found = bench(images, asked(KL, 1))
+    pursuit = Pursuit(found.original, images.pixels, None, scored=8, seed=0, watcher=Silent())
+    assert 0.05 < found.measure(pursuit.start()) < 50
 
 
 def test_a_damaged_or_unwritable_cache_costs_time_and_nothing_else(images, table, monkeypatch, tmp_path):
-    monkeypatch.setattr(goal_bench.Bench, "measure", lambda self, state: 1.2)
-    compiled(images, asked(SPEEDUP, 1.2))
+    bench(images, asked(SPEEDUP, 1.2)).price()
     (cached,) = (tmp_path / "cache" / "vitfx").iterdir()
     cached.write_text("{}")
-    compiled(images, asked(SPEEDUP, 1.2))
+    bench(images, asked(SPEEDUP, 1.2)).price()
     assert len(table) == 2
     assert LatencyTable.from_json(cached.read_text()) == table[0]
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    compiled(images, asked(SPEEDUP, 1.2))
+    bench(images, asked(SPEEDUP, 1.2)).price()
     assert len(table) == 3
 
 
@@ -115,10 +122,9 @@ def test_a_float16_target_runs_both_files_in_float16(images, table, monkeypatch)
 
     monkeypatch.setattr(goal_bench, "open_session", watched)
     half = replace(asked(KL, 1), target=Target("cpu", 2, "fp16"))
-    bench = goal_bench.Bench(model(), compiled(images, asked(KL, 1e-9)).original, images.pixels, half, Silent())
-    opened.clear()
-    pursuit = Pursuit(bench.original, images.pixels, None, scored=8, seed=0, watcher=Silent())
-    assert bench.measure(pursuit.start()) > 0
+    found = bench(images, half)
+    pursuit = Pursuit(found.original, images.pixels, None, scored=8, seed=0, watcher=Silent())
+    assert found.measure(pursuit.start()) > 0
     assert len(opened) == 2
     for types, options in opened:
         assert onnx.TensorProto.FLOAT16 in types and onnx.TensorProto.FLOAT not in types
@@ -157,9 +163,8 @@ def test_a_run_that_is_broken_off_can_be_repeated(tmp_path, capsys, monkeypatch)
         patch.setattr(job, "measure", interrupted)
         assert run_circuit(model_file, out, *options) == 130
     assert "stopped; the same command begins anew" in capsys.readouterr().err
-    assert (out / "unfinished").exists()
-    assert run_circuit(model_file, out, *options) == 0
-    assert not (out / "unfinished").exists()
+    assert (out / UNFINISHED).exists()
+    check_output(out, force=False)
 
 
 def test_a_circuit_says_what_is_kept_and_what_is_gone(images, table):
@@ -226,7 +231,8 @@ def test_fewer_images_than_the_default_are_no_error(tmp_path):
     for index in range(40):
         picture(tmp_path / "photos" / "train" / str(index % 10) / f"{index}.png", index)
         picture(tmp_path / "photos" / "val" / str(index % 10) / f"{index}.png", index)
-    options = ["--target-flops", "0.9", "--data", str(tmp_path / "photos")]
-    assert run_circuit(artifact(tmp_path / "model.pt"), tmp_path / "out", *options) == 0
-    assert report(tmp_path / "out")["settings"]["samples"] == 40
-    assert run_circuit(tmp_path / "model.pt", tmp_path / "more", *options, "--samples", "41") == 2
+    options = [str(artifact(tmp_path / "model.pt")), "--target-flops", "0.9", "--data", str(tmp_path / "photos")]
+    job, _ = open_job(parser().parse_args([*options, "--out", str(tmp_path / "out")]))
+    assert job.settings.samples == 40
+    job, _ = open_job(parser().parse_args([*options, "--out", str(tmp_path / "out"), "--samples", "41"]))
+    assert job.settings.samples == 41

@@ -47,14 +47,14 @@ def test_the_detail_belongs_to_the_bar_that_moved_last_or_a_newer_one() -> None:
         first = watcher.bar("first")
         first(1, 3)
         watcher.bar("second")(1, 2)
-        watcher.detail("here")
+        watcher.detail("soon")
         first(2, 3)
-        watcher.detail("there")
+        watcher.detail("late")
         watcher._progress.refresh()
     lines = printed.getvalue().splitlines()
-    assert any("second" in line and "here" in line for line in lines)
-    assert any("first" in line and "there" in line for line in lines)
-    assert not any("first" in line and "here" in line for line in lines)
+    assert any("second" in line and "soon" in line for line in lines)
+    assert any("first" in line and "late" in line for line in lines)
+    assert not any("first" in line and "soon" in line for line in lines)
 
 
 def test_silence(capsys) -> None:

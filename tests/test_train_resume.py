@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,8 @@ def test_kill_9_in_the_middle_of_an_epoch(tmp_path: Path, unbroken: Path) -> Non
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert len(torch.load(out / "state.pt", weights_only=True)["log"]["losses"]) == 6
     assert not (out / "report.json").exists()
+    # TensorBoard reads files in the order of the second in which they were begun.
+    time.sleep(1.1)
     assert run_few(out, *OPTIONS, "--tensorboard", epochs=3) == 0
     assert_same_course(out, unbroken)
     assert logged(out, "train/loss") == [

@@ -123,9 +123,7 @@ def recover(
     wanted = held_out_logits(original, data, device, precision)
     augment, told = _augment(original, data, settings, wanted, precision)
     trained = prepare(student, original, settings.only, settings.rank, settings.seed)
-    whole = sum(one.numel() for one in student.parameters())
-    said = f"{trained:,} of {whole:,} numbers are trained (--only {settings.only}), on {len(data.train):,} images"
-    for sentence in (why, *told, said):
+    for sentence in (why, *told, _said(student, trained, settings, data)):
         watcher.say(sentence)
     taps = _taps(student, original, objective)
     answers = _answers(data, augment, objective, classes, store, parts)
@@ -153,6 +151,11 @@ def recover(
     _run(course, augment, settings.seed)
     merge_adapters(student)
     return _recovered(course, student, trained, augment, told)
+
+
+def _said(student: GraphModule, trained: int, settings: RecoverSettings, data: RecoverData) -> str:
+    whole = sum(one.numel() for one in student.parameters())
+    return f"{trained:,} of {whole:,} numbers are trained (--only {settings.only}), on {len(data.train):,} images"
 
 
 def _run(course: Course, augment: str, seed: int) -> None:
