@@ -61,6 +61,13 @@ def check_output(folder: Path, *, force: bool, unfinished: str = JOURNAL) -> Non
         )
 
 
+def begin_results(folder: Path) -> None:
+    """Makes the folder, with `UNFINISHED` in it until the caller removes that. Raises WriteError."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_aside(folder / UNFINISHED, "the command that made this folder was broken off\n")
+
+
 def remove_results(folder: Path, results: Sequence[str]) -> None:
     """Takes earlier `results` (file names) out of the folder; anything else there is left alone."""
     for name in results:

@@ -116,7 +116,7 @@ def _circuit(original: GraphModule, found: Attained, price: Price, asked: Asked,
             for index, (units, alive) in enumerate(one for one in groups if one[0])
         ]
     settings = {"method": "goal", "granularity": "head", "ablation": "mean", **asked.to_json()}
-    steps = {"unit": price.unit, "whole": price.whole, "steps": list(found.steps), "speed-up": found.speedup}
-    steps["met"] = found.met
+    measured = {"speed-up": found.speedup, "met": found.met}
+    steps = {"unit": price.unit, "whole": price.whole, "steps": list(found.steps), **measured}
     details = {"price": steps, "held out": asdict(found.standing)}
     return Circuit(tuple(decisions), found.standing.kl, settings, facts, details)

@@ -16,7 +16,7 @@ from vitfx.deliver import BATCHES, RESULTS, measure, write_files
 from vitfx.deployment import Deployment
 from vitfx.device import pick_device
 from vitfx.errors import UserError
-from vitfx.files import JOURNAL, UNFINISHED, WriteError, remove_results, write_aside, writing
+from vitfx.files import JOURNAL, UNFINISHED, WriteError, begin_results, remove_results, write_aside
 from vitfx.goal import Goal, Target
 from vitfx.goal_bench import Asked, Reference
 from vitfx.goal_compile import compile_for_goal
@@ -78,9 +78,7 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
     images = job.inputs.calibration(job.settings.samples, job.settings.seed, watcher.bar("loading"))
     journal: list[FileJournal] = []
     pruned = _for_goal(job, images, watcher) if job.goal else _discovered(job, images, journal, watcher)
-    with writing(job.out):
-        job.out.mkdir(parents=True, exist_ok=True)
-    write_aside(job.out / UNFINISHED, "the command that made this folder was broken off\n")
+    begin_results(job.out)
     remove_results(job.out, RESULTS)
     written = write_files(job.out, pruned, job.inputs.model, images, job.deployment, watcher)
     made = write_precision(job.out, job.precision, images.pixels)

@@ -16,7 +16,7 @@ from vitfx.checkpoint import ARTIFACT_FORMAT, LoadedModel
 from vitfx.deployment import Deployment, deploy
 from vitfx.errors import UserError
 from vitfx.export import ExportMismatch, compare_onnx, write_onnx
-from vitfx.files import UNFINISHED, remove_results, write_aside, writing
+from vitfx.files import UNFINISHED, begin_results, remove_results, write_aside
 from vitfx.frontend import read_module
 from vitfx.image_set import ImageSet
 from vitfx.inputs import Inputs
@@ -84,9 +84,7 @@ def run_recover(job: RecoverJob, watcher: Watcher) -> dict[str, Any]:
     if job.also_baseline and not data.labelled:
         raise UserError("--also-baseline needs labels, for the unpruned model has no teacher: give images by class")
     models = _open(job, data, watcher)
-    with writing(job.out):
-        job.out.mkdir(parents=True, exist_ok=True)
-    write_aside(job.out / UNFINISHED, "the command that made this folder was broken off\n")
+    begin_results(job.out)
     stores = {name: Store(job.out / name, job.save_seconds, job.force) for name in (STATE, BASELINE_STATE)}
     if not any(store.path.exists() for store in stores.values()):
         remove_results(job.out, RESULTS)
