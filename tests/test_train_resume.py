@@ -104,8 +104,7 @@ def test_ctrl_c_is_one_sentence_and_goes_on(
             end = Loop._end_epoch
             patched.setattr(Loop, "_end_epoch", lambda *given: (_press(given[1] == 8), end(*given))[1])
         else:
-            step = Trainer.step
-            patched.setattr(Trainer, "step", lambda *given: (_press(given[1] == stop - 1), step(*given))[1])
+            _press_in_step(patched, stop - 1)
         # With states far apart it is Ctrl-C alone that saves.
         assert run_few(out, *OPTIONS, "--save-seconds", "1e9", epochs=3) == 130
     said = capsys.readouterr().err
@@ -122,13 +121,17 @@ def _press(now: bool) -> None:
         signal.raise_signal(signal.SIGINT)
 
 
+def _press_in_step(patched: pytest.MonkeyPatch, number: int) -> None:
+    step = Trainer.step
+    patched.setattr(Trainer, "step", lambda *given: (_press(given[1] == number), step(*given))[1])
+
+
 def test_another_command_is_not_mixed_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        step = Trainer.step
-        patched.setattr(Trainer, "step", lambda *given: (_press(given[1] == 1), step(*given))[1])
+        _press_in_step(patched, 1)
         assert run_few(out, "--save-seconds", "1e9") == 130
     state = (out / "state.pt").read_bytes()
     for other in (["--lr", "1e-4"], ["--seed", "1"], ["--dropout", "0.1"]):
@@ -144,11 +147,10 @@ def test_force_begins_anew_with_the_same_settings(
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        step = Trainer.step
-        patched.setattr(Trainer, "step", lambda *given: (_press(given[1] == 1), step(*given))[1])
+        _press_in_step(patched, 1)
         assert run_few(out, "--force") == 130
     assert "stopped; the same command without --force goes on where it stopped" in capsys.readouterr().err
-    steps: list[int] = []
+    steps, step = list[int](), Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda *given: (steps.append(given[1]), step(*given))[1])
     assert run_few(out, "--force") == 0
     assert steps == [0, 1, 2, 3]
