@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.exports import EXPORTERS, export_once
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +29,11 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _each_export_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in EXPORTERS:
+            patch.setattr(importlib.import_module(f"vitfx.{name}"), "to_onnx", export_once)
+        yield

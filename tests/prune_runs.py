@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.fx import GraphModule
 
 import vitfx.baseline
 import vitfx.deliver
 from vitfx.artifact import save_artifact
 from vitfx.checkpoint import save_checkpoint
-from vitfx.export import to_onnx
 from vitfx.models import ViT
 from vitfx.preprocess import Preprocess
 from vitfx.prune import main
 from vitfx.trace import to_canonical
-from vitfx.weights import fingerprint
 
 GREY = Preprocess((8, 8), mean=(0.3,), std=(0.4,))
 DIGITS = tuple("0123456789")
 SIZES = {"image_size": 8, "patch_size": 4, "channels": 1, "classes": 10, "width": 16, "depth": 2, "heads": 2, "mlp": 16}
 EDGES = 1 + 2 * 2 + 2 * 4
 """Of a model with `SIZES` and --paths 4: the embedding's, the heads', the MLP paths'."""
-_EXPORTED: dict[str, onnx.ModelProto] = {}
 
 
 class Stopped(Exception):
@@ -108,23 +102,13 @@ def _stop(*_: object) -> None:
 
 @contextmanager
 def _quick() -> Iterator[None]:
-    """One thread, which for such a model is faster; two rounds of timing; no export of the same weights twice."""
+    """One thread, which for such a model is faster; two rounds of timing."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(vitfx.deliver, "_ROUNDS", 2)
             patch.setattr(vitfx.deliver, "_SECONDS", 0.0)
-            patch.setattr(vitfx.deliver, "to_onnx", _export_once)
-            patch.setattr(vitfx.baseline, "to_onnx", _export_once)
             yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _export_once(module: nn.Module, example: Tensor, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    graphs = "".join(one.code for one in module.modules() if isinstance(one, GraphModule))
-    key = f"{graphs}{module}{fingerprint(module.state_dict())}{json.dumps(dict(metadata), sort_keys=True)}"
-    if key not in _EXPORTED:
-        _EXPORTED[key] = to_onnx(module, example, metadata)
-    return _EXPORTED[key]

@@ -54,7 +54,7 @@ def test_an_onnx_file_that_is_not_the_artifact_ends_the_run(
     def other(*_: object) -> onnx.ModelProto:
         return onnx.load(folder / "pruned.onnx")
 
-    monkeypatch.setattr("tests.prune_runs._export_once", other)
+    monkeypatch.setattr(vitfx.deliver, "to_onnx", other)
     assert run(folder / "model.pt", tmp_path / "out", "--tau", "0.01") == 1
     said = capsys.readouterr().err
     assert said.startswith("error: the exported file failed its check and was removed: ")

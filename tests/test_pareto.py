@@ -11,7 +11,7 @@ import pytest
 
 from vitfx.curves import png_bytes
 from vitfx.errors import UserError
-from vitfx.pareto import KNEE_RULE, Point, by_speed, knee, read_speeds, to_markdown
+from vitfx.pareto import KNEE_RULE, Point, by_speed, knee, missed, read_speeds, to_markdown
 from vitfx.pareto_file import SWEEP, read_points, write_points
 from vitfx.pareto_plot import draw_front
 
@@ -78,6 +78,15 @@ def test_the_table_marks_the_knee_and_what_is_lost() -> None:
     assert KNEE_RULE in said and "The knee is 1.6×." in said and "No picture." in said
     slow = to_markdown([dataclasses.replace(FRONT[0], ms=1234.0)], SETTINGS, {}, "")
     assert "| exact rewrites alone | 1.100× | 1234 |" in slow
+
+
+def test_speeds_more_than_3_percent_behind_are_missed() -> None:
+    behind = [
+        dataclasses.replace(one, speedup=share * one.speedup)
+        for one, share in zip(FRONT[1:], (0.96, 0.98, 0.9), strict=True)
+    ]
+    assert missed([FRONT[0], *behind]) == "1.25×, 2× faster was asked for and missed: measured 1.20×, 1.80×"
+    assert missed(FRONT) is None
 
 
 def test_points_are_in_the_order_of_their_speeds() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
-from vitfx.goal import SPEEDUP
-from vitfx.rounds import PRUNED, Step, to_markdown
+from vitfx.goal import FLOPS, SPEEDUP
+from vitfx.rounds import PRUNED, Step, missed, to_markdown
 from vitfx.rounds_file import ARTIFACTS, ROUNDS, read_steps, write_steps
 
 SETTINGS = {
@@ -38,6 +39,13 @@ def test_long_times_are_written_out() -> None:
     said = to_markdown([STEP], SETTINGS, {"cpu": "slow"})
     assert "| original |  | 1× | 2468 |" in said
     assert "| round 1, pruned | 2× | 2.000× | 1234 |" in said
+
+
+def test_the_last_step_is_held_against_the_goal() -> None:
+    slow = replace(STEP, speedup=1.9)
+    assert missed([STEP, slow], SETTINGS) == "2× faster was asked for and missed: measured 1.90×"
+    assert missed([slow, replace(STEP, speedup=1.95)], SETTINGS) is None
+    assert missed([slow], SETTINGS | {"goal_kind": FLOPS}) is None
 
 
 def test_the_file_is_read_again_with_the_machine_that_measured(tmp_path: Path) -> None:

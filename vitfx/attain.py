@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitfx.errors import UserError
-from vitfx.goal import DROP, SPEEDUP, Goal
+from vitfx.goal import DROP, PROMISED, SPEEDUP, Goal, reaches
 from vitfx.price import Price
 from vitfx.progress import Watcher
 from vitfx.pursuit import Pursuit, Standing, State
 
 ROUNDS = 3
 """Cuts, each scored anew, on the way to a price."""
-PROMISED = 0.03
-"""How far a measured speed-up may stay behind the one asked for."""
 TOLERANCE = PROMISED / 2
 """How far it may be off before the cut is corrected: the measurement has an error of its own."""
 CORRECTIONS = 4
@@ -143,7 +141,7 @@ def attain(
     if goal.kind == SPEEDUP:
         assert plain is not None and measure is not None
         state, found = attempt.to_speed(goal.value, plain, measure)
-        state, met = pursuit.finish(state), found >= (1 - PROMISED) * goal.value
+        state, met = pursuit.finish(state), reaches(found, goal.value)
     elif goal.priced:
         state = pursuit.finish(attempt.to_price(goal.value * (price.whole if whole is None else whole)))
     else:

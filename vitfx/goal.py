@@ -15,6 +15,13 @@ SPEEDUP, PARAMETERS, FLOPS, DROP, KL = "target-speedup", "target-params", "targe
 GOALS = (SPEEDUP, PARAMETERS, FLOPS, DROP, KL)
 PRICED = (SPEEDUP, PARAMETERS, FLOPS)
 """Goals that say what the model may cost; the others say how far its answers may go astray."""
+PROMISED = 0.03
+"""How far a measured speed-up may stay behind the one asked for."""
+
+
+def reaches(measured: float, asked: float) -> bool:
+    """Whether a measured speed-up is as much as was promised for the one asked for."""
+    return measured >= (1 - PROMISED) * asked
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from rich.table import Table
 from vitfx.beside_plain import BesidePlain
 from vitfx.digits import digits
 from vitfx.errors import UserError
+from vitfx.goal import reaches
 from vitfx.provenance_lines import provenance_lines
 
 KNEE_RULE = (
@@ -72,6 +73,15 @@ def read_speeds(text: str) -> tuple[float, ...]:
 def by_speed(points: Iterable[Point]) -> tuple[Point, ...]:
     """By rising speed-up that was asked for, exact rewrites alone first."""
     return tuple(sorted(points, key=lambda one: one.asked or 1.0))
+
+
+def missed(points: Iterable[Point]) -> str | None:
+    """The speed-ups that were asked for and not measured, in words; None where all were."""
+    behind = [one for one in points if one.asked is not None and not reaches(one.speedup, one.asked)]
+    if not behind:
+        return None
+    wanted, found = ", ".join(one.name for one in behind), ", ".join(f"{one.speedup:.2f}×" for one in behind)
+    return f"{wanted} faster was asked for and missed: measured {found}"
 
 
 def knee(points: Sequence[Point]) -> Point | None:

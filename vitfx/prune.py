@@ -29,11 +29,13 @@ from vitfx.job import Job, run_job
 from vitfx.journal import NoJournal
 from vitfx.number_format import FP32, PRECISIONS
 from vitfx.options import add_discovery, add_inputs, add_loading, add_rewrites
+from vitfx.pareto import missed as sweep_missed
 from vitfx.pareto import to_table as sweep_table
 from vitfx.pareto_job import run_sweep
 from vitfx.progress import Silent, Watcher, console_watcher
 from vitfx.prune_options import COMPENSATE_SAMPLES, open_job
 from vitfx.prune_report import to_table
+from vitfx.rounds import missed as rounds_missed
 from vitfx.rounds import to_table as rounds_table
 from vitfx.rounds_job import RoundsJob, run_rounds
 from vitfx.rounds_options import Rounds, add_rounds
@@ -112,7 +114,8 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(table)
         console.print(f"{job.out}/ has {what}", highlight=False, markup=False, soft_wrap=True)
         if missed:
-            print(f"error: {missed}, but that model is written; ask for less, or on a quieter machine", file=sys.stderr)
+            said = f"error: {missed}, but what was made is written; ask for less, or on a quieter machine"
+            print(said, file=sys.stderr)
             return 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -133,10 +136,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(job: Job, rounds: Rounds | None, command: str, watcher: Watcher) -> tuple[Table, str, str | None]:
     """What is shown, what the folder has, and which goal was missed, if one was."""
     if rounds is not None:
-        table = rounds_table(*run_rounds(RoundsJob(job, rounds, command), watcher))
-        return table, "the last round's model, and rounds.md", None
+        steps, settings = run_rounds(RoundsJob(job, rounds, command), watcher)
+        short = rounds_missed(steps, settings)
+        return rounds_table(steps, settings), "the last round's model, and rounds.md", short
     if job.speeds:
-        return sweep_table(run_sweep(job, watcher)), "the front and its models", None
+        points = run_sweep(job, watcher)
+        return sweep_table(points), "the front and its models", sweep_missed(points)
     report = run_job(job, watcher)
     missed = report["settings"]["missed"]
     what = f"{report['settings']['goal']} was asked for and missed: {missed}" if missed else None

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from vitfx.beside_plain import BesidePlain
 from vitfx.digits import digits
-from vitfx.goal import SPEEDUP
+from vitfx.goal import SPEEDUP, reaches
 from vitfx.provenance_lines import provenance_lines
 
 PRUNED, RECOVERED = "pruned", "recovered"
@@ -44,6 +44,14 @@ class Step(BesidePlain):
 
 
 _COLUMNS = ("", "asked", "measured", "ms", "KL", "agreement", "top-1", "parameters", "FLOPs")
+
+
+def missed(steps: Sequence[Step], settings: Mapping[str, Any]) -> str | None:
+    """What the last step fell short of, in words; None where it is what was asked for."""
+    last = steps[-1]
+    if settings["goal_kind"] != SPEEDUP or reaches(last.speedup, last.asked):
+        return None
+    return f"{last.asked:g}× faster was asked for and missed: measured {last.speedup:.2f}×"
 
 
 def to_table(steps: Sequence[Step], settings: Mapping[str, Any]) -> Table:
