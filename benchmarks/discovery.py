@@ -22,6 +22,7 @@ from vitfx.circuit import Circuit, Decision
 from vitfx.device import NAMES, pick_device
 from vitfx.eap_acdc import eap_acdc
 from vitfx.edge_graph import GRANULARITIES
+from vitfx.ending import ending
 from vitfx.errors import UserError
 from vitfx.files import write_aside
 from vitfx.journal import NoJournal
@@ -69,18 +70,17 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
-    try:
+
+    def work() -> None:
         options = _options(_parser().parse_args(arguments))
         with console_watcher(console) as watcher:
             record = measure(options, watcher)
         write_aside(options.out, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for table in tables(record):
-        console.print(table)
-    console.print(f"written to {options.out}", highlight=False, markup=False, soft_wrap=True)
-    return 0
+        for table in tables(record):
+            console.print(table)
+        console.print(f"written to {options.out}", highlight=False, markup=False, soft_wrap=True)
+
+    return ending(work)
 
 
 def measure(options: Options, watcher: Watcher) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from benchmarks.opening import Subject, check_out, open_subject
 from benchmarks.results import read_known, write_record
 from vitfx.device import NAMES, pick_device
 from vitfx.edge_graph import GRANULARITIES
+from vitfx.ending import ending
 from vitfx.errors import UserError
 from vitfx.files import write_aside
 from vitfx.image_set import ImageSet
@@ -62,18 +63,17 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
-    try:
+
+    def work() -> None:
         options = _options(_parser().parse_args(arguments))
         with console_watcher(console) as watcher:
             record = compare(options, watcher)
         if options.markdown is not None:
             write_aside(options.markdown, markdown(record))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    console.print(table(record))
-    console.print(f"written to {options.out}", highlight=False, markup=False, soft_wrap=True)
-    return 0
+        console.print(table(record))
+        console.print(f"written to {options.out}", highlight=False, markup=False, soft_wrap=True)
+
+    return ending(work)
 
 
 def compare(options: Options, watcher: Watcher) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from benchmarks.peers_table import draw, markdown, table
 from benchmarks.results import read_known, write_record
 from vitfx.curves import has_matplotlib, png_bytes
 from vitfx.device import NAMES
+from vitfx.ending import ending
 from vitfx.errors import UserError
 from vitfx.files import write_aside
 from vitfx.goal import Target, parse_target
@@ -78,7 +79,8 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
-    try:
+
+    def work() -> None:
         options = _options(_parser().parse_args(arguments))
         with console_watcher(console) as watcher:
             record = compare(options, watcher)
@@ -86,12 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_aside(options.markdown, markdown(record))
         if options.plot is not None:
             write_aside(options.plot, png_bytes(lambda: draw(record)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    console.print(table(record))
-    console.print(f"written to {options.out}", highlight=False, markup=False, soft_wrap=True)
-    return 0
+        console.print(table(record))
+        console.print(f"written to {options.out}", highlight=False, markup=False, soft_wrap=True)
+
+    return ending(work)
 
 
 def compare(options: Options, watcher: Watcher) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from benchmarks.tables import evaluation_table, latency_table
 from benchmarks.workloads import RUNTIMES, variants
 from vitfx.data import open_data
 from vitfx.device import NAMES, pick_device
+from vitfx.ending import ending
 from vitfx.errors import UserError
 from vitfx.files import write_aside
 from vitfx.image_set import ImageSet
@@ -62,12 +63,7 @@ class Settings:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        run(_parse(arguments), Console())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return ending(lambda: run(_parse(arguments), Console()))
 
 
 def run(settings: Settings, console: Console) -> None:

@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from vitfx.augment import sample_transform
 from vitfx.calibration import Alone
 from vitfx.device import NAMES, pick_device, synchronize
+from vitfx.ending import ending
 from vitfx.errors import UserError
 from vitfx.files import write_aside
 from vitfx.latency import Timing, ratio, time_interleaved
@@ -125,19 +126,18 @@ def _input_alone(batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
-    try:
+
+    def work() -> None:
         options = _parser().parse_args(arguments)
         with console_watcher(console) as watcher:
             record = measure(_setting(options), watcher)
         if options.out is not None:
             write_aside(options.out, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    speeds = ", ".join(f"{name} {value:.1f}" for name, value in record["images_per_second"].items())
-    share = record["share_of_the_models_speed"]
-    console.print(f"images a second: {speeds}; a whole step runs at {share:.1%} of the model's own speed")
-    return 0
+        speeds = ", ".join(f"{name} {value:.1f}" for name, value in record["images_per_second"].items())
+        share = record["share_of_the_models_speed"]
+        console.print(f"images a second: {speeds}; a whole step runs at {share:.1%} of the model's own speed")
+
+    return ending(work)
 
 
 def _parser() -> argparse.ArgumentParser:

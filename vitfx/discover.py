@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 from vitfx.calibration import Share
 from vitfx.circuit_summary import summary
 from vitfx.discover_job import Discoveries
+from vitfx.ending import GOES_ON, ending
 from vitfx.errors import UserError
 from vitfx.files import writing
 from vitfx.frontend import read_module
@@ -24,10 +25,9 @@ from vitfx.memory import check_memory, memory_needed
 from vitfx.options import add_discovery, add_inputs, add_loading, given_settings, make_settings, threshold
 from vitfx.progress import Silent, Watcher, console_watcher
 from vitfx.settings import Settings
-from vitfx.share import ToldElsewhere, first_says, let_speak, on_each, open_share, share_device
+from vitfx.share import first_says, on_each, open_share, share_device
 from vitfx.stability import Outcome
 from vitfx.sweep import circuit_path, read_sweep, record_path, sweep, to_table
-from vitfx.verify import VerificationError
 
 _EXAMPLE = """example:
   python -m vitfx.discover demo --granularity qkv --method eap-acdc --tau 0.001 --out circuit.json
@@ -59,26 +59,15 @@ def main(arguments: list[str] | None = None) -> int:
     # Before the processes know of each other, torchrun's own number is all that there is to tell them apart.
     first = os.environ.get("RANK", "0") == "0"
     console = Console(quiet=not first)
-    try:
+
+    def work() -> None:
         with first_says(first):
             task = _check(options)
         with open_share(task.device) as share, console_watcher(console) if first else nullcontext(Silent()) as watcher:
             found = _run(task, share, watcher)
         console.print(*found, highlight=False, markup=False, soft_wrap=True, sep="\n")
-    except ToldElsewhere:
-        let_speak()
-        return 2
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except VerificationError as error:
-        print(f"error: {error}: nothing was written", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        if first:
-            print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
+
+    return ending(work, lambda: GOES_ON if first else "")
 
 
 def _check(options: argparse.Namespace) -> _Task:

@@ -13,8 +13,8 @@ from torch import Tensor
 from vitfx.checkpoint import LoadedModel
 from vitfx.deployment import read_rewrites
 from vitfx.device import pick_device
+from vitfx.ending import ending
 from vitfx.errors import UserError
-from vitfx.export import ExportMismatch
 from vitfx.files import check_output
 from vitfx.inputs import open_inputs, open_model
 from vitfx.onnx_forms import FORMS, Form
@@ -22,7 +22,6 @@ from vitfx.optimize_job import OptimizeJob, run_optimize
 from vitfx.optimize_report import to_table
 from vitfx.options import add_inputs, add_loading, add_rewrites
 from vitfx.progress import Watcher, console_watcher
-from vitfx.verify import VerificationError
 
 _IMAGES = 16
 
@@ -38,25 +37,15 @@ what is dead."""
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
-    try:
+
+    def work() -> None:
         with console_watcher(console) as watcher:
             job = _open(options, watcher)
             report = run_optimize(job, watcher)
         console.print(to_table(report))
         console.print(f"{job.out}/ has optimized.onnx and the report", highlight=False, markup=False, soft_wrap=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except VerificationError as error:
-        print(f"error: a proof failed, nothing was exported: {error}", file=sys.stderr)
-        return 1
-    except ExportMismatch as error:
-        print(f"error: the exported file failed its check and was removed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
-    return 0
+
+    return ending(work)
 
 
 def _open(options: argparse.Namespace, watcher: Watcher) -> OptimizeJob:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from vitfx.compensation import KINDS
 from vitfx.compile import Compensation, Pruned, compile_model
 from vitfx.device import pick_device
+from vitfx.ending import GOES_ON, ending
 from vitfx.errors import UserError
-from vitfx.export import ExportMismatch
 from vitfx.goal_options import add_goal
 from vitfx.image_set import Images
 from vitfx.job import Job, run_job
@@ -40,7 +40,6 @@ from vitfx.rounds import to_table as rounds_table
 from vitfx.rounds_job import RoundsJob, run_rounds
 from vitfx.rounds_options import Rounds, add_rounds
 from vitfx.settings import Settings
-from vitfx.verify import VerificationError
 
 _EXAMPLE = """example:
   python -m vitfx.prune demo --tau 0.001
@@ -105,7 +104,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
     goes_on = True
-    try:
+
+    def work() -> int:
+        nonlocal goes_on
         with console_watcher(console) as watcher:
             job, rounds = open_job(options)
             goes_on = rounds is not None or bool(job.speeds) or (job.goal is None and job.circuit is None)
@@ -113,24 +114,13 @@ def main(arguments: list[str] | None = None) -> int:
             table, what, missed = _run(job, rounds, command, watcher)
         console.print(table)
         console.print(f"{job.out}/ has {what}", highlight=False, markup=False, soft_wrap=True)
-        if missed:
-            said = f"error: {missed}, but what was made is written; ask for less, or on a quieter machine"
-            print(said, file=sys.stderr)
-            return 1
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except VerificationError as error:
-        print(f"error: verification failed, nothing was exported: {error}", file=sys.stderr)
+        if not missed:
+            return 0
+        said = f"error: {missed}, but what was made is written; ask for less, or on a quieter machine"
+        print(said, file=sys.stderr)
         return 1
-    except ExportMismatch as error:
-        print(f"error: the exported file failed its check and was removed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        what = "goes on where it stopped" if goes_on else "begins anew"
-        print(f"\nstopped; the same command {what}", file=sys.stderr)
-        return 130
-    return 0
+
+    return ending(work, lambda: GOES_ON if goes_on else "stopped; the same command begins anew")
 
 
 def _run(job: Job, rounds: Rounds | None, command: str, watcher: Watcher) -> tuple[Table, str, str | None]:

@@ -16,8 +16,8 @@ from vitfx.checkpoint import load_model
 from vitfx.deployment import default_deployment, read_rewrites
 from vitfx.device import NAMES, pick_device
 from vitfx.distill import LOSSES
+from vitfx.ending import GOES_ON, GOES_ON_UNFORCED, ending
 from vitfx.errors import UserError
-from vitfx.export import ExportMismatch
 from vitfx.files import check_output
 from vitfx.inputs import open_inputs
 from vitfx.options import add_rewrites
@@ -28,7 +28,6 @@ from vitfx.recover_report import to_table
 from vitfx.recover_settings import AUGMENTS, HIDDEN, SAMPLES, SAVE_SECONDS, RecoverSettings
 from vitfx.train_config import PRECISIONS
 from vitfx.trainable import ONLY
-from vitfx.verify import VerificationError
 
 _EXAMPLES = """examples:
   python -m vitfx.recover small/pruned.pt --teacher vit.pt --data tiny-imagenet-200/ --minutes 30
@@ -43,27 +42,16 @@ same command goes on where it was stopped."""
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
-    try:
+
+    def work() -> None:
         with console_watcher(console) as watcher:
             job = _open(options, list(sys.argv[1:] if arguments is None else arguments))
             report = run_recover(job, watcher)
         console.print(to_table(report))
         for line in (report["recovery"]["sentence"], f"{job.out}/ has the retrained model and the report"):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except VerificationError as error:
-        print(f"error: a proof failed: {error}", file=sys.stderr)
-        return 1
-    except ExportMismatch as error:
-        print(f"error: the exported file failed its check and was removed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        same = "the same command without --force" if options.force else "the same command"
-        print(f"\nstopped; {same} goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
+
+    return ending(work, lambda: GOES_ON_UNFORCED if options.force else GOES_ON)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vitfx.ending import ending
 from vitfx.errors import UserError
 from vitfx.files import check_new_file, write_aside
 from vitfx.report_page import compare_page
@@ -29,14 +30,13 @@ exit code: 0, or 2 when something you gave can't be used; then nothing is writte
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    try:
+
+    def work() -> None:
         _check_out(options.out, force=options.force)
         write_aside(options.out, _page([run for path in options.runs for run in _read(path)]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{options.out} has the comparison")
-    return 0
+        print(f"{options.out} has the comparison")
+
+    return ending(work)
 
 
 def _read(path: Path) -> tuple[Run, ...]:

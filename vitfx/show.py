@@ -11,6 +11,7 @@ from rich.console import Console
 from vitfx.circuit_file import read_circuit
 from vitfx.circuit_picture import SUFFIXES, picture_bytes
 from vitfx.circuit_summary import summary
+from vitfx.ending import ending
 from vitfx.errors import UserError
 from vitfx.files import check_new_file, write_aside
 
@@ -27,22 +28,20 @@ exit code: 0, or 2 when something you gave can't be used; then nothing is writte
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    console = Console()
-    try:
-        for name in ("edges", "top"):
-            if getattr(options, name) < 0:
-                raise UserError(f"--{name} {getattr(options, name)} is negative: give a number of edges, 0 for none")
-        out = options.out or options.circuit.with_suffix(".svg")
-        _check_out(out, force=options.force)
-        circuit = read_circuit(options.circuit)
-        tables = summary(circuit, options.top)
-        write_aside(out, picture_bytes(circuit, out.suffix.lower(), options.edges))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return ending(lambda: _show(options, Console()))
+
+
+def _show(options: argparse.Namespace, console: Console) -> None:
+    for name in ("edges", "top"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name} {getattr(options, name)} is negative: give a number of edges, 0 for none")
+    out = options.out or options.circuit.with_suffix(".svg")
+    _check_out(out, force=options.force)
+    circuit = read_circuit(options.circuit)
+    tables = summary(circuit, options.top)
+    write_aside(out, picture_bytes(circuit, out.suffix.lower(), options.edges))
     console.print(tables)
     console.print(f"{out} has the picture", highlight=False, markup=False, soft_wrap=True)
-    return 0
 
 
 def _check_out(out: Path, *, force: bool) -> None:

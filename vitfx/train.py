@@ -25,11 +25,12 @@ from typing import Any
 from rich.console import Console
 
 from vitfx.device import NAMES
+from vitfx.ending import GOES_ON, GOES_ON_UNFORCED, ending
 from vitfx.errors import UserError
 from vitfx.files import check_output
 from vitfx.pixel_cache import default_cache
 from vitfx.progress import Silent
-from vitfx.share import ToldElsewhere, first_says, let_speak, open_share, share_device
+from vitfx.share import first_says, open_share, share_device
 from vitfx.train_config import PACKAGED, PRECISIONS, read_config, sets_image_size
 from vitfx.train_job import run_training
 from vitfx.train_lines import training_watcher
@@ -76,24 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     first = os.environ.get("RANK", "0") == "0"
     console = Console(quiet=not first)
-    try:
+
+    def work() -> None:
         with first_says(first):
             job = _check(options, list(sys.argv[1:] if arguments is None else arguments))
         with open_share(job.device) as share, training_watcher(console) if first else nullcontext(Silent()) as watcher:
             report = run_training(job, share, watcher)
         console.print(_summary(job, report), highlight=False, markup=False, soft_wrap=True)
-    except ToldElsewhere:
-        let_speak()
-        return 2
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        if first:
-            same = "the same command without --force" if options.force else "the same command"
-            print(f"\nstopped; {same} goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
+
+    going_on = GOES_ON_UNFORCED if options.force else GOES_ON
+    return ending(work, lambda: going_on if first else "")
 
 
 def _parser() -> argparse.ArgumentParser:
