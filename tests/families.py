@@ -171,7 +171,10 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "resnet": (lambda: torchvision.models.resnet18(num_classes=CLASSES), "no pre-LN ViT"),
     "post-norm": (PostNorm, "no LayerNorm before it"),
-    "swin": (lambda: torchvision.models.swin_t(num_classes=CLASSES), "no pre-LN ViT"),
+    "swin": (
+        lambda: torchvision.models.SwinTransformer([2, 2], 16, [2, 2], [2, 4], [4, 4], num_classes=CLASSES),
+        "no pre-LN ViT",
+    ),
     "hf-swin": (
         lambda: _hf_swin(),
         "mask or a position bias",

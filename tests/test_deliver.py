@@ -61,5 +61,5 @@ def test_an_onnx_file_that_is_not_the_artifact_ends_the_run(
     assert "differs from torch by" in said
     assert "Traceback" not in said
     assert (tmp_path / "out" / JOURNAL).exists()
-    assert not [one for one in (tmp_path / "out").iterdir() if one.suffix == ".onnx" or one.stem == "report"]
+    assert not [one for one in (tmp_path / "out").iterdir() if one.name == "pruned.onnx" or one.stem == "report"]
     assert json.loads((tmp_path / "out" / "circuit.json").read_text())["format"] == "vitfx-circuit/2"

@@ -44,9 +44,9 @@ with open_share(torch.device("cpu")) as share:
     codes = [run_few(out, *OPTIONS, epochs=2)]
     Trainer.step = step
     codes.append(run_few(out, *OPTIONS, epochs=2))
-    speak, vitfx.train.let_speak = vitfx.train.let_speak, lambda: None
+    speak, vitfx.ending.let_speak = vitfx.ending.let_speak, lambda: None
     codes.append(run_few(out.parent / "diverged", *OPTIONS, "--lr", "1e30", "--set", "training.clip=0", epochs=3))
-    vitfx.train.let_speak = speak
+    vitfx.ending.let_speak = speak
     (out / f"codes{share.rank}").write_text(str(codes))
     sys.exit(run_few(out, "--batch", "15", "--force"))
 """
