@@ -14,7 +14,7 @@ from tests.pages import Page, read
 from tests.test_prune_report import made
 from vitfx.pareto import KNEE_RULE, Point
 from vitfx.pareto_file import write_points
-from vitfx.report import main
+from vitfx.report import ends, main
 from vitfx.rounds import PRUNED, RECOVERED, Step
 
 
@@ -75,12 +75,12 @@ def test_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         "KL against time",
         "All models",
         "Time",
-        *(f"{first}: {one}" for one in first_has),
+        *(f"{first.name}: {one}" for one in first_has),
     ]
-    names += [f"{second}: baseline and pruned", f"{second}: how it was made"]
+    names += [f"{second.name}: baseline and pruned", f"{second.name}: how it was made"]
     assert page.sections == names
     assert [
-        str(first), "2", "pruned", "70.00%", "90.00%", "0.2500", "0.750", "0.600", "1.100", "0.91×", "batch 64, CPU",
+        first.name, "2", "pruned", "70.00%", "90.00%", "0.2500", "0.750", "0.600", "1.100", "0.91×", "batch 64, CPU",
     ] in page.cells  # fmt: skip
     assert "agreement with the original, %" in page.told, "one run has no labels"
     assert f"{tmp_path / 'compare.html'} has the comparison" in capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_sweep_gives_all_its_points(tmp_path: Path) -> None:
     path = folder(tmp_path / "sweep", sweep=sweep())
     page = compared(tmp_path, path)
-    assert page.sections == ["Accuracy against time", "KL against time", "All models", f"{path}: how it was made"]
+    assert page.sections == ["Accuracy against time", "KL against time", "All models", f"{path.name}: how it was made"]
     assert [row[2] for row in page.cells[1:]] == [
         "plain export", "exact rewrites", "asked for 1.5×", "asked for 2×",
     ]  # fmt: skip
@@ -100,7 +100,7 @@ def test_the_knee_of_a_sweep_is_ringed(tmp_path: Path) -> None:
     path = folder(tmp_path / "sweep")
     write_points(path, points(0.01, 0.02, 0.5), TARGET, {})
     page = compared(tmp_path, folder(tmp_path / "run", made()), path)
-    assert [row[2] for row in page.cells if row[0] == str(path)] == [
+    assert [row[2] for row in page.cells if row[0] == path.name] == [
         "plain export", "exact rewrites", "asked for 1.5×, the knee", "asked for 2×",
     ]  # fmt: skip
     drawn = (tmp_path / "compare.html").read_text()
@@ -109,13 +109,13 @@ def test_the_knee_of_a_sweep_is_ringed(tmp_path: Path) -> None:
     assert numbers == ["1, 3", "5", "6"] * 2, "of a sweep its ends and its knee"
     assert page.told.count(f"Ringed: the knee of a sweep, {KNEE_RULE}.") == 2
     (label,) = (one for one in page.labels if one.startswith("KL from the original over time"))
-    assert f"{path}: asked for 1.5×, the knee 0.667 of the time, 0.02 nats an image" in label
+    assert f"{path.name}: asked for 1.5×, the knee 0.667 of the time, 0.02 nats an image" in label
 
 
 def test_rounds_give_a_point_a_step(tmp_path: Path) -> None:
     path = folder(tmp_path / "rounds", rounds=rounds())
     page = compared(tmp_path, path)
-    assert page.sections == ["Accuracy against time", "KL against time", "All models", f"{path}: how it was made"]
+    assert page.sections == ["Accuracy against time", "KL against time", "All models", f"{path.name}: how it was made"]
     assert [row[2:] for row in page.cells[1:]] == [
         ["plain export", "75.00%", "100.00%", "0.0000", "1.000", "1.000", "1.000", "1.00×", "cpu:batch=8"],
         ["round 1, pruned", "50.00%", "90.00%", "0.4000", "0.600", "0.500", "0.500", "2.00×", "cpu:batch=8"],
@@ -143,18 +143,18 @@ def test_a_run_of_an_earlier_version_is_shown_without_its_circuit(tmp_path: Path
     first = folder(tmp_path / "old", old, circuit={"format": "vitfx-circuit/1", "decisions": []})
     second = folder(tmp_path / "new", made(), circuit=made_up("head").to_json())
     page = compared(tmp_path, first, second)
-    own = [one.removeprefix(f"{first}: ") for one in page.sections if one.startswith(f"{first}: ")]
+    own = [one.removeprefix(f"{first.name}: ") for one in page.sections if one.startswith(f"{first.name}: ")]
     assert own == ["baseline and pruned", "what is left out", "how it was made"]
     said = f"What died is not shown: {first / 'circuit.json'}: format 'vitfx-circuit/1' is not vitfx-circuit/2"
     assert said in page.told
     assert "of the head graph removed by acdc" in page.told
-    assert f"{second}: what died, and where" in page.sections
+    assert f"{second.name}: what died, and where" in page.sections
 
 
 def test_a_damaged_plan_stops_no_comparison(tmp_path: Path) -> None:
     path = folder(tmp_path / "run", made(), circuit=made_up("head").to_json(), plan={})
     page = compared(tmp_path, path)
-    assert f"{path}: what died, and where" not in page.sections
+    assert f"{path.name}: what died, and where" not in page.sections
     assert "What died is not shown: " in page.told
 
 
@@ -179,7 +179,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureF
     for path, sentence in cases.items():
         assert main([str(good), str(path), "--out", str(out)]) == 2
         said = capsys.readouterr().err
-        assert said.startswith(f"error: {path}")
+        assert said.startswith((f"error: {path}", f"error: {path.name} "))
         assert sentence in said
         assert said.count("\n") == 1
         assert not out.exists()
@@ -193,3 +193,10 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureF
     assert out.read_text() == "mine"
     assert main([str(good), "--out", str(out), "--force"]) == 0
     read(out.read_text())
+
+
+def test_runs_are_named_as_shortly_as_they_differ(tmp_path: Path) -> None:
+    assert ends([tmp_path / "a", tmp_path / "b/"]) == ["a", "b"]
+    assert ends([tmp_path / "x" / "run", tmp_path / "y" / "run"]) == ["x/run", "y/run"]
+    assert ends([tmp_path / "a", tmp_path / "a"]) == ["a", "a"]
+    assert ends([Path("/")]) == ["/"]

@@ -49,21 +49,21 @@ def test_each_peer_is_a_curve(tmp_path: Path) -> None:
     page = read(out.read_text())
     assert page.headings[0][1] == "4 runs of vitfx and its peers"
     assert page.sections[:4] == ["Accuracy against time", "KL against time", "All models", "Time"]
-    assert [row for row in page.cells if row[0].startswith(str(path))] == [
-        [f"{path}: original", "3", "plain export", "75.00%", "100.00%", "0.0000", "1.000", "1.000", "1.000", "1.00×",
-         "cpu:batch=8"],
-        [f"{path}: original", "4", "exact rewrites", "70.00%", "90.00%", "0.0000", "1.000", "1.000", "0.800", "1.25×",
-         "cpu:batch=8"],
-        [f"{path}: random", "5", "20% of the FLOPs to delete", "70.00%", "90.00%", "0.2000", "0.900", "0.800", "0.800",
+    assert [row for row in page.cells if row[0].startswith(path.name)] == [
+        ["peers.json: original", "3", "plain export", "75.00%", "100.00%", "0.0000", "1.000", "1.000", "1.000",
+         "1.00×", "cpu:batch=8"],
+        ["peers.json: original", "4", "exact rewrites", "70.00%", "90.00%", "0.0000", "1.000", "1.000", "0.800",
          "1.25×", "cpu:batch=8"],
-        [f"{path}: <b>", "6", "20% of the FLOPs to delete", "70.00%", "90.00%", "0.0500", "0.900", "0.800", "0.800",
-         "1.25×", "cpu:batch=8"],
-        [f"{path}: <b>", "7", "50% of the FLOPs to delete", "70.00%", "90.00%", "0.5000", "0.750", "0.500", "0.500",
+        ["peers.json: random", "5", "20% of the FLOPs to delete", "70.00%", "90.00%", "0.2000", "0.900", "0.800",
+         "0.800", "1.25×", "cpu:batch=8"],
+        ["peers.json: <b>", "6", "20% of the FLOPs to delete", "70.00%", "90.00%", "0.0500", "0.900", "0.800",
+         "0.800", "1.25×", "cpu:batch=8"],
+        ["peers.json: <b>", "7", "50% of the FLOPs to delete", "70.00%", "90.00%", "0.5000", "0.750", "0.500", "0.500",
          "2.00×", "cpu:batch=8"],
     ]  # fmt: skip
     assert out.read_text().count("<polyline") == 2 * 2, "the original and <b>, in two pictures"
     assert ">7</text>" in out.read_text()
-    assert f"{path}: original: what is left out" in page.sections
+    assert "peers.json: original: what is left out" in page.sections
     assert "<b> 0.9 has no model: --flops 0.9 is out of reach." in page.told
     assert "none 0.2 has no model: it can't." in page.told
     assert "vit.pt" in page.told
@@ -72,7 +72,7 @@ def test_each_peer_is_a_curve(tmp_path: Path) -> None:
 
 def test_peers_without_labels(tmp_path: Path) -> None:
     rows = {name: {**one, "accuracy": None, "plain": None} for name, one in record()["rows"].items()}
-    runs = read_peers(written(tmp_path / "peers.json", record(**rows)))
+    runs = read_peers(written(tmp_path / "peers.json", record(**rows)), "peers.json")
     assert [one.name.rpartition(": ")[2] for one in runs] == ["original", "random", "<b>"]
     assert all(point.accuracy is None for one in runs for point in one.points)
 

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitfx.page import text
+from vitfx.page_labels import RADIUS, written
 
 _WIDTH = 420
 _COLOURS = 6
 _LABELS, _VALUES = 128, 64
 _LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 52, 20, 30, 42, 290
 _NEAR = 9
+"""Points nearer than this have one label."""
 
 
 @dataclass(frozen=True)
@@ -153,14 +155,13 @@ def _drawn(curve: Curve, x: _Scale, y: _Scale) -> list[str]:
             continue
         told = f"<title>{text(curve.titles[place])}</title>" if curve.titles else ""
         ring = ' stroke="var(--ink)" stroke-width="2"' if marked else edge
-        parts.append(
-            f'<circle cx="{one:.1f}" cy="{other:.1f}" r="{6 if marked else 4}" fill="{fill}"{ring}>{told}</circle>'
-        )
+        radius = 6 if marked else RADIUS
+        parts.append(f'<circle cx="{one:.1f}" cy="{other:.1f}" r="{radius}" fill="{fill}"{ring}>{told}</circle>')
     return parts
 
 
 def _labelled(curves: Sequence[Curve], x: _Scale, y: _Scale) -> list[str]:
-    """Labels beside their points; those of points that lie on one another as one."""
+    """Labels beside their points, where possible on nothing else; those of points that lie on one another as one."""
     found: list[tuple[float, float, list[str]]] = []
     for curve in curves:
         for (one, other), label in zip(curve.points, curve.labels, strict=False):
@@ -172,13 +173,9 @@ def _labelled(curves: Sequence[Curve], x: _Scale, y: _Scale) -> list[str]:
                 found.append((*at, [label]))
             elif label not in near:
                 near.append(label)
-    parts = []
-    for across, down, names in found:
-        # Away from the edge that is near.
-        end = across > (x.start + x.end) / 2
-        beside = f'x="{across - 8:.1f}" text-anchor="end"' if end else f'x="{across + 8:.1f}"'
-        parts.append(f'<text {beside} y="{down - 6:.1f}">{text(", ".join(names))}</text>')
-    return parts
+    points = [(x.at(one), y.at(other)) for curve in curves if curve.labels for one, other in curve.points]
+    labels = [(across, down, ", ".join(names)) for across, down, names in found]
+    return written(labels, points, (x.start + x.end) / 2, _WIDTH, y.start)
 
 
 def ticks(low: float, high: float) -> tuple[float, ...]:

@@ -33,15 +33,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         _check_out(options.out, force=options.force)
-        write_aside(options.out, _page([run for path in options.runs for run in _read(path)]))
+        names = zip(options.runs, ends(options.runs), strict=True)
+        write_aside(options.out, _page([run for path, name in names for run in _read(path, name)]))
         print(f"{options.out} has the comparison")
 
     return ending(work)
 
 
-def _read(path: Path) -> tuple[Run, ...]:
+def ends(paths: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as few as tell them apart."""
+    parts = [path.absolute().parts for path in paths]
+    for count in range(1, max(map(len, parts))):
+        found = [str(Path(*one[-count:])) for one in parts]
+        if len(set(found)) == len(set(parts)):
+            return found
+    return [str(path.absolute()) for path in paths]
+
+
+def _read(path: Path, name: str) -> tuple[Run, ...]:
     """Raises UserError for anything but the folder of a finished run or a file of benchmarks.peers."""
-    return (read_run(path),) if path.is_dir() else read_peers(path)
+    return (read_run(path, name),) if path.is_dir() else read_peers(path, name)
 
 
 def _page(runs: list[Run]) -> str:

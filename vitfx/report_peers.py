@@ -17,14 +17,15 @@ _ORIGINAL = "original"
 _INSTEAD = "give folders of finished runs, or JSON files of benchmarks.peers"
 
 
-def read_peers(path: Path) -> tuple[Run, ...]:
+def read_peers(path: Path, name: str) -> tuple[Run, ...]:
     """The original, then a run for each peer that has a model, in the order of the file; a peer's models by the share
-    of the FLOPs that was deleted. Raises UserError for anything but a file of benchmarks.peers."""
+    of the FLOPs that was deleted. name: of the file, on the page. Raises UserError for anything but a file of
+    benchmarks.peers."""
     if not path.exists():
         raise UserError(f"{path} is not there: {_INSTEAD}")
     record = read_record(path, _INSTEAD)
     try:
-        return _runs(str(path), record["asked"], record["rows"])
+        return _runs(name, record["asked"], record["rows"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
         raise UserError(f"{path} is no result of benchmarks.peers ({error!r}): {_INSTEAD}") from error
 

@@ -23,7 +23,8 @@ REPORT, CIRCUIT = "report.json", "circuit.json"
 
 @dataclass(frozen=True)
 class Run:
-    """name: as the user gave the folder. kind: of the report, "prune" or "recover"; None where there is none.
+    """name: of the folder, as short as tells it from others. kind: of the report, "prune" or "recover"; None where
+    there is none.
 
     circuit, plan: of a run of pruning. made: a record with "settings" and "environment", where one is known. notes:
     what is not shown and why, a sentence each without its full stop.
@@ -39,8 +40,8 @@ class Run:
     notes: tuple[str, ...] = ()
 
 
-def read_run(folder: Path) -> Run:
-    """Raises UserError for anything but the folder of a finished run."""
+def read_run(folder: Path, name: str) -> Run:
+    """name: of the folder, on the page. Raises UserError for anything but the folder of a finished run."""
     report, sweep, rounds = (_read(folder / name) for name in (REPORT, SWEEP, ROUNDS))
     if report is None and sweep is None and rounds is None:
         raise UserError(
@@ -65,7 +66,7 @@ def read_run(folder: Path) -> Run:
     if not points:
         raise UserError(f"{folder} has no model yet: give the folder of a finished run")
     circuit, plan, notes = _circuit(folder) if kind == PRUNE else (None, None, ())
-    return Run(str(folder), points, kind, report, circuit, plan, report or sweep or rounds, notes)
+    return Run(name, points, kind, report, circuit, plan, report or sweep or rounds, notes)
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:
