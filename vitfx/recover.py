@@ -114,7 +114,12 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "neighbours, the sublayers next to what was deleted; lora, low-rank adapters, merged at the end (default all)",
     )
     add("--rank", type=int, help=f"of the adapters (default {default.rank})")
-    add("--lr", type=float, help="highest learning rate (default 5e-5; 3e-4 compensating; 1e-3 lora, norms-and-biases)")
+    add(
+        "--lr",
+        type=float,
+        help="highest learning rate (default 1e-4; 3e-4 compensating; 1e-3 lora, norms-and-biases; a tenth of these "
+        "without streams)",
+    )
     add("--batch", type=int, help=f"images a step (default {default.batch})")
     add(
         "--augment",
