@@ -76,11 +76,11 @@ def _figures(check: Check) -> tuple[float, ...]:
 
 @torch.no_grad()
 def held_out_logits(
-    model: Callable[[Tensor], Tensor], data: RecoverData, device: torch.device, precision: str
+    model: Callable[[Tensor], Tensor], data: RecoverData, device: torch.device, precision: str, every: int = 1
 ) -> Tensor:
-    """(N, K), float64 on the CPU, of the model in eval mode."""
+    """(N, K), float64 on the CPU, of the model in eval mode. every: of so many images one is asked about."""
     found = []
-    for indices in torch.arange(len(data.held_out)).split(_BATCH):
+    for indices in torch.arange(0, len(data.held_out), every).split(_BATCH):
         with autocast(device, precision):
             logits = model(data.preprocess(data.held_out.rows(indices)).to(device))
         found.append(logits.double().cpu())

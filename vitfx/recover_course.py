@@ -28,7 +28,7 @@ from vitfx.tapped import Tapped
 from vitfx.teacher import Teacher
 from vitfx.training_state import Log, to_cpu
 
-_CHECKING = 0.15
+_CHECKING = 0.07
 """Share of a time budget that looks at held-out images may take."""
 _FEWEST_CHECKS = 2
 _EPS = 1e-8

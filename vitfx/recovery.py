@@ -36,6 +36,8 @@ from vitfx.weights import fingerprint
 
 _MIRROR_AGREEMENT = 0.6
 """Share of held-out images that the teacher must answer as their mirror images, for these to be trained on."""
+_MIRRORED = 250
+"""So many of them, about, are asked about."""
 _FOREVER = 10**6
 """Epochs of a run that the clock ends."""
 
@@ -235,8 +237,9 @@ def _augment(
     if settings.augment != "auto":
         return settings.augment, []
     device = next(teacher.parameters()).device
-    mirrored = held_out_logits(lambda pixels: teacher(pixels.flip(-1)), data, device, precision)
-    share = float((mirrored.argmax(1) == wanted.argmax(1)).double().mean())
+    every = max(1, len(wanted) // _MIRRORED)
+    mirrored = held_out_logits(lambda pixels: teacher(pixels.flip(-1)), data, device, precision, every)
+    share = float((mirrored.argmax(1) == wanted[::every].argmax(1)).double().mean())
     chosen = "flip" if share >= _MIRROR_AGREEMENT else "none"
     said = "are trained on as well" if chosen == "flip" else "are left out"
     return chosen, [f"the teacher answers {share:.0%} of mirror images as the images: they {said}"]
@@ -247,7 +250,7 @@ def _precision(
 ) -> tuple[str, str]:
     if parts is not None:
         return parts["precision"], f"precision: {parts['precision']}, as before"
-    count = min(settings.batch, 16, len(data.train))
+    count = min(settings.batch, 8, len(data.train))
     images = data.preprocess(data.train.rows(torch.arange(count)))
     return pick_precision(settings.precision, student, images.to(next(student.parameters()).device), classes)
 
