@@ -204,30 +204,9 @@ def test_a_hopeless_run_stops_early(tmp_path: Path) -> None:
     assert found.steps < 30
 
 
-@pytest.mark.parametrize("clip", [0.0, 0.01, 1e6])
-def test_gradients_are_clipped_and_small_ones_take_small_steps(
-    clip: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calm, seen = Course._calm, []
-
-    def watched(self: Course) -> None:
-        before = torch.cat([value.grad.flatten() for value in self.trained.values()])  # type: ignore[union-attr]
-        calm(self)
-        after = torch.cat([value.grad.flatten() for value in self.trained.values()])  # type: ignore[union-attr]
-        seen.append((before, after, self.optimizer.param_groups[0]["eps"]))
-
-    monkeypatch.setattr(Course, "_calm", watched)
-    run(tmp_path, clip=clip)
-    assert len(seen) == 6
-    for before, after, eps in seen:
-        assert after.norm() <= (clip or torch.inf) * 1.001
-        torch.testing.assert_close(after, before * min(1.0, float((clip or torch.inf) / before.norm())))
-        assert eps == pytest.approx(float(after.square().mean().sqrt()), rel=1e-3)
-
-
 def test_rates() -> None:
     given = [RecoverSettings(epochs=1, **one) for one in ({}, {"hidden": 0}, {"loss": "ce"}, {"lr": 0.5, "hidden": 0})]
-    assert [one.rate for one in given] == pytest.approx([1e-4, 1e-5, 1e-5, 0.5])
+    assert [one.rate for one in given] == pytest.approx([5e-5, 1e-5, 1e-5, 0.5])
     assert rate_factor(0.05) == 1
     assert rate_factor(0.025) == pytest.approx(0.5)
     assert rate_factor(0.525) == pytest.approx(0.505)

@@ -117,7 +117,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add(
         "--lr",
         type=float,
-        help="highest learning rate (default 1e-4; 3e-4 compensating; 1e-3 lora, norms-and-biases; a tenth of these "
+        help="highest learning rate (default 5e-5; 3e-4 compensating; 1e-3 lora, norms-and-biases; a fifth of these "
         "without streams)",
     )
     add("--batch", type=int, help=f"images a step (default {default.batch})")

@@ -31,8 +31,6 @@ from vitfx.training_state import Log, to_cpu
 _CHECKING = 0.07
 """Share of a time budget that looks at held-out images may take."""
 _FEWEST_CHECKS = 2
-_EPS = 1e-8
-"""AdamW's own."""
 _FIRST_STEPS = 20
 """In which the learning rate rises at least."""
 
@@ -132,7 +130,8 @@ class Course:
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         self.flow.follow(self.checks[-1].images, len(self.losses) * self.batch)
-        self._calm()
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(self.trained.values(), self.settings.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -143,16 +142,6 @@ class Course:
                 f"give a learning rate below {self.settings.rate:g} with --lr"
             )
         self.losses.append(value)
-
-    def _calm(self) -> None:
-        """Clips the gradient, and has AdamW divide by what it knows of a weight's gradient plus the root mean square of
-        all of them. By its own it gives every weight a whole step, and after pruning most weights are where they should
-        be: what a batch says of these is noise, and small."""
-        clip = self.settings.clip or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.trained.values(), clip))
-        count = sum(value.numel() for value in self.trained.values())
-        for group in self.optimizer.param_groups:
-            group["eps"] = max(min(norm, clip) / math.sqrt(count), _EPS)
 
     def _loss(self, batch: Batch) -> Tensor:
         images, labels = batch.images.to(self.device), batch.labels.to(self.device)

@@ -14,9 +14,9 @@ from vitfx.trainable import ONLY
 AUGMENTS = ("auto", "none", "flip", "crop")
 SAMPLES, SAVE_SECONDS = 100_000, 120.0
 """Training images at most, and the time between states to go on from, where nobody says."""
-_RATES = {"all": 1e-4, "compensating": 3e-4, "norms-and-biases": 1e-3, "neighbours": 1e-4, "lora": 1e-3}
+_RATES = {"all": 5e-5, "compensating": 3e-4, "norms-and-biases": 1e-3, "neighbours": 5e-5, "lora": 1e-3}
 """The fewer parameters there are, the further each may move."""
-_UNTAUGHT = 0.1
+_UNTAUGHT = 0.2
 """Times these, where no streams are taught: a few images' logits or labels throw far what streams hold in place."""
 HIDDEN = 50.0
 """Weight of the streams beside the teacher's logits: what a few images' logits say of so many weights is mostly noise,
