@@ -18,7 +18,7 @@ from benchmarks.opening import Subject, check_out, open_subject
 from benchmarks.results import read_known, write_record
 from vitfx.device import NAMES, pick_device
 from vitfx.edge_graph import GRANULARITIES
-from vitfx.ending import ending
+from vitfx.ending import GOES_ON, ending
 from vitfx.errors import UserError
 from vitfx.files import write_aside
 from vitfx.image_set import ImageSet
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(table(record))
         console.print(f"written to {options.out}", highlight=False, markup=False, soft_wrap=True)
 
-    return ending(work)
+    return ending(work, lambda: GOES_ON)
 
 
 def compare(options: Options, watcher: Watcher) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from benchmarks.peers_table import draw, markdown, table
 from benchmarks.results import read_known, write_record
 from vitfx.curves import has_matplotlib, png_bytes
 from vitfx.device import NAMES
-from vitfx.ending import ending
+from vitfx.ending import GOES_ON, ending
 from vitfx.errors import UserError
 from vitfx.files import write_aside
 from vitfx.goal import Target, parse_target
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(table(record))
         console.print(f"written to {options.out}", highlight=False, markup=False, soft_wrap=True)
 
-    return ending(work)
+    return ending(work, lambda: GOES_ON)
 
 
 def compare(options: Options, watcher: Watcher) -> dict[str, Any]:

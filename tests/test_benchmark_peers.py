@@ -327,3 +327,12 @@ def test_records_are_read_back_and_others_refused(tmp_path):
         out.write_text(text)
         with pytest.raises(UserError, match="is no result of this benchmark"):
             read_known(out, {"a": 1}, "rows")
+
+
+def test_ctrl_c_says_that_it_goes_on(model, tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.peers.compare", stop)
+    assert main([model, "--out", str(tmp_path / "peers.json")]) == 130
+    assert capsys.readouterr().err == "\nstopped; the same command goes on where it stopped\n"
