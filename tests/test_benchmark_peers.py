@@ -1,15 +1,12 @@
-"""The peers side by side: shares that are met, VBP and CORP against a direct computation, going on, refusals."""
+"""The peers side by side: shares that are met, VBP and CORP against a direct computation, the package, refusals."""
 
-import json
-import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks import match, peer_package
-from benchmarks.match import Match, Remembered
+from benchmarks.match import Remembered
 from benchmarks.peer_models import PACKAGED, PEERS
 from benchmarks.peer_units import (
     Given,
@@ -21,15 +18,12 @@ from benchmarks.peer_units import (
     make_vbp,
     taylor_scores,
 )
-from benchmarks.peers import main
-from benchmarks.results import read_known, write_record
 from passes.cost import measure_cost, unit_flops
 from passes.least_squares import SHRINKAGES
 from passes.plan import SublayerDeletion
 from passes.stream import is_canonical, read_sites
 from tests.benchmark_folder import write_checkpoint
 from vitfx.checkpoint import load_model
-from vitfx.curves import has_matplotlib
 from vitfx.data import open_data
 from vitfx.errors import UserError
 from vitfx.progress import Silent
@@ -242,97 +236,3 @@ def test_the_original_is_asked_once_for_each_batch():
     for pixels in (first, second, first.clone(), second.clone()):
         assert torch.equal(model(pixels), pixels.sum(dim=1))
     assert calls == [2, 2]
-
-
-OPTIONS = ["--samples", "24", "--eval-samples", "50", "--rounds", "2", "--device", "cpu"]
-
-
-def test_command_makes_rows_and_goes_on(model, tmp_path, capsys, monkeypatch):
-    out, page, picture = (tmp_path / name for name in ("peers.json", "peers.md", "peers.png"))
-    # Exports take seconds each, and the plain one is the same in all runs.
-    exports, export = [], match.export_plain
-    monkeypatch.setattr(match, "export_plain", lambda *of: (exports or exports.append(export(*of)) or exports)[0])
-    command = [model, *OPTIONS, "--out", str(out)]
-    assert main([*command, "--peers", "vbp", "--flops", "0.2,0.6"]) == 0
-    first = json.loads(out.read_text())["rows"]
-    assert list(first) == ["original", "vbp 0.2", "vbp 0.6"]
-    assert first["original"]["agreement"] == 1 and abs(first["original"]["kl"]) < 1e-6
-    assert first["original"]["deleted"] == 0 and first["original"]["accuracy"] == first["original"]["plain"]
-    row = first["vbp 0.2"]
-    assert 0.2 <= row["deleted"] < 0.21 and row["kl"] > 0 and 0 <= row["agreement"] <= 1 and row["images"] == 50
-    assert row["standard_error"] == pytest.approx(math.sqrt(row["accuracy"] * (1 - row["accuracy"]) / 50))
-    assert row["speedup"] > 0 and set(row["times"]) == {"plain", "this"} and row["seconds"] > 0
-    assert "ask for less" in first["vbp 0.6"]["refused"]
-
-    made = []
-    monkeypatch.setattr(Match, "measure", lambda self, one: made.append(one) or {**first["vbp 0.2"], "kl": len(made)})
-    more = ["--markdown", str(page)] + (["--plot", str(picture)] if has_matplotlib() else [])
-    assert main([*command, "--peers", "vbp,corp", "--flops", "0.2", *more]) == 0
-    second = json.loads(out.read_text())["rows"]
-    assert len(made) == 1 and {name: second[name] for name in first} == first
-    assert list(second) == [*first, "corp 0.2"] and second["corp 0.2"]["kl"] == 1
-    assert "vbp: 1 rows are in" in capsys.readouterr().out
-    lines = page.read_text().splitlines()
-    assert sum(line.startswith("| ") for line in lines) == 2 + 4
-    assert lines[-1].startswith("vbp has no row at 60%: ")
-    if has_matplotlib():
-        assert picture.read_bytes().startswith(b"\x89PNG")
-
-    assert main([*command, "--peers", "vbp", "--again", "vbp", "--flops", "0.2"]) == 0
-    third = json.loads(out.read_text())["rows"]
-    assert third["vbp 0.2"]["kl"] == 2 and {**third, "vbp 0.2": second["vbp 0.2"]} == second
-
-    assert main([*command, "--peers", "vbp", "--flops", "0.2", "--seed", "1"]) == 2
-    assert "was found with other settings" in capsys.readouterr().err
-    assert json.loads(out.read_text())["rows"] == third
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["--flops", "a"], "--flops is 'a': give shares such as"),
-        (["--flops", "0.1,1"], "--flops is [0.1, 1.0]: give shares between 0 and 1"),
-        (["--peers", "vbp,magic"], "--peers magic is not known: choose of random"),
-        (["--again", "magic"], "--again magic is not known: choose of random"),
-        (["--samples", "7"], "--samples is 7: give 8 or more"),
-        (["--eval-samples", "0"], "--eval-samples is 0: give 1 or more"),
-        (["--rounds", "0"], "--rounds is 0: give 1 or more"),
-        (["--target", "cpu:batch=0"], "--target cpu:batch=0 is not understood"),
-        (["--out", "nowhere/x.json"], "--out nowhere/x.json can't be written"),
-        (["--plot", "nowhere/x.png"], "--out nowhere/x.png can't be written"),
-    ],
-)
-def test_what_cannot_be_done_is_said_in_a_sentence(model, tmp_path, capsys, monkeypatch, options, sentence):
-    monkeypatch.chdir(tmp_path)
-    assert main([model, *options]) == 2
-    printed = capsys.readouterr()
-    assert printed.err.startswith("error: ") and sentence in printed.err and printed.err.count("\n") == 1
-
-
-def test_a_missing_package_is_told_before_anything_is_made(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(peer_package.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(match, "load_model", lambda name: pytest.fail("the model was loaded"))
-    assert main([model, "--out", str(tmp_path / "peers.json"), "--peers", "vbp,torch-pruning-heads"]) == 2
-    assert "torch-pruning is not installed: pip install 'vitfx[peers]'" in capsys.readouterr().err
-
-
-def test_records_are_read_back_and_others_refused(tmp_path):
-    out = tmp_path / "x.json"
-    assert read_known(out, {"a": 1}, "rows") == {}
-    write_record(out, {"asked": {"a": 1}, "rows": {"one": 2}})
-    assert read_known(out, {"a": 1}, "rows") == {"one": 2}
-    with pytest.raises(UserError, match="was found with other settings"):
-        read_known(out, {"a": 2}, "rows")
-    for text in ("{}", "[", '{"asked": {"a": 1}}'):
-        out.write_text(text)
-        with pytest.raises(UserError, match="is no result of this benchmark"):
-            read_known(out, {"a": 1}, "rows")
-
-
-def test_ctrl_c_says_that_it_goes_on(model, tmp_path, capsys, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("benchmarks.peers.compare", stop)
-    assert main([model, "--out", str(tmp_path / "peers.json")]) == 130
-    assert capsys.readouterr().err == "\nstopped; the same command goes on where it stopped\n"
