@@ -25,9 +25,6 @@ def model(tmp_path_factory):
 
 def test_command_makes_rows_and_goes_on(model, tmp_path, capsys, monkeypatch):
     out, page, picture = (tmp_path / name for name in ("peers.json", "peers.md", "peers.png"))
-    # Exports take seconds each, and the plain one is the same in all runs.
-    exports, export = [], match.export_plain
-    monkeypatch.setattr(match, "export_plain", lambda *of: (exports or exports.append(export(*of)) or exports)[0])
     command = [model, *OPTIONS, "--out", str(out)]
     assert main([*command, "--peers", "vbp", "--flops", "0.2,0.6"]) == 0
     first = json.loads(out.read_text())["rows"]
