@@ -11,6 +11,9 @@ from vitfx.errors import UserError
 from vitfx.huggingface import Logits
 from vitfx.trace import to_canonical
 
+ROUNDED = {"timm-layerscale-average-registers", "hf-dinov2", "hf-dinov2-registers", "careless"}
+"""Tracing folds factors into their weights or resamples their positions: in float32 this rounds."""
+
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_identity_of_every_family(name):
@@ -30,7 +33,7 @@ def test_identity_of_every_family(name):
 def test_identity_in_float64(name):
     """Hugging Face's eager attention is left out: its softmax is float32 whatever the model is."""
     model = make(name).double()
-    graph_module = traced(name, torch.float64).graph_module
+    graph_module = traced(name, torch.float64).graph_module if name in ROUNDED else canonical(name)
     with torch.no_grad():
         assert_equal(graph_module(images(3, torch.float64)), model(images(3, torch.float64)), 1e-10)
 

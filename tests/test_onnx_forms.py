@@ -102,15 +102,26 @@ def test_constants_are_merged_and_what_nothing_reads_goes(models):
     assert len(small) == len(set(small))
 
 
-@pytest.mark.parametrize("biases", [(False, False, False), (True, False, False)])
+BIASES = ((False, False, False), (True, False, False))
+
+
+@pytest.fixture(scope="module")
+def unlike():
+    """A graph one of whose attentions has narrower values and only some biases, packed or not, with its module."""
+    made = {}
+    for biases in BIASES:
+        graph_module = canonical("torchvision")
+        graph_module.a1 = Attention(32, 2, 8, 4, 0.3, biases, (32,)).double()
+        for parameter in graph_module.a1.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        made.update({(biases, packed): exported(graph_module, packed) for packed in (False, True)})
+    return made
+
+
+@pytest.mark.parametrize("biases", BIASES)
 @pytest.mark.parametrize("name", ["standard", "multihead", "packed"])
-def test_values_of_another_width_and_no_biases(name, biases):
-    graph_module = canonical("torchvision")
-    other = Attention(32, 2, 8, 4, 0.3, biases, (32,)).double()
-    for parameter in other.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    graph_module.a1 = other
-    model, module = exported(graph_module, FORMS[name].packed)
+def test_values_of_another_width_and_no_biases(unlike, name, biases):
+    model, module = unlike[biases, FORMS[name].packed]
     made = to_form(model, FORMS[name], gemm=True)
     assert sum(node.op_type == OPERATOR[name][1] for node in made.model.graph.node) == 3
     assert_same(made.model, module)

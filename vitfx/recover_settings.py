@@ -29,13 +29,11 @@ class RecoverSettings:
     retraining does.
 
     loss, temperature, ce_share, hidden: see `vitfx.distill.Objective`; hidden is None for `HIDDEN` where there is a
-    teacher, and else 0. only, rank: see `vitfx.trainable`. augment:
-    none, flip (every image and its mirror image in turn, so that the teacher answers each but once), crop (random crops
-    and flips), auto (flip where the teacher answers mirror images as the images). lr: the highest rate of AdamW, None
-    for the default of `only`, less without streams. checks: how often held-out images are looked at, at most, besides
-    the beginning. held_out: how
-    many, at most; a tenth of all where that is less. patience: checks in a row that
-    are better in nothing after which it stops.
+    teacher, and else 0. only, rank: see `vitfx.trainable`. augment: none, flip (every image and its mirror image in
+    turn, so that the teacher answers each but once), crop (random crops and flips), auto (flip where the teacher
+    answers mirror images as the images). lr: the highest rate of AdamW, None for the default of `only`, less without
+    streams. checks: how often held-out images are looked at, at most, besides the beginning. held_out: how many, at
+    most; a tenth of all where that is less. patience: checks in a row that are better in nothing after which it stops.
 
     Raises UserError for what can't be done.
     """
