@@ -180,12 +180,17 @@ def check(kl: float, accuracy: float | None = None, loss: float | None = None) -
     return Check(0.0, 0, 0.0, loss, accuracy, kl, 0.0, 0.0, None)
 
 
-def test_which_look_is_better() -> None:
-    assert check(1.0, 0.6, 2.0).beats(check(0.5, 0.5, 1.0))
-    assert check(1.0, 0.5, 0.9).beats(check(0.5, 0.5, 1.0))
-    assert not check(0.1, 0.5, 1.0).beats(check(0.5, 0.5, 1.0))
-    assert check(0.4).beats(check(0.5))
-    assert best_of([check(0.5), check(0.4), check(0.4), check(0.6)]) == 1
+@pytest.mark.parametrize(("label_share", "best"), [(0.0, 3), (1.0, 1), (0.25, 2)])
+def test_the_best_look_misses_least_of_what_is_taught(label_share: float, best: int) -> None:
+    looks = [check(0.8, 0.5, 2.0), check(0.6, 0.7, 1.0), check(0.3, 0.6, 1.2), check(0.2, 0.5, 1.8)]
+    assert best_of(looks, label_share) == best
+    # Equals, and one that misses less and has fewer images right than the first look.
+    assert best_of([*looks, looks[best], check(0.1, 0.49, 0.9)], label_share) == best
+    assert best_of([check(0.8, 0.5, 2.0), check(0.1, 0.49, 0.9)], label_share) == 0
+
+
+def test_without_labels_the_divergence_decides() -> None:
+    assert best_of([check(0.5), check(0.4), check(0.4), check(0.6)], 0.0) == 1
 
 
 def test_early_stop_wants_every_figure_to_stand_still() -> None:

@@ -52,6 +52,11 @@ class Objective:
         return self.kind != "kd"
 
     @property
+    def label_share(self) -> float:
+        """What the labels have of it, beside the teacher's logits: 0..1."""
+        return {"kd": 0.0, "ce": 1.0, "both": self.ce_share}[self.kind]
+
+    @property
     def needs_teacher(self) -> bool:
         return self.kind != "ce" or self.hidden > 0
 

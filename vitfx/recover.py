@@ -35,8 +35,8 @@ _EXAMPLES = """examples:
   python -m vitfx.recover small/pruned.pt --teacher vit.pt --data unlabelled/ --epochs 2 --only lora
 
 What is kept is the best of several looks at training images that were held out, the one before the first step among
-them. The folder has pruned.pt, which can be pruned and retrained again, pruned.onnx, baseline.onnx and the report. The
-same command goes on where it was stopped."""
+them: nearest to what is taught, with no fewer images right than before. The folder has pruned.pt, which can be pruned
+and retrained again, pruned.onnx, baseline.onnx and the report. The same command goes on where it was stopped."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

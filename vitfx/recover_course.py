@@ -187,7 +187,7 @@ class Course:
             **scores(logits, self.wanted, self.data),  # type: ignore[arg-type]
         )
         self.checks.append(found)
-        best = best_of(self.checks)
+        best = best_of(self.checks, self.settings.objective.label_share)
         if self.checks[best] is found:
             self.best = {name: value.detach().clone() for name, value in self.trained.items()}
         self.stopped = is_stale(self.checks, self.settings.patience)

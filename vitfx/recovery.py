@@ -106,9 +106,9 @@ def recover(
 ) -> Recovered:
     """Retrains a copy of the student; both canonical graphs stay as they are.
 
-    Of all looks at held-out images, the one before any step among them, the best one's weights are kept. steps: so
-    many, whatever the settings say of epochs or minutes. Raises UserError where the settings do not fit models or data,
-    and KeyboardInterrupt after Ctrl-C, with the state stored.
+    Of all looks at held-out images, the one before any step among them, the best one's weights are kept: see `best_of`.
+    steps: so many, whatever the settings say of epochs or minutes. Raises UserError where the settings do not fit
+    models or data, and KeyboardInterrupt after Ctrl-C, with the state stored.
     """
     settings = _with_streams(settings, student, teacher)
     objective = settings.objective
@@ -174,7 +174,7 @@ def _recovered(course: Course, student: GraphModule, trained: int, augment: str,
     return Recovered(
         module=student.cpu().eval(),
         checks=tuple(course.checks),
-        best=best_of(course.checks),
+        best=best_of(course.checks, course.settings.objective.label_share),
         losses=tuple(course.losses),
         steps=len(course.losses),
         seconds=course.checks[-1].seconds,
