@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vitfx.digits import digits
+from vitfx.digits import digits, large
 from vitfx.recover_report import rows
 
 
@@ -13,6 +13,15 @@ from vitfx.recover_report import rows
 )
 def test_three_digits_and_all_before_the_point(value: float, said: str) -> None:
     assert digits(value) == said
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(0, "0"), (999_999, "999,999"), (1_000_000, "1 M"), (21_622_856, "21.6 M"), (123_456_789, "123 M"),
+     (2_867_306_496, "2.87 G"), (1_234_000_000_000, "1234 G")],
+)  # fmt: skip
+def test_a_large_count_is_in_millions_or_thousands_of_them(count: int, said: str) -> None:
+    assert large(count) == said
 
 
 def test_the_table_of_a_retraining() -> None:

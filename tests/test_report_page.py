@@ -88,8 +88,9 @@ def test_the_page_of_a_retrained_model(recovered: Path) -> None:
     assert page.cells[0] == head
     assert page.cells[1:] == table
     assert len(table) == 4
-    best = found["recovery"]["checks"][found["recovery"]["best"]]["accuracy"]
-    assert any(f"pruned {100 * best:.2f} %" in label for label in page.labels)
+    best = found["recovery"]["checks"][found["recovery"]["best"]]
+    for told in (f"pruned {100 * best['accuracy']:.4g} %", f"pruned {best['kl']:.4g} nats", f"{best['loss']:.4g} nats"):
+        assert any(told in label for label in page.labels)
     for name in ("Pruned", "Baseline"):
         assert any(label.startswith(f"{name}: mean absolute gradient by layer") for label in page.labels)
     layers = found["recovery"]["gradient_flow"]["layers"]
@@ -132,8 +133,16 @@ def test_a_retraining_without_labels(recovered: Path) -> None:
         one["accuracy"] = None
     page = read(recover_page(found))
     assert "held-out agreement with the teacher, %" in page.told
-    assert "top-1, %" not in page.told
+    assert "held-out KL from the teacher, nats" in page.told
+    assert "top-1, %" not in page.told and "held-out loss" not in page.told
     assert [row[2] for row in page.cells[1:]] == ["–"] * 4
+
+
+def test_labels_alone_are_not_told_by_the_teacher(recovered: Path) -> None:
+    found = json.loads((recovered / "report.json").read_text())
+    found["settings"]["loss"] = "ce"
+    page = read(recover_page(found))
+    assert "held-out loss, nats" in page.told and "held-out KL" not in page.told
 
 
 def test_a_retraining_of_an_earlier_version_has_no_flow(recovered: Path) -> None:

@@ -29,6 +29,7 @@ figure { margin: .75rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { font-weight: 600; }
+thead th { white-space: normal; vertical-align: bottom; }
 tbody th { font-weight: 400; }
 th:first-child { text-align: left; }
 tbody th { white-space: normal; min-width: 9rem; }

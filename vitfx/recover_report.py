@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vitfx.curves import has_matplotlib, png_bytes
-from vitfx.digits import digits
+from vitfx.digits import digits, large
 from vitfx.files import write_aside
 from vitfx.progress import Watcher
 from vitfx.provenance_lines import provenance_lines
@@ -80,12 +80,12 @@ def rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     head = ["", "test loss", "test accuracy", "KL", "parameters", "FLOPs"]
     for provider in report["models"][0]["runtimes"]:
         name = provider.removesuffix("ExecutionProvider")
-        head += [f"{images} images, {name}", "per image", "one image alone"]
+        head += [f"{images:,} images, {name}", "per image", "one image alone"]
     table = []
     for one in report["models"]:
         labelled = one["accuracy"] is not None
         row = [one["name"], f"{one['loss']:.4f}" if labelled else "–", f"{one['accuracy']:.2%}" if labelled else "–"]
-        row += [f"{one['kl']:.4f}", f"{one['params']:,}", f"{one['flops']:,}"]
+        row += [f"{one['kl']:.4f}", large(one["params"]), large(one["flops"])]
         for times in one["runtimes"].values():
             row += [f"{digits(times['evaluation_seconds'])} s"]
             row += [f"{digits(times[key])} ms" for key in ("ms_per_image", "ms_at_batch_1")]

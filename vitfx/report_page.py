@@ -10,15 +10,14 @@ from vitfx import prune_report, recover_report
 from vitfx.attention_maps import AttentionMaps
 from vitfx.circuit import Circuit
 from vitfx.page import bullets, page, section
+from vitfx.report_course import curves, gradient_flow
 from vitfx.report_peers import PEER
 from vitfx.report_points import PRUNE, RECOVER, points_of
 from vitfx.report_runs import Run
 from vitfx.report_sections import (
     attention,
     costs,
-    curves,
     deleted,
-    gradient_flow,
     latency,
     pruned_bars,
     recovered_bars,

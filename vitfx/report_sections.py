@@ -12,9 +12,8 @@ from vitfx.circuit import Circuit
 from vitfx.circuit_view import score_unit
 from vitfx.digits import digits
 from vitfx.page import bullets, details, figure, paragraph, section, table, text
-from vitfx.page_charts import Bar, Curve, bars, plane, svg
+from vitfx.page_charts import Bar, bars, svg
 from vitfx.page_circuit import dead_cells, has_costs, has_scores, score_grid, state_grid
-from vitfx.page_flow import flow_grid
 
 _CELL = 10
 
@@ -88,44 +87,6 @@ def recovered_bars(report: Mapping[str, Any], prefix: str = "") -> list[tuple[st
 
 def _bar(name: str, ms: float, series: int) -> Bar:
     return Bar(name, ms, f"{digits(ms)} ms", series)
-
-
-def curves(report: Mapping[str, Any], title: str) -> str:
-    """The course of retraining: the loss of steps, and the looks at held-out images."""
-    losses, looks = [], []
-    labelled = report["images"]["labelled"]
-    for place, (key, name) in enumerate((("baseline_recovery", "baseline"), ("recovery", "pruned"))):
-        course = report[key]
-        if course is None:
-            continue
-        checks, values = course["checks"], course["losses"]
-        width = checks[-1]["images"] / max(len(values), 1)
-        losses.append(
-            Curve(name, [((i + 0.5) * width, value) for i, value in enumerate(values)], True, None, series=place)
-        )
-        found = [(one["images"], 100 * one["accuracy" if labelled else "agreement"]) for one in checks]
-        looks.append(Curve(name, found, True, course["best"], (), [f"{y:.2f} %" for _, y in found], place))
-    what = "held-out top-1, %" if labelled else "held-out agreement with the teacher, %"
-    best = "; ".join(f"{one.name} {one.points[one.marked or 0][1]:.2f} %" for one in looks)
-    return section(
-        title,
-        figure(
-            plane(looks, "images seen", what, f"{what} over the images seen. Kept: {best}.", most=100),
-            "Ringed: what was kept.",
-        ),
-        figure(plane(losses, "images seen", "training loss", "Training loss over the images seen."), ""),
-    )
-
-
-def gradient_flow(report: Mapping[str, Any], title: str) -> str:
-    """How large the gradients were that reached each layer; nothing of runs that did not record it."""
-    courses = ((report["recovery"], "Pruned"), (report["baseline_recovery"], "Baseline"))
-    told = (
-        "Layers upwards, from the image to the logits; at the step behind each look at held-out images, before "
-        "clipping. The fuller, the greater; logarithmic, from the smallest to the greatest of the picture."
-    )
-    flows = [(course["gradient_flow"], name) for course, name in courses if course and "gradient_flow" in course]
-    return section(title, *(figure(flow_grid(flow, name), f"{name}. {told}") for flow, name in flows))
 
 
 def attention(maps: AttentionMaps, title: str) -> str:
