@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,8 +31,15 @@ def mapped(artifact: GraphModule, images: ImageSet, gone: dict[str, Any], origin
     plan = DeletionPlan(
         tuple(SublayerDeletion(name, "head", gone[name], 2) for name in sorted(gone) if name.startswith("a"))
     )
-    pruned: Any = SimpleNamespace(module=artifact, original=original, plan=plan)
-    return attention_maps(pruned, images, 0, GREY, DIGITS)
+    return attention_maps(original, artifact, plan, images, 0, GREY, DIGITS)
+
+
+def test_heads_that_nobody_knows_are_not_compared(images: ImageSet) -> None:
+    found = attention_maps(teacher(), student({"a1": (0,)}), None, images, 0, GREY, DIGITS)
+    assert not found.maps and found.reason.startswith("Which heads of a1 were deleted is not known")
+    # Of the last attention all are left.
+    found = attention_maps(teacher(), student({"a0": (0,)}), None, images, 0, GREY, DIGITS)
+    assert (len(found.maps), found.sublayer, found.heads, found.total) == (3, "a1", (0, 1), 2)
 
 
 def test_they_are_the_class_tokens_attention(images: ImageSet) -> None:

@@ -25,9 +25,12 @@ from vitfx.circuit_file import read_circuit
 from vitfx.prune_report import rows
 from vitfx.recover import main as recover_main
 from vitfx.report_page import prune_page, recover_page
+from vitfx.report_points import PRUNE
+from vitfx.report_runs import Run
 
 HOSTILE = "<script>alert('1')</script>&\"x\""
 PLAN = DeletionPlan((SublayerDeletion("a0", "head", (0,), 3),))
+NONE = AttentionMaps(reason="There are none.")
 SECTIONS = [
     "Baseline and pruned", "What died, and where", "Sensitivity by layer", "Time by batch", "Accuracy against time",
     "Where the class token looks", "How it was made",
@@ -55,8 +58,7 @@ def recovered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn(found: dict[str, Any], maps: AttentionMaps | None = None, circuit: Circuit | None = None) -> Page:
-    none = AttentionMaps(reason="There are none.")
-    return read(prune_page(found, circuit or made_up("head"), PLAN, maps or none))
+    return read(prune_page(found, circuit or made_up("head"), PLAN, maps or NONE))
 
 
 def test_the_page_of_a_pruned_model(pruned: Path) -> None:
@@ -82,7 +84,7 @@ def test_the_page_of_a_retrained_model(recovered: Path) -> None:
     found = json.loads((recovered / "report.json").read_text())
     assert page.sections == [
         "Before and after", "The course of retraining", "Gradient flow of retraining", "Time", "Accuracy against time",
-        "How it was made",
+        "Where the class token looks", "How it was made",
     ]  # fmt: skip
     head, table = recover_report.rows(found)
     assert page.cells[0] == head
@@ -126,30 +128,39 @@ def test_every_graph_has_its_grid(granularity: str) -> None:
     assert "Sensitivity by layer" in page.sections
 
 
+def test_a_retraining_shows_what_died_before_it(recovered: Path) -> None:
+    found = json.loads((recovered / "report.json").read_text())
+    origin = Run("before", (), PRUNE, made(), made_up("head"), PLAN)
+    page = read(recover_page(found, origin, NONE))
+    for section in ("what died, and where", "sensitivity by layer"):
+        assert f"When it was pruned: {section}" in page.sections
+    assert "There are none." in page.told
+
+
 def test_a_retraining_without_labels(recovered: Path) -> None:
     found = json.loads((recovered / "report.json").read_text())
     found["baseline_recovery"], found["images"]["labelled"] = None, False
     for one in (*found["models"], *found["recovery"]["checks"]):
         one["accuracy"] = None
-    page = read(recover_page(found))
+    page = read(recover_page(found, None, NONE))
     assert "held-out agreement with the teacher, %" in page.told
     assert "held-out KL from the teacher, nats" in page.told
-    assert "top-1, %" not in page.told and "held-out loss" not in page.told
+    assert "top-1, %" not in page.told and "held-out loss, nats" not in page.told
     assert [row[2] for row in page.cells[1:]] == ["–"] * 4
 
 
 def test_labels_alone_are_not_told_by_the_teacher(recovered: Path) -> None:
     found = json.loads((recovered / "report.json").read_text())
     found["settings"]["loss"] = "ce"
-    page = read(recover_page(found))
-    assert "held-out loss, nats" in page.told and "held-out KL" not in page.told
+    page = read(recover_page(found, None, NONE))
+    assert "held-out loss, nats" in page.told and "held-out KL from the teacher, nats" not in page.told
 
 
 def test_a_retraining_of_an_earlier_version_has_no_flow(recovered: Path) -> None:
     found = json.loads((recovered / "report.json").read_text())
     for key in ("recovery", "baseline_recovery"):
         del found[key]["gradient_flow"]
-    assert "Gradient flow of retraining" not in read(recover_page(found)).sections
+    assert "Gradient flow of retraining" not in read(recover_page(found, None, NONE)).sections
 
 
 def test_a_cut_for_a_goal_has_the_costs_of_what_it_deleted() -> None:

@@ -88,6 +88,10 @@ def test_two_rounds_and_the_same_command_again(
         assert one["params"] == count(load_model(str(out / one["folder"] / "pruned.pt")).module)
         assert one["speedup"] > 0 and one["plain_accuracy"] == steps[0]["plain_accuracy"]
 
+    # Only the first round's run pruned the model that teaches.
+    pages = [(out / one["folder"] / "report.html").read_text() for one in steps[1::2]]
+    assert ["When it was pruned: what died, and where" in page for page in pages] == [True, False]
+
     # Of the original's parameters, not of what the round before left of them.
     assert steps[-1]["params_share"] > 0.5 * steps[1]["params_share"]
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from passes.dialect import Attention
+from passes.plan import DeletionPlan, SublayerDeletion
 from passes.stream import read_sites
 from passes.token_use import tokens_read
-from vitfx.compile import Pruned
 from vitfx.errors import UserError
 from vitfx.image_set import Images, ImageSet
 from vitfx.preprocess import Preprocess
@@ -51,25 +51,30 @@ class AttentionMaps:
 
 
 def attention_maps(
-    pruned: Pruned, evaluation: ImageSet, seed: int, preprocess: Preprocess, classes: Sequence[str] | None
-) -> AttentionMaps:
-    """On the first images of a sample of those for evaluation."""
-    left = [site for site in read_sites(pruned.module) if isinstance(site.module, Attention)]
+    original: GraphModule, pruned: GraphModule, plan: DeletionPlan | None, evaluation: ImageSet, seed: int,
+    preprocess: Preprocess, classes: Sequence[str] | None,
+) -> AttentionMaps:  # fmt: skip
+    """On the first images of a sample of those for evaluation. original, pruned: canonical, on the CPU. plan: what was
+    deleted, None where that is not known."""
+    left = [site for site in read_sites(pruned) if isinstance(site.module, Attention)]
     if not left:
         return AttentionMaps(reason="No attention survives, so that there are no attention maps.")
+    name = left[-1].name
+    heads, total = _heads(left[-1].module.units, None if plan is None else plan.of_kind("head").get(name))
+    if total != {site.name: site.module.units for site in read_sites(original)}.get(name):
+        return AttentionMaps(
+            reason=f"Which heads of {name} were deleted is not known: attention before and after can't be compared."
+        )
     try:
         images = evaluation.sample(min(_ASKED, len(evaluation)), seed).load()
     except UserError:
         return AttentionMaps(reason="The images drawn for attention maps are all corrupt.")
-    pixels, name = images.pixels[:_SHOWN], left[-1].name
-    deletion = pruned.plan.of_kind("head").get(name)
-    heads = tuple(range(left[-1].module.units)) if deletion is None else deletion.kept
-    total = left[-1].module.units if deletion is None else deletion.total
-    before, end = _looks(pruned.original, name, pixels)
-    after, _ = _looks(pruned.module, name, pixels)
+    pixels = images.pixels[:_SHOWN]
+    before, end = _looks(original, name, pixels)
+    after, _ = _looks(pruned, name, pixels)
     tokens = before.shape[2]
     shape = patch_grid(tokens, *pixels.shape[2:])
-    read = tokens_read(lambda stream: _tail(pruned.original, stream), end)
+    read = tokens_read(lambda stream: _tail(original, stream), end)
     if shape is None or not read or read[-1] >= tokens - shape[0] * shape[1]:
         return AttentionMaps(
             reason=f"The logits read {len(read)} of {end.shape[1]} tokens and not a class token alone: attention maps "
@@ -82,6 +87,11 @@ def attention_maps(
         for place, (one, other) in enumerate(zip(*grids, strict=True))
     )
     return AttentionMaps(made, name, heads, total)
+
+
+def _heads(units: int, deletion: SublayerDeletion | None) -> tuple[tuple[int, ...], int]:
+    """Those that are left, by their numbers before the deletion, and of how many."""
+    return (tuple(range(units)), units) if deletion is None else (deletion.kept, deletion.total)
 
 
 @torch.no_grad()

@@ -111,7 +111,9 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
 
 def _write_report(job: Job, pruned: Pruned, report: dict[str, Any]) -> None:
     model = job.inputs.model
-    maps = attention_maps(pruned, job.evaluation, job.settings.seed, model.preprocess, model.classes)
+    maps = attention_maps(
+        pruned.original, pruned.module, pruned.plan, job.evaluation, job.settings.seed, model.preprocess, model.classes
+    )
     write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
     write_aside(job.out / "report.md", to_markdown(report))
     write_aside(job.out / "report.html", prune_page(report, pruned.circuit, pruned.plan, maps))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch.fx import GraphModule
 
 from vitfx.artifact import save_artifact
+from vitfx.attention_maps import attention_maps
 from vitfx.baseline import export_plain
 from vitfx.checkpoint import ARTIFACT_FORMAT, LoadedModel
 from vitfx.deployment import Deployment, deploy
@@ -25,6 +27,7 @@ from vitfx.model_file import read_model_file
 from vitfx.progress import Watcher
 from vitfx.recover_data import RecoverData, open_recover_data
 from vitfx.recover_measure import Row, measure
+from vitfx.recover_origin import origin_of
 from vitfx.recover_report import draw, make_report, to_markdown
 from vitfx.recover_settings import RecoverSettings
 from vitfx.recovery import Recovered, Store, recover
@@ -97,14 +100,26 @@ def run_recover(job: RecoverJob, watcher: Watcher) -> dict[str, Any]:
     report = make_report(job.command, _settings(job), found, again, measured, data, {
         **environment(), "device": str(job.device), "load_average_before": load,
     })  # fmt: skip
-    write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
-    write_aside(job.out / "report.md", to_markdown(report))
-    write_aside(job.out / "report.html", recover_page(report))
-    draw(job.out / PICTURE, report, watcher)
+    _write_report(job, models.teacher, found.module, report, watcher)
     for store in stores.values():
         store.discard()
     remove_results(job.out, [UNFINISHED])
     return report
+
+
+def _write_report(
+    job: RecoverJob, teacher: GraphModule, retrained: GraphModule, report: Mapping[str, Any], watcher: Watcher
+) -> None:
+    model = job.inputs.model
+    origin = origin_of(model, _provenance(model), job.teacher)
+    maps = attention_maps(
+        teacher, retrained, None if origin is None else origin.plan, job.evaluation, job.settings.seed,
+        model.preprocess, model.classes,
+    )  # fmt: skip
+    write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+    write_aside(job.out / "report.md", to_markdown(report))
+    write_aside(job.out / "report.html", recover_page(report, origin, maps))
+    draw(job.out / PICTURE, report, watcher)
 
 
 def _open(job: RecoverJob, data: RecoverData, watcher: Watcher) -> _Models:

@@ -47,10 +47,8 @@ def gradient_flow(report: Mapping[str, Any], title: str) -> str:
         "Layers upwards, from the image to the logits; at the step behind each look at held-out images, before "
         "clipping. The fuller, the greater; logarithmic, from the smallest to the greatest of the picture."
     )
-    flows = [(one.name, one.record.get("gradient_flow")) for one in reversed(list(_courses(report)))]
-    return section(
-        title, *(figure(flow_grid(flow, name), f"{name.capitalize()}. {told}") for name, flow in flows if flow)
-    )
+    flows = [(one.name.capitalize(), one.record.get("gradient_flow")) for one in reversed(list(_courses(report)))]
+    return section(title, *(figure(flow_grid(flow, name), f"{name}. {told}") for name, flow in flows if flow))
 
 
 def _courses(report: Mapping[str, Any]) -> Iterator[_Course]:
@@ -60,7 +58,7 @@ def _courses(report: Mapping[str, Any]) -> Iterator[_Course]:
 
 
 def _figures(report: Mapping[str, Any], courses: list[_Course]) -> Iterator[tuple[_Figure, list[_Course]]]:
-    """What is worth a picture, and of which courses: accuracy, and what decided on the look that was kept."""
+    """What is worth a picture, and of which courses: accuracy, and the parts of what decided on what was kept."""
     labelled = report["images"]["labelled"]
     if labelled:
         yield _Figure("held-out top-1, %", "accuracy", 100, "%", 100), courses

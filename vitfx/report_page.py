@@ -49,8 +49,8 @@ def prune_page(report: Mapping[str, Any], circuit: Circuit, plan: DeletionPlan, 
     )
 
 
-def recover_page(report: Mapping[str, Any]) -> str:
-    """Of a run of `vitfx.recover`."""
+def recover_page(report: Mapping[str, Any], origin: Run | None, maps: AttentionMaps) -> str:
+    """Of a run of `vitfx.recover`. origin: of the pruned model, where it is known."""
     return page(
         recover_report.title_of(report),
         _MADE,
@@ -60,6 +60,8 @@ def recover_page(report: Mapping[str, Any]) -> str:
             gradient_flow(report, "Gradient flow of retraining"),
             latency(recovered_bars(report), "Time"),
             tradeoff([("this run", points_of(report, RECOVER))], "Accuracy against time"),
+            *_circuit(origin, "When it was pruned: "),
+            attention(maps, "Where the class token looks"),
             surroundings(report, "How it was made"),
         ],
     )
@@ -105,12 +107,18 @@ def _reported(run: Run, report: Mapping[str, Any]) -> list[str]:
             curves(report, f"{run.name}: the course of retraining"),
             gradient_flow(report, f"{run.name}: gradient flow of retraining"),
         ]
-    parts = [_pruned_summary(report, f"{run.name}: baseline and pruned")]
-    if run.circuit is not None:
-        parts.append(deleted(report, run.circuit, run.plan, f"{run.name}: what died, and where"))
-        parts.append(sensitivity(run.circuit, f"{run.name}: sensitivity by layer"))
-        parts.append(costs(run.circuit, f"{run.name}: what the deleted cost, by layer"))
-    return parts
+    return [_pruned_summary(report, f"{run.name}: baseline and pruned"), *_circuit(run, f"{run.name}: ")]
+
+
+def _circuit(run: Run | None, before: str) -> list[str]:
+    """before: the titles."""
+    if run is None or run.report is None or run.circuit is None:
+        return []
+    return [
+        deleted(run.report, run.circuit, run.plan, f"{before}what died, and where"),
+        sensitivity(run.circuit, f"{before}sensitivity by layer"),
+        costs(run.circuit, f"{before}what the deleted cost, by layer"),
+    ]
 
 
 def _pruned_summary(report: Mapping[str, Any], title: str) -> str:

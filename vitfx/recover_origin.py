@@ -1,0 +1,29 @@
+"""The run of `vitfx.prune` behind a model that is retrained: what died there belongs on the page as well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitfx.checkpoint import LoadedModel
+from vitfx.errors import UserError
+from vitfx.report_points import PRUNE
+from vitfx.report_runs import Run, read_run
+
+
+def origin_of(model: LoadedModel, provenance: Mapping[str, Any], teacher: LoadedModel) -> Run | None:
+    """The run in whose folder the artifact lies, where that run made it of the teacher; else None.
+
+    provenance: the artifact's. Files that were moved apart or overwritten are no reason to fail: a page does without.
+    """
+    if provenance.get("model_fingerprint") != teacher.fingerprint:
+        return None
+    folder = Path(model.source).parent
+    try:
+        run = read_run(folder, str(folder))
+    except UserError:
+        return None
+    if run.kind != PRUNE or run.circuit is None:
+        return None
+    return run if run.circuit.fingerprint() == provenance.get("circuit_fingerprint") else None
