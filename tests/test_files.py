@@ -53,6 +53,15 @@ def test_free_folders(tmp_path: Path, force: bool) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_part_of_a_first_write_is_no_result(tmp_path: Path) -> None:
+    """A process that is killed in it leaves that, and the same command begins again."""
+    (tmp_path / f".{JOURNAL}.partial").write_text("{")
+    check_output(tmp_path, force=False)
+    (tmp_path / ".another.partial").write_text("{")
+    with pytest.raises(UserError, match=r"is not empty \(it has .another.partial\)"):
+        check_output(tmp_path, force=False)
+
+
 def test_folders_with_something_in_them(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"is not empty \(it has notes.txt\): name another folder with --out, or pass"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -176,15 +178,35 @@ def test_a_cut_for_a_goal_has_the_costs_of_what_it_deleted() -> None:
     assert not {"Sensitivity by layer", "What the deleted cost, by layer"} & set(drawn(found, circuit=nothing).sections)
 
 
-def test_a_browser_shows_it(pruned: Path, tmp_path: Path) -> None:
+def asked_of_a_browser(page: Path, folder: Path, scheme: str) -> str:
+    """The DOM of a page as wide as a phone, and behind it how wide it would be and its background."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium on PATH")
+    phone = folder / "phone.html"
+    phone.write_text(
+        f'<iframe id="phone" width="390" height="800" srcdoc="{html.escape(page.read_text())}"></iframe>'
+        "<script>phone.onload = () => { const inner = phone.contentDocument; document.body.innerText ="
+        " inner.body.outerHTML + ' wide: ' + inner.documentElement.scrollWidth + ', background: ' +"
+        " getComputedStyle(inner.body).backgroundColor; }</script>"
+    )
     command = [
         browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
-        "--window-size=500,900", "--dump-dom", (pruned / "report.html").as_uri(),
+        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={folder / 'profile'}",
+        f"--blink-settings=preferredColorScheme={('dark', 'light').index(scheme)}", "--dump-dom", phone.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0
-    assert all(f"<h2>{title}</h2>" in done.stdout for title in SECTIONS)
+    return html.unescape(done.stdout)
+
+
+@pytest.mark.parametrize(("kind", "scheme"), [("pruned", "dark"), ("recovered", "light"), ("recovered", "dark")])
+def test_a_browser_shows_it_on_a_phone(kind: str, scheme: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    page = request.getfixturevalue(kind) / "report.html"
+    shown = asked_of_a_browser(page, tmp_path, scheme)
+    assert all(f"<h2>{title}</h2>" in shown for title in read(page.read_text()).sections)
+    found = re.search(r" wide: (\d+), background: rgb\((\d+), (\d+), (\d+)\)", shown)
+    assert found is not None
+    wide, *colours = map(int, found.groups())
+    assert wide <= 390
+    assert all(one < 64 if scheme == "dark" else one > 192 for one in colours)

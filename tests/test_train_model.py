@@ -90,6 +90,13 @@ def test_libraries_architectures(name: str, size: int, tmp_path: Path) -> None:
         assert made.module.drop_rate == 0.1
 
 
+@pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")
+def test_auxiliary_classifiers_are_refused_before_a_training() -> None:
+    """In eval mode this one answers with logits, in training with three of them."""
+    with pytest.raises(UserError, match=r"googlenet does not answer with \(B, classes\) logits while it is trained"):
+        new_model(arch("torchvision:googlenet", image_size=32), replace(PREPROCESS, size=(32, 32)), 3)
+
+
 def test_weights_of_the_same_classes_keep_their_classifier(tmp_path: Path) -> None:
     first = new_model(CONFIG, PREPROCESS, 3)
     saved(first, tmp_path / "model.pt")

@@ -31,7 +31,7 @@ def writing(path: Path, option: str = "--out") -> Iterator[None]:
 
 def write_aside(path: Path, contents: bytes | str) -> None:
     """Writes beside `path`, then renames, so that a reader never sees half a file. Raises WriteError."""
-    aside = path.with_name(f".{path.name}.partial")
+    aside = aside_of(path)
     with writing(path):
         try:
             aside.write_bytes(contents.encode() if isinstance(contents, str) else contents)
@@ -40,11 +40,16 @@ def write_aside(path: Path, contents: bytes | str) -> None:
             aside.unlink(missing_ok=True)
 
 
+def aside_of(path: Path) -> Path:
+    """Where `write_aside` writes before it renames; what a killed process leaves of a first write."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def check_output(folder: Path, *, force: bool, unfinished: str = JOURNAL) -> None:
     """Raises UserError where results can't go there; writes nothing.
 
     Free is a folder that does not exist, is empty, or holds what a run that was broken off leaves: the file
-    `unfinished` to go on from, or `UNFINISHED`.
+    `unfinished` to go on from, or a part of its first version, or `UNFINISHED`.
     """
     with writing(folder):
         nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
@@ -55,7 +60,7 @@ def check_output(folder: Path, *, force: bool, unfinished: str = JOURNAL) -> Non
         raise UserError(f"{folder} can't be written, {nearest} does not allow it: name another folder with --out")
     if force or not folder.exists() or any((folder / name).exists() for name in (unfinished, UNFINISHED)):
         return
-    if others := sorted(one.name for one in folder.iterdir()):
+    if others := sorted(one.name for one in folder.iterdir() if one != aside_of(folder / unfinished)):
         raise UserError(
             f"{folder} is not empty (it has {others[0]}): name another folder with --out, or pass --force to replace it"
         )

@@ -88,7 +88,7 @@ class Course:
         bar = self.watcher.bar("retraining")
         while True:
             # Before the step, so that a run that goes on looks where an unbroken one does.
-            if self._due(self._progress()) > self._due(self.checks[-1].progress):
+            if self._stepped and self._due(self._progress()) > self._due(self.checks[-1].progress):
                 self._check()
             if self.stopped or self._progress() >= 1:
                 break
@@ -115,6 +115,11 @@ class Course:
         # The last look is within the budget as well.
         assert self.settings.minutes is not None
         return min(self.seconds / max(60 * self.settings.minutes - self._reserve, 1e-9), 1.0)
+
+    @property
+    def _stepped(self) -> bool:
+        """Since the last look: by the clock the set-up alone may take until the next one is due."""
+        return len(self.losses) * self.batch > self.checks[-1].images
 
     def _due(self, progress: float) -> int:
         # What rounding takes from a product that is a whole number.

@@ -70,8 +70,14 @@ def sentence(found: Recovered) -> str:
     """What was kept, and whether it is better than what was given."""
     first, best = found.checks[0], found.checks[found.best]
     if found.best == 0:
-        return f"no look was better than the one before the first step ({first}): the model is as it was"
-    return f"kept is the best of {len(found.checks)} looks, after {best.images:,} images: {best}; before: {first}"
+        return (
+            "no look was nearer to what is taught, with no fewer images right, than the one before the first step "
+            f"({first}): the model is as it was"
+        )
+    return (
+        f"of {len(found.checks)} looks the one nearest to what is taught is kept, after {best.images:,} images: "
+        f"{best}; before: {first}"
+    )
 
 
 def rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

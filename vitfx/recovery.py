@@ -275,6 +275,7 @@ def _key(
 ) -> str:
     """Everything that the weights depend on."""
     record = {
+        "kept": "the look that misses least",
         "settings": settings.to_json(),
         "steps": steps,
         "models": [fingerprint(student.state_dict()), fingerprint(teacher.state_dict())],

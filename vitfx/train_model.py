@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -139,6 +140,7 @@ def _from_record(
 def _built(factory: str, kwargs: dict[str, Any], config: ModelConfig, preprocess: Preprocess) -> TrainModel:
     """The module with the configuration's dropout, as far as the factory takes it."""
     told: list[str] = []
+    name = str(kwargs.get("model_name", kwargs.get("name", factory)))
     names = _dropout_names(factory)
     wanted = {names[key]: value for key in names if (value := getattr(config, key))}
     for absent in [key for key in ("dropout", "attention_dropout", "drop_path") if key not in names]:
@@ -146,12 +148,12 @@ def _built(factory: str, kwargs: dict[str, Any], config: ModelConfig, preprocess
             told.append(f"{factory} has no {absent}: model.{absent} does nothing")
     module = _try(factory, kwargs | wanted)
     if module is None:
-        refused = [name for name, value in wanted.items() if _try(factory, kwargs | {name: value}) is None]
-        taken = {name: value for name, value in wanted.items() if name not in refused}
+        refused = [key for key, value in wanted.items() if _try(factory, kwargs | {key: value}) is None]
+        taken = {key: value for key, value in wanted.items() if key not in refused}
         module = build_from_factory(factory, kwargs | taken)
-        told.append(f"{kwargs.get('model_name', kwargs.get('name', factory))} takes no {' or '.join(refused)}")
+        told.append(f"{name} takes no {' or '.join(refused)}")
     plain = {key: value for key, value in kwargs.items() if key not in set(names.values())}
-    return TrainModel(_answering(module, preprocess, factory), factory, plain, preprocess, tuple(told))
+    return TrainModel(_answering(module, preprocess, name), factory, plain, preprocess, tuple(told))
 
 
 def _try(factory: str, kwargs: dict[str, Any]) -> nn.Module | None:
@@ -175,18 +177,22 @@ def _dropout_names(factory: str) -> dict[str, str]:
     return {}
 
 
-def _answering(module: nn.Module, preprocess: Preprocess, factory: str) -> nn.Module:
+def _answering(module: nn.Module, preprocess: Preprocess, name: str) -> nn.Module:
     shape = (2, preprocess.channels, *preprocess.size)
     try:
         with torch.no_grad():
             answer = module.eval()(torch.zeros(shape))
+            # Auxiliary classifiers answer in training alone. Of a copy, whose running statistics may change.
+            with torch.random.fork_rng(devices=[]):
+                trained = copy.deepcopy(module).train()(torch.zeros(shape))
     except Exception as error:  # What a model raises on images of another size is its own affair.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{factory} does not take images of {shape[1]}×{shape[2]}×{shape[3]} ({reason}): give its --image-size"
+            f"{name} does not take images of {shape[1]}×{shape[2]}×{shape[3]} ({reason}): give its --image-size"
         ) from error
-    if not isinstance(answer, Tensor) or answer.ndim != 2:
-        raise UserError(f"{factory} does not answer with (B, classes) logits: give a classifier")
+    for one, when in ((answer, ""), (trained, " while it is trained")):
+        if not isinstance(one, Tensor) or one.ndim != 2:
+            raise UserError(f"{name} does not answer with (B, classes) logits{when}: give a classifier")
     return module
 
 
