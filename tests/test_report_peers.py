@@ -72,7 +72,7 @@ def test_each_peer_is_a_curve(tmp_path: Path) -> None:
 
 def test_peers_without_labels(tmp_path: Path) -> None:
     rows = {name: {**one, "accuracy": None, "plain": None} for name, one in record()["rows"].items()}
-    runs = read_peers(written(tmp_path / "peers.json", record(**rows)), "peers.json")
+    runs = read_peers(record(**rows), tmp_path / "peers.json", "peers.json")
     assert [one.name.rpartition(": ")[2] for one in runs] == ["original", "random", "<b>"]
     assert all(point.accuracy is None for one in runs for point in one.points)
 

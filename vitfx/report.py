@@ -12,18 +12,19 @@ from vitfx.errors import UserError
 from vitfx.files import check_new_file, write_aside
 from vitfx.report_page import compare_page
 from vitfx.report_peers import read_peers
-from vitfx.report_runs import Run, read_run
+from vitfx.report_runs import RESULTS, Run, read_record, read_run
+from vitfx.report_runtimes import has_runtimes, read_runtimes
 
 _EXAMPLE = """example:
   python -m vitfx.report small/ smaller/ retrained/ --out compare.html
   python -m vitfx.report sweep/ rounds/ peers.json
 
 Each folder is one that vitfx.prune or vitfx.recover wrote: its report.json is read, and its sweep.json (--sweep) or
-rounds.json (--rounds) where there is one. A file is one that python -m benchmarks.peers --out wrote: each peer is a
-curve. The page has all models in one table and two pictures, top-1 and KL against time, with the knees of sweeps
-marked, and then each run by itself. Times are shares of each run's own baseline, which was timed in turns with it, so
-that runs of other hours can be compared; runs of other machines or other images only as far as those are alike. A
-single run has its own report.html in its folder.
+rounds.json (--rounds) where there is one. A file is one that python -m benchmarks.peers --out wrote, each peer is a
+curve, or python -m benchmarks.runtimes, bars for every batch and runtime. The page has all models in one table and two
+pictures, top-1 and KL against time, with the knees of sweeps marked, and then each run by itself. Times are shares of
+each run's own baseline, which was timed in turns with it, so that runs of other hours can be compared; runs of other
+machines or other images only as far as those are alike. A single run has its own report.html in its folder.
 
 exit code: 0, or 2 when something you gave can't be used; then nothing is written."""
 
@@ -51,8 +52,13 @@ def ends(paths: Sequence[Path]) -> list[str]:
 
 
 def _read(path: Path, name: str) -> tuple[Run, ...]:
-    """Raises UserError for anything but the folder of a finished run or a file of benchmarks.peers."""
-    return (read_run(path, name),) if path.is_dir() else read_peers(path, name)
+    """Raises UserError for anything but the folder of a finished run or a file of results."""
+    if path.is_dir():
+        return (read_run(path, name),)
+    if not path.exists():
+        raise UserError(f"{path} is not there: {RESULTS}")
+    record = read_record(path, RESULTS)
+    return (read_runtimes(record, path, name),) if has_runtimes(record) else read_peers(record, path, name)
 
 
 def _page(runs: list[Run]) -> str:
@@ -87,7 +93,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "runs", metavar="RUN", nargs="+", type=Path, help="folders of finished runs, and files of benchmarks.peers"
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        type=Path,
+        help="folders of finished runs, files of benchmarks.peers and .runtimes",
     )
     parser.add_argument("--out", type=Path, default=Path("compare.html"), help="the page (default compare.html)")
     parser.add_argument("--force", action="store_true", help="overwrite the page")

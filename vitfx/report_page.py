@@ -14,6 +14,7 @@ from vitfx.report_course import curves, gradient_flow
 from vitfx.report_peers import PEER
 from vitfx.report_points import PRUNE, RECOVER, points_of
 from vitfx.report_runs import Run
+from vitfx.report_runtimes import RUNTIMES, runtime_bars
 from vitfx.report_sections import (
     attention,
     costs,
@@ -69,7 +70,7 @@ def recover_page(report: Mapping[str, Any], origin: Run | None, maps: AttentionM
 
 def compare_page(runs: Sequence[Run]) -> str:
     """All models in one table and two pictures, then each run by itself."""
-    points = [(one.name, one.points) for one in runs]
+    points = [(one.name, one.points) for one in runs if one.points]
     groups = [group for one in runs for group in _bars(one)]
     peers = " and its peers" if any(one.kind == PEER for one in runs) else ""
     return page(
@@ -78,7 +79,7 @@ def compare_page(runs: Sequence[Run]) -> str:
         [
             tradeoff(points, "Accuracy against time"),
             divergence(points, "KL against time"),
-            points_table(points, "All models"),
+            points_table(points, "All models") if points else "",
             latency(groups, "Time") if groups else "",
             *(part for one in runs for part in _own(one)),
         ],
@@ -88,7 +89,10 @@ def compare_page(runs: Sequence[Run]) -> str:
 def _bars(run: Run) -> list[Any]:
     if run.report is None:
         return []
-    return (pruned_bars if run.kind == PRUNE else recovered_bars)(run.report, f"{run.name}, ")
+    prefix = f"{run.name}, "
+    if run.kind == RUNTIMES:
+        return runtime_bars(run.report, prefix)
+    return (pruned_bars if run.kind == PRUNE else recovered_bars)(run.report, prefix)
 
 
 def _own(run: Run) -> list[str]:
@@ -101,6 +105,8 @@ def _own(run: Run) -> list[str]:
 
 
 def _reported(run: Run, report: Mapping[str, Any]) -> list[str]:
+    if run.kind == RUNTIMES:
+        return []
     if run.kind == RECOVER:
         return [
             _recovered_summary(report, f"{run.name}: before and after"),

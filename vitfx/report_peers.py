@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,29 +9,25 @@ from typing import Any
 from vitfx.errors import UserError
 from vitfx.goal import Target
 from vitfx.report_points import Reached, plain_export
-from vitfx.report_runs import Run, read_record
+from vitfx.report_runs import RESULTS, Run, number
 
 PEER = "peer"
 _ORIGINAL = "original"
-_INSTEAD = "give folders of finished runs, or JSON files of benchmarks.peers"
 
 
-def read_peers(path: Path, name: str) -> tuple[Run, ...]:
+def read_peers(record: Mapping[str, Any], path: Path, name: str) -> tuple[Run, ...]:
     """The original, then a run for each peer that has a model, in the order of the file; a peer's models by the share
-    of the FLOPs that was deleted. name: of the file, on the page. Raises UserError for anything but a file of
-    benchmarks.peers."""
-    if not path.exists():
-        raise UserError(f"{path} is not there: {_INSTEAD}")
-    record = read_record(path, _INSTEAD)
+    of the FLOPs that was deleted. record: what the file has. name: of the file, on the page. Raises UserError for
+    anything but a file of benchmarks.peers."""
     try:
         return _runs(name, record["asked"], record["rows"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
-        raise UserError(f"{path} is no result of benchmarks.peers ({error!r}): {_INSTEAD}") from error
+        raise UserError(f"{path} is no result of benchmarks.peers ({error!r}): {RESULTS}") from error
 
 
 def _runs(name: str, asked: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> tuple[Run, ...]:
     where, whole = str(Target(**asked["target"])), rows[_ORIGINAL]
-    params = _number(whole, "parameters")
+    params = number(whole, "parameters")
     plain = plain_export(_share(whole, "plain"), where)
     points = (plain, _reached(whole, "exact rewrites", params, where))
     made = {
@@ -43,8 +38,8 @@ def _runs(name: str, asked: Mapping[str, Any], rows: Mapping[str, Mapping[str, A
     found = [Run(f"{name}: {_ORIGINAL}", points, PEER, made=made, notes=notes)]
     measured = [row for title, row in rows.items() if title != _ORIGINAL and "refused" not in row]
     for peer in dict.fromkeys(str(row["peer"]) for row in measured):
-        own = sorted((row for row in measured if row["peer"] == peer), key=lambda row: _number(row, "share"))
-        models = [_reached(row, f"{_number(row, 'share'):.0%} of the FLOPs to delete", params, where) for row in own]
+        own = sorted((row for row in measured if row["peer"] == peer), key=lambda row: number(row, "share"))
+        models = [_reached(row, f"{number(row, 'share'):.0%} of the FLOPs to delete", params, where) for row in own]
         found.append(Run(f"{name}: {peer}", tuple(models), PEER))
     return tuple(found)
 
@@ -54,24 +49,16 @@ def _reached(row: Mapping[str, Any], title: str, params: float, where: str) -> R
     return Reached(
         title,
         _share(row, "accuracy"),
-        _number(row, "agreement"),
-        _number(row, "kl"),
-        1 / _number(row, "speedup"),
+        number(row, "agreement"),
+        number(row, "kl"),
+        1 / number(row, "speedup"),
         where,
-        _number(row, "parameters") / params,
-        1 - _number(row, "deleted"),
+        number(row, "parameters") / params,
+        1 - number(row, "deleted"),
         joined=True,
     )
 
 
 def _share(row: Mapping[str, Any], key: str) -> float | None:
     """None without labels."""
-    return None if row[key] is None else _number(row, key)
-
-
-def _number(row: Mapping[str, Any], key: str) -> float:
-    """Raises ValueError for anything else."""
-    value = row[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{key} is {value!r}")
-    return float(value)
+    return None if row[key] is None else number(row, key)

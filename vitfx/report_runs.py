@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,13 @@ from vitfx.report_points import PRUNE, Reached, kind_of, points_of, points_of_ro
 from vitfx.rounds_file import ROUNDS
 
 REPORT, CIRCUIT = "report.json", "circuit.json"
+RESULTS = "give folders of finished runs, or JSON files of benchmarks.peers or benchmarks.runtimes"
 
 
 @dataclass(frozen=True)
 class Run:
-    """name: of the folder, as short as tells it from others. kind: of the report, "prune" or "recover"; None where
-    there is none.
+    """name: of the folder or file, as short as tells it from others. kind: whose the report is, "prune" or "recover",
+    or what a file has, "peer" or "runtimes"; None where there is none.
 
     circuit, plan: of a run of pruning. made: a record with "settings" and "environment", where one is known. notes:
     what is not shown and why, a sentence each without its full stop.
@@ -83,6 +85,14 @@ def read_record(path: Path, instead: str) -> Mapping[str, Any]:
     if not isinstance(record, dict):
         raise UserError(f"{path} is no report of vitfx: {instead}")
     return record
+
+
+def number(row: Mapping[str, Any], key: str) -> float:
+    """A finite one; raises KeyError, and ValueError for anything else."""
+    value = row[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{key} is {value!r}")
+    return float(value)
 
 
 def _completed(report: Mapping[str, Any]) -> Mapping[str, Any]:
