@@ -18,9 +18,9 @@ KNOWN = {"model_fingerprint": "teacher's", "circuit_fingerprint": made_up("head"
 
 
 def asked(path: Path, provenance: dict[str, str]) -> Run | None:
-    model: Any = SimpleNamespace(source=str(path / "pruned.pt"))
+    model: Any = SimpleNamespace(source=str(path / "pruned.pt"), provenance=provenance)
     teacher: Any = SimpleNamespace(fingerprint="teacher's")
-    return origin_of(model, provenance, teacher)
+    return origin_of(model, teacher)
 
 
 def test_the_run_that_made_it_of_the_teacher(tmp_path: Path) -> None:

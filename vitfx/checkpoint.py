@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class LoadedModel:
     classes: the logits' names in order, None where the file does not say.
     data: the data set that the file names.
     source: what was loaded, for messages; fingerprint: sha256 of the weights, see `vitfx.weights.fingerprint`.
+    provenance: what an artifact says of its origin, see `vitfx.artifact.save_artifact`.
     """
 
     module: nn.Module
@@ -40,6 +41,7 @@ class LoadedModel:
     data: str | None
     source: str
     fingerprint: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class _Parts:
     preprocess: Preprocess | None
     classes: tuple[str, ...] | None = None
     data: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_model(
@@ -68,7 +71,7 @@ def load_model(
     preprocess = preprocess or parts.preprocess or _guess_preprocess(parts.module, spec)
     module = _answering_logits(parts.module.eval(), preprocess, parts.classes, spec)
     weights = fingerprint(module.state_dict())
-    return LoadedModel(module, preprocess, parts.classes, parts.data, spec, weights)
+    return LoadedModel(module, preprocess, parts.classes, parts.data, spec, weights, parts.provenance)
 
 
 def save_checkpoint(
@@ -147,11 +150,13 @@ def _from_record(record: Mapping[str, Any], source: str) -> _Parts:
         load_weights(module, weights, "the graph beside it", source)
     written = record.get("preprocess")
     classes = record.get("classes")
+    provenance = record.get("provenance") if kind == ARTIFACT_FORMAT else None
     return _Parts(
         module=module,
         preprocess=Preprocess.from_json(dict(written)) if written else None,
         classes=None if classes is None else tuple(map(str, classes)),
         data=record.get("data"),
+        provenance=dict(provenance or {}),
     )
 
 

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from vitfx.artifact import save_artifact
 from vitfx.attention_maps import attention_maps
 from vitfx.baseline import export_plain
-from vitfx.checkpoint import ARTIFACT_FORMAT, LoadedModel
+from vitfx.checkpoint import LoadedModel
 from vitfx.deployment import Deployment, deploy
 from vitfx.errors import UserError
 from vitfx.export import ExportMismatch, compare_onnx, write_onnx
@@ -23,7 +23,6 @@ from vitfx.frontend import read_module
 from vitfx.image_set import ImageSet
 from vitfx.inputs import Inputs
 from vitfx.machine import environment, load_average
-from vitfx.model_file import read_model_file
 from vitfx.progress import Watcher
 from vitfx.recover_data import RecoverData, open_recover_data
 from vitfx.recover_measure import Row, measure
@@ -111,7 +110,7 @@ def _write_report(
     job: RecoverJob, teacher: GraphModule, retrained: GraphModule, report: Mapping[str, Any], watcher: Watcher
 ) -> None:
     model = job.inputs.model
-    origin = origin_of(model, _provenance(model), job.teacher)
+    origin = origin_of(model, job.teacher)
     maps = attention_maps(
         teacher, retrained, None if origin is None else origin.plan, job.evaluation, job.settings.seed,
         model.preprocess, model.classes,
@@ -194,7 +193,7 @@ def _write(path: Path, model: Any, module: GraphModule, pixels: torch.Tensor) ->
 def _save(job: RecoverJob, path: Path, found: Recovered, model: LoadedModel, settings: RecoverSettings) -> None:
     """model: what was retrained."""
     provenance = {
-        **_provenance(model),
+        **model.provenance,
         "recovered": {
             "vitfx": VERSION,
             "from": model.source,
@@ -208,19 +207,6 @@ def _save(job: RecoverJob, path: Path, found: Recovered, model: LoadedModel, set
     }
     known = job.inputs.model
     save_artifact(path, found.module, known.preprocess, known.classes, known.data, provenance)
-
-
-def _provenance(model: LoadedModel) -> dict[str, Any]:
-    """What the artifact that was given says of its origin."""
-    path = Path(model.source)
-    if not path.is_file():
-        return {}
-    try:
-        record = read_model_file(path, trust_pickle=False)
-    except UserError:
-        return {}
-    written = isinstance(record, dict) and record.get("format") == ARTIFACT_FORMAT
-    return dict(record.get("provenance") or {}) if written else {}
 
 
 def _settings(job: RecoverJob) -> dict[str, Any]:

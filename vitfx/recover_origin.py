@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vitfx.checkpoint import LoadedModel
 from vitfx.errors import UserError
@@ -12,12 +10,12 @@ from vitfx.report_points import PRUNE
 from vitfx.report_runs import Run, read_run
 
 
-def origin_of(model: LoadedModel, provenance: Mapping[str, Any], teacher: LoadedModel) -> Run | None:
+def origin_of(model: LoadedModel, teacher: LoadedModel) -> Run | None:
     """The run in whose folder the artifact lies, where that run made it of the teacher; else None.
 
-    provenance: the artifact's. Files that were moved apart or overwritten are no reason to fail: a page does without.
+    Files that were moved apart or overwritten are no reason to fail: a page does without.
     """
-    if provenance.get("model_fingerprint") != teacher.fingerprint:
+    if model.provenance.get("model_fingerprint") != teacher.fingerprint:
         return None
     folder = Path(model.source).parent
     try:
@@ -26,4 +24,4 @@ def origin_of(model: LoadedModel, provenance: Mapping[str, Any], teacher: Loaded
         return None
     if run.kind != PRUNE or run.circuit is None:
         return None
-    return run if run.circuit.fingerprint() == provenance.get("circuit_fingerprint") else None
+    return run if run.circuit.fingerprint() == model.provenance.get("circuit_fingerprint") else None

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitfx.digits import digits
 from vitfx.errors import UserError
 from vitfx.page_charts import Bar
 from vitfx.report_runs import RESULTS, Run, number
+from vitfx.report_sections import time_bar
 
 RUNTIMES = "runtimes"
 
@@ -23,12 +23,11 @@ def read_runtimes(record: Mapping[str, Any], path: Path, name: str) -> Run:
     """A run without points: its times are of no baseline of its own. record: what the file has. name: of the file, on
     the page. Raises UserError for a damaged one."""
     try:
-        rows = list(record["latency"])
         if not runtime_bars(record):
             raise ValueError("no model was timed")
         notes = tuple(
             f"{row['model']} was not timed at batch {row['batch']} on {row['runtime']}: {row['unavailable']}"
-            for row in rows
+            for row in record["latency"]
             if row["unavailable"] is not None
         )
         made = {"settings": dict(record["settings"]), "environment": dict(record["environment"])}
@@ -44,7 +43,6 @@ def runtime_bars(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str,
     for row in record["latency"]:
         if row["unavailable"] is not None:
             continue
-        ms = number(row, "median_ms")
-        bar = Bar(str(row["model"]), ms, f"{digits(ms)} ms", models.index(row["model"]))
+        bar = time_bar(str(row["model"]), number(row, "median_ms"), models.index(row["model"]))
         groups.setdefault(f"{prefix}batch {row['batch']}, {row['runtime']}", []).append(bar)
     return list(groups.items())

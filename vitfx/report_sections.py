@@ -66,7 +66,7 @@ def pruned_bars(report: Mapping[str, Any], prefix: str = "") -> list[tuple[str, 
     return [
         (
             f"{prefix}batch {batch}",
-            [_bar(name, one["latency_ms"][batch], place) for place, (name, one) in enumerate(sides.items())],
+            [time_bar(name, one["latency_ms"][batch], place) for place, (name, one) in enumerate(sides.items())],
         )
         for batch in report["baseline"]["latency_ms"]
     ]
@@ -78,14 +78,15 @@ def recovered_bars(report: Mapping[str, Any], prefix: str = "") -> list[tuple[st
     return [
         (
             f"{prefix}{title}, {runtime.removesuffix('ExecutionProvider')}",
-            [_bar(one["name"], one["runtimes"][runtime][key], place) for place, one in enumerate(models)],
+            [time_bar(one["name"], one["runtimes"][runtime][key], place) for place, one in enumerate(models)],
         )
         for runtime in models[0]["runtimes"]
         for key, title in (("ms_at_batch_1", "one image alone"), ("ms_per_image", "an image of the test set"))
     ]
 
 
-def _bar(name: str, ms: float, series: int) -> Bar:
+def time_bar(name: str, ms: float, series: int) -> Bar:
+    """series: which colour it has."""
     return Bar(name, ms, f"{digits(ms)} ms", series)
 
 
