@@ -60,27 +60,26 @@ class DeleteUnits(Pass):
         else:
             graph_module.set_submodule(site.name, self.shrunk(site.module, deletion.kept))
         if constant is not None:
-            _add_constant(graph_module, stream, f"{site.name}_constant", constant, site.module.out.weight.dtype)
+            _add_constant(graph_module, stream, f"{site.name}_constant", constant, site.module.out.weight)
 
 
 def left_behind(module: Sublayer, deletion: SublayerDeletion) -> Tensor | None:
-    """float64 (D,) or (T, D) that stays on the stream in place of what is deleted; None where that is zero.
+    """float64 (D,) or (T, D), on the CPU: stays on the stream in place of what is deleted; None where that is zero.
 
     A sublayer that goes as a whole leaves its bias as well.
     """
     parts = [] if deletion.constant is None else [deletion.constant]
     if deletion.whole and module.out.bias is not None:
-        parts.append(module.out.bias.detach().double())
+        parts.append(module.out.bias.detach().double().cpu())
     if not parts:
         return None
     constant = parts[0] if len(parts) == 1 else parts[0] + parts[1]
     return constant if bool(constant.any()) else None
 
 
-def _add_constant(
-    graph_module: GraphModule, stream: torch.fx.Node, name: str, value: Tensor, dtype: torch.dtype
-) -> None:
-    module = AddConstant(tuple(value.shape)).to(dtype)
+def _add_constant(graph_module: GraphModule, stream: torch.fx.Node, name: str, value: Tensor, like: Tensor) -> None:
+    """like: has the graph's dtype and device, which a plan's constants have not."""
+    module = AddConstant(tuple(value.shape)).to(like)
     with torch.no_grad():
         module.value.copy_(value)
     graph_module.add_submodule(name, module)

@@ -51,6 +51,18 @@ def test_a_whole_sublayer_goes_with_its_norm(kind, name, units):
     assert not any(key.startswith((f"{name}.", f"{name}_norm")) for key in small.state_dict())
 
 
+def test_what_is_new_is_where_the_model_is():
+    """On a GPU a constant of the plan, which is on the CPU, meets a bias that is not; "meta" stands for any device."""
+    graph_module = canonical()
+    plan = plan_of(graph_module, {"a0": [1], "m1": range(7)})
+    passes = [DeleteHeads(plan), DeleteMlpPaths(plan), FoldConstants()]
+    with_constants = run_passes(graph_module.to("meta"), passes[:2]).graph_module
+    folded = run_passes(with_constants, passes[2:]).graph_module
+    for found in (with_constants, folded):
+        assert {one.device.type for one in found.parameters()} == {"meta"}
+        assert found(PIXELS.to("meta")).device.type == "meta"
+
+
 def test_fold_constants_leaves_the_values_and_no_constant():
     graph_module = canonical()
     plan = plan_of(graph_module, {"a0": range(4), "m0": range(48), "a1": [0], "m2": range(48)})
