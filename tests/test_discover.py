@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from tests.prune_runs import run_circuit as prune_circuit
 from vitfx.circuit import Circuit, Decision
 from vitfx.data import open_data
 from vitfx.discover import main
+from vitfx.discover_job import Discoveries
 from vitfx.discovery import prepare
 from vitfx.edge_graph import EdgeGraph
+from vitfx.errors import UserError
 from vitfx.fidelity import fidelity
 from vitfx.journal import FileJournal
 from vitfx.settings import METHODS, Settings
@@ -143,7 +146,31 @@ def test_a_sweep(path: Path, tmp_path: Path, capsys: Captured) -> None:
     again = json.loads((tmp_path / "c-sweep.json").read_text())["sweep"]
     assert [one["fingerprint"] for one in again] == [one["fingerprint"] for one in rows]
     assert run(path, tmp_path / "c.json", *sweep, "--seed", "1") == 2
-    assert "c-tau0.001.json is there already, of other settings, model or images" in capsys.readouterr().err
+    assert "c-tau0.001.json is there already, of other settings, model, images or --eval" in capsys.readouterr().err
+
+    # Another range leaves what is there in the record, and its circuits are known again afterwards.
+    assert run(path, tmp_path / "c.json", "--tau-sweep", "1e-2:1:3") == 0
+    merged = json.loads((tmp_path / "c-sweep.json").read_text())["sweep"]
+    assert [one["tau"] for one in merged] == [0.001, 0.01, 0.1, 1.0]
+    capsys.readouterr()
+    assert run(path, tmp_path / "c.json", *sweep) == 0
+    assert capsys.readouterr().out.count("is there already") == 3
+    assert run(path, tmp_path / "c.json", *sweep, "--eval-samples", "7") == 2
+    assert "or --eval-samples" in capsys.readouterr().err
+
+
+def test_what_fails_behind_a_discovery_costs_no_decision(
+    path: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise UserError("the evaluation images are corrupt")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Discoveries, "_evaluation", broken)
+        assert run(path, tmp_path / "out.json", *QKV) == 2
+    assert [one.name for one in tmp_path.iterdir()] == [".out.json.journal"]
+    assert run(path, tmp_path / "out.json", *QKV) == 0
+    assert "going on after" in capsys.readouterr().out
 
 
 def test_fewer_images_than_the_default_are_no_error(path: Path, tmp_path: Path) -> None:

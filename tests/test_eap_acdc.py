@@ -121,6 +121,13 @@ def test_max_kl_bounds_groups_too():
     assert 0 < gone * 0.005 <= 0.1 + 1e-12
 
 
+def test_a_limit_that_is_used_up_ends_the_groups():
+    scripted = Scripted([0.005] * 200, [0.005] * 200)
+    found = run(scripted, 0.01, max_kl=0.012)
+    assert sum(not one.kept for one in found.values()) == 2
+    assert len(scripted.looked) < 10
+
+
 def test_a_reader_that_leads_nowhere_is_not_asked():
     scripted = Scripted([math.nan] * 5, [math.nan] * 5, dead=True)
     found = run(scripted, 0.01)

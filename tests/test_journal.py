@@ -73,7 +73,7 @@ def test_an_edge_of_other_neurons_is_decided_again(path: Path) -> None:
     assert FileJournal(path, "key").recall(other) == Decision(other, True, 1.0, 2.0)
 
 
-@pytest.mark.parametrize("contents", [None, "notes\n", '{"key": "other"}\n', "[]\n"])
+@pytest.mark.parametrize("contents", [None, "notes\n", "[]\n"])
 def test_what_another_run_left_is_not_overwritten(path: Path, contents: str | None) -> None:
     if contents is not None:
         path.write_text(contents)
@@ -83,6 +83,12 @@ def test_what_another_run_left_is_not_overwritten(path: Path, contents: str | No
     assert path.read_text() == before
     forced = FileJournal(path, "another key", force=True)
     assert len(forced) == 0
+    assert path.read_text() == '{"key": "another key"}\n'
+
+
+def test_a_run_that_had_decided_nothing_is_in_nobodys_way(path: Path) -> None:
+    path.write_text('{"key": "other"}\n')
+    assert len(FileJournal(path, "another key")) == 0
     assert path.read_text() == '{"key": "another key"}\n'
 
 

@@ -28,7 +28,16 @@ from vitfx.errors import UserError
 from vitfx.journal import FileJournal, NoJournal
 from vitfx.progress import Silent
 from vitfx.settings import Settings
-from vitfx.share import OwnFailure, SharedJournal, ToldElsewhere, first_says, on_each, on_first, open_share
+from vitfx.share import (
+    OwnFailure,
+    SharedJournal,
+    ToldElsewhere,
+    first_says,
+    on_each,
+    on_first,
+    open_share,
+    share_device,
+)
 from vitfx.trace import to_canonical
 
 ROOT = Path(__file__).parents[1]
@@ -216,6 +225,17 @@ def test_the_first_says_what_is_wrong() -> None:
         _refuse()
     with pytest.raises(OwnFailure), first_says(False):
         raise OwnFailure("mine")
+
+
+def test_a_process_without_a_gpu_of_its_own_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(OwnFailure, match="process 2 is number 3 on a machine with 2 GPUs"), first_says(False):
+        share_device("auto")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert share_device("auto").index == 1
 
 
 def test_only_the_first_process_records(tmp_path: Path) -> None:

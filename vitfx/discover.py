@@ -142,8 +142,9 @@ def _told(outcome: Outcome, task: _Task) -> list[RenderableType]:
                 f"whole model {scores['agreement']:.2%}{accuracy}"
             )
     if steady := circuit.details.get("stability"):
+        others = "images and seeds" if steady["other_images"] else "seeds (all calibration images in each)"
         said.append(
-            f"{steady['repeats']} runs with other images and seeds; two of them have in common, of what either keeps, "
+            f"{steady['repeats']} runs with other {others}; two of them have in common, of what either keeps, "
             + ", ".join(f"{share:.0%} of the {name}" for name, share in steady["overlap"].items())
         )
     if task.settings.ablation == "resample":
@@ -152,12 +153,19 @@ def _told(outcome: Outcome, task: _Task) -> list[RenderableType]:
     names = ("attentions", "MLPs") if task.settings.granularity == "block" else ("heads", "MLP paths")
     said.append(f"dead: {heads} of {all_heads} {names[0]}, {paths} of {all_paths} {names[1]}")
     if len(outcome.dead) == len(outcome.writers):
-        said.append("nothing of the image reaches the logits any more: choose a smaller τ")
+        less = "a smaller τ" if task.settings.remove is None else "a smaller --remove"
+        said.append(f"nothing of the image reaches the logits any more: choose {less}")
+        return [*said, f"{task.out} has the circuit"]
     return [*said, f"{task.out} has the circuit", *_next(task.options, task.out)]
 
 
 def _next(options: argparse.Namespace, out: Path) -> list[str]:
     more = [part for name in ("data", "arch") if (value := getattr(options, name)) for part in (f"--{name}", value)]
+    more += ["--trust-pickle"] if options.trust_pickle else []
+    for name in ("image_size", "mean", "std"):
+        if (value := getattr(options, name)) is not None:
+            values = value if isinstance(value, list) else [value]
+            more += [f"--{name.replace('_', '-')}", *(f"{one:g}" for one in values)]
     return [
         f"draw it:               {shlex.join(['python', '-m', 'vitfx.show', str(out)])}",
         f"delete what is dead:   "

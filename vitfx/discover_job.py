@@ -16,7 +16,7 @@ from vitfx.discovery import Discovery, discover, journal_key, origins
 from vitfx.errors import UserError
 from vitfx.fidelity import fidelity
 from vitfx.files import WriteError, write_aside
-from vitfx.image_set import Images
+from vitfx.image_set import Images, ImageSet
 from vitfx.inputs import Inputs
 from vitfx.journal import FileJournal
 from vitfx.progress import Watcher
@@ -46,26 +46,24 @@ class Discoveries:
     def run(self, settings: Settings, out: Path) -> Outcome:
         """Discovers, as often as asked, and writes the first run's circuit, with what the others have to say of it.
 
-        Journals beside the file keep all decisions until then; a UserError that the same command would end with again
-        takes them away. Raises UserError, also where a journal is of another run.
+        Journals beside the file keep all decisions until then; a UserError of a discovery, which the same command would
+        end with again, takes its own away. Raises UserError, also where a journal is of another run.
         """
         journals: list[FileJournal] = []
-        try:
-            found = self._discover(settings, self.images, self._journal_path(out, 0), journals)
-            details = {**found.circuit.details, **self._evaluation(found, settings)}
-            outcomes = [Outcome.of(found)]
-            for repeat in range(1, self.repeats):
-                again = replace(settings, seed=settings.seed + repeat)
-                self.watcher.say(f"repeat {repeat + 1} of {self.repeats}, seed {again.seed}")
-                images = on_each(self.share, lambda again=again: self._images(again))  # type: ignore[misc]
-                outcomes.append(Outcome.of(self._discover(again, images, self._journal_path(out, repeat), journals)))
-        except WriteError:
-            raise
-        except UserError:
-            self._discard(journals)
-            raise
+        evaluated = self._held_out(settings)
+        found = self._discover(settings, self.images, self._journal_path(out, 0), journals)
+        details = {**found.circuit.details, **self._evaluation(found, evaluated)}
+        outcomes = [Outcome.of(found)]
+        for repeat in range(1, self.repeats):
+            again = replace(settings, seed=settings.seed + repeat)
+            self.watcher.say(f"repeat {repeat + 1} of {self.repeats}, seed {again.seed}")
+            images = on_each(self.share, lambda again=again: self._images(again))  # type: ignore[misc]
+            outcomes.append(Outcome.of(self._discover(again, images, self._journal_path(out, repeat), journals)))
         if self.repeats > 1:
-            details["stability"] = stability(outcomes)
+            details["stability"] = {
+                **stability(outcomes),
+                "other_images": settings.samples < len(self.inputs.splits.calibration),
+            }
         circuit = replace(found.circuit, details=details)
         if self.share.rank == 0:
             write_aside(out, circuit.to_json())
@@ -75,24 +73,39 @@ class Discoveries:
     def _discover(self, settings: Settings, images: Images, path: Path, journals: list[FileJournal]) -> Discovery:
         facts = origins(self.graph_module, images)
         key = journal_key(settings, facts, self._device)
-        journals.append(on_first(self.share, lambda: FileJournal(path, key, force=self.force)))
-        if len(journals[-1]):
-            self.watcher.say(f"going on after {len(journals[-1]):,} decisions of an earlier run")
-        journal = SharedJournal(journals[-1], self.share)
-        return discover(self.graph_module, images, settings, facts, journal, self.watcher, self.share)
+        own = on_first(self.share, lambda: FileJournal(path, key, force=self.force))
+        journals.append(own)
+        if len(own):
+            self.watcher.say(f"going on after {len(own):,} decisions of an earlier run")
+        journal = SharedJournal(own, self.share)
+        try:
+            return discover(self.graph_module, images, settings, facts, journal, self.watcher, self.share)
+        except WriteError:
+            raise
+        except UserError:
+            self._discard([own])
+            raise
 
     def _images(self, settings: Settings) -> Images:
         return self.inputs.calibration(settings.samples, settings.seed, self.watcher.bar("loading"))
 
-    def _evaluation(self, found: Discovery, settings: Settings) -> dict[str, Any]:
-        """How faithful the circuit is on images that discovery did not see; each process runs its part of them."""
+    def _held_out(self, settings: Settings) -> ImageSet | None:
+        """What the circuit is run on besides, this process's part of it; None for nothing. Raises UserError."""
         held_out = self.inputs.splits.evaluation
         if not self.evaluated or settings.ablation == "resample":
-            return {}
+            return None
         chosen = held_out.sample(min(self.evaluated, len(held_out)), settings.seed)
         if len(chosen) < self.share.world:
-            raise UserError(f"{len(chosen)} evaluation images are too few for {self.share.world} processes: give more")
-        mine = chosen.subset(range(self.share.rank, len(chosen), self.share.world))
+            raise UserError(
+                f"{len(chosen)} evaluation images are too few for {self.share.world} processes: give more, or "
+                "--eval-samples 0"
+            )
+        return chosen.subset(range(self.share.rank, len(chosen), self.share.world))
+
+    def _evaluation(self, found: Discovery, mine: ImageSet | None) -> dict[str, Any]:
+        """How faithful the circuit is on images that discovery did not see."""
+        if mine is None:
+            return {}
         images = on_each(self.share, lambda: mine.load(self.watcher.bar("loading")))
         scores = fidelity(
             found.graph,

@@ -111,6 +111,8 @@ class _Sublayer:
         self.surprise = torch.zeros_like(self.scale)
         self.strikes = torch.zeros(len(self.scale), dtype=torch.int)
         self.decisions: list[Decision] = []
+        self.full = False
+        """Not even a small group goes without the whole circuit's KL passing its limit."""
 
     def decide(self, seed: int) -> list[Decision]:
         removes = self.limits.allow(self.kl, self.kl)
@@ -162,6 +164,8 @@ class _Sublayer:
             group = found[: max(size, SMALLEST)]
             size, removed = self._try(group)
             rest = _without(rest, removed)
+            if self.full:
+                break
             if not removed and len(group) == SMALLEST:
                 # Whatever it was that did not go: others are looked at first from now on.
                 self.strikes[[one.at for one in group]] = STRIKES
@@ -175,6 +179,7 @@ class _Sublayer:
         costs = marginals(at, self.here, there)
         missing = there.kl - self.kl - float(costs.sum())
         if missing > SLACK * float(costs.abs().sum()) + tau or there.kl > self.limits.max_kl:
+            self.full = len(group) <= SMALLEST and there.kl > self.limits.max_kl
             return len(group) // 2, []
         costs = self._charged(costs, there.kl)
         dear = costs >= tau

@@ -34,8 +34,8 @@ class NoJournal:
 class FileJournal:
     """Appends decisions to a file and recalls those of an earlier run with the same key.
 
-    key: everything that the decisions depend on. A journal with another key raises UserError, or, with force, is begun
-    anew. The folder is made where it is missing. Raises WriteError.
+    key: everything that the decisions depend on. A journal with decisions and another key raises UserError, or, with
+    force, is begun anew. The folder is made where it is missing. Raises WriteError.
     """
 
     def __init__(self, path: Path, key: str, *, force: bool = False) -> None:
@@ -45,7 +45,7 @@ class FileJournal:
         lines = _whole_lines(path)
         if lines and lines[0].get("key") == key:
             self._known = {line["edge"]: line for line in lines[1:]}
-        elif _has_contents(path) and not force:
+        elif _has_contents(path) and len(lines) != 1 and not force:
             raise UserError(
                 f"{path} is of a run of {max(len(lines) - 1, 0)} decisions that was broken off, "
                 "with other settings, model or images: give those to go on with it, another place with --out, "

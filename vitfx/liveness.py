@@ -43,9 +43,11 @@ def dead_writers(circuit: Circuit, graph: EdgeGraph, reference: Reference | None
         reached = _reached(graph, wiring, rows, by_token=by_token)
         dead = {one for row, one in enumerate(graph.writers) if not (bool(wiring.alive[row]) and one in reached)}
     if any(writer.sublayer == EMBED for writer in dead):
+        share, tau = circuit.settings.get("remove"), circuit.settings.get("tau")
         raise UserError(
-            f"at τ = {circuit.settings.get('tau')} nothing of the image reaches the logits any more: choose a smaller "
-            "--tau or set --max-kl"
+            f"at τ = {tau} nothing of the image reaches the logits any more: choose a smaller --tau or set --max-kl"
+            if share is None
+            else f"with --remove {share:g} nothing of the image reaches the logits any more: choose a smaller one"
         )
     return tuple(writer for writer in graph.writers if writer in dead)
 

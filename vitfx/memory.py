@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch.fx import GraphModule
 
@@ -15,6 +17,7 @@ from vitfx.narrow import narrow
 from vitfx.settings import RANKING, Settings
 
 GIB = 2**30
+_DOUBLE = 8
 
 
 def memory_needed(graph_module: GraphModule, images: Images, settings: Settings, processes: int) -> int:
@@ -28,7 +31,8 @@ def memory_needed(graph_module: GraphModule, images: Images, settings: Settings,
         edge, qkv     the streams, every writer's change, N·T·D each, and, while the first sublayer is visited, what
                       every reader behind it reads, N·T·D each, the sublayers' inner channels, and heads' queries, keys
                       and values, N·T·E each; for eap-acdc what its own readers read as well, and inner channels
-                      once more
+                      once more, and, however few images a process has, two forecasts of (e, e) in float64, where e
+                      edges lead into the sublayer with most
     """
     pixels = images.pixels[:2].to(next(graph_module.parameters()).device)
     graph = EdgeGraph(graph_module, whole_mlps(graph_module), settings.granularity)
@@ -58,8 +62,11 @@ def memory_needed(graph_module: GraphModule, images: Images, settings: Settings,
         if settings.method == "eap-acdc":
             read, inner, readers, _ = sizes[0]
             numbers += readers * read + inner
+    forecasts = 0
+    if settings.method == "eap-acdc" and not graph.reads_stream:
+        forecasts = 2 * max(Counter(edge.reader.sublayer for edge in graph.edges()).values()) ** 2 * _DOUBLE
     per_process = -(-len(images) // processes)
-    return per_process * numbers * torch.finfo(pixels.dtype).bits // 8
+    return per_process * numbers * torch.finfo(pixels.dtype).bits // 8 + forecasts
 
 
 def check_memory(needed: int, limit: float | None, processes: int) -> str:

@@ -41,7 +41,7 @@ class ToldElsewhere(UserError):
 
 
 class OwnFailure(UserError):
-    """This process alone, which is not the first, can't go on, and has to say so."""
+    """This process alone, which need not be the first, can't go on, and has to say so."""
 
 
 class Distributed:
@@ -119,7 +119,13 @@ def share_device(name: str) -> torch.device:
         return device
     if name not in ("auto", GPU):
         raise UserError(f"--device {name} would put all processes on one GPU: leave the number out")
-    return pick_device(f"{GPU}:{os.environ.get('LOCAL_RANK', '0')}")
+    here, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if here >= there:
+        raise OwnFailure(
+            f"process {os.environ['RANK']} is number {here + 1} on a machine with {there} GPUs: start as many as there "
+            f"are, with --nproc-per-node={there}, or add --device cpu"
+        )
+    return pick_device(f"{GPU}:{here}")
 
 
 @contextmanager

@@ -35,9 +35,9 @@ def _show(options: argparse.Namespace, console: Console) -> None:
     for name in ("edges", "top"):
         if getattr(options, name) < 0:
             raise UserError(f"--{name} {getattr(options, name)} is negative: give a number of edges, 0 for none")
+    circuit = read_circuit(options.circuit)
     out = options.out or options.circuit.with_suffix(".svg")
     _check_out(out, force=options.force)
-    circuit = read_circuit(options.circuit)
     tables = summary(circuit, options.top)
     write_aside(out, picture_bytes(circuit, out.suffix.lower(), options.edges))
     console.print(tables)

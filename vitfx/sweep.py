@@ -45,26 +45,25 @@ def record_path(out: Path) -> Path:
 
 
 def sweep(job: Discoveries, settings: Settings, taus: Sequence[float], out: Path) -> list[dict[str, Any]]:
-    """A circuit file for each τ beside `out`, and the table of them as JSON; circuits that an earlier run of the same
-    sweep wrote are not discovered again. Raises UserError where another file would be overwritten."""
+    """A circuit file for each τ beside `out`, and the table of them as JSON; circuits that an earlier run with the same
+    settings wrote, of these τ or others, are not discovered again and stay in the table's file. Raises UserError where
+    another file would be overwritten."""
     facts = job.facts
 
     def known() -> dict[float, dict[str, Any]]:
         rows = _known_rows(record_path(out))
         found = {}
-        for tau in taus:
-            path = circuit_path(out, tau)
-            circuit = _circuit_at(path) if tau in rows else None
-            if (
-                circuit is not None
-                and matches(circuit, replace(settings, tau=tau), facts, job.repeats)
-                and circuit.fingerprint() == rows[tau]["fingerprint"]
-            ):
-                found[tau] = rows[tau]
-            elif path.exists() and not job.force:
+        for tau in dict.fromkeys([*taus, *rows]):
+            path, row = circuit_path(out, tau), rows.get(tau)
+            circuit = _circuit_at(path)
+            own = circuit is not None and matches(circuit, replace(settings, tau=tau), facts, job.repeats)
+            own = own and (row is None or row.get("eval_samples") == job.evaluated)
+            if circuit is not None and own and row is not None and row["fingerprint"] == circuit.fingerprint():
+                found[tau] = row
+            elif tau in taus and path.exists() and not own and not job.force:
                 raise UserError(
-                    f"{path} is there already, of other settings, model or images: give another name with --out, or "
-                    "--force to replace it"
+                    f"{path} is there already, of other settings, model, images or --eval-samples: give another name "
+                    "with --out, or --force to replace it"
                 )
         return found
 
@@ -76,9 +75,10 @@ def sweep(job: Discoveries, settings: Settings, taus: Sequence[float], out: Path
         job.watcher.say(f"τ = {tau:g}")
         start = time.perf_counter()
         outcome = job.run(replace(settings, tau=tau), circuit_path(out, tau))
-        rows[tau] = _row(outcome, circuit_path(out, tau), time.perf_counter() - start)
+        row = _row(outcome, circuit_path(out, tau), time.perf_counter() - start)
+        rows[tau] = {**row, "eval_samples": job.evaluated}
         if job.share.rank == 0:
-            done = [rows[one] for one in taus if one in rows]
+            done = [rows[one] for one in sorted(rows)]
             write_aside(record_path(out), json.dumps({"sweep": done}, indent=1, ensure_ascii=False))
     return [rows[tau] for tau in taus]
 
