@@ -65,7 +65,7 @@ class Options:
             raise UserError(f"--edges is {self.edges}: give 1 or more")
         check_out(self.out)
         if self.write_circuit is not None:
-            check_out(self.write_circuit)
+            check_out(self.write_circuit, "write-circuit")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -104,7 +105,7 @@ def settings_of(circuit: Circuit) -> Settings:
         raise UserError(f"--circuit does not say its {error.args[0]}: give one that this vitfx found") from error
 
 
-def check_out(out: Path) -> None:
-    """Raises UserError where a result can't be written, before it takes hours to find."""
-    if out.is_dir() or not out.parent.is_dir():
-        raise UserError(f"--out {out} can't be written: give it a file in a folder that is there")
+def check_out(path: Path, option: str = "out") -> None:
+    """Raises UserError where what the option names can't be written, before it takes hours to find."""
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"--{option} {path} can't be written: give it a file in a folder that is there and is yours")

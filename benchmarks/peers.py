@@ -25,6 +25,7 @@ from vitfx.files import write_aside
 from vitfx.goal import Target, parse_target
 from vitfx.goal_options import SAMPLES
 from vitfx.machine import load_average
+from vitfx.number_format import FP32
 from vitfx.progress import Watcher, console_watcher
 
 EXAMPLE = """example:
@@ -62,6 +63,10 @@ class Options:
         for option, names in (("peers", self.peers), ("again", self.again)):
             if unknown := [one for one in names if one not in PEERS]:
                 raise UserError(f"--{option} {unknown[0]} is not known: choose of {', '.join(PEERS)}")
+        if left := [one for one in self.again if one not in self.peers]:
+            raise UserError(f"--again {left[0]} is not one of --peers: name it there as well")
+        if self.target.precision != FP32:
+            raise UserError(f"--target {self.target} asks for {self.target.precision}: all peers are timed in {FP32}")
         # With fewer, nothing is left to fit on beside what is held out and what chooses the shrinkage.
         for option, value, least in (
             ("samples", self.samples, 8),
@@ -70,9 +75,9 @@ class Options:
         ):
             if value < least:
                 raise UserError(f"--{option} is {value}: give {least} or more")
-        for path in (self.out, self.markdown, self.plot):
+        for option, path in (("out", self.out), ("markdown", self.markdown), ("plot", self.plot)):
             if path is not None:
-                check_out(path)
+                check_out(path, option)
         if self.plot is not None and not has_matplotlib():
             raise UserError("--plot needs matplotlib: pip install 'vitfx[plot]'")
 

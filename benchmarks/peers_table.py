@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("asked for", "peer", "FLOPs deleted", "top-1", "KL", "agreement", "speed-up", "made in")
 _LEFT = 1
+LOST = 0.01
+"""Of top-1, at which peers are compared by their speed."""
 
 
 def table(record: dict[str, Any]) -> Table:
@@ -44,8 +46,33 @@ def markdown(record: dict[str, Any]) -> str:
         f"the whole model after the exact rewrites, which all have. Made in: the seconds of one share, on "
         f"{machine['device']}.",
     ]
+    if equal := speeds_at_equal_accuracy(record):
+        fastest = sorted(equal.items(), key=lambda one: -one[1][0])
+        said = ", ".join(f"{peer} {'at least ' if beyond else ''}{speed:.2f}×" for peer, (speed, beyond) in fastest)
+        lines += ["", f"With {100 * LOST:g} point of top-1 lost, along straight lines between the shares: {said}."]
     refused = [f"{row['peer']} has no row at {row['share']:.0%}: {row['refused']}." for row in rows if "refused" in row]
     return "\n".join(lines + ([""] if refused else []) + refused) + "\n"
+
+
+def speeds_at_equal_accuracy(record: dict[str, Any]) -> dict[str, tuple[float, bool]]:
+    """How fast each peer is where `LOST` of the original's top-1 is lost, on a straight line between the last of its
+    shares with no more lost and the first with more; with True the speed of its last share, where none has lost as
+    much. Nothing without labels."""
+    rows = [row for row in _sorted(record) if "refused" not in row and row["accuracy"] is not None]
+    original = next((row for row in rows if row["share"] == 0), None)
+    found: dict[str, tuple[float, bool]] = {}
+    for peer in dict.fromkeys(row["peer"] for row in rows if row["share"]):
+        assert original is not None
+        least, before = original["accuracy"] - LOST, original
+        found[peer] = (0.0, True)
+        for row in (one for one in rows if one["peer"] == peer):
+            if row["accuracy"] < least:
+                way = (before["accuracy"] - least) / (before["accuracy"] - row["accuracy"])
+                found[peer] = (before["speedup"] + way * (row["speedup"] - before["speedup"]), False)
+                break
+            before = row
+            found[peer] = (row["speedup"], True)
+    return found
 
 
 def draw(record: dict[str, Any]) -> Figure:

@@ -203,7 +203,8 @@ class _Walker:
         visit.remove([one.edge.writer for one in waiting if not one.kept])
 
     def _ask(self, visit: Visit, decision: Decision, position: int) -> Sample:
-        writer, kl = decision.edge.writer, self.state.kl(decision)
+        # What the circuit's own method measured was of the circuit in the order of its decisions, not of the readers.
+        writer, kl = decision.edge.writer, self.naive.kl(self.state.removed)
         engine = Answer(0.0, kl, not self.limits.allow(kl, kl))
         if not visit.idle:
             seconds, trial = self.naive.timed(

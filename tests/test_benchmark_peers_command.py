@@ -8,6 +8,7 @@ import pytest
 from benchmarks import match, peer_package
 from benchmarks.match import Match
 from benchmarks.peers import main
+from benchmarks.peers_table import speeds_at_equal_accuracy
 from benchmarks.results import read_known, write_record
 from tests.benchmark_folder import write_checkpoint
 from vitfx.curves import has_matplotlib
@@ -47,6 +48,7 @@ def test_command_makes_rows_and_goes_on(model, tmp_path, capsys, monkeypatch):
     assert "vbp: 1 rows are in" in capsys.readouterr().out
     lines = page.read_text().splitlines()
     assert sum(line.startswith("| ") for line in lines) == 2 + 4
+    assert lines[-3].startswith("With 1 point of top-1 lost, along straight lines between the shares: ")
     assert lines[-1].startswith("vbp has no row at 60%: ")
     if has_matplotlib():
         assert picture.read_bytes().startswith(b"\x89PNG")
@@ -72,7 +74,9 @@ def test_command_makes_rows_and_goes_on(model, tmp_path, capsys, monkeypatch):
         (["--rounds", "0"], "--rounds is 0: give 1 or more"),
         (["--target", "cpu:batch=0"], "--target cpu:batch=0 is not understood"),
         (["--out", "nowhere/x.json"], "--out nowhere/x.json can't be written"),
-        (["--plot", "nowhere/x.png"], "--out nowhere/x.png can't be written"),
+        (["--plot", "nowhere/x.png"], "--plot nowhere/x.png can't be written"),
+        (["--peers", "vbp", "--again", "corp"], "--again corp is not one of --peers"),
+        (["--target", "cpu:fp16:batch=1"], "asks for fp16: all peers are timed in fp32"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(model, tmp_path, capsys, monkeypatch, options, sentence):
@@ -87,6 +91,27 @@ def test_a_missing_package_is_told_before_anything_is_made(model, tmp_path, caps
     monkeypatch.setattr(match, "load_model", lambda name: pytest.fail("the model was loaded"))
     assert main([model, "--out", str(tmp_path / "peers.json"), "--peers", "vbp,torch-pruning-heads"]) == 2
     assert "torch-pruning is not installed: pip install 'vitfx[peers]'" in capsys.readouterr().err
+
+
+def test_speeds_where_a_point_is_lost_are_on_straight_lines():
+    def row(peer, share, accuracy, speedup):
+        return {"peer": peer, "share": share, "accuracy": accuracy, "speedup": speedup}
+
+    rows = [
+        row("original", 0.0, 0.75, 1.2),
+        row("slow", 0.1, 0.73, 1.4),
+        row("far", 0.1, 0.745, 1.3),
+        row("far", 0.2, 0.735, 1.5),
+        row("all", 0.1, 0.76, 1.25),
+        {"peer": "all", "share": 0.2, "refused": "too much"},
+    ]
+    record = {"rows": {f"{one['peer']} {one['share']}": one for one in rows}}
+    found = speeds_at_equal_accuracy(record)
+    assert list(found) == ["slow", "far", "all"]
+    assert found["slow"] == (pytest.approx(1.3), False)
+    assert found["far"] == (pytest.approx(1.4), False)
+    assert found["all"] == (1.25, True)
+    assert speeds_at_equal_accuracy({"rows": {"original": row("original", 0.0, None, 1.2)}}) == {}
 
 
 def test_records_are_read_back_and_others_refused(tmp_path):
