@@ -112,6 +112,45 @@ def test_a_speed_that_was_mispredicted_is_corrected_until_it_is_measured(pursuit
     assert price.total(found.state.kept) == asked[-1]
 
 
+def test_a_speed_that_is_met_is_preferred_to_a_nearer_one_that_is_not(pursuit, price):
+    speeds = iter([1.44, 1.57, 1.44, 1.57, 1.44])
+    found = attain(
+        pursuit, Goal(SPEEDUP, 1.5), price, Silent(), plain=1.25 * price.whole, measure=lambda state: next(speeds)
+    )
+    assert (found.speedup, found.met) == (1.57, True)
+
+
+def test_a_correction_goes_no_further_than_the_least_model(pursuit, price):
+    """This runtime is never faster than the whole model; what is left in the end is what there is."""
+    limit = price.speed_limit(plain := 2 * price.whole)
+    found = attain(pursuit, Goal(SPEEDUP, 0.99 * limit), price, Silent(), plain=plain, measure=lambda state: 2.0)
+    assert not found.met
+    assert found.predicted <= limit
+    assert len([step for step in found.steps if "measured" in step]) == 2
+
+
+@pytest.mark.parametrize(
+    ("goal", "said"),
+    [
+        (Goal(SPEEDUP, 1e3), r"--target-speedup 1000 is out of reach, .* as fast as its plain export: ask for less"),
+        (Goal(FLOPS, 1e-3), r"--target-flops 0.001 is out of reach, .* left with \d+% of its FLOPs: ask for less"),
+    ],
+)
+def test_what_is_out_of_reach_is_told_before_anything_is_cut(pursuit, price, goal, said):
+    with pytest.raises(UserError, match=said):
+        attain(pursuit, goal, price, Silent(), plain=price.whole, measure=lambda state: 1.0)
+    assert pursuit.rounds == 0
+
+
+def test_widths_are_aligned(model, pixels, price):
+    pursuit = Pursuit(model, pixels, None, scored=16, seed=0, watcher=Silent(), align=5)
+    found = attain(pursuit, Goal(FLOPS, 0.7), price, Silent())
+    widths = {name: kept for name, kept in found.state.kept.items() if name.startswith("m")}
+    whole = {site.name: site.module.units for site in read_sites(model)}
+    assert any(kept < whole[name] for name, kept in widths.items())
+    assert all(kept % 5 == 0 or kept == whole[name] for name, kept in widths.items())
+
+
 def test_of_speeds_that_miss_the_nearest_is_kept_and_told(pursuit, price):
     """Whatever is deleted, this runtime gives 1.4, 1.55, 1.3 and so on."""
     speeds = iter([1.4, 1.55, 1.3, 1.2, 1.45])

@@ -22,7 +22,7 @@ def raising(error: BaseException) -> NoReturn:
     ("error", "code", "said"),
     [
         (UserError("--tau is 0"), 2, "error: --tau is 0\n"),
-        (VerificationError("a3 is wrong"), 1, "error: a proof failed, nothing was exported: a3 is wrong\n"),
+        (VerificationError("a3 is wrong"), 1, "error: a proof failed, its model was not written: a3 is wrong\n"),
         (ExportMismatch("it is off"), 1, "error: the exported file failed its check and was removed: it is off\n"),
         (KeyboardInterrupt(), 130, "\nstopped\n"),
     ],

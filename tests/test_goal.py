@@ -34,13 +34,20 @@ def test_a_goal_reads_as_a_person_says_it():
         ("cpu", Target("cpu", 8)),
         ("cpu:batch=1", Target("cpu", 1)),
         ("gpu:1:batch=64", Target("gpu:1", 64)),
-        ("gpu:fp16:batch=1", Target("gpu", 1, "fp16")),
-        ("gpu:1:fp16", Target("gpu:1", 8, "fp16")),
+        ("gpu:fp16:batch=1", Target("gpu", 1, "fp16", 8)),
+        ("gpu:1:fp16", Target("gpu:1", 8, "fp16", 8)),
     ],
 )
 def test_targets_are_read(text, target):
     assert parse_target(text) == target
     assert parse_target(str(target)) == target
+
+
+def test_a_target_says_widths_that_are_not_its_usual_ones():
+    assert str(Target("cpu", 8, align=4)) == "cpu:batch=8 (widths in multiples of 4)"
+    assert Target(**Target("cpu", 8, align=4).to_json()) == Target("cpu", 8, align=4)
+    with pytest.raises(UserError, match="--align is 0: give 1 or more"):
+        Target(align=0)
 
 
 @pytest.mark.parametrize("text", ["", "cpu:batch=0", "cpu batch=8", "cpu:batch=-1", "cpu:int8", "gpu:fp8:batch=1"])

@@ -227,7 +227,7 @@ def test_every_round_cuts_by_the_same_factor() -> None:
         (("--max-drop", "1", "--rounds", "2", "--recover-minutes", "1"), "--rounds 2 needs a goal that can be divided"),
         (("--max-kl", "1", "--rounds", "2", "--recover-minutes", "1"), "--rounds 2 needs a goal that can be divided"),
         (("--sweep", "1.2:2:3", "--rounds", "2", "--recover-minutes", "1"), "--rounds 2 goes to one goal and --sweep"),
-        ((*BASE, "--precision", "int8"), "--rounds 2 writes float32 alone: leave out --precision int8"),
+        ((*BASE, "--precision", "int8"), "--rounds measures float32 alone: leave out --precision int8"),
         ((*BASE, "--circuit", "c.json"), "--target-params looks for its own deletions: leave out --circuit"),
         (("--target-params", "0.01", *BASE[2:]), "--target-params 0.01 is out of reach, for even without any"),
     ],

@@ -42,6 +42,26 @@ def test_what_saves_nothing_stays():
     assert select(paths, price, 2) == {"a0": 0, "m0": 1}
 
 
+def test_what_a_sublayer_keeps_is_a_multiple_where_that_is_asked():
+    paths = {"m0": path(*[0.1] * 12), "a0": path(0.5, 0.5)}
+    price = Price("ms", 0, {"m0": line(12, 1.0), "a0": line(2, 1.0)})
+    assert select(paths, price, 11) == {"m0": 3, "a0": 0}
+    assert select(paths, price, 11, {"m0": 8}) == {"m0": 4, "a0": 0}
+    assert select(paths, price, 9, {"m0": 8}) == {"m0": 12, "a0": 0}
+    assert select(paths, price, 9, {"m0": 4}) == {"m0": 8, "a0": 0}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 9), st.floats(0.01, 1.0), st.randoms(use_true_random=False))
+def test_multiples_are_kept_and_the_price_as_well(units, multiple, share, chance):
+    paths = {"m0": path(*(chance.random() for _ in range(units)))}
+    price = Price("ms", 1, {"m0": line(units, 1.0)})
+    most = 1 + share * units
+    (count,) = select(paths, price, most, {"m0": multiple}).values()
+    assert count == 0 or (units - count) % multiple == 0
+    assert price.total({"m0": units - count}) <= most
+
+
 def test_a_price_that_no_model_has_is_refused():
     assert select({"m0": path(1.0)}, Price("ms", 5, {"m0": line(1, 1)}), 4.9) is None
 

@@ -52,7 +52,8 @@ class Deployment:
         return formed
 
     def to_json(self) -> dict[str, Any]:
-        return {"rewrites": list(self.rewrites), "form": self.form.name, "plain_pixels": self.plain is not None}
+        rewrites = [*self.graph_rewrites, *(name for name in self.rewrites if name == GEMM)]
+        return {"rewrites": rewrites, "form": self.form.name, "plain_pixels": self.plain is not None}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def ending(work: Callable[[], int | None], stopped: Callable[[], str] = lambda: 
     except UserError as error:
         return _said(f"error: {error}", 2)
     except VerificationError as error:
-        return _said(f"error: a proof failed, nothing was exported: {error}", 1)
+        return _said(f"error: a proof failed, its model was not written: {error}", 1)
     except ExportMismatch as error:
         return _said(f"error: the exported file failed its check and was removed: {error}", 1)
     except KeyboardInterrupt:

@@ -62,23 +62,38 @@ class Goal:
 @dataclass(frozen=True)
 class Target:
     """The runtime that times are measured on. device: by torch's name. batch: images at a time. precision: the numbers
-    that every file is in there, the plain export as well, "fp32" or "fp16"."""
+    that every file is in there, the plain export as well, "fp32" or "fp16". align: MLPs that are cut are left with a
+    multiple of so many neurons, for kernels that are fast at such widths alone."""
 
     device: str = "cpu"
     batch: int = 8
     precision: str = FP32
+    align: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises UserError."""
+        if self.align < 1:
+            raise UserError(f"--align is {self.align}: give 1 or more, such as 8")
 
     def to_json(self) -> dict[str, Any]:
         precision = {} if self.precision == FP32 else {"precision": self.precision}
-        return {"device": self.device, "batch": self.batch, **precision}
+        align = {} if self.align == 1 else {"align": self.align}
+        return {"device": self.device, "batch": self.batch, **precision, **align}
 
     def __str__(self) -> str:
         precision = "" if self.precision == FP32 else f":{self.precision}"
-        return f"{self.device}{precision}:batch={self.batch}"
+        align = "" if self.align == _usual(self.precision) else f" (widths in multiples of {self.align})"
+        return f"{self.device}{precision}:batch={self.batch}{align}"
+
+
+def _usual(precision: str) -> int:
+    """Tensor cores take eight numbers of float16 at once."""
+    return 8 if precision == FP16 else 1
 
 
 def parse_target(text: str) -> Target:
-    """`cpu`, `cpu:batch=8`, `cuda:0:fp16:batch=1`: a device by torch's name, numbers, and a batch. Raises UserError."""
+    """`cpu`, `cpu:batch=8`, `cuda:0:fp16:batch=1`: a device by torch's name, numbers, and a batch; widths as suit the
+    numbers. Raises UserError."""
     found = re.fullmatch(r"(?P<device>[a-z]+(:\d+)?)(:(?P<precision>fp\d+))?(:batch=(?P<batch>\d+))?", text)
     batch = Target.batch if found is None or found["batch"] is None else int(found["batch"])
     precision = (found and found["precision"]) or FP32
@@ -86,4 +101,4 @@ def parse_target(text: str) -> Target:
         raise UserError(
             f"--target {text} is not understood: give a device and a batch, such as cpu:batch=8 or {GPU}:fp16:batch=1"
         )
-    return Target(found["device"], batch, precision)
+    return Target(found["device"], batch, precision, _usual(precision))

@@ -141,7 +141,7 @@ class Bench:
         if cached.is_file() and not self.asked.fresh:
             try:
                 return LatencyTable.from_json(cached.read_text(encoding="utf-8"))
-            except (OSError, UserError) as error:
+            except (OSError, ValueError, UserError) as error:
                 self.watcher.say(f"{cached} can't be used ({error}): times are measured anew")
         deployment = self.asked.deployment
 

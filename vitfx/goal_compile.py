@@ -29,6 +29,8 @@ from vitfx.verify import rewrite, verify
 
 SCORED = 256
 _VERIFIED_IMAGES = 64
+_FEWEST = 3
+"""One is held out, one fits survivors and one chooses by how much they are shrunk."""
 
 
 def compile_for_goal(
@@ -47,6 +49,8 @@ def compile_for_goal(
     can't be used or the goal is out of reach, VerificationError where a proof fails."""
     if asked.goal.kind == DROP and images.labels is None:
         raise UserError("--max-drop needs labelled images: give images in class folders, or --max-kl in its place")
+    if len(images.pixels) < _FEWEST:
+        raise UserError(f"{len(images.pixels)} images are too few: for a goal give {_FEWEST} or more with --samples")
     front = read_module(module, images.pixels, watcher)
     original = front.graph_module
     if accept is not None:
@@ -62,6 +66,7 @@ def compile_for_goal(
         scored=SCORED,
         seed=asked.seed,
         watcher=watcher,
+        align=asked.target.align,
     )
     found = attain(pursuit, asked.goal, price, watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole)
     plan = found.state.plan
@@ -71,7 +76,8 @@ def compile_for_goal(
     held_out = len(pursuit.held_out)
     notes = (*front.notes, _note(asked, found, held_out))
     if not plan.deletions:
-        notes += ("nothing had to be deleted for that",)
+        need = "nothing had to be deleted for that" if asked.goal.priced else "nothing could be deleted within that"
+        notes += (need,)
     made_up = _made_up(original, pursuit, found)
     missed = None if found.met else f"measured {found.speedup:.2f}×"
     return Pruned(artifact, original, circuit, plan, verification, notes, made_up, found.standing.kl, missed)
@@ -89,7 +95,7 @@ def _made_up(original: GraphModule, pursuit: Pursuit, found: Attained) -> Compen
 def _note(asked: Asked, found: Attained, held_out: int) -> str:
     counted = "" if asked.reference is None else ", counted from the original"
     missed = "" if found.met else " and missed"
-    fast = "" if found.speedup is None else f"measured {found.speedup:.2f}×, "
+    fast = "" if found.speedup is None else f"measured {found.speedup:.2f}×, predicted {found.predicted:.2f}×, "
     on = f"on {held_out} images held out from fitting"
     return f"asked for {asked.goal}{counted}{missed}: {fast}{said(found.standing)} {on}"
 
@@ -116,7 +122,7 @@ def _circuit(original: GraphModule, found: Attained, price: Price, asked: Asked,
             for index, (units, alive) in enumerate(one for one in groups if one[0])
         ]
     settings = {"method": "goal", "granularity": "head", "ablation": "mean", **asked.to_json()}
-    measured = {"speed-up": found.speedup, "met": found.met}
+    measured = {"speed-up": found.speedup, "predicted": found.predicted, "met": found.met}
     steps = {"unit": price.unit, "whole": price.whole, "steps": list(found.steps), **measured}
     details = {"price": steps, "held out": asdict(found.standing)}
     return Circuit(tuple(decisions), found.standing.kl, settings, facts, details)

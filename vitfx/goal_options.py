@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from vitfx.errors import UserError
@@ -40,6 +41,12 @@ def add_goal(parser: argparse.ArgumentParser) -> None:
         help="where and at which batch times are measured, of pruned model and plain export alike; with fp16 both are "
         f"in float16, which GPUs are fast in (default {Target()})",
     )
+    add(
+        "--align",
+        type=int,
+        metavar="N",
+        help="MLPs that are cut keep a multiple of N neurons (default 8 with fp16, which tensor cores want, else 1)",
+    )
 
 
 def read_goal(options: argparse.Namespace, given: Mapping[str, Any]) -> tuple[Goal, Target] | None:
@@ -56,8 +63,9 @@ def read_goal(options: argparse.Namespace, given: Mapping[str, Any]) -> tuple[Go
     if not found and values[KL] is not None and not others and options.circuit is None:
         found = [Goal(KL, values[KL])]
     if not found:
-        if options.target != str(Target()):
-            raise UserError(f"--target {options.target} is for a goal: give one, such as --target-speedup 1.5")
+        for name, default in (("target", str(Target())), ("align", None)):
+            if (value := getattr(options, name)) != default:
+                raise UserError(f"--{name} {value} is for a goal: give one, such as --target-speedup 1.5")
         return None
     if len(found) > 1 or (values[KL] is not None and found[0].kind != KL):
         names = " and ".join(f"--{kind}" for kind, value in values.items() if value is not None)
@@ -71,4 +79,5 @@ def read_goal(options: argparse.Namespace, given: Mapping[str, Any]) -> tuple[Go
     if others:
         name = others[0].replace("_", "-")
         raise UserError(f"--{named or found[0].kind} stands in place of discovery: leave out --{name}")
-    return found[0], parse_target(options.target)
+    target = parse_target(options.target)
+    return found[0], target if options.align is None else replace(target, align=options.align)

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(to_table(report))
         console.print(f"{job.out}/ has optimized.onnx and the report", highlight=False, markup=False, soft_wrap=True)
 
-    return ending(work)
+    return ending(work, lambda: "stopped; the same command begins anew")
 
 
 def _open(options: argparse.Namespace, watcher: Watcher) -> OptimizeJob:
@@ -66,7 +66,7 @@ def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -
     """What proofs and times are taken on. Without data, noise: the rewrites are exact for any image."""
     if options.data or model.data:
         inputs = open_inputs(options)
-        return inputs.calibration(_IMAGES, 0, watcher.bar("loading")).pixels, inputs.data
+        return inputs.calibration(inputs.to_be_had(_IMAGES), 0, watcher.bar("loading")).pixels, inputs.data
     shape = (_IMAGES, model.preprocess.channels, *model.preprocess.size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)), "noise"
 
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         "--form",
         default="auto",
         choices=("auto", *FORMS),
-        help="which operators do attention; auto measures all and keeps the fastest (default auto)",
+        help="which operators do attention; auto measures what --rewrites allows, keeps the fastest (default auto)",
     )
     add(
         "--plain-pixels",

@@ -15,7 +15,7 @@ from vitfx.baseline import export_plain
 from vitfx.checkpoint import LoadedModel
 from vitfx.deployment import Deployed, Deployment, deploy_forms
 from vitfx.export import ExportMismatch, compare_onnx, write_onnx
-from vitfx.files import remove_results, write_aside, writing
+from vitfx.files import UNFINISHED, begin_results, remove_results, write_aside
 from vitfx.frontend import read_module
 from vitfx.latency import Ratio, Timing
 from vitfx.lowering import Normalising, plain_pixels
@@ -63,8 +63,7 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> dict[str, Any]:
     watcher.say("rewriting and exporting")
     metadata = _metadata(job)
     deployed = deploy_forms(canonical, job.deployment, job.forms, job.pixels, metadata)
-    with writing(job.out):
-        job.out.mkdir(parents=True, exist_ok=True)
+    begin_results(job.out)
     remove_results(job.out, RESULTS)
     baseline = _export_baseline(job, canonical, metadata)
     bench = Bench(job.device, job.batches, job.pixels, job.model.preprocess if job.plain else None, watcher)
@@ -87,6 +86,7 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> dict[str, Any]:
     }
     write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
     write_aside(job.out / "report.md", to_markdown(report))
+    remove_results(job.out, [UNFINISHED])
     return report
 
 

@@ -170,6 +170,7 @@ def _runner(job: Job, original: GraphModule, images: Images, watcher: Watcher) -
         scored=SCORED,
         seed=job.settings.seed,
         watcher=watcher,
+        align=job.goal[1].align,
     )
     return Runner(job, original, images, bench, price, pursuit, bench.open_plain(), watcher)
 

@@ -37,6 +37,11 @@ class Price:
         models."""
         return self.total(dict.fromkeys(self.sublayers, 0))
 
+    @property
+    def floor(self) -> float:
+        """The least total to ask for: a hair more than the least model's, for sums of floats."""
+        return self.least + 1e-9 * self.whole
+
     def speed_limit(self, plain: float) -> float:
         """How many times faster than `plain` the least model is; infinite where its price says nothing."""
         return plain / self.least if self.least > 0 else math.inf

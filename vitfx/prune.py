@@ -52,8 +52,8 @@ _EXAMPLE = """example:
   python -m vitfx.prune weights.safetensors --arch timm:vit_small_patch16_224 --data imagenet/
 
 τ is how much KL divergence (nats an image) one head or MLP path may cost to be deleted: more τ, more speed, less
-accuracy. The same command goes on where it was stopped. `python -m vitfx.discover` finds a circuit and stops there, for
-you to look at; --circuit goes on from it."""
+accuracy. The same command goes on where discovery, a sweep or rounds were stopped. `python -m vitfx.discover` finds a
+circuit and stops there, for you to look at; --circuit goes on from it."""
 
 
 def prune(
@@ -152,8 +152,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a circuit.json that vitfx.discover wrote for this model and data: what is dead in it is deleted, "
         "without another discovery, whose arguments are the circuit's own",
     )
-    parser.add_argument("--out", type=Path, help="folder for the results (default: MODEL-pruned-tauτ)")
-    parser.add_argument("--force", action="store_true", help="replace earlier results in the folder")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: of MODEL's name and what is asked)")
+    parser.add_argument(
+        "--force", action="store_true", help="replace earlier results in the folder; for a goal, measure times anew"
+    )
     parser.add_argument(
         "--eval-samples", type=int, default=2000, help="evaluation images at most, 0 for all (default 2000)"
     )

@@ -96,9 +96,10 @@ def _precision(options: argparse.Namespace, target: Target | None) -> str:
     """Of the third file: what was asked for, and what runs on the target."""
     asked: str = options.precision
     wanted = FP32 if target is None else target.precision
-    if options.sweep is not None and {asked, wanted} != {FP32}:
+    many = "sweep" if options.sweep is not None else "rounds"
+    if getattr(options, many) is not None and {asked, wanted} != {FP32}:
         told = f"--precision {asked}" if asked != FP32 else f"{wanted} in --target {target}"
-        raise UserError(f"--sweep measures float32 alone: leave out {told}")
+        raise UserError(f"--{many} measures float32 alone: leave out {told}")
     if wanted == FP32:
         return asked
     if asked not in (FP32, wanted):

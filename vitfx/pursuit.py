@@ -53,7 +53,7 @@ class Pursuit:
 
     Of the images (N, C, H, W) the last quarter is held out from all fitting and scoring. The first `scored` of the
     others tell what units are worth, and are what survivors are refitted on between cuts; in the end that is done on
-    all of the others.
+    all of the others. align: the widths that MLPs are left with are multiples of it.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Pursuit:
         scored: int,
         seed: int,
         watcher: Watcher,
+        align: int = 1,
     ) -> None:
         held = max(1, len(pixels) // 4)
         self.original, self.watcher, self.seed = original, watcher, seed
@@ -73,6 +74,7 @@ class Pursuit:
         self.scored = self.fitted[:scored]
         self.stages = read_stages(original)
         self.modules = {stage.name: stage.sublayer for stage in self.stages if stage.sublayer is not None}
+        self.multiples = {name: align for name, module in self.modules.items() if module.kind != "head"}
         self.expected = _logits(original, self.held_out)
         self._quick = Compensator(original, self.scored, keep=True)
         self.rounds = 0
@@ -95,7 +97,7 @@ class Pursuit:
             name: eliminate(one.fisher, one.covariance, self.modules[name].out.weight.detach().cpu())
             for name, one in found.items()
         }
-        counts = select(paths, price, most)
+        counts = select(paths, price, most, self.multiples)
         if counts is None:
             least = price.least
             raise UserError(

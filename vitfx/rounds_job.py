@@ -11,13 +11,13 @@ import torch
 from torch.fx import GraphModule
 
 from passes.cost import Cost, measure_cost
+from vitfx.attain import check_reach
 from vitfx.beside_plain import measure_beside_plain
 from vitfx.checkpoint import load_model
 from vitfx.discovery import origins
-from vitfx.errors import UserError
 from vitfx.files import remove_results, write_aside, writing
 from vitfx.frontend import read_module
-from vitfx.goal import SPEEDUP, Goal
+from vitfx.goal import Goal
 from vitfx.goal_bench import Asked, Bench, Reference
 from vitfx.graph_json import encode
 from vitfx.image_set import Images
@@ -167,19 +167,7 @@ def _runner(work: RoundsJob, original: GraphModule, cost: Cost, images: Images, 
     module = job.inputs.model.module
     asked = Asked(*job.goal, job.deployment, job.settings.seed, fresh=job.force)
     bench = Bench(module, original, images.pixels, asked, watcher)
-    price, goal = bench.price(), job.goal[0]
-    if goal.kind == SPEEDUP:
-        assert bench.plain is not None
-        most = price.speed_limit(bench.plain)
-        possible, said = goal.value < most, f"{most:.2f}× as fast as its plain export"
-    else:
-        least = price.least / price.whole
-        possible, said = goal.value > least, f"left with {least:.0%} of its {price.unit}"
-    if not possible:
-        raise UserError(
-            f"--{goal.kind} {goal.value:g} is out of reach, for even without any attention and MLP the model is "
-            f"{said}: ask for less"
-        )
+    check_reach(job.goal[0], bench.price(), plain=bench.plain)
     return Runner(work, Reference(module, original), cost, bench, bench.open_plain(), watcher)
 
 

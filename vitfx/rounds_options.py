@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from vitfx.errors import UserError
 from vitfx.goal import PRICED, Goal
-from vitfx.number_format import FP32
 
 _GOALS = ", ".join(f"--{kind}" for kind in PRICED)
 
@@ -65,6 +64,4 @@ def read_rounds(options: argparse.Namespace, goal: Goal | None) -> Rounds | None
     if goal is None or goal.kind not in PRICED:
         found = "without a goal there are no steps to it" if goal is None else f"--{goal.kind} {goal.value:g} is none"
         raise UserError(f"--rounds {count} needs a goal that can be divided, and {found}: give one of {_GOALS}")
-    if options.precision != FP32:
-        raise UserError(f"--rounds {count} writes float32 alone: leave out --precision {options.precision}")
     return rounds

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from vitfx.elimination import Elimination
@@ -22,18 +23,20 @@ class _Move:
     stop: int
 
 
-def select(paths: Mapping[str, Elimination], price: Price, most: float) -> dict[str, int] | None:
+def select(
+    paths: Mapping[str, Elimination], price: Price, most: float, multiples: Mapping[str, int] | None = None
+) -> dict[str, int] | None:
     """The number of units to delete of each sublayer, along its elimination, for a total price of `most` or less; None
-    where not even a model without any sublayer is that cheap.
+    where not even a model without any sublayer is that cheap. multiples: by sublayer, of what the number of units that
+    a smaller one keeps must be a multiple; any number where it is not named.
 
     By Lagrange's relaxation (Everett 1963): of each sublayer only the deletions on the lower convex hull of (saved,
     cost) are worth making, and over all sublayers those that cost least by what they save come first. A hull has long
     edges where single units save little and all of them together much, as when a norm goes with the last unit."""
+    multiples = multiples or {}
     saved = {name: _saved(price, name) for name in paths}
-    moves = sorted(
-        (move for name, path in paths.items() for move in _moves(name, saved[name], path.costs)),
-        key=lambda move: move.slope,
-    )
+    hulls = [_moves(name, saved[name], path.costs, multiples.get(name, 1)) for name, path in paths.items()]
+    moves = sorted((move for hull in hulls for move in hull), key=lambda move: move.slope)
     counts = dict.fromkeys(paths, 0)
     total = price.whole
     for move in moves:
@@ -41,8 +44,9 @@ def select(paths: Mapping[str, Elimination], price: Price, most: float) -> dict[
             break
         gains = saved[move.name] - saved[move.name][move.start]
         # The move that crosses the line goes no further than it must.
-        enough = (total - gains[move.start : move.stop + 1] <= most).nonzero()
-        stop = move.start + int(enough[0]) if len(enough) else move.stop
+        places = torch.arange(move.stop, move.start, -multiples.get(move.name, 1)).flip(0)
+        enough = places[total - gains[places] <= most]
+        stop = int(enough[0]) if len(enough) else move.stop
         counts[move.name] = stop
         total -= float(gains[stop])
     return counts if total <= most else None
@@ -54,12 +58,12 @@ def _saved(price: Price, name: str) -> Tensor:
     return cost[-1] - cost.flip(0)
 
 
-def _moves(name: str, saved: Tensor, costs: Tensor) -> list[_Move]:
-    """The edges of the lower convex hull, of rising slope."""
+def _moves(name: str, saved: Tensor, costs: Tensor, multiple: int) -> list[_Move]:
+    """The edges of the lower convex hull, of rising slope, of the deletions that leave a multiple of units."""
     points = list(zip(saved.tolist(), costs.tolist(), strict=True))
-    hull = [0]
+    units, hull = len(points) - 1, [0]
     for index in range(1, len(points)):
-        if points[index][0] <= points[hull[-1]][0]:
+        if (units - index) % multiple or points[index][0] <= points[hull[-1]][0]:
             continue
         while len(hull) > 1 and _slope(points, hull[-2], index) <= _slope(points, hull[-2], hull[-1]):
             hull.pop()
