@@ -68,7 +68,7 @@ def check(
 
 def assert_equal(got: Tensor, expected: Tensor, tolerance: float) -> None:
     """By the greatest expected value, so that a small logit does not hide a large error, nor a large one excuse it."""
-    error = float((got - expected).detach().abs().max() / expected.abs().max())
+    error = float(((got - expected).abs().max() / expected.abs().max()).detach())
     assert error < tolerance, f"off by {error:.1e}"
 
 
