@@ -212,6 +212,15 @@ def test_every_round_cuts_by_the_same_factor() -> None:
     assert Rounds(1, 1).goals(Goal(PARAMETERS, 0.3)) == [Goal(PARAMETERS, 0.3)]
 
 
+def test_a_speed_up_is_divided_from_what_rewrites_reach_alone() -> None:
+    def values(goal: float, rewritten: float) -> list[float]:
+        return [one.value for one in Rounds(2, 1).goals(Goal(SPEEDUP, goal), rewritten)]
+
+    assert values(1.8, 1.25) == pytest.approx([1.5, 1.8])
+    assert values(1.1, 1.25) == pytest.approx([1.1, 1.1])
+    assert values(4.0, 0.9) == pytest.approx([2.0, 4.0])
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

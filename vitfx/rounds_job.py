@@ -48,10 +48,11 @@ class RoundsJob:
 
 @dataclass(frozen=True)
 class Runner:
-    """Makes steps. original: with its canonical graph; cost: of that. bench: of the original. plain: the session of its
-    plain export."""
+    """Makes steps. goals: of each round. original: with its canonical graph; cost: of that. bench: of the original.
+    plain: the session of its plain export."""
 
     work: RoundsJob
+    goals: list[Goal]
     original: Reference
     cost: Cost
     bench: Bench
@@ -167,8 +168,10 @@ def _runner(work: RoundsJob, original: GraphModule, cost: Cost, images: Images, 
     module = job.inputs.model.module
     asked = Asked(*job.goal, job.deployment, job.settings.seed, fresh=job.force)
     bench = Bench(module, original, images.pixels, asked, watcher)
-    check_reach(job.goal[0], bench.price(), plain=bench.plain)
-    return Runner(work, Reference(module, original), cost, bench, bench.open_plain(), watcher)
+    price = bench.price()
+    check_reach(job.goal[0], price, plain=bench.plain)
+    goals = work.rounds.goals(job.goal[0], 1.0 if bench.plain is None else bench.plain / price.whole)
+    return Runner(work, goals, Reference(module, original), cost, bench, bench.open_plain(), watcher)
 
 
 def _begin(out: Path, steps: list[Step], settings: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
@@ -182,10 +185,9 @@ def _begin(out: Path, steps: list[Step], settings: Mapping[str, Any], machine: M
 def _complete(runner: Runner, steps: list[Step], settings: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
     """Makes what is missing in `steps`, and records every one at once."""
     job, rounds, watcher = runner.work.job, runner.work.rounds, runner.watcher
-    assert job.goal is not None
     for one in steps:
         watcher.say(f"{one.name}: {one.folder}/ is there already")
-    goals = enumerate(rounds.goals(job.goal[0]), 1)
+    goals = enumerate(runner.goals, 1)
     wanted = [(number, goal, make) for number, goal in goals for make in (runner.prune, runner.recover)]
     for number, goal, make in wanted[len(steps) :]:
         watcher.say(f"round {number} of {rounds.count}, {goal}: {make.__name__}")

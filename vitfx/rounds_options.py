@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from vitfx.errors import UserError
-from vitfx.goal import PRICED, Goal
+from vitfx.goal import PRICED, SPEEDUP, Goal
 
 _GOALS = ", ".join(f"--{kind}" for kind in PRICED)
 
@@ -26,9 +26,11 @@ class Rounds:
         if not (self.minutes > 0 and math.isfinite(self.minutes)):
             raise UserError(f"--recover-minutes is {self.minutes:g}: give a number above 0")
 
-    def goals(self, goal: Goal) -> list[Goal]:
-        """What each round is to reach: every round cuts by the same factor, and the last one meets the goal."""
-        values = [goal.value ** (number / self.count) for number in range(1, self.count)]
+    def goals(self, goal: Goal, rewritten: float = 1.0) -> list[Goal]:
+        """What each round is to reach: every round cuts by the same factor, and the last one meets the goal. rewritten:
+        the speed-up before anything is cut, from which a speed-up is divided."""
+        first = min(max(rewritten, 1.0), goal.value) if goal.kind == SPEEDUP else 1.0
+        values = [first * (goal.value / first) ** (number / self.count) for number in range(1, self.count)]
         return [Goal(goal.kind, value) for value in (*values, goal.value)]
 
 
