@@ -111,6 +111,12 @@ def test_nothing_rewritten_an_artifact_and_no_data(tmp_path: Path) -> None:
     assert report["form"] == "exported"
     assert report["rewrites"] == []
     assert report["images"] == {"count": 16, "of": "noise"}
+    elsewhere = tmp_path / "elsewhere.pt"
+    names = {"factory": "vitfx.models:ViT", "kwargs": SIZES, "state_dict": model().state_dict(), "preprocess": GREY}
+    save_checkpoint(elsewhere, **names, data="not-on-this-machine")
+    unnamed = [str(elsewhere), "--out", str(tmp_path / "unnamed"), "--batch", "2", "--rewrites", "none"]
+    assert main(unnamed) == 0
+    assert json.loads((tmp_path / "unnamed" / "report.json").read_text())["images"]["of"] == "noise"
     again = [str(artifact(tmp_path / "artifact.pt")), "--out", str(out), "--batch", "2", "--quick"]
     again += ["--rewrites", "gemm", "--form", "standard"]
     assert main(again) == 2

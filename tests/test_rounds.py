@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
+from rich.console import Console
+
 from vitfx.goal import FLOPS, SPEEDUP
-from vitfx.rounds import PRUNED, Step, missed, to_markdown
+from vitfx.rounds import PRUNED, RECOVERED, Step, missed, to_markdown, to_table
 from vitfx.rounds_file import ARTIFACTS, ROUNDS, read_steps, write_steps
 
 SETTINGS = {
@@ -39,6 +42,19 @@ def test_long_times_are_written_out() -> None:
     said = to_markdown([STEP], SETTINGS, {"cpu": "slow"})
     assert "| original |  | 1× | 2468 |" in said
     assert "| round 1, pruned | 2× | 2.000× | 1234 |" in said
+
+
+def test_a_console_of_80_characters_shows_all_of_it() -> None:
+    whole = replace(STEP, kind=RECOVERED, accuracy=1.0, plain_accuracy=1.0, agreement=1.0, ms=99.7)
+    console = Console(width=80, file=io.StringIO())
+    console.print(to_table([whole], SETTINGS))
+    said = console.file.getvalue()
+    assert "…" not in said
+    assert "round 1, recovered" in said and "100.00%" in said and said.count("50.0%") == 2
+
+
+def test_markdown_has_counts_and_shares() -> None:
+    assert "| 500 (50.0%) | 1,000 (50.0%) |" in to_markdown([STEP], SETTINGS, {})
 
 
 def test_the_last_step_is_held_against_the_goal() -> None:

@@ -107,6 +107,7 @@ def test_two_rounds_and_the_same_command_again(
         assert job.teacher.source == str(path)
         assert job.settings.loss == "kd" and job.settings.minutes == 0.01
     markdown = (out / "rounds.md").read_text()
+    assert markdown.startswith(f"# {path}: 50% of the parameters, in 2 rounds")
     assert "| original |  | 1× |" in markdown and markdown.count("| round 2, ") == 2
     assert "## Environment" in markdown and found["environment"]["torch"] == torch.__version__
 

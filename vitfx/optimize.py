@@ -63,10 +63,16 @@ def _open(options: argparse.Namespace, watcher: Watcher) -> OptimizeJob:
 
 
 def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -> tuple[Tensor, str]:
-    """What proofs and times are taken on. Without data, noise: the rewrites are exact for any image."""
+    """What proofs and times are taken on. Without data, or without those that the model names, noise: the rewrites are
+    exact for any image."""
     if options.data or model.data:
-        inputs = open_inputs(options)
-        return inputs.calibration(inputs.to_be_had(_IMAGES), 0, watcher.bar("loading")).pixels, inputs.data
+        try:
+            inputs = open_inputs(options)
+            return inputs.calibration(inputs.to_be_had(_IMAGES), 0, watcher.bar("loading")).pixels, inputs.data
+        except UserError as error:
+            if options.data:
+                raise
+            watcher.say(f"{error}; until then proofs and times are taken on noise")
     shape = (_IMAGES, model.preprocess.channels, *model.preprocess.size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)), "noise"
 

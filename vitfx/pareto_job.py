@@ -220,10 +220,11 @@ def _settings(job: Job, images: Images, facts: dict[str, str]) -> dict[str, Any]
     """All that a point depends on but the machine."""
     assert job.goal is not None
     return {
+        **facts,
         "model": job.inputs.model.source,
+        "model_fingerprint": facts["model"],
         "arch": job.inputs.arch,
         "data": job.inputs.data,
-        **facts,
         "evaluation_fingerprint": job.evaluation.fingerprint(),
         "samples": len(images),
         "seed": job.settings.seed,

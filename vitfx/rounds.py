@@ -10,7 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from vitfx.beside_plain import BesidePlain
-from vitfx.digits import digits
+from vitfx.digits import digits, large
 from vitfx.goal import SPEEDUP, reaches
 from vitfx.provenance_lines import provenance_lines
 
@@ -55,11 +55,12 @@ def missed(steps: Sequence[Step], settings: Mapping[str, Any]) -> str | None:
 
 
 def to_table(steps: Sequence[Step], settings: Mapping[str, Any]) -> Table:
-    """For a console."""
-    table = Table(box=SIMPLE)
+    """For a console, of 80 characters if need be: of parameters and FLOPs the share that is left alone."""
+    table = Table(box=SIMPLE, padding=0)
     for column in _COLUMNS:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for row in _rows(steps, settings):
+        heading = column.replace("agreement", "agree-\nment").replace("parameters", "para-\nmeters")
+        table.add_column(heading, justify="right" if column else "left")
+    for row in _rows(steps, settings, counts=False):
         table.add_row(*row)
     return table
 
@@ -72,7 +73,7 @@ def to_markdown(steps: Sequence[Step], settings: Mapping[str, Any], environment:
             "",
             f"| {' | '.join(_COLUMNS)} |",
             f"| --- |{' ---: |' * (len(_COLUMNS) - 1)}",
-            *(f"| {' | '.join(row)} |" for row in _rows(steps, settings)),
+            *(f"| {' | '.join(row)} |" for row in _rows(steps, settings, counts=True)),
             "",
             f"- Each step is measured against the plain export of the original, in turns with it, on "
             f"{settings['target']}; KL, agreement and top-1 are those of the exported files on {steps[0].images} "
@@ -85,9 +86,12 @@ def to_markdown(steps: Sequence[Step], settings: Mapping[str, Any], environment:
     )
 
 
-def _rows(steps: Sequence[Step], settings: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _rows(steps: Sequence[Step], settings: Mapping[str, Any], *, counts: bool) -> list[tuple[str, ...]]:
+    def left(count: int, share: float) -> str:
+        return f"{large(count)} ({share:.1%})" if counts else f"{share:.1%}"
+
     first = steps[0]
-    whole = (f"{settings['original_params']:,}", f"{settings['original_flops']:,}")
+    whole = (left(settings["original_params"], 1.0), left(settings["original_flops"], 1.0))
     original = ("original", "", "1×", digits(first.plain_ms), "0", "100.00%", _percent(first.plain_accuracy), *whole)
     return [
         original,
@@ -100,8 +104,8 @@ def _rows(steps: Sequence[Step], settings: Mapping[str, Any]) -> list[tuple[str,
                 f"{one.kl:.4f}",
                 f"{one.agreement:.2%}",
                 _percent(one.accuracy),
-                f"{one.params:,} ({one.params_share:.1%})",
-                f"{one.flops:,} ({one.flops_share:.1%})",
+                left(one.params, one.params_share),
+                left(one.flops, one.flops_share),
             )
             for one in steps
         ),

@@ -203,10 +203,11 @@ def _settings(work: RoundsJob, images: Images, facts: Mapping[str, str], cost: C
     assert job.goal is not None
     goal, target = job.goal
     return {
+        **facts,
         "model": job.inputs.model.source,
+        "model_fingerprint": facts["model"],
         "arch": job.inputs.arch,
         "data": job.inputs.data,
-        **facts,
         "evaluation_fingerprint": job.evaluation.fingerprint(),
         "original_params": cost.parameters,
         "original_flops": cost.flops,
