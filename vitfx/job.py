@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,24 @@ class Job:
     def batch(self) -> int:
         """At which the speed-up counts."""
         return max(BATCHES) if self.goal is None else self.goal[1].batch
+
+    def basis(self, facts: Mapping[str, str], samples: int) -> dict[str, Any]:
+        """What all models of a sweep or of rounds depend on, but the machine. facts: see `vitfx.discovery.origins`.
+        samples: calibration images."""
+        assert self.goal is not None
+        return {
+            **facts,
+            "model": self.inputs.model.source,
+            "model_fingerprint": facts["model"],
+            "arch": self.inputs.arch,
+            "data": self.inputs.data,
+            "evaluation_fingerprint": self.evaluation.fingerprint(),
+            "samples": samples,
+            "seed": self.settings.seed,
+            "target": str(self.goal[1]),
+            "deployment": self.deployment.to_json(),
+            "device": str(self.device),
+        }
 
 
 def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.fx import GraphModule
 
 from vitfx.attain import ROUNDS, Attempt
@@ -131,7 +130,7 @@ def run_sweep(job: Job, watcher: Watcher) -> tuple[Point, ...]:
     images = job.inputs.calibration(job.settings.samples, job.settings.seed, watcher.bar("loading"))
     front = read_module(job.inputs.model.module, images.pixels, watcher)
     encode(front.graph_module)
-    settings = _settings(job, images, origins(front.graph_module, images))
+    settings = job.basis(origins(front.graph_module, images), len(images))
     recorded, machine = read_points(job.out, settings, force=job.force)
     points = {one.asked: one for one in recorded}
     asked: list[float | None] = [None, *job.speeds]
@@ -214,22 +213,3 @@ def _present(
         note = f"There is no picture: {PICTURE} needs matplotlib (pip install 'vitfx[plot]', then the same command)."
         watcher.say(note)
     write_aside(out / TABLE, to_markdown(points, settings, machine, note))
-
-
-def _settings(job: Job, images: Images, facts: dict[str, str]) -> dict[str, Any]:
-    """All that a point depends on but the machine."""
-    assert job.goal is not None
-    return {
-        **facts,
-        "model": job.inputs.model.source,
-        "model_fingerprint": facts["model"],
-        "arch": job.inputs.arch,
-        "data": job.inputs.data,
-        "evaluation_fingerprint": job.evaluation.fingerprint(),
-        "samples": len(images),
-        "seed": job.settings.seed,
-        "target": str(job.goal[1]),
-        "deployment": job.deployment.to_json(),
-        "device": str(job.device),
-        "torch": torch.__version__,
-    }

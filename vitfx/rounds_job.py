@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.fx import GraphModule
 
 from passes.cost import Cost, measure_cost
@@ -199,28 +198,16 @@ def _complete(runner: Runner, steps: list[Step], settings: Mapping[str, Any], ma
 
 def _settings(work: RoundsJob, images: Images, facts: Mapping[str, str], cost: Cost) -> dict[str, Any]:
     """All that a step depends on but the machine."""
-    job = work.job
-    assert job.goal is not None
-    goal, target = job.goal
+    assert work.job.goal is not None
+    goal = work.job.goal[0]
     return {
-        **facts,
-        "model": job.inputs.model.source,
-        "model_fingerprint": facts["model"],
-        "arch": job.inputs.arch,
-        "data": job.inputs.data,
-        "evaluation_fingerprint": job.evaluation.fingerprint(),
+        **work.job.basis(facts, len(images)),
         "original_params": cost.parameters,
         "original_flops": cost.flops,
-        "samples": len(images),
-        "seed": job.settings.seed,
         "goal": str(goal),
         "goal_kind": goal.kind,
         "goal_value": goal.value,
-        "target": str(target),
         "rounds": work.rounds.count,
         "minutes": work.rounds.minutes,
         "recovery": recovery_settings(work).to_json(),
-        "deployment": job.deployment.to_json(),
-        "device": str(job.device),
-        "torch": torch.__version__,
     }

@@ -75,8 +75,7 @@ def sweep(job: Discoveries, settings: Settings, taus: Sequence[float], out: Path
         job.watcher.say(f"τ = {tau:g}")
         start = time.perf_counter()
         outcome = job.run(replace(settings, tau=tau), circuit_path(out, tau))
-        row = _row(outcome, circuit_path(out, tau), time.perf_counter() - start)
-        rows[tau] = {**row, "eval_samples": job.evaluated}
+        rows[tau] = _row(outcome, circuit_path(out, tau), job.evaluated, time.perf_counter() - start)
         if job.share.rank == 0:
             done = [rows[one] for one in sorted(rows)]
             write_aside(record_path(out), json.dumps({"sweep": done}, indent=1, ensure_ascii=False))
@@ -98,7 +97,7 @@ def _circuit_at(path: Path) -> Circuit | None:
         return None
 
 
-def _row(outcome: Outcome, path: Path, seconds: float) -> dict[str, Any]:
+def _row(outcome: Outcome, path: Path, evaluated: int, seconds: float) -> dict[str, Any]:
     circuit = outcome.circuit
     (heads, all_heads), (paths, all_paths) = outcome.dead_of("a"), outcome.dead_of("m")
     return {
@@ -113,6 +112,7 @@ def _row(outcome: Outcome, path: Path, seconds: float) -> dict[str, Any]:
         "dead_paths": paths,
         "kl": circuit.kl,
         "fidelity": circuit.details["fidelity"],
+        "eval_samples": evaluated,
         "evaluation": circuit.details.get("evaluation"),
         "overlap": circuit.details.get("stability", {}).get("overlap"),
         "seconds": round(seconds, 3),
