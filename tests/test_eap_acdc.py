@@ -16,6 +16,7 @@ from vitfx.head_engine import HeadEngine
 from vitfx.journal import FileJournal, NoJournal
 from vitfx.reader_engine import ReaderEngine
 from vitfx.search import Limits, Trial
+from vitfx.sublayer_decision import LEAST
 
 
 @dataclass
@@ -76,8 +77,31 @@ def test_what_is_left_over_goes_in_groups_too():
     scripted = Scripted(costs, costs)
     found = run(scripted, 0.01)
     assert all(found[index].kept == (index >= 5) for index in range(10))
-    assert len(scripted.looked) == 1
-    assert sorted(scripted.asked)[:2] == [1, 1] and len(scripted.asked) == 3 and max(scripted.asked) > 2
+    assert not any(scripted.looked)
+    assert sorted(scripted.asked)[:2] == [1, 1] and max(scripted.asked) > 1 and len(scripted.asked) <= 6
+
+
+def test_a_reader_whose_edges_become_dear_keeps_none_of_anothers():
+    """Slopes never tell that every other reader's edges cost the square of how many of them are gone."""
+
+    @dataclass
+    class TwoReaders(Scripted):
+        def __post_init__(self):
+            readers = Reader("a9", 0, "q"), Reader("a9", 0, "k")
+            self.edges = [Edge(Writer(f"m{i}", 0, (0,)), readers[i % 2]) for i in range(len(self.costs))]
+            self.idle = []
+
+        def kl(self, more):
+            grows = sum(one.reader.part == "k" for one in [*self.gone, *more])
+            cheap = sum(one.reader.part == "q" for one in [*self.gone, *more])
+            return 1e-6 * cheap + 1e-3 * grows**2
+
+    scripted = TwoReaders([0.0] * 80, [1e-6] * 80)
+    found = run(scripted, 0.01)
+    assert sum(found[index].kept for index in range(0, 80, 2)) < 2 * LEAST
+    # The sixth costs more than τ: (6² − 5²) · 1e-3.
+    assert sum(not found[index].kept for index in range(1, 80, 2)) == 5
+    assert len(scripted.asked) + len(scripted.looked) < 30
 
 
 def test_a_dear_edge_is_found_by_the_slopes_behind_the_group():

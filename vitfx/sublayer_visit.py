@@ -58,8 +58,8 @@ class SublayerVisit:
     @torch.no_grad()
     def kl_without(self, edges: Sequence[Edge], allowed: Callable[[float], bool]) -> Trial:
         places, sets = self._sets(edges)
-        # A few writers' changes are found batch by batch, in the order of the images; of many, all are read.
-        few = len(edges) <= len(self.writers)
+        # Of a few edges they are found batch by batch, in the order of the images.
+        few = self._are_few(edges)
         reads = None if few else torch.cat([self._changed(places, sets, images) for images in self._batches()], dim=1)
 
         def divergence(images: Chosen) -> Tensor:
@@ -96,10 +96,14 @@ class SublayerVisit:
         self.order = self.order if order is None else order
         for edge in edges:
             self.wiring.remove(self.wiring.reader_row[edge.reader], [edge.writer])
-        places, sets = self._sets([edge for edge in edges if edge.reader in self.place])
+        own = [edge for edge in edges if edge.reader in self.place]
+        places, sets = self._sets(own)
         if places:
+            few = self._are_few(own)
             for images in self._batches():
-                self.read[places, images] = self._changed(places, sets, images)
+                self.read[places, images] = (
+                    self._changed_few(places, own, images) if few else self._changed(places, sets, images)
+                )
             if self.units is not None:
                 self._renew(places)
 
@@ -145,6 +149,10 @@ class SublayerVisit:
         for edge in edges:
             sets[row[self.place[edge.reader]], self.wiring.row[edge.writer]] = 1
         return places, sets
+
+    def _are_few(self, edges: Sequence[Edge]) -> bool:
+        """Adding up their writers' changes one by one takes less than reading every writer's once for all."""
+        return 2 * len(edges) <= len(self.writers)
 
     def _changed(self, places: list[int], sets: Tensor, images: slice) -> Tensor:
         """What these readers see without their sets of writers: (readers, n, T, D)."""
