@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import pytest
 import torch
 from torch.fx import GraphModule
 
 from tests.prune_runs import GREY, model
+from vitfx.acdc import acdc
+from vitfx.circuit import Decision
 from vitfx.data import open_data
 from vitfx.discovery import prepare, whole_mlps
+from vitfx.eap_acdc import eap_acdc
 from vitfx.edge_graph import EdgeGraph
 from vitfx.errors import UserError
+from vitfx.files import WriteError
 from vitfx.head_engine import HeadEngine
-from vitfx.memory import GIB, check_memory, memory_needed
+from vitfx.journal import NoJournal
+from vitfx.mapped import mapped
+from vitfx.memory import GIB, Needed, fit, memory_needed
+from vitfx.order import reverse
 from vitfx.reader_engine import ReaderEngine
-from vitfx.search import Engine
+from vitfx.search import Engine, Limits
 from vitfx.settings import Settings
 from vitfx.trace import to_canonical
 
@@ -44,7 +52,7 @@ def test_what_is_needed_is_what_is_held(
 ) -> None:
     images = open_data("digits", GREY).calibration.sample(IMAGES, seed=0).load()
     settings = Settings(method=method, granularity=granularity, ablation=ablation, samples=IMAGES)
-    needed = memory_needed(graph_module, images, settings, processes=1)
+    needed = memory_needed(graph_module, images, settings, processes=1).total
     gc.collect()
     before = held()
     setup = prepare(graph_module, images, settings)
@@ -80,14 +88,47 @@ def test_processes_share_it_and_a_ranking_needs_less(graph_module: GraphModule) 
     images = open_data("digits", GREY).calibration.sample(IMAGES, seed=0).load()
 
     def needed(processes: int = 1, **settings: str) -> int:
-        return memory_needed(graph_module, images, Settings(**settings), processes)  # type: ignore[arg-type]
+        return memory_needed(graph_module, images, Settings(**settings), processes).total  # type: ignore[arg-type]
 
     assert needed(2) * 2 == needed()
     assert needed(method="eap", granularity="qkv") < needed() < needed(granularity="edge") < needed(granularity="qkv")
 
 
 def test_the_limit() -> None:
-    assert check_memory(3 * GIB, 3.0, 1) == "activations kept: 3.00 GiB, beside the weights and a batch at a time"
-    assert "activations kept: 5.0 MiB in each of 2 processes" in check_memory(5 * 2**20, None, 2)
-    with pytest.raises(UserError, match="--memory 2 GiB is too little for the 3"):
-        check_memory(3 * GIB, 2.0, 1)
+    needed = Needed(3 * GIB, 2 * GIB)
+    said = "activations kept: 3.00 GiB, beside the weights and a batch at a time"
+    assert fit(needed, 3.0, 1) == fit(needed, None, 1) == (said, False)
+    assert fit(needed, 2.0, 1) == (f"{said}; 2.00 GiB of it in a file beside --out, which takes longer", True)
+    assert "activations kept: 5.0 MiB in each of 2 processes" in fit(Needed(5 * 2**20, 0), None, 2)[0]
+    with pytest.raises(UserError, match=r"--memory 0\.5 GiB is too little for the 1\.00 GiB"):
+        fit(needed, 0.5, 1)
+
+
+@pytest.mark.parametrize("method", ["acdc", "eap-acdc"])
+def test_in_a_file_the_decisions_are_the_same_and_memory_holds_less(
+    graph_module: GraphModule, method: str, tmp_path: Path
+) -> None:
+    images = open_data("digits", GREY).calibration.sample(16, seed=0).load()
+    settings = Settings(method=method, granularity="qkv", samples=16)
+    setup = prepare(graph_module, images, settings)
+    graph = EdgeGraph(graph_module, whole_mlps(graph_module), "qkv")
+
+    def decide(folder: Path | None) -> list[Decision]:
+        engine = ReaderEngine(graph, setup.calibration, setup.reference, folder)
+        if method == "acdc":
+            return acdc(engine, reverse, Limits(1e-3), NoJournal())
+        return eap_acdc(engine, Limits(1e-3), NoJournal(), seed=0)
+
+    assert decide(tmp_path) == decide(None)
+    assert list(tmp_path.iterdir()) == []
+
+    needed = memory_needed(graph_module, images, settings, processes=1)
+    assert 0 < needed.in_file < needed.total
+
+
+def test_a_folder_without_room_is_told(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="make room there or name another place with --out"):
+        mapped(tmp_path, (2**60,), torch.float32)
+    tensor = mapped(tmp_path, (2, 3), torch.float64)
+    assert tensor.shape == (2, 3) and tensor.dtype == torch.float64
+    assert not tensor.any() and list(tmp_path.iterdir()) == []

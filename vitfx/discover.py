@@ -21,7 +21,7 @@ from vitfx.errors import UserError
 from vitfx.files import writing
 from vitfx.frontend import read_module
 from vitfx.inputs import open_inputs
-from vitfx.memory import check_memory, memory_needed
+from vitfx.memory import fit, memory_needed
 from vitfx.options import add_discovery, add_inputs, add_loading, given_settings, make_settings, threshold
 from vitfx.progress import Silent, Watcher, console_watcher
 from vitfx.settings import Settings
@@ -118,9 +118,10 @@ def _run(task: _Task, share: Share, watcher: Watcher) -> list[RenderableType]:
     with first_says(share.rank == 0):
         graph_module = read_module(inputs.model.module, images.pixels, watcher).graph_module.to(task.device)
         needed = memory_needed(graph_module, images, settings, share.world)
-        watcher.say(check_memory(needed, options.memory, share.world))
+        said, in_file = fit(needed, options.memory, share.world)
+        watcher.say(said)
         job = Discoveries(
-            inputs, graph_module, images, options.eval_samples, options.repeats, options.force, share, watcher
+            inputs, graph_module, images, options.eval_samples, options.repeats, options.force, share, watcher, in_file
         )
         if task.taus is None:
             return _told(job.run(settings, task.out), task)
@@ -198,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
         "again; the circuit written is the first run's (default 1)",
     )
     add("--eval-samples", type=int, default=500, help="held-out images to run the circuit on (default 500, 0 for none)")
-    add("--memory", type=float, metavar="GIB", help="most memory for kept activations; needing more is refused")
+    add("--memory", type=float, metavar="GIB", help="for kept activations; what is beyond goes to a file")
     add("--top", type=int, default=10, help="strongest edges listed (default 10)")
     add_discovery(parser)
     add_loading(parser)

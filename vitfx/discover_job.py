@@ -28,7 +28,8 @@ from vitfx.stability import Outcome, stability
 @dataclass(frozen=True)
 class Discoveries:
     """graph_module: on its device. images: the calibration images of the settings' seed. evaluated: how many held-out
-    images circuits are run on. repeats: runs of each circuit, with the seeds that follow."""
+    images circuits are run on. repeats: runs of each circuit, with the seeds that follow. mapped: the largest part of
+    what is kept goes to a file beside the circuit."""
 
     inputs: Inputs
     graph_module: GraphModule
@@ -38,6 +39,7 @@ class Discoveries:
     force: bool
     share: Share
     watcher: Watcher
+    mapped: bool = False
 
     @property
     def facts(self) -> dict[str, str]:
@@ -79,7 +81,8 @@ class Discoveries:
             self.watcher.say(f"going on after {len(own):,} decisions of an earlier run")
         journal = SharedJournal(own, self.share)
         try:
-            return discover(self.graph_module, images, settings, facts, journal, self.watcher, self.share)
+            folder = path.parent if self.mapped else None
+            return discover(self.graph_module, images, settings, facts, journal, self.watcher, self.share, folder)
         except WriteError:
             raise
         except UserError:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,10 +134,12 @@ def discover(
     journal: Journal,
     watcher: Watcher,
     share: Share | None = None,
+    folder: Path | None = None,
 ) -> Discovery:
     """Scores every edge of the graph on these images, on the graph module's device.
 
-    facts: their `origins`, which the circuit carries. share: this process's, where several work together.
+    facts: their `origins`, which the circuit carries. share: this process's, where several work together. folder: for
+    the largest part of what an edge or a qkv graph keeps, which goes to a file there instead of memory.
     Raises UserError where the corruption can't be made of these images, or the graph can't be taken apart as asked.
     """
     setup = prepare(graph_module, images, settings, share)
@@ -145,7 +148,7 @@ def discover(
     scores = fisher_scores(stages, calibration, reference, progress=watcher.bar("importance"))
     graph = EdgeGraph(graph_module, group_paths(stages, scores, settings.paths), settings.granularity)
     watcher.say(f"the {settings.granularity} graph has {len(graph.edges()):,} edges")
-    run = _Discovery(graph_module, graph, calibration, reference, scores, settings, journal, watcher)
+    run = _Discovery(graph_module, graph, calibration, reference, scores, settings, journal, watcher, folder)
     decisions = run.decide()
     removed = [one.edge for one in decisions if not one.kept]
     faith = fidelity(graph, removed, reference, calibration.clean, calibration.labels, calibration.share)
@@ -168,6 +171,7 @@ class _Discovery:
     settings: Settings
     journal: Journal
     watcher: Watcher
+    folder: Path | None
 
     def decide(self) -> list[Decision]:
         settings = self.settings
@@ -176,8 +180,8 @@ class _Discovery:
             return self._rank(score_edges(self.graph, self.calibration, self.reference, settings, report))
         limits = Limits(settings.tau, settings.max_kl)
         order = self._order() if settings.method == "acdc" else None
-        kind = HeadEngine if self.graph.reads_stream else ReaderEngine
-        engine: Engine = kind(self.graph, self.calibration, self.reference)
+        given = self.graph, self.calibration, self.reference
+        engine: Engine = HeadEngine(*given) if self.graph.reads_stream else ReaderEngine(*given, self.folder)
         if order is not None:
             return acdc(engine, order, limits, self.journal, self._progress())
         return eap_acdc(engine, limits, self.journal, settings.seed, self._progress())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import torch
 from torch.fx import GraphModule
@@ -20,8 +21,16 @@ GIB = 2**30
 _DOUBLE = 8
 
 
-def memory_needed(graph_module: GraphModule, images: Images, settings: Settings, processes: int) -> int:
-    """Bytes that a process keeps while it needs most, beside the weights and a batch's activations.
+@dataclass(frozen=True)
+class Needed:
+    """Bytes of a process. in_file: those of the total that may lie in a file."""
+
+    total: int
+    in_file: int
+
+
+def memory_needed(graph_module: GraphModule, images: Images, settings: Settings, processes: int) -> Needed:
+    """What a process keeps while it needs most, beside the weights and a batch's activations.
 
     N images of a process, T tokens (those that the logits read, behind the last attention), D width, E inner channels:
     the clean and the corrupted images; the resampling reference, N·T·(D + ΣE); for the methods that measure
@@ -33,6 +42,8 @@ def memory_needed(graph_module: GraphModule, images: Images, settings: Settings,
                       and values, N·T·E each; for eap-acdc what its own readers read as well, and inner channels
                       once more, and, however few images a process has, two forecasts of (e, e) in float64, where e
                       edges lead into the sublayer with most
+
+    Of the edge and the qkv graph every writer's change may lie in a file, see `vitfx.mapped`.
     """
     pixels = images.pixels[:2].to(next(graph_module.parameters()).device)
     graph = EdgeGraph(graph_module, whole_mlps(graph_module), settings.granularity)
@@ -49,7 +60,7 @@ def memory_needed(graph_module: GraphModule, images: Images, settings: Settings,
             writers = sum(one.sublayer == stage.name for one in graph.writers)
             changes += writers * behind * width
             sizes.append((read * width, behind * inner, readers, 3 if isinstance(stage.module, Attention) else 0))
-    numbers = 2 * pixels[0].numel()
+    numbers, in_file = 2 * pixels[0].numel(), 0
     if settings.ablation == "resample":
         modules = [stage.sublayer for stage in graph.stages if stage.sublayer is not None]
         numbers += tokens * (width + sum(one.units * one.channels for one in modules))
@@ -57,6 +68,7 @@ def memory_needed(graph_module: GraphModule, images: Images, settings: Settings,
     if settings.method not in RANKING and graph.reads_stream:
         numbers += streams + max(inner + 2 * read for read, inner, *_ in sizes)
     elif settings.method not in RANKING:
+        in_file = changes
         numbers += changes + streams + sum((1 + parts) * inner for _, inner, _, parts in sizes)
         numbers += sum(readers * read for read, _, readers, _ in sizes[1:]) + kept * width
         if settings.method == "eap-acdc":
@@ -66,18 +78,30 @@ def memory_needed(graph_module: GraphModule, images: Images, settings: Settings,
     if settings.method == "eap-acdc" and not graph.reads_stream:
         forecasts = 2 * max(Counter(edge.reader.sublayer for edge in graph.edges()).values()) ** 2 * _DOUBLE
     per_process = -(-len(images) // processes)
-    return per_process * numbers * torch.finfo(pixels.dtype).bits // 8 + forecasts
+    each = per_process * torch.finfo(pixels.dtype).bits // 8
+    return Needed(each * numbers + forecasts, each * in_file)
 
 
-def check_memory(needed: int, limit: float | None, processes: int) -> str:
-    """What is needed as a sentence. limit: GiB a process. Raises UserError where that is too little."""
-    amount = f"{needed / GIB:.2f} GiB" if needed > GIB / 10 else f"{needed / 2**20:.1f} MiB"
+def fit(needed: Needed, limit: float | None, processes: int) -> tuple[str, bool]:
+    """What is needed as a sentence, and whether what may lie in a file has to.
+
+    limit: GiB a process. Raises UserError where that is too little all the same.
+    """
     if limit is not None and not limit > 0:
         raise UserError(f"--memory {limit:g} is no amount: give a number of GiB above 0")
-    if limit is not None and needed > limit * GIB:
+    room = float("inf") if limit is None else limit * GIB
+    left = needed.total - needed.in_file
+    if left > room:
         raise UserError(
-            f"--memory {limit:g} GiB is too little for the {amount} of activations that each process would keep: "
-            "give fewer --samples, a coarser --granularity, or more processes with torchrun"
+            f"--memory {limit:g} GiB is too little for the {_amount(left)} of activations that each process keeps "
+            "anyway: give fewer --samples, a coarser --granularity, or more processes with torchrun"
         )
     whose = f" in each of {processes} processes" if processes > 1 else ""
-    return f"activations kept: {amount}{whose}, beside the weights and a batch at a time"
+    said = f"activations kept: {_amount(needed.total)}{whose}, beside the weights and a batch at a time"
+    if needed.total <= room:
+        return said, False
+    return f"{said}; {_amount(needed.in_file)} of it in a file beside --out, which takes longer", True
+
+
+def _amount(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size > GIB / 10 else f"{size / 2**20:.1f} MiB"

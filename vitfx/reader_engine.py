@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,9 +32,12 @@ class ReaderEngine:
     behind it read, at most N·T·D of each.
     """
 
-    def __init__(self, graph: EdgeGraph, calibration: Calibration, reference: Reference) -> None:
+    def __init__(
+        self, graph: EdgeGraph, calibration: Calibration, reference: Reference, folder: Path | None = None
+    ) -> None:
+        """folder: see `CleanRun`."""
         self.graph, self.calibration = graph, calibration
-        self.run = CleanRun(graph, calibration, reference)
+        self.run = CleanRun(graph, calibration, reference, folder)
         self.wiring = Wiring(graph)
         self.order: tuple[int, ...] | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from vitfx.calibration import Calibration
 from vitfx.circuit import EMBED, Writer
 from vitfx.edge_graph import EdgeGraph
+from vitfx.mapped import mapped
 from vitfx.narrow import Narrowed, narrow
 from vitfx.search import BATCH, Chosen
 from vitfx.stages import Reference, contribution, of_images
@@ -22,7 +24,11 @@ class CleanRun:
     as it enters the stream: every reader's trials add some of these up.
     """
 
-    def __init__(self, graph: EdgeGraph, calibration: Calibration, reference: Reference) -> None:
+    def __init__(
+        self, graph: EdgeGraph, calibration: Calibration, reference: Reference, folder: Path | None = None
+    ) -> None:
+        """folder: where the writers' changes go to a file, instead of the memory of the device. Raises WriteError."""
+        self._folder = folder
         self.graph, self.calibration = graph, calibration
         self.narrowed: Narrowed = narrow(graph.stages, calibration.clean)
         self.logits_stage = graph.last + 1
@@ -69,14 +75,18 @@ class CleanRun:
 
     def _room(self, index: int, like: Tensor) -> Tensor:
         """(writers of the stage, N, T, D); up to the last attention all in one piece, in the order of the writers."""
-        own, images = len(self._writers[index]), len(self.calibration.clean)
+        own = len(self._writers[index])
         if index >= self.narrowed.start:
-            return like.new_empty(own, images, *like.shape[1:])
+            return self._empty(own, like)
         earlier = sum(len(found) for found in self._changes.values())
         if not earlier:
             count = sum(len(found) for at, found in self._writers.items() if at < self.narrowed.start)
-            self._whole = like.new_empty(count, images, *like.shape[1:])
+            self._whole = self._empty(count, like)
         return self._whole[earlier : earlier + own]
+
+    def _empty(self, writers: int, like: Tensor) -> Tensor:
+        shape = (writers, len(self.calibration.clean), *like.shape[1:])
+        return like.new_empty(shape) if self._folder is None else mapped(self._folder, shape, like.dtype)
 
     @torch.no_grad()
     def inner(self, index: int) -> Tensor:
@@ -99,12 +109,13 @@ class CleanRun:
         cut: for the tokens that the logits read alone.
         """
         changes = self._changes_of(index, cut=cut)
+        images = images if isinstance(images, slice) else images.to(changes.device)
         first, *others = (self._place[one] for one in writers)
-        total = changes[first, images]
+        total = self._there(changes[first, images])
         if others:
-            total = total + changes[others[0], images]
+            total = total + self._there(changes[others[0], images])
         for place in others[1:]:
-            total += changes[place, images]
+            total += self._there(changes[place, images])
         return total
 
     def together(self, writers: Sequence[Writer], sets: Tensor, images: slice, *, cut: bool) -> Tensor:
@@ -123,13 +134,17 @@ class CleanRun:
 
     def _first(self, count: int, images: slice, *, cut: bool) -> Tensor:
         """The changes of the graph's first writers: (count, n, T, D)."""
-        whole = self._whole[:count, images]
+        whole = self._there(self._whole[:count, images])
         if not cut:
             return whole
-        narrow = [changes[:, images] for index, changes in self._changes.items() if index >= self.narrowed.start]
-        return torch.cat([self.narrowed.cut(whole), *narrow])[:count]
+        later = [changes for index, changes in self._changes.items() if index >= self.narrowed.start]
+        return torch.cat([self.narrowed.cut(whole), *(self._there(one[:, images]) for one in later)])[:count]
 
     def _changes_of(self, index: int, *, cut: bool) -> Tensor:
         """(writers of the stage, N, T, D)."""
         changes = self._changes[index]
-        return self.narrowed.cut(changes) if cut and index < self.narrowed.start else changes
+        return self.narrowed.cut(self._there(changes)) if cut and index < self.narrowed.start else changes
+
+    def _there(self, changes: Tensor) -> Tensor:
+        """Where the model is: what lies in a file is in the host's memory."""
+        return changes.to(self.logits.device)
