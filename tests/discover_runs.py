@@ -10,7 +10,8 @@ from vitfx.discover import main
 
 def run(model: Path | str, out: Path, *options: str) -> int:
     """The command's exit code."""
-    small = ["--samples", "16", "--paths", "4", "--device", "cpu", "--eval-samples", "40", "--out", str(out)]
+    small = ["--samples", "16", "--device", "cpu", "--eval-samples", "40", "--out", str(out)]
+    small += [] if "block" in options else ["--paths", "4"]
     return main([str(model), *small, *options])
 
 

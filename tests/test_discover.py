@@ -269,6 +269,10 @@ REFUSED = {
     "not ranked": (("--remove", "0.1"), "--remove is for the methods that rank, acdc decides by --tau"),
     "twice": (("--remove", "0.1", "--tau", "1", "--method", "eap"), "--remove 0.1 stands in place of --tau"),
     "not looked at": (("--steps", "3"), "--steps is for eap-ig, not acdc: leave it out"),
+    "no groups": (
+        ("--granularity", "block", "--paths", "4"),
+        "--paths 4 groups neurons of MLPs, which block takes whole",
+    ),
     "memory": (("--memory", "1e-6"), "--memory 1e-06 GiB is too little for the "),
     "no memory": (("--memory", "-1"), "--memory -1 is no amount"),
     "device": (("--device", "abacus"), "device 'abacus' is not one of"),

@@ -27,10 +27,10 @@ from vitfx.discovery import discover
 from vitfx.errors import UserError
 from vitfx.journal import FileJournal, NoJournal
 from vitfx.progress import Silent
+from vitfx.search import Journal
 from vitfx.settings import Settings
 from vitfx.share import (
     OwnFailure,
-    SharedJournal,
     ToldElsewhere,
     first_says,
     on_each,
@@ -38,6 +38,7 @@ from vitfx.share import (
     open_share,
     share_device,
 )
+from vitfx.shared_journal import SharedJournal
 from vitfx.trace import to_canonical
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +51,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "eap-ig": {"remove": 0.4, "granularity": "qkv", "method": "eap-ig", "metric": "loss"},
     "uneven": {"tau": 0.01, "samples": 15, "method": "eap-acdc", "ablation": "zero", "corruption": "noise"},
 }
+RESUMED = ("head", "eap-acdc")
 _PROCESS = """
 import json, sys
 from contextlib import nullcontext
@@ -58,12 +60,13 @@ import torch
 import vitfx.discover
 torch.set_num_threads(1)
 from tests.discover_runs import run
-from tests.test_share import RUNS, decided, exchanged
+from tests.test_share import RESUMED, RUNS, decided, exchanged, resumed
 from vitfx.share import open_share
 
 out = Path(sys.argv[1])
 with open_share(torch.device("cpu")) as share:
     found = {"runs": {name: decided(name, share) for name in RUNS}, "exchanged": exchanged(share)}
+    found["resumed"] = {name: resumed(name, share, out) for name in RESUMED}
     (out / f"{share.rank}.json").write_text(json.dumps(found))
     # A process can join once only.
     vitfx.discover.open_share = lambda device: nullcontext(share)
@@ -77,10 +80,10 @@ def canonical() -> GraphModule:
     return to_canonical(model(), torch.zeros(2, 1, 8, 8)).graph_module
 
 
-def decided(name: str, share: Any) -> dict[str, Any]:
+def decided(name: str, share: Any, journal: Journal | None = None) -> dict[str, Any]:
     settings = Settings(**COMMON | RUNS[name])
     images = open_data("digits", GREY).calibration.sample(settings.samples, seed=0).load()
-    found = discover(canonical(), images, settings, {}, NoJournal(), Silent(), share)
+    found = discover(canonical(), images, settings, {}, journal or NoJournal(), Silent(), share)
     return {
         "removed": [one.name for one in found.circuit.removed],
         "order": [one.edge.name for one in found.circuit.decisions],
@@ -88,6 +91,19 @@ def decided(name: str, share: Any) -> dict[str, Any]:
         "details": found.circuit.details,
         "own": len(found.calibration.clean),
     }
+
+
+def resumed(name: str, share: Any, folder: Path) -> dict[str, Any]:
+    """What comes of a run that was broken off halfway, by its journal."""
+    whole = on_first(share, lambda: FileJournal(folder / f"{name}.journal", "key"))
+    decided(name, share, SharedJournal(whole, share))
+    lines = share.broadcast((folder / f"{name}.journal").read_text().splitlines(keepends=True))
+
+    def half() -> FileJournal:
+        (folder / f"{name}.half").write_text("".join(lines[: len(lines) // 2]))
+        return FileJournal(folder / f"{name}.half", "key")
+
+    return decided(name, share, SharedJournal(on_first(share, half), share))
 
 
 def exchanged(share: Any) -> dict[str, Any]:
@@ -171,6 +187,37 @@ def test_two_processes_decide_as_one(two: Two, name: str) -> None:
     assert first["removed"] == alone["removed"]
     assert 0 < len(alone["removed"]) < len(alone["order"])
     assert first["details"]["fidelity"] == pytest.approx(alone["details"]["fidelity"])
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_two_processes_go_on_to_the_same_bits(two: Two, name: str) -> None:
+    for found in two.processes:
+        assert found["resumed"][name] == found["runs"][name]
+
+
+def test_orders_of_another_number_of_processes_are_left_out(tmp_path: Path) -> None:
+    class Of(Alone):
+        def __init__(self, rank: int, world: int) -> None:
+            self.rank, self.world = rank, world
+
+    def decision(order: tuple[int, ...] | None) -> Decision:
+        return Decision(Edge(Writer("m0", 0, (1,))), False, 1.0, 2.0, order=order)
+
+    def recalled(order: tuple[int, ...], share: Alone) -> tuple[int, ...] | None:
+        path = tmp_path / "journal"
+        path.unlink(missing_ok=True)
+        FileJournal(path, "key").record(decision(order))
+        found = SharedJournal(FileJournal(path, "key"), share).recall(decision(None).edge)
+        assert found is not None
+        return found.order
+
+    packed = (-2, 3, 2, 0, 1, 2, 1, 0)
+    assert recalled(packed, Of(0, 2)) == (2, 0, 1)
+    assert recalled(packed, Of(1, 2)) == (1, 0)
+    assert recalled(packed, Alone()) is None
+    assert recalled(packed, Of(0, 3)) is None
+    assert recalled((2, 0, 1), Alone()) == (2, 0, 1)
+    assert recalled((2, 0, 1), Of(0, 2)) is None
 
 
 def test_what_processes_exchange(two: Two) -> None:

@@ -21,7 +21,8 @@ from vitfx.inputs import Inputs
 from vitfx.journal import FileJournal
 from vitfx.progress import Watcher
 from vitfx.settings import Settings
-from vitfx.share import SharedJournal, on_each, on_first
+from vitfx.share import on_each, on_first
+from vitfx.shared_journal import SharedJournal
 from vitfx.stability import Outcome, stability
 
 

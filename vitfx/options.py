@@ -112,6 +112,10 @@ def make_settings(given: dict[str, Any]) -> Settings:
     for name, methods in _ONLY_FOR.items():
         if name in given and settings.method not in methods:
             raise UserError(f"--{name} is for {' and '.join(methods)}, not {settings.method}: leave it out")
+    if "paths" in given and settings.granularity == "block":
+        raise UserError(
+            f"--paths {settings.paths} groups an MLP's neurons, which the block graph takes whole: leave it out"
+        )
     return settings
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -19,10 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vitfx.calibration import Alone, Share
-from vitfx.circuit import Decision, Edge
 from vitfx.device import GPU, is_gpu, pick_device
 from vitfx.errors import UserError
-from vitfx.search import Journal
 
 _TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others before it gives up."""
@@ -76,36 +73,6 @@ class Distributed:
         holder = [value]
         dist.broadcast_object_list(holder, src=0, group=self._patient, device=self._device)
         return holder[0]
-
-
-class SharedJournal:
-    """The first process's journal: all recall what it knows, it alone records.
-
-    journal: the first process's own, or a copy of it with the same decisions.
-    """
-
-    def __init__(self, journal: Journal, share: Share) -> None:
-        self._journal, self._records, self._alone = journal, share.rank == 0, share.world == 1
-
-    def recall(self, edge: Edge) -> Decision | None:
-        found = self._journal.recall(edge)
-        return None if found is None else self._plain(found)
-
-    def recall_all(self, edges: Sequence[Edge]) -> list[Decision] | None:
-        found = self._journal.recall_all(edges)
-        return None if found is None else [self._plain(one) for one in found]
-
-    def _plain(self, decision: Decision) -> Decision:
-        """The order is of the first process's images: where there are others, it means nothing to them."""
-        return decision if self._alone else replace(decision, order=None)
-
-    def record(self, decision: Decision) -> None:
-        if self._records:
-            self._journal.record(decision)
-
-    def record_all(self, decisions: Sequence[Decision]) -> None:
-        if self._records:
-            self._journal.record_all(decisions)
 
 
 def started_by_torchrun() -> bool:
