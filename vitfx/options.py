@@ -113,9 +113,7 @@ def make_settings(given: dict[str, Any]) -> Settings:
         if name in given and settings.method not in methods:
             raise UserError(f"--{name} is for {' and '.join(methods)}, not {settings.method}: leave it out")
     if "paths" in given and settings.granularity == "block":
-        raise UserError(
-            f"--paths {settings.paths} groups an MLP's neurons, which the block graph takes whole: leave it out"
-        )
+        raise UserError(f"--paths {settings.paths} groups neurons of MLPs, which block takes whole: leave it out")
     return settings
 
 
