@@ -160,7 +160,7 @@ def open_match(
         "seed": seed,
         "environment": environment() | {"device": str(runs_on)},
     }
-    given = Given(module, graph_module, pixels, labels, seed, watcher)
+    given = Given(module, graph_module, pixels, labels, seed, watcher, target)
     return Match(given, original, chosen, target, rounds, facts)
 
 

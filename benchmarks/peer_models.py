@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -17,8 +18,11 @@ from benchmarks.peer_units import (
     make_taylor,
     make_vbp,
 )
-from vitfx.attain import attain
-from vitfx.goal import FLOPS, Goal
+from vitfx.attain import Attained, attain
+from vitfx.deployment import NAMES, default_deployment
+from vitfx.device import pick_device
+from vitfx.goal import FLOPS, SPEEDUP, Goal
+from vitfx.goal_bench import Asked, Bench
 from vitfx.goal_compile import SCORED
 from vitfx.price import flops_price
 from vitfx.pursuit import Pursuit
@@ -42,16 +46,40 @@ def _vitfx(given: Given) -> Build:
     price = flops_price(given.graph_module, given.pixels.shape[1:], given.tokens)
 
     def build(share: float) -> GraphModule:
-        # Of its own for each share, so that no row depends on which were made before it.
-        pursuit = Pursuit(
-            given.graph_module, given.pixels, given.labels, scored=SCORED, seed=given.seed, watcher=given.watcher
-        )
-        found = attain(pursuit, Goal(FLOPS, 1 - share), price, given.watcher)
-        return rewrite(given.graph_module, found.state.plan).graph_module.eval().cpu()
+        return _made(given, attain(_pursuit(given), Goal(FLOPS, 1 - share), price, given.watcher))
 
     return build
 
 
+def _vitfx_time(given: Given) -> Build:
+    """What `python -m vitfx.prune --target-speedup` does: the share is of the time that the exact rewrites leave."""
+    deployment = default_deployment(NAMES, pick_device(given.target.device), portable=False)
+    original = copy.deepcopy(given.graph_module).cpu()
+
+    def build(share: float) -> GraphModule:
+        asked = Asked(Goal(SPEEDUP, 1 / (1 - share)), given.target, deployment, given.seed)
+        bench = Bench(given.module, original, given.pixels.cpu(), asked, given.watcher)
+        price = bench.price()
+        assert bench.plain is not None
+        goal = Goal(SPEEDUP, bench.plain / (price.whole * (1 - share)))
+        found = attain(_pursuit(given), goal, price, given.watcher, plain=bench.plain, measure=bench.measure)
+        return _made(given, found)
+
+    return build
+
+
+def _pursuit(given: Given) -> Pursuit:
+    """A new one for each share, so that no row depends on which were made before it."""
+    return Pursuit(
+        given.graph_module, given.pixels, given.labels, scored=SCORED, seed=given.seed, watcher=given.watcher
+    )
+
+
+def _made(given: Given, found: Attained) -> GraphModule:
+    return rewrite(given.graph_module, found.state.plan).graph_module.eval().cpu()
+
+
+BY_TIME = "vitfx-time"
 PACKAGED: dict[str, Callable[[Given], Build]] = {
     "torch-pruning-uniform": make_uniform,
     "torch-pruning-bottleneck": make_bottleneck,
@@ -65,8 +93,9 @@ PEERS: dict[str, Callable[[Given], Build]] = {
     "corp": partial(_planned, make_corp),
     **PACKAGED,
     "vitfx": _vitfx,
+    BY_TIME: _vitfx_time,
 }
-"""What makes each ready, once for all shares."""
+"""What makes each ready, once for all shares, which are of the FLOPs; for `BY_TIME` of the time."""
 
 
 def version_of(peer: str) -> str | None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from passes.stream import read_sites
 from vitfx.compensation import with_means
 from vitfx.edge_graph import EdgeGraph
 from vitfx.errors import UserError
+from vitfx.goal import Target
 from vitfx.magnitude import magnitude
 from vitfx.metric import log_probability
 from vitfx.progress import Watcher
@@ -45,7 +46,8 @@ _CHOOSES = 4  # one batch of so many chooses λ
 @dataclass(frozen=True)
 class Given:
     """What every peer gets. module: the user's own, on the CPU. graph_module: canonical, on the device. pixels:
-    calibration images (N, C, H, W) there. labels: int64 (N,), the model's own answers where the data has none."""
+    calibration images (N, C, H, W) there. labels: int64 (N,), the model's own answers where the data has none. target:
+    what times are measured on."""
 
     module: nn.Module
     graph_module: GraphModule
@@ -53,6 +55,7 @@ class Given:
     labels: Tensor
     seed: int
     watcher: Watcher
+    target: Target = field(default_factory=Target)
 
     @property
     def sublayers(self) -> dict[str, Sublayer]:

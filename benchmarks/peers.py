@@ -31,11 +31,11 @@ from vitfx.progress import Watcher, console_watcher
 EXAMPLE = """example:
   python -m benchmarks.peers vit.pt --data tiny-imagenet-200/ --out peers.json --markdown peers.md --plot peers.png
 
-Each peer deletes each share of the FLOPs, calibrated on the same images; nothing is trained. All that is left is
-exported after the same exact rewrites and run on ONNX Runtime: top-1, KL and agreement of what was exported, and its
-time, in turns with the plain export of the original. Rows that are in --out already, made with the same settings on the
-same machine, are not made again: --again names peers whose rows are. The torch-pruning peers need
-pip install 'vitfx[peers]'."""
+Each peer deletes each share of the FLOPs, calibrated on the same images; nothing is trained. vitfx-time takes the share
+off the time instead, as vitfx.prune --target-speedup does. All that is left is exported after the same exact rewrites
+and run on ONNX Runtime: top-1, KL and agreement of what was exported, and its time, in turns with the plain export of
+the original. Rows that are in --out already, made with the same settings on the same machine, are not made again:
+--again names peers whose rows are. The torch-pruning peers need pip install 'vitfx[peers]'."""
 
 
 @dataclass(frozen=True)

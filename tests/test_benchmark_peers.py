@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from benchmarks import peer_models
 from benchmarks.match import Remembered
-from benchmarks.peer_models import PACKAGED, PEERS
+from benchmarks.peer_models import BY_TIME, PACKAGED, PEERS
 from benchmarks.peer_units import (
     Given,
     corp_refit,
@@ -26,6 +27,7 @@ from tests.benchmark_folder import write_checkpoint
 from vitfx.checkpoint import load_model
 from vitfx.data import open_data
 from vitfx.errors import UserError
+from vitfx.price import flops_price
 from vitfx.progress import Silent
 from vitfx.stages import read_stages
 from vitfx.trace import at_rest, to_canonical
@@ -48,6 +50,30 @@ def given(model):
     return Given(at_rest(loaded.module), graph_module, images.pixels, images.labels, 0, Silent())
 
 
+def test_by_time_the_share_is_of_what_exact_rewrites_leave(given, monkeypatch):
+    """On a runtime where FLOPs are all that takes time, and exact rewrites spare a fifth."""
+    flops = flops_price(given.graph_module, given.pixels.shape[1:], given.tokens)
+    asked = []
+
+    class Ideal:
+        plain = 1.25 * flops.whole
+
+        def __init__(self, module, original, pixels, given_goal, watcher):
+            asked.append((module, given_goal.target))
+
+        def price(self):
+            return flops
+
+        def measure(self, state):
+            return self.plain / flops.total(state.kept)
+
+    monkeypatch.setattr(peer_models, "Bench", Ideal)
+    found = PEERS[BY_TIME](given)(0.2)
+    head = unit_flops(given.sublayers["a0"], given.tokens) / given.cost.flops
+    assert abs(deleted(found, given) - 0.2) < head
+    assert asked == [(given.module, given.target)]
+
+
 def inner_of(graph_module, pixels, name):
     """What a sublayer's projection reads, over all images and tokens, float64 (rows, E)."""
     found = []
@@ -63,7 +89,7 @@ def deleted(graph_module, given):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2])
-@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("peer", [one for one in PEERS if one != BY_TIME])
 def test_each_peer_deletes_the_share_and_little_more(given, peer, share):
     if peer in PACKAGED:
         pytest.importorskip("torch_pruning", reason="Torch-Pruning is not installed: pip install 'vitfx[peers]'")
