@@ -40,7 +40,8 @@ the original. Rows that are in --out already, made with the same settings on the
 
 @dataclass(frozen=True)
 class Options:
-    """shares: of the FLOPs, 0 to 1. samples, evaluation: images. rounds: of timing. again: peers to be made anew."""
+    """shares: of the FLOPs, or of the time, 0 to 1. samples, evaluation: images. rounds: of timing. again: peers to be
+    made anew."""
 
     model: str
     data: str | None
@@ -188,7 +189,11 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", metavar="MODEL", nargs="?", default="demo", help="model file (default: demo)")
     add("--data", help="images (default: what the model names)")
-    add("--flops", default="0.1,0.2,0.3,0.4,0.5", help="shares to delete (default: %(default)s)")
+    add(
+        "--flops",
+        default="0.1,0.2,0.3,0.4,0.5",
+        help="shares, of the time for vitfx-time (default: %(default)s)",
+    )
     add("--peers", default=",".join(PEERS), help="(default: %(default)s)")
     add("--again", metavar="PEERS", help="of --peers, those whose rows are made again")
     add("--samples", type=int, default=SAMPLES, help="calibration images, the same for all (default: %(default)s)")

@@ -22,7 +22,6 @@ from vitfx.edge_graph import EdgeGraph
 from vitfx.errors import UserError
 from vitfx.fidelity import fidelity
 from vitfx.journal import FileJournal
-from vitfx.memory import GIB, memory_needed
 from vitfx.settings import METHODS, Settings
 from vitfx.show import main as show
 from vitfx.sweep import read_sweep
@@ -96,16 +95,6 @@ def test_a_resampled_circuit_is_not_run_on_other_images(path: Path, tmp_path: Pa
 def test_the_same_seed_gives_the_same_bytes(path: Path, circuit: Path, tmp_path: Path) -> None:
     assert run(path, tmp_path / "again.json", *QKV) == 0
     assert (tmp_path / "again.json").read_bytes() == circuit.read_bytes()
-
-
-def test_what_memory_does_not_take_goes_to_a_file(path: Path, circuit: Path, tmp_path: Path, capsys: Captured) -> None:
-    graph_module = to_canonical(model(), torch.zeros(2, 1, 8, 8)).graph_module
-    images = open_data("digits", GREY).calibration.sample(16, 0).load()
-    needed = memory_needed(graph_module, images, Settings.from_json(read(circuit).settings), processes=1)
-    assert run(path, tmp_path / "out.json", *QKV, "--memory", f"{(needed.total - 1) / GIB:.12f}") == 0
-    assert "of it in a file beside --out" in " ".join(capsys.readouterr().out.split())
-    assert [one.name for one in tmp_path.iterdir()] == ["out.json"]
-    assert (tmp_path / "out.json").read_bytes() == circuit.read_bytes()
 
 
 def test_ctrl_c_and_on(path: Path, circuit: Path, tmp_path: Path, capsys: Captured) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import math
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch.fx import GraphModule
 
-from tests.prune_runs import GREY, model
+from tests.discover_runs import run
+from tests.prune_runs import GREY, artifact, model
+from vitfx import streams
 from vitfx.acdc import acdc
 from vitfx.circuit import Decision
 from vitfx.data import open_data
@@ -28,6 +35,7 @@ from vitfx.search import Engine, Limits
 from vitfx.settings import Settings
 from vitfx.trace import to_canonical
 
+Captured = pytest.CaptureFixture[str]
 IMAGES = 512
 """Enough for weights and batches, which count for nothing here, to be small beside them."""
 
@@ -105,8 +113,8 @@ def test_the_limit() -> None:
 
 
 @pytest.mark.parametrize("method", ["acdc", "eap-acdc"])
-def test_in_a_file_the_decisions_are_the_same_and_memory_holds_less(
-    graph_module: GraphModule, method: str, tmp_path: Path
+def test_in_a_file_the_decisions_are_the_same(
+    graph_module: GraphModule, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = open_data("digits", GREY).calibration.sample(16, seed=0).load()
     settings = Settings(method=method, granularity="qkv", samples=16)
@@ -119,16 +127,42 @@ def test_in_a_file_the_decisions_are_the_same_and_memory_holds_less(
             return acdc(engine, reverse, Limits(1e-3), NoJournal())
         return eap_acdc(engine, Limits(1e-3), NoJournal(), seed=0)
 
-    assert decide(tmp_path) == decide(None)
-    assert list(tmp_path.iterdir()) == []
-
     needed = memory_needed(graph_module, images, settings, processes=1)
-    assert 0 < needed.in_file < needed.total
+    given: list[int] = []
+
+    def spied(folder: Path, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        given.append(math.prod(shape) * dtype.itemsize)
+        return mapped(folder, shape, dtype)
+
+    monkeypatch.setattr(streams, "mapped", spied)
+    in_memory = decide(None)
+    assert given == []
+    assert decide(tmp_path) == in_memory
+    assert 0 < sum(given) == needed.in_file < needed.total
 
 
-def test_a_folder_without_room_is_told(tmp_path: Path) -> None:
-    with pytest.raises(WriteError, match="make room there or name another place with --out"):
-        mapped(tmp_path, (2**60,), torch.float32)
+def test_the_command_finds_the_same_circuit(tmp_path: Path, capsys: Captured) -> None:
+    path = artifact(tmp_path / "model.pt")
+    qkv = ("--granularity", "qkv", "--tau", "0.003")
+    assert run(path, tmp_path / "in-memory.json", *qkv) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    (amount,) = re.findall(r"activations kept: (\S+) MiB", said)
+    assert "in a file" not in said
+    assert run(path, tmp_path / "out.json", *qkv, "--memory", f"{0.9 * float(amount) / 1024:.9f}") == 0
+    assert "of it in a file beside --out" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "out.json").read_bytes() == (tmp_path / "in-memory.json").read_bytes()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["in-memory.json", "model.pt", "out.json"]
+
+
+def test_a_folder_without_room_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = mapped(tmp_path, (2, 3), torch.float64)
     assert tensor.shape == (2, 3) and tensor.dtype == torch.float64
     assert not tensor.any() and list(tmp_path.iterdir()) == []
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(WriteError, match=r"No space left on device.*name another place with --out"):
+        mapped(tmp_path, (2, 3), torch.float32)
+    assert list(tmp_path.iterdir()) == []

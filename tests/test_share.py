@@ -21,7 +21,6 @@ from torch.fx import GraphModule
 from tests.discover_runs import read, run
 from tests.prune_runs import GREY, artifact, model
 from vitfx.calibration import Alone
-from vitfx.circuit import Decision, Edge, Writer
 from vitfx.data import open_data
 from vitfx.discovery import discover
 from vitfx.errors import UserError
@@ -66,6 +65,7 @@ from vitfx.share import open_share
 out = Path(sys.argv[1])
 with open_share(torch.device("cpu")) as share:
     found = {"runs": {name: decided(name, share) for name in RUNS}, "exchanged": exchanged(share)}
+    found["whole"] = {name: decided(name, share, samples=80) for name in RESUMED}
     found["resumed"] = {name: resumed(name, share, out) for name in RESUMED}
     (out / f"{share.rank}.json").write_text(json.dumps(found))
     # A process can join once only.
@@ -80,8 +80,8 @@ def canonical() -> GraphModule:
     return to_canonical(model(), torch.zeros(2, 1, 8, 8)).graph_module
 
 
-def decided(name: str, share: Any, journal: Journal | None = None) -> dict[str, Any]:
-    settings = Settings(**COMMON | RUNS[name])
+def decided(name: str, share: Any, journal: Journal | None = None, **more: int) -> dict[str, Any]:
+    settings = Settings(**COMMON | RUNS[name] | more)
     images = open_data("digits", GREY).calibration.sample(settings.samples, seed=0).load()
     found = discover(canonical(), images, settings, {}, journal or NoJournal(), Silent(), share)
     return {
@@ -96,14 +96,14 @@ def decided(name: str, share: Any, journal: Journal | None = None) -> dict[str, 
 def resumed(name: str, share: Any, folder: Path) -> dict[str, Any]:
     """What comes of a run that was broken off halfway, by its journal."""
     whole = on_first(share, lambda: FileJournal(folder / f"{name}.journal", "key"))
-    decided(name, share, SharedJournal(whole, share))
+    decided(name, share, SharedJournal(whole, share), samples=80)
     lines = share.broadcast((folder / f"{name}.journal").read_text().splitlines(keepends=True))
 
     def half() -> FileJournal:
         (folder / f"{name}.half").write_text("".join(lines[: len(lines) // 2]))
         return FileJournal(folder / f"{name}.half", "key")
 
-    return decided(name, share, SharedJournal(on_first(share, half), share))
+    return decided(name, share, SharedJournal(on_first(share, half), share), samples=80)
 
 
 def exchanged(share: Any) -> dict[str, Any]:
@@ -192,32 +192,11 @@ def test_two_processes_decide_as_one(two: Two, name: str) -> None:
 @pytest.mark.parametrize("name", RESUMED)
 def test_two_processes_go_on_to_the_same_bits(two: Two, name: str) -> None:
     for found in two.processes:
-        assert found["resumed"][name] == found["runs"][name]
-
-
-def test_orders_of_another_number_of_processes_are_left_out(tmp_path: Path) -> None:
-    class Of(Alone):
-        def __init__(self, rank: int, world: int) -> None:
-            self.rank, self.world = rank, world
-
-    def decision(order: tuple[int, ...] | None) -> Decision:
-        return Decision(Edge(Writer("m0", 0, (1,))), False, 1.0, 2.0, order=order)
-
-    def recalled(order: tuple[int, ...], share: Alone) -> tuple[int, ...] | None:
-        path = tmp_path / "journal"
-        path.unlink(missing_ok=True)
-        FileJournal(path, "key").record(decision(order))
-        found = SharedJournal(FileJournal(path, "key"), share).recall(decision(None).edge)
-        assert found is not None
-        return found.order
-
-    packed = (-2, 3, 2, 0, 1, 2, 1, 0)
-    assert recalled(packed, Of(0, 2)) == (2, 0, 1)
-    assert recalled(packed, Of(1, 2)) == (1, 0)
-    assert recalled(packed, Alone()) is None
-    assert recalled(packed, Of(0, 3)) is None
-    assert recalled((2, 0, 1), Alone()) == (2, 0, 1)
-    assert recalled((2, 0, 1), Of(0, 2)) is None
+        assert found["resumed"][name] == found["whole"][name]
+    lines = [json.loads(line) for line in (two.folder / f"{name}.half").read_text().splitlines()]
+    orders = [line["order"] for line in lines[1:] if line["order"]]
+    # Of two processes, each with its 40 images, which are three batches.
+    assert orders and all(order[:2] == [-2, 40] and order[42] == 40 and len(order) == 83 for order in orders)
 
 
 def test_what_processes_exchange(two: Two) -> None:
@@ -283,20 +262,6 @@ def test_a_process_without_a_gpu_of_its_own_says_so(monkeypatch: pytest.MonkeyPa
         share_device("auto")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert share_device("auto").index == 1
-
-
-def test_only_the_first_process_records(tmp_path: Path) -> None:
-    class Second(Alone):
-        rank, world = 1, 2
-
-    decision = Decision(Edge(Writer("m0", 0, (1,))), True, 1.0, 2.0)
-    journal = FileJournal(tmp_path / "journal", "key")
-    SharedJournal(journal, Second()).record(decision)
-    assert len(FileJournal(tmp_path / "journal", "key")) == 0
-    SharedJournal(journal, Alone()).record_all([decision])
-    again = SharedJournal(FileJournal(tmp_path / "journal", "key"), Second())
-    assert again.recall(decision.edge) == decision
-    assert again.recall_all([decision.edge]) == [decision]
 
 
 def _refuse() -> int:

@@ -42,6 +42,9 @@ The same command goes on where it was stopped. exit code: 0; 2 when something yo
 """
 
 
+_MEMORY = "most memory for kept activations; an edge or qkv graph that needs more puts a part into a file beside --out"
+
+
 @dataclass(frozen=True)
 class _Task:
     """A checked command line. taus: of the sweep, None where there is none. out: the circuit, or what the circuits of
@@ -199,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
         "again; the circuit written is the first run's (default 1)",
     )
     add("--eval-samples", type=int, default=500, help="held-out images to run the circuit on (default 500, 0 for none)")
-    add("--memory", type=float, metavar="GIB", help="for kept activations; what is beyond goes to a file")
+    add("--memory", type=float, metavar="GIB", help=_MEMORY)
     add("--top", type=int, default=10, help="strongest edges listed (default 10)")
     add_discovery(parser)
     add_loading(parser)

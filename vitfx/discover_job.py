@@ -21,7 +21,7 @@ from vitfx.inputs import Inputs
 from vitfx.journal import FileJournal
 from vitfx.progress import Watcher
 from vitfx.settings import Settings
-from vitfx.share import on_each, on_first
+from vitfx.share import OwnFailure, ToldElsewhere, on_each, on_first
 from vitfx.shared_journal import SharedJournal
 from vitfx.stability import Outcome, stability
 
@@ -84,7 +84,7 @@ class Discoveries:
         try:
             folder = path.parent if self.mapped else None
             return discover(self.graph_module, images, settings, facts, journal, self.watcher, self.share, folder)
-        except WriteError:
+        except (WriteError, ToldElsewhere, OwnFailure):
             raise
         except UserError:
             self._discard([own])

@@ -35,6 +35,7 @@ from vitfx.rank import below, least
 from vitfx.reader_engine import ReaderEngine
 from vitfx.search import Engine, Journal, Limits
 from vitfx.settings import RANKING, Settings
+from vitfx.share import on_each
 from vitfx.stages import Reference, read_stages
 from vitfx.verify import tokens_of
 from vitfx.version import VERSION
@@ -180,11 +181,15 @@ class _Discovery:
             return self._rank(score_edges(self.graph, self.calibration, self.reference, settings, report))
         limits = Limits(settings.tau, settings.max_kl)
         order = self._order() if settings.method == "acdc" else None
-        given = self.graph, self.calibration, self.reference
-        engine: Engine = HeadEngine(*given) if self.graph.reads_stream else ReaderEngine(*given, self.folder)
+        # A process may find no room for its file, and has to tell the others.
+        engine = on_each(self.calibration.share, self._engine)
         if order is not None:
             return acdc(engine, order, limits, self.journal, self._progress())
         return eap_acdc(engine, limits, self.journal, settings.seed, self._progress())
+
+    def _engine(self) -> Engine:
+        given = self.graph, self.calibration, self.reference
+        return HeadEngine(*given) if self.graph.reads_stream else ReaderEngine(*given, self.folder)
 
     def _rank(self, scores: dict[str, float]) -> list[Decision]:
         if self.settings.remove is None:

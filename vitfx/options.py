@@ -71,7 +71,7 @@ def add_discovery(parser: argparse.ArgumentParser) -> None:
     add("--ablation", choices=ABLATIONS, help=f"what stands in for a removed writer (default {default.ablation})")
     add("--corruption", choices=CORRUPTIONS, help=f"how corrupted inputs are made (default {default.corruption})")
     add("--samples", type=int, help=f"calibration images (default {default.samples})")
-    add("--paths", type=int, help=f"groups of hidden neurons an MLP (default {default.paths})")
+    add("--paths", type=int, help=f"groups of hidden neurons an MLP, not on block (default {default.paths})")
     add("--seed", type=int, help=f"of the sample, the corruption and all draws (default {default.seed})")
 
 

@@ -13,12 +13,13 @@ from vitfx.report_runs import RESULTS, Run, number
 
 PEER = "peer"
 _ORIGINAL = "original"
+_BY_TIME = "vitfx-time"
 
 
 def read_peers(record: Mapping[str, Any], path: Path, name: str) -> tuple[Run, ...]:
     """The original, then a run for each peer that has a model, in the order of the file; a peer's models by the share
-    of the FLOPs that was deleted. record: what the file has. name: of the file, on the page. Raises UserError for
-    anything but a file of benchmarks.peers."""
+    of the FLOPs, or of the time, that was to go. record: what the file has. name: of the file, on the page. Raises
+    UserError for anything but a file of benchmarks.peers."""
     try:
         return _runs(name, record["asked"], record["rows"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
@@ -39,7 +40,8 @@ def _runs(name: str, asked: Mapping[str, Any], rows: Mapping[str, Mapping[str, A
     measured = [row for title, row in rows.items() if title != _ORIGINAL and "refused" not in row]
     for peer in dict.fromkeys(str(row["peer"]) for row in measured):
         own = sorted((row for row in measured if row["peer"] == peer), key=lambda row: number(row, "share"))
-        models = [_reached(row, f"{number(row, 'share'):.0%} of the FLOPs to delete", params, where) for row in own]
+        what = "time to save" if peer == _BY_TIME else "FLOPs to delete"
+        models = [_reached(row, f"{number(row, 'share'):.0%} of the {what}", params, where) for row in own]
         found.append(Run(f"{name}: {peer}", tuple(models), PEER))
     return tuple(found)
 

@@ -34,10 +34,13 @@ class SharedJournal:
         return None if found is None else [replace(one, order=self._own(one.order)) for one in found]
 
     def record(self, decision: Decision) -> None:
-        self.record_all([decision])
+        """To be called by all processes, with the same decision."""
+        together = replace(decision, order=self._of_all(decision.order))
+        if self._share.rank == 0:
+            self._journal.record(together)
 
     def record_all(self, decisions: Sequence[Decision]) -> None:
-        """To be called by all processes, with the same decisions."""
+        """As `record`."""
         together = [replace(one, order=self._of_all(one.order)) for one in decisions]
         if self._share.rank == 0:
             self._journal.record_all(together)

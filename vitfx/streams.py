@@ -108,15 +108,18 @@ class CleanRun:
 
         cut: for the tokens that the logits read alone.
         """
-        changes = self._changes_of(index, cut=cut)
-        images = images if isinstance(images, slice) else images.to(changes.device)
-        first, *others = (self._place[one] for one in writers)
-        total = self._there(changes[first, images])
+        first, *others = (self._change(index, self._place[one], images, cut=cut) for one in writers)
+        total = first
         if others:
-            total = total + self._there(changes[others[0], images])
-        for place in others[1:]:
-            total += self._there(changes[place, images])
+            total = total + others[0]
+        for change in others[1:]:
+            total += change
         return total
+
+    def _change(self, index: int, place: int, images: Chosen, *, cut: bool) -> Tensor:
+        changes = self._changes[index][place]
+        chosen = self._there(changes[images if isinstance(images, slice) else images.to(changes.device)])
+        return self.narrowed.cut(chosen) if cut and index < self.narrowed.start else chosen
 
     def together(self, writers: Sequence[Writer], sets: Tensor, images: slice, *, cut: bool) -> Tensor:
         """`change` for several sets of writers at once: (sets, n, T, D), every writer's change read once for all.
@@ -139,11 +142,6 @@ class CleanRun:
             return whole
         later = [changes for index, changes in self._changes.items() if index >= self.narrowed.start]
         return torch.cat([self.narrowed.cut(whole), *(self._there(one[:, images]) for one in later)])[:count]
-
-    def _changes_of(self, index: int, *, cut: bool) -> Tensor:
-        """(writers of the stage, N, T, D)."""
-        changes = self._changes[index]
-        return self.narrowed.cut(self._there(changes)) if cut and index < self.narrowed.start else changes
 
     def _there(self, changes: Tensor) -> Tensor:
         """Where the model is: what lies in a file is in the host's memory."""

@@ -27,8 +27,10 @@ SAFE = 0.35
 the others' costs change."""
 WORTH = 0.1
 """Slopes cost as much as many questions: no smaller share of the edges is worth those behind a group."""
+LOOKS = 16
+"""The most groups of a sublayer for which slopes are taken."""
 SMALLEST = 8
-"""Nor are fewer edges, or new forecasts for fewer."""
+"""Nor are fewer edges worth slopes, or new forecasts."""
 ROUNDS = 2
 """Of all readers, each from new forecasts."""
 LEAST = 3
@@ -124,7 +126,10 @@ class SublayerDecision:
     def _together(self, rest: list[int]) -> list[int]:
         """Removes what costs clearly less than τ whosever it is, in as large groups as may; what is left."""
         size, worth = len(rest), max(SMALLEST, int(WORTH * len(rest)))
-        while len(group := self._cheapest(rest)[:size]) >= worth:
+        for _ in range(LOOKS):
+            group = self._cheapest(rest)[:size]
+            if len(group) < worth:
+                break
             size, removed = self._try(group)
             rest = _without(rest, removed)
         return rest
@@ -151,7 +156,7 @@ class SublayerDecision:
         few = dear.sum() <= FEW * len(group)
         if few and kept and self._measure(kept, costs[cheap], there.moved(_without(at, chosen), -1)):
             return 2 * len(kept), chosen
-        return int((costs < SAFE * tau).sum()), []
+        return len(group) // 2 if few else int((costs < SAFE * tau).sum()), []
 
     def _reader_by_reader(self, rest: list[int]) -> list[int]:
         """Removes what is cheap of each reader, half of it at a time, until one half is too dear; what is left."""
