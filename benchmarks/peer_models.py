@@ -18,7 +18,8 @@ from benchmarks.peer_units import (
     make_taylor,
     make_vbp,
 )
-from vitfx.attain import Attained, attain
+from passes.plan import DeletionPlan
+from vitfx.attain import attain
 from vitfx.deployment import NAMES, default_deployment
 from vitfx.device import pick_device
 from vitfx.goal import FLOPS, SPEEDUP, Goal
@@ -26,6 +27,7 @@ from vitfx.goal_bench import Asked, Bench
 from vitfx.goal_compile import SCORED
 from vitfx.price import flops_price
 from vitfx.pursuit import Pursuit
+from vitfx.report_peers import BY_TIME
 from vitfx.verify import rewrite
 
 Build = Callable[[float], GraphModule]
@@ -37,7 +39,7 @@ def _planned(make: Callable[[Given], Planned], given: Given) -> Build:
     plan = make(given)
 
     def build(share: float) -> GraphModule:
-        return rewrite(given.graph_module, plan(share)).graph_module.eval().cpu()
+        return _made(given, plan(share))
 
     return build
 
@@ -47,7 +49,7 @@ def _vitfx(given: Given) -> Build:
     price = flops_price(given.graph_module, given.pixels.shape[1:], given.tokens)
 
     def build(share: float) -> GraphModule:
-        return _made(given, attain(_pursuit(given), Goal(FLOPS, 1 - share), price, given.watcher))
+        return _made(given, attain(_pursuit(given), Goal(FLOPS, 1 - share), price, given.watcher).state.plan)
 
     return build
 
@@ -65,7 +67,8 @@ def _vitfx_time(given: Given) -> Build:
 
     def build(share: float) -> GraphModule:
         goal = Goal(SPEEDUP, plain / (price.whole * (1 - share)))
-        return _made(given, attain(_pursuit(given), goal, price, given.watcher, plain=plain, measure=bench.measure))
+        found = attain(_pursuit(given), goal, price, given.watcher, plain=plain, measure=bench.measure)
+        return _made(given, found.state.plan)
 
     return build
 
@@ -77,11 +80,10 @@ def _pursuit(given: Given) -> Pursuit:
     )
 
 
-def _made(given: Given, found: Attained) -> GraphModule:
-    return rewrite(given.graph_module, found.state.plan).graph_module.eval().cpu()
+def _made(given: Given, plan: DeletionPlan) -> GraphModule:
+    return rewrite(given.graph_module, plan).graph_module.eval().cpu()
 
 
-BY_TIME = "vitfx-time"
 PACKAGED: dict[str, Callable[[Given], Build]] = {
     "torch-pruning-uniform": make_uniform,
     "torch-pruning-bottleneck": make_bottleneck,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from benchmarks.peer_models import BY_TIME
 from benchmarks.tables import markdown_table
+from vitfx.report_peers import BY_TIME
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

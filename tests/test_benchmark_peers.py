@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks import peer_models
 from benchmarks.match import Remembered
-from benchmarks.peer_models import BY_TIME, PACKAGED, PEERS
+from benchmarks.peer_models import PACKAGED, PEERS
 from benchmarks.peer_units import (
     Given,
     corp_refit,
@@ -29,6 +29,7 @@ from vitfx.data import open_data
 from vitfx.errors import UserError
 from vitfx.price import flops_price
 from vitfx.progress import Silent
+from vitfx.report_peers import BY_TIME
 from vitfx.stages import read_stages
 from vitfx.trace import at_rest, to_canonical
 from vitfx.verify import rewrite

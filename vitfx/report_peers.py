@@ -13,7 +13,8 @@ from vitfx.report_runs import RESULTS, Run, number
 
 PEER = "peer"
 _ORIGINAL = "original"
-_BY_TIME = "vitfx-time"
+BY_TIME = "vitfx-time"
+"""The peer whose shares are of the time, not of the FLOPs."""
 
 
 def read_peers(record: Mapping[str, Any], path: Path, name: str) -> tuple[Run, ...]:
@@ -40,7 +41,7 @@ def _runs(name: str, asked: Mapping[str, Any], rows: Mapping[str, Mapping[str, A
     measured = [row for title, row in rows.items() if title != _ORIGINAL and "refused" not in row]
     for peer in dict.fromkeys(str(row["peer"]) for row in measured):
         own = sorted((row for row in measured if row["peer"] == peer), key=lambda row: number(row, "share"))
-        what = "time to save" if peer == _BY_TIME else "FLOPs to delete"
+        what = "time to save" if peer == BY_TIME else "FLOPs to delete"
         models = [_reached(row, f"{number(row, 'share'):.0%} of the {what}", params, where) for row in own]
         found.append(Run(f"{name}: {peer}", tuple(models), PEER))
     return tuple(found)

@@ -108,16 +108,16 @@ class CleanRun:
 
         cut: for the tokens that the logits read alone.
         """
-        first, *others = (self._change(index, self._place[one], images, cut=cut) for one in writers)
-        total = first
+        first, *others = writers
+        total = self._change(index, first, images, cut=cut)
         if others:
-            total = total + others[0]
-        for change in others[1:]:
-            total += change
+            total = total + self._change(index, others[0], images, cut=cut)
+        for writer in others[1:]:
+            total += self._change(index, writer, images, cut=cut)
         return total
 
-    def _change(self, index: int, place: int, images: Chosen, *, cut: bool) -> Tensor:
-        changes = self._changes[index][place]
+    def _change(self, index: int, writer: Writer, images: Chosen, *, cut: bool) -> Tensor:
+        changes = self._changes[index][self._place[writer]]
         chosen = self._there(changes[images if isinstance(images, slice) else images.to(changes.device)])
         return self.narrowed.cut(chosen) if cut and index < self.narrowed.start else chosen
 
