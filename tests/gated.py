@@ -57,10 +57,11 @@ def embedding(graph, pixels):
     return pixels
 
 
-def run(graph, stream, see):
+def run(graph, stream, see, nudge=lambda reader, norm, stream, written: 0):
     """Logits of a run from the embedding on, and what each writer added.
 
-    see: (edge, what its writer adds) -> what its reader is to see of it.
+    see: (edge, what its writer adds) -> what its reader is to see of it. nudge: (a sublayer's reader, its norm, what it
+    reads, what each writer has added) -> what is added behind its norm.
     """
     embed, behind = graph.writers[0], graph.reads_stream
     written = {embed: stream}
@@ -72,13 +73,17 @@ def run(graph, stream, see):
             total = total + see(Edge(writer, reader), written[writer]) - written[writer]
         return total
 
+    def normed(reader, norm):
+        read = seen(reader)
+        return norm(read) + nudge(reader, norm, read, written)
+
     for index, stage in enumerate(graph.stages[graph.first :], graph.first):
         if index == graph.last + 1:
             stream = seen(Reader(LOGITS))
         if stage.sublayer is None:
             stream = stage(stream)
             continue
-        inner = _inner(graph, stage, seen)
+        inner = _inner(graph, stage, lambda reader, stage=stage: normed(reader, stage.norm))
         total = stream if stage.sublayer.out.bias is None else stream + stage.sublayer.out.bias
         for writer in graph.writers:
             if writer.sublayer == stage.name:
@@ -90,10 +95,10 @@ def run(graph, stream, see):
     return stream, written
 
 
-def _inner(graph, stage, seen):
+def _inner(graph, stage, normed):
     module = stage.sublayer
     if not isinstance(module, Attention):
-        return module.inner(stage.norm(seen(Reader(stage.name))))
+        return module.inner(normed(Reader(stage.name)))
     heads = []
     for head in range(module.units):
         projected = []
@@ -101,7 +106,7 @@ def _inner(graph, stage, seen):
             reader = Reader(stage.name, head, part if graph.granularity == "qkv" else None)
             size = linear.out_features // module.units
             rows = slice(head * size, (head + 1) * size)
-            value = stage.norm(seen(reader)) @ linear.weight[rows].T
+            value = normed(reader) @ linear.weight[rows].T
             projected.append(value if linear.bias is None else value + linear.bias[rows])
         q, k, v = projected
         heads.append((module.scale * q @ k.mT).softmax(-1) @ v)

@@ -8,6 +8,7 @@ import torch
 from tests.gated import embedding, one_image, reference_of, run
 from tests.test_acdc import Setting as HeadSetting
 from tests.test_reader_engine import Setting as ReaderSetting
+from vitfx.circuit import LOGITS, Edge
 from vitfx.edge_graph import kl_divergence
 from vitfx.forecast import Forecast, marginals
 from vitfx.head_engine import HeadEngine
@@ -46,36 +47,45 @@ def visit_at(setting, stop):
 @pytest.mark.parametrize("ahead", [False, True])
 def test_forecasts_are_the_formulas(make, stop, ahead):
     """∂KL/∂gate and ∂(probe · logits)/∂gate by autograd through the direct implementation, image by image, at the same
-    circuit. ahead: some edges of the sublayer are not removed yet, and the forecast is made as if they were."""
+    circuit. A gate lets in what the removal changes, of an attention or an MLP behind its norm, else at the stream.
+    ahead: some edges of the sublayer are not removed yet, and the forecast is made as if they were."""
     setting = make()
     visit, removed = visit_at(setting, stop)
     edges = visit.edges
     gone = edges[1::4] if ahead else []
     forecast = visit.forecast(gone)
     graph, calibration = setting.graph, setting.calibration
+    at_stream = graph.reads_stream or edges[0].reader.sublayer == LOGITS
     slopes, fisher = torch.zeros(len(edges), dtype=torch.float64), torch.zeros(2 * (len(edges),), dtype=torch.float64)
     kl = 0.0
     for index in range(len(calibration.clean)):
         reference = one_image(setting.reference, index)
-        start = torch.tensor([float(edge not in gone) for edge in edges], dtype=torch.float64)
-        gates = start.requires_grad_()
+        gates = torch.zeros(len(edges), dtype=torch.float64, requires_grad=True)
 
         def see(edge, value, reference=reference, gates=gates):
-            if edge in removed:
-                return reference_of(graph, reference, edge.writer).expand_as(value)
-            if edge not in edges:
-                return value
-            gate = gates[edges.index(edge)]
-            return gate * value + (1 - gate) * reference_of(graph, reference, edge.writer)
+            change = reference_of(graph, reference, edge.writer) - value
+            seen = value + change if edge in removed or edge in gone else value
+            return seen + gates[edges.index(edge)] * change if at_stream and edge in edges else seen
+
+        def nudge(reader, norm, read, written, reference=reference, gates=gates):
+            total = torch.zeros_like(read)
+            for writer in graph.parents(reader) if not at_stream else ():
+                edge = Edge(writer, reader)
+                if edge in edges:
+                    change = (reference_of(graph, reference, writer) - written[writer]).detach()
+                    # Of an edge that is gone, what has changed; of another, what would.
+                    moved = norm(read) - norm(read - change) if edge in gone else norm(read + change) - norm(read)
+                    total = total + gates[edges.index(edge)] * moved.detach()
+            return total
 
         stream = embedding(graph, calibration.clean[index : index + 1])
-        logits, _ = run(graph, stream, see)
+        logits, _ = run(graph, stream, see, nudge)
         clean = graph.run(calibration.clean[index : index + 1])
         probe = fisher_probes(logits, calibration.draws[index : index + 1], 1)[0]
         divergence = kl_divergence(clean, logits).sum()
         (slope,) = torch.autograd.grad(divergence, gates, retain_graph=True)
         (score,) = torch.autograd.grad((probe * logits).sum(), gates)
-        slopes -= slope
+        slopes += slope
         fisher += torch.outer(score, score)
         kl += float(divergence.detach())
     images = len(calibration.clean)

@@ -126,17 +126,17 @@ class CleanRun:
 
         writers: the first of the graph's. sets: (sets, writers), 1 where a writer belongs to a set.
         """
-        changes = self._first(len(writers), images, cut=cut)
+        changes = self.changes(len(writers), images, cut=cut)
         return (sets.to(changes) @ changes.flatten(1)).unflatten(1, changes.shape[1:])
 
     def along(self, gradients: Tensor, writers: Sequence[Writer], images: slice, *, cut: bool) -> Tensor:
         """Gradients by the stream (g, n, T, D) -> their products with what replacing each of the writers, the first of
         the graph's, changes: (g, writers, n)."""
-        changes = self._first(len(writers), images, cut=cut).flatten(2).transpose(0, 1)
+        changes = self.changes(len(writers), images, cut=cut).flatten(2).transpose(0, 1)
         return (changes @ gradients.flatten(2).permute(1, 2, 0)).permute(2, 1, 0)
 
-    def _first(self, count: int, images: slice, *, cut: bool) -> Tensor:
-        """The changes of the graph's first writers: (count, n, T, D)."""
+    def changes(self, count: int, images: slice, *, cut: bool) -> Tensor:
+        """What replacing each of the graph's first writers changes: (count, n, T, D)."""
         whole = self._there(self._whole[:count, images])
         if not cut:
             return whole

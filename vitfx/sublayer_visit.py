@@ -8,11 +8,13 @@ channels of the sublayer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vitfx.behind_norm import Rescale, products, standardized
 from vitfx.circuit import Edge
 from vitfx.downstream import Downstream
 from vitfx.edge_graph import kl_divergence
@@ -73,21 +75,45 @@ class SublayerVisit:
         return mean_kl(self.run.calibration, divergence, allowed, self.order)
 
     def forecast(self, gone: Sequence[Edge] = ()) -> Forecast:
-        (places, sets), everywhere = self._sets(gone), list(range(len(self.rows)))
+        """What removing each edge would cost, were these gone; of these, what it has cost. Behind the norm, see
+        `vitfx.behind_norm`; for the logits at the stream."""
+        places, sets = self._sets(gone)
+
+        def seen(images: slice) -> Tensor:
+            read = self.read[:, images]
+            if places:
+                read = read.clone()
+                read[places] = self._changed(places, sets, images)
+            return read
+
+        if self.units is None:
+            return self._forecast_logits(seen)
+        norm = self.units.stage.norm
+        assert isinstance(norm, nn.LayerNorm)
+        units = Units(replace(self.units.stage, norm=Rescale(norm)), self.wiring, self.units.rows)
+        everywhere = list(range(len(self.rows)))
+        signs = torch.ones(len(self.rows), len(self.writers))
+        signs[places] -= 2 * sets
 
         def track(images: slice) -> Tracked:
             with torch.no_grad():
-                read = self.read[:, images].clone()
-                if places:
-                    read[places] = self._changed(places, sets, images)
-            units = self.units
-            if units is None:
-                return ByAutograd(read, lambda seen: self.run.classify(seen[0]))
-            return self.down.tracked(images, read, lambda seen: self._made(units, everywhere, seen, images))
+                read = standardized(norm, seen(images))
+            return self.down.tracked(images, read, lambda read: self._made(units, everywhere, read, images))
 
         def along(gradients: Tensor, images: slice) -> Tensor:
-            products = self.run.along(gradients.flatten(0, 1), self.writers, images, cut=self.cut)
-            return products.unflatten(0, gradients.shape[:2]).flatten(1, 2)
+            changes = self.run.changes(len(self.writers), images, cut=self.cut)
+            return products(gradients, seen(images), changes, signs, norm.eps)
+
+        return second_order(self.run.calibration, self.run.logits, track, along)
+
+    def _forecast_logits(self, seen: Callable[[slice], Tensor]) -> Forecast:
+        def along(gradients: Tensor, images: slice) -> Tensor:
+            return self.run.along(gradients.flatten(0, 1), self.writers, images, cut=self.cut)
+
+        def track(images: slice) -> Tracked:
+            with torch.no_grad():
+                read = seen(images)
+            return ByAutograd(read, lambda read: self.run.classify(read[0]))
 
         return second_order(self.run.calibration, self.run.logits, track, along)
 

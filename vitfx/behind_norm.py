@@ -1,0 +1,61 @@
+"""What removing an edge changes behind its reader's LayerNorm, where the change is known in full.
+
+A gradient by the stream takes the norm for linear. It is not: without a writer that made much of what a reader saw, the
+norm enlarges all the rest, and a removal that the tangent has lowering D_KL often raises it. With
+
+    x̂ = (x − x̄) / σ(x),   Δ = (x + δ − mean) / σ(x + δ) − x̂,
+
+gradients are taken by x̂ and multiplied by Δ, which takes no more than x's and δ's products and variances.
+
+Shapes: g gradients, R readers, W writers, n images, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Rescale(nn.Module):
+    """A LayerNorm's scale and shift, for what is standardized already."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, standardized: Tensor) -> Tensor:
+        scaled = standardized if self.weight is None else standardized * self.weight
+        return scaled if self.bias is None else scaled + self.bias
+
+
+def standardized(norm: nn.LayerNorm, read: Tensor) -> Tensor:
+    """x̂, in read's shape (..., D)."""
+    return F.layer_norm(read, norm.normalized_shape, eps=norm.eps)
+
+
+def products(gradients: Tensor, read: Tensor, changes: Tensor, signs: Tensor, eps: float) -> Tensor:
+    """Gradients by x̂, (g, R, n, T, D), times Δ, for each reader's x (R, n, T, D) and each writer's δ (W, n, T, D):
+    (g, R·W, n).
+
+    signs: (R, W), 1 where Δ leads from x to x + δ; −1 where x is without the writer already and Δ leads there, from
+    x − δ. eps: the norm's.
+    """
+    count, readers, _, _, width = gradients.shape
+    x, by = _centred(read), _centred(gradients)
+    variance = x.square().mean(dim=-1) + eps
+    # Token by token, what readers and gradients have in common with each writer's change: (n, T, W, R + g·R).
+    common = changes.permute(1, 2, 0, 3) @ torch.cat([x, by.flatten(0, 1)]).permute(1, 2, 3, 0)
+    shared, along = common[..., :readers], common[..., readers:].unflatten(-1, (count, readers))
+    sign = signs.to(x).T
+    own = _centred(changes).square().mean(dim=-1).permute(1, 2, 0).unsqueeze(-1)
+    moved = variance.permute(1, 2, 0).unsqueeze(2) + 2 / width * sign * shared + own
+    here = (by * x).sum(dim=-1).permute(2, 3, 0, 1).unsqueeze(2)
+    # Rounding may take what is next to nothing below it.
+    there = (here + sign.unsqueeze(1) * along) / moved.clamp(min=eps).sqrt().unsqueeze(3)
+    difference = sign.unsqueeze(1) * (there - here / variance.sqrt().permute(1, 2, 0).unsqueeze(2).unsqueeze(3))
+    return difference.sum(dim=1).permute(2, 3, 1, 0).flatten(1, 2)
+
+
+def _centred(value: Tensor) -> Tensor:
+    return value - value.mean(dim=-1, keepdim=True)
