@@ -1,11 +1,12 @@
 """EAP + ACDC: attribution orders and pre-screens the edges into a sublayer, exact measurement decides where it matters.
 
 Sublayers are visited as in ACDC, all readers of one at once. What removals would cost, on top of one another, is
-forecast at the circuit as it stands (see `vitfx.forecast`). Edges forecast to cost clearly less than τ, the cheapest
-first, are taken as one group, without which D_KL(G‖H) is measured and its slopes are taken anew. From the slopes on
-both sides follows what each edge costs at its place in the group; that it all adds up to the measured rise shows
-whether it can be believed. If it can't, half of the group is tried. Edges that turn out to cost τ or more are left
-out, and if there are none or few, the group goes, and from the slopes behind it the next is forecast.
+forecast at the circuit as it stands (see `vitfx.forecast`), behind the readers' norm (`vitfx.behind_norm`). Edges
+forecast to cost clearly less than τ, the cheapest first, are taken as one group, without which D_KL(G‖H) is measured
+and its slopes are taken anew. From the slopes on both sides follows what each edge costs at its place in the group;
+that it all adds up to the measured rise shows whether it can be believed. If it can't, half of the group is tried.
+Edges that turn out to cost τ or more are left out, and if there are none or few, the group goes, and from the slopes
+behind it the next is forecast.
 
 That settles what is cheap everywhere. The more of what a reader saw is gone, the more the rest matters to it: its
 LayerNorm makes little large. What is left is therefore taken reader by reader, from forecasts made anew, half of a

@@ -6,9 +6,9 @@ To second order in the change δ that removals make to what a reader sees,
 
 the mean over images of a slope, which the whole model does not have and a circuit has, and of KL's own quadratic form,
 the Fisher information. v is a probe of it (see `vitfx.metric.fisher_probes`). δ is the sum of what each removal
-changes, at the stream or behind the reader's norm (see `vitfx.behind_norm`), so that one forward and two backward passes tell of all
-sets of edges into a sublayer. All images are looked at: the slope differs so much from one to the next that half of
-them often get its sign wrong.
+changes, at the stream or behind the reader's norm (see `vitfx.behind_norm`), so that one forward and two backward
+passes tell of all sets of edges into a sublayer. All images are looked at: the slope differs so much from one to the
+next that half of them often get its sign wrong.
 """
 
 from __future__ import annotations
