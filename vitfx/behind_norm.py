@@ -41,21 +41,23 @@ def products(gradients: Tensor, read: Tensor, changes: Tensor, signs: Tensor, ep
     signs: (R, W), 1 where Δ leads from x to x + δ; −1 where x is without the writer already and Δ leads there, from
     x − δ. eps: the norm's.
     """
-    count, readers, _, _, width = gradients.shape
-    x, by = _centred(read), _centred(gradients)
-    variance = x.square().mean(dim=-1) + eps
-    # Token by token, what readers and gradients have in common with each writer's change: (n, T, W, R + g·R).
-    common = changes.permute(1, 2, 0, 3) @ torch.cat([x, by.flatten(0, 1)]).permute(1, 2, 3, 0)
-    shared, along = common[..., :readers], common[..., readers:].unflatten(-1, (count, readers))
+    width = read.shape[-1]
+    x = read - read.mean(dim=-1, keepdim=True)
+    variance = _per_token(x).square() / width + eps
+    # Means are taken out of products, not of what is large. Token by token: (n, T, W, ·).
+    across, mean = changes.permute(1, 2, 0, 3), changes.mean(dim=-1)
+    shared = across @ x.permute(1, 2, 3, 0)
+    means = torch.einsum("wnt,grnt->ntwgr", mean, gradients.mean(dim=-1))
+    along = (across @ gradients.flatten(0, 1).permute(1, 2, 3, 0)).unflatten(-1, gradients.shape[:2]) - width * means
     sign = signs.to(x).T
-    own = _centred(changes).square().mean(dim=-1).permute(1, 2, 0).unsqueeze(-1)
+    own = (_per_token(changes).square() / width - mean.square()).permute(1, 2, 0).unsqueeze(-1)
     moved = variance.permute(1, 2, 0).unsqueeze(2) + 2 / width * sign * shared + own
-    here = (by * x).sum(dim=-1).permute(2, 3, 0, 1).unsqueeze(2)
+    here = (gradients * x).sum(dim=-1).permute(2, 3, 0, 1).unsqueeze(2)
     # Rounding may take what is next to nothing below it.
     there = (here + sign.unsqueeze(1) * along) / moved.clamp(min=eps).sqrt().unsqueeze(3)
     difference = sign.unsqueeze(1) * (there - here / variance.sqrt().permute(1, 2, 0).unsqueeze(2).unsqueeze(3))
     return difference.sum(dim=1).permute(2, 3, 1, 0).flatten(1, 2)
 
 
-def _centred(value: Tensor) -> Tensor:
-    return value - value.mean(dim=-1, keepdim=True)
+def _per_token(value: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(value, dim=-1)

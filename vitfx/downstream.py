@@ -46,8 +46,6 @@ class Downstream:
             readers = [row for row in wiring.alive_readers(index) if bool(wiring.seen[row, changed].any())]
             if not readers:
                 continue
-            # All that read for keys together, for queries, for values: a slice of what is read needs no copy.
-            readers.sort(key=lambda row: wiring.readers[row].part or "")
             rows = wiring.alive_writers(index)
             heads = {wiring.readers[row].head for row in readers}
             if None not in heads:

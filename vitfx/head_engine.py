@@ -108,17 +108,20 @@ class StreamVisit:
     def forecast(self, gone: Sequence[Writer] = ()) -> Forecast:
         """What removing the writers would cost, were these gone."""
 
-        def along(gradients: Tensor, images: slice) -> Tensor:
-            changes = torch.stack([self.change(one, images) for one in self.writers])
-            return torch.einsum("wntd,gntd->gwn", changes, gradients)
-
-        def track(images: slice) -> Tracked:
+        def seen(images: slice) -> Tensor:
             stream = self.stream(images)
             for writer in gone:
                 stream = stream + self.change(writer, images)
+            return stream
+
+        def track(stream: Tensor, images: slice) -> Tracked:
             return ByAutograd(stream, lambda seen: run_decided(self.engine.behind, seen, images))
 
-        return second_order(self.engine.calibration, self.engine.clean, track, along)
+        def along(gradients: Tensor, stream: Tensor, images: slice) -> Tensor:
+            changes = torch.stack([self.change(one, images) for one in self.writers])
+            return torch.einsum("wntd,gntd->gwn", changes, gradients)
+
+        return second_order(self.engine.calibration, self.engine.clean, seen, track, along)
 
 
 class WideStreamVisit:

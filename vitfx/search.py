@@ -132,6 +132,6 @@ def mean_kl(
     return Trial(total / calibration.total, exact=True, order=tuple(hardest.tolist()))
 
 
-def batches(count: int) -> Iterator[slice]:
-    for start in range(0, count, BATCH):
-        yield slice(start, min(start + BATCH, count))
+def batches(count: int, size: int = BATCH) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))

@@ -26,6 +26,8 @@ from vitfx.forecast import Forecast
 from vitfx.metric import fisher_probes
 from vitfx.search import batches
 
+BACKWARDS = 8
+"""Images run at a time: gradients take more memory than a trial, and what is asked of the system is slow to come."""
 PROBES = 1
 """Of the Fisher information, for each image."""
 
@@ -42,24 +44,27 @@ class Tracked(Protocol):
 def second_order(
     calibration: Calibration,
     clean: Tensor,
-    track: Callable[[slice], Tracked],
-    along: Callable[[Tensor, slice], Tensor],
+    seen: Callable[[slice], Tensor],
+    track: Callable[[Tensor, slice], Tracked],
+    along: Callable[[Tensor, Tensor, slice], Tensor],
 ) -> Forecast:
     """For E edges into one sublayer, from all processes' images.
 
-    clean: the whole model's logits (N, K). along: gradients (g, ...) of these images -> their products with the change
-    that each edge's removal makes, (g, E, n).
+    clean: the whole model's logits (N, K). seen: what readers see of some images. track: the run from there. along:
+    gradients (g, ...) and what is seen -> their products with the change that each edge's removal makes, (g, E, n).
     """
     slopes, scores, divergences = [], [], []
-    for images in batches(len(clean)):
-        tracked = track(images)
+    for images in batches(len(clean), BACKWARDS):
+        with torch.no_grad():
+            read = seen(images)
+        tracked = track(read, images)
         with torch.no_grad():
             divergences.append(kl_divergence(clean[images], tracked.logits).double().cpu())
             slope = F.softmax(tracked.logits.double(), dim=-1) - F.softmax(clean[images].double(), dim=-1)
             probes = fisher_probes(tracked.logits, calibration.draws[images], PROBES)
         gradients = torch.stack([tracked.back(one.to(tracked.logits)) for one in (slope, *probes)])
         with torch.no_grad():
-            products = along(gradients, images).double().cpu()
+            products = along(gradients, read, images).double().cpu()
         slopes.append(products[0].sum(dim=1))
         scores.append(products[1:].transpose(0, 1).flatten(1))
     slope, score, each = torch.stack(slopes).sum(dim=0), torch.cat(scores, dim=1), torch.cat(divergences)

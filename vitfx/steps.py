@@ -61,16 +61,16 @@ class Units:
         if not isinstance(self.module, Attention):
             return []
         assert self.stage.norm is not None
-        normed, parts = self.stage.norm(read), []
+        parts = []
+        places = [[at for at, reader in enumerate(readers) if reader.part in (None, name)] for name in "qkv"]
+        pieces = _apart(self.stage.norm(read), places)
         for position, (name, linear) in enumerate(
             zip("qkv", (self.module.q, self.module.k, self.module.v), strict=True)
         ):
-            chosen = [at for at, reader in enumerate(readers) if reader.part in (None, name)]
+            chosen, inputs = places[position], pieces[position]
             if not chosen:
                 parts.append(known[position])
                 continue
-            together = chosen[-1] - chosen[0] + 1 == len(chosen)
-            inputs = normed[chosen[0] : chosen[-1] + 1] if together else normed[chosen]
             if name == "q" and isinstance(self.stage, NarrowingStage) and inputs.shape[2] > len(self.stage.tokens):
                 inputs = inputs[:, :, self.stage.tokens]
             heads = [head for at in chosen if (head := readers[at].head) is not None]
@@ -81,6 +81,17 @@ class Units:
                 made if whole else known[position].index_copy(1, torch.tensor(where, device=made.device), made)
             )
         return parts
+
+
+def _apart(rows: Tensor, places: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The rows at each of some places. Where they follow one another it is one split, without a copy, and whose
+    gradient is put together without adding up zeros."""
+    filled = sorted((own for own in places if own), key=lambda own: own[0])
+    if [at for own in filled for at in own] == list(range(len(rows))):
+        pieces = dict(zip((own[0] for own in filled), rows.split([len(own) for own in filled]), strict=True))
+        return [pieces[own[0]] if own else rows[:0] for own in places]
+    together = [bool(own) and own[-1] - own[0] + 1 == len(own) for own in places]
+    return [rows[own[0] : own[-1] + 1] if whole else rows[own] for own, whole in zip(places, together, strict=True)]
 
 
 @dataclass

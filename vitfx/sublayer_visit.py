@@ -39,9 +39,9 @@ class SublayerVisit:
         self.place = {wiring.readers[row]: place for place, row in enumerate(self.rows)}
         readers = [wiring.readers[row] for row in wiring.readers_of(index)]
         self.writers = run.graph.parents(readers[0])
-        edges = [Edge(writer, reader) for reader in readers for writer in self.writers]
-        self.edges: Sequence[Edge] = [edge for edge in edges if edge.reader in self.place]
-        self.idle: Sequence[Edge] = [edge for edge in edges if edge.reader not in self.place]
+        self.edges: Sequence[Edge] = [Edge(writer, reader) for reader in self.place for writer in self.writers]
+        idle = [reader for reader in readers if reader not in self.place]
+        self.idle: Sequence[Edge] = [Edge(writer, reader) for reader in idle for writer in self.writers]
         self.cut = index > run.narrowed.start
         self.read = run.streams[index].repeat(len(self.rows), 1, 1, 1)
         rows = [] if inner is None else wiring.alive_writers(index)
@@ -95,27 +95,24 @@ class SublayerVisit:
         signs = torch.ones(len(self.rows), len(self.writers))
         signs[places] -= 2 * sets
 
-        def track(images: slice) -> Tracked:
-            with torch.no_grad():
-                read = standardized(norm, seen(images))
-            return self.down.tracked(images, read, lambda read: self._made(units, everywhere, read, images))
+        def track(read: Tensor, images: slice) -> Tracked:
+            behind = standardized(norm, read)
+            return self.down.tracked(images, behind, lambda behind: self._made(units, everywhere, behind, images))
 
-        def along(gradients: Tensor, images: slice) -> Tensor:
+        def along(gradients: Tensor, read: Tensor, images: slice) -> Tensor:
             changes = self.run.changes(len(self.writers), images, cut=self.cut)
-            return products(gradients, seen(images), changes, signs, norm.eps)
+            return products(gradients, read, changes, signs, norm.eps)
 
-        return second_order(self.run.calibration, self.run.logits, track, along)
+        return second_order(self.run.calibration, self.run.logits, seen, track, along)
 
     def _forecast_logits(self, seen: Callable[[slice], Tensor]) -> Forecast:
-        def along(gradients: Tensor, images: slice) -> Tensor:
-            return self.run.along(gradients.flatten(0, 1), self.writers, images, cut=self.cut)
-
-        def track(images: slice) -> Tracked:
-            with torch.no_grad():
-                read = seen(images)
+        def track(read: Tensor, images: slice) -> Tracked:
             return ByAutograd(read, lambda read: self.run.classify(read[0]))
 
-        return second_order(self.run.calibration, self.run.logits, track, along)
+        def along(gradients: Tensor, read: Tensor, images: slice) -> Tensor:
+            return self.run.along(gradients.flatten(0, 1), self.writers, images, cut=self.cut)
+
+        return second_order(self.run.calibration, self.run.logits, seen, track, along)
 
     @torch.no_grad()
     def remove(self, edges: Sequence[Edge], order: tuple[int, ...] | None = None) -> None:

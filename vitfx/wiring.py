@@ -38,8 +38,10 @@ class Wiring:
         return [row for row in self.writers_of(stage) if bool(self.alive[row])]
 
     def alive_readers(self, stage: int) -> list[int]:
-        """Those from which a kept way leads to the logits."""
-        return [row for row in self.readers_of(stage) if bool(self._leads[row])]
+        """Those from which a kept way leads to the logits. Those for keys come together, as do those for queries
+        and those for values: what they read is taken apart without a copy."""
+        leading = [row for row in self.readers_of(stage) if bool(self._leads[row])]
+        return sorted(leading, key=lambda row: self.readers[row].part or "")
 
     def missed(self, stage: int) -> list[bool]:
         """For each writer, whether a reader behind this stage that leads to the logits may do without it."""
