@@ -129,6 +129,24 @@ def test_wrong_predictions_are_overruled_by_what_is_measured():
     assert sum(not one.kept for one in found.values()) > 0
 
 
+@pytest.mark.parametrize("tau", [0.0, 0.01])
+def test_what_bends_more_than_forecast_is_learned(tau):
+    """Every fifth edge is worth removing; of the others the slope says so, and four times the curvature forecast."""
+
+    class Bends(Scripted):
+        def forecast(self, gone=()):
+            found = super().forecast(gone)
+            there = torch.tensor([one in self.gone or one in gone for one in self.edges])
+            slope = torch.where(there, 0.06, torch.tensor(self.predicted, dtype=torch.float64))
+            return replace(found, slope=slope, fisher=torch.eye(len(slope), dtype=torch.float64) * 0.02)
+
+    falls = [index % 5 == 0 for index in range(100)]
+    scripted = Bends([-0.06 if one else 0.02 for one in falls], [-0.1 if one else -0.02 for one in falls])
+    found = run(scripted, tau)
+    assert [found[index].kept for index in range(100)] == [not one for one in falls]
+    assert len(scripted.asked) <= 6 and scripted.looked == [0, 20]
+
+
 def test_the_rise_of_a_group_is_what_its_edges_score():
     scripted = Scripted([0.001, 0.003] * 20, [0.001, 0.003] * 20)
     found = run(scripted, 0.01)

@@ -10,7 +10,7 @@ from tests.test_acdc import Setting as HeadSetting
 from tests.test_reader_engine import Setting as ReaderSetting
 from vitfx.circuit import LOGITS, Edge
 from vitfx.edge_graph import kl_divergence
-from vitfx.forecast import Forecast, marginals
+from vitfx.forecast import Curvature, Forecast, marginals
 from vitfx.head_engine import HeadEngine
 from vitfx.metric import fisher_probes
 from vitfx.reader_engine import ReaderEngine
@@ -151,3 +151,35 @@ def test_what_is_gone_already_counts():
     assert one_by_one == pytest.approx(float(whole), rel=1e-12)
     back = forecast.moved([1, 2], 1).moved([2], -1).slope
     assert torch.allclose(back, forecast.moved([1], 1).slope, rtol=1e-12)
+
+
+def test_curvature_is_what_removals_say():
+    """Costs that bend c times as much are found; one small removal alone moves c little, and a flat one not at all."""
+    curvature = Curvature(0.01)
+    assert curvature.times == 1
+    for by_slope, by_fisher in ((-0.05, 0.02), (0.01, 0.003), (-0.3, 0.11), (0.0, 0.04), (-0.1, 0.06)):
+        curvature.learn(by_slope, by_fisher, by_slope + 4 * by_fisher)
+    assert 3.5 < curvature.times < 4
+    known = curvature.times
+    curvature.learn(0.2, 0.0, 5.0)
+    assert curvature.times == known
+    curvature.learn(0.0, 1e-5, 1e-3)
+    assert curvature.times == pytest.approx(known, rel=1e-3)
+
+
+def test_curvature_is_never_less_than_fisher_information():
+    curvature = Curvature(0.01)
+    curvature.learn(0.1, 0.05, -0.2)
+    assert curvature.times == 1
+
+
+def test_costs_bend_as_much_as_is_known():
+    """Slope, and c times half the quadratic form, whether together or one on top of the other."""
+    generator = torch.Generator().manual_seed(0)
+    slope, root = torch.randn(5, generator=generator).double(), torch.randn(5, 7, generator=generator).double()
+    forecast, some = Forecast(slope, root @ root.T, curvature=3.0), torch.tensor([1.0, 0, 1, 1, 0]).double()
+    by_slope, by_fisher = forecast.together([0, 2, 3])
+    assert by_slope == pytest.approx(float(slope @ some))
+    assert by_fisher == pytest.approx(float(some @ root @ root.T @ some) / 2)
+    one_by_one = [float(forecast.moved(gone, 1).alone()[at]) for gone, at in (([], 0), ([0], 2), ([0, 2], 3))]
+    assert sum(one_by_one) == pytest.approx(by_slope + 3 * by_fisher)

@@ -14,6 +14,9 @@ reader's cheap edges at a time, each half measured as a whole. In the end the sa
 readers, and what is expected to cost about τ is asked edge by edge, which is ACDC's own question. What is expected to
 cost many times τ is kept unasked, and so is the rest once single edges in a row had to be kept.
 
+D_KL bends more than its Fisher information says, most where its slope leads downwards, which is where removals are
+sought. How much more is learned from each trial (see `vitfx.forecast.Curvature`).
+
 Gradients say less of MLPs than of heads, so both have forecasts of their own scale: the median of measured by forecast
 over edges drawn at random, which are measured first and alone. The calibration that is reported rests on them too, not
 on the close cases.

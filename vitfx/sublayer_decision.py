@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vitfx.attribution_calibration import kind_of
 from vitfx.circuit import ATTRIBUTED, BOUND, EXACT, GROUP, PROBE, Decision
-from vitfx.forecast import Forecast, marginals
-from vitfx.search import Limits, WideVisit
+from vitfx.forecast import Curvature, Forecast, marginals
+from vitfx.search import Limits, Trial, WideVisit
 
 ABOVE = 4.0
 """An edge forecast to cost more than this many τ is kept unasked."""
@@ -68,6 +68,7 @@ class SublayerDecision:
         self.visit, self.limits, self.kl, self.told = visit, limits, kl, told
         self.scale = torch.tensor([scales[kind_of(one.writer)] for one in visit.edges], dtype=torch.float64)
         self.decisions: list[Decision] = []
+        self.curvature = Curvature(limits.tau)
 
     def decide(self, seed: int) -> list[Decision]:
         """In the order in which they were made. seed: of the edges that are measured for the calibration."""
@@ -87,8 +88,19 @@ class SublayerDecision:
         return self.decisions
 
     def _look(self) -> None:
-        self.here, self.stale = self.visit.forecast(), False
+        self.here, self.stale = self._forecast([]), False
         self.surprise = torch.zeros_like(self.scale)
+
+    def _forecast(self, gone: Sequence[int]) -> Forecast:
+        found = self.visit.forecast([self.visit.edges[at] for at in gone])
+        return replace(found, curvature=self.curvature.times)
+
+    def _learn(self, at: Sequence[int], trial: Trial) -> None:
+        """What a trial says of the curvature; one that was broken off, only where it cost more than it should."""
+        cost, (by_slope, by_fisher) = trial.kl - self.kl, self.here.together(at)
+        if trial.exact or cost > by_slope + self.here.curvature * by_fisher:
+            self.curvature.learn(by_slope, by_fisher, cost)
+            self.here = replace(self.here, curvature=self.curvature.times)
 
     def _looked(self, rest: list[int]) -> list[int]:
         """The same edges, with forecasts at the circuit as it stands if that is worth it."""
@@ -118,7 +130,7 @@ class SublayerDecision:
                 return found
             found.append(_Candidate(at, float(attributions[at]), float(expected[at])))
             barred[at] = torch.inf
-            attributions = attributions + self.here.fisher[at]
+            attributions = attributions + self.here.steeper([at])
 
     def _expected(self, attributions: Tensor) -> Tensor:
         return attributions * self.scale + self.surprise
@@ -137,7 +149,7 @@ class SublayerDecision:
     def _try(self, group: list[_Candidate]) -> tuple[int, list[int]]:
         """Removes the group, or all but a few of it, if no edge costs τ. How many to try next, and what is removed."""
         tau, at = self.limits.tau, [one.at for one in group]
-        there = self.visit.forecast([self.visit.edges[one] for one in at])
+        there = self._forecast(at)
         costs = marginals(at, self.here, there)
         missing = there.kl - self.kl - float(costs.sum())
         if missing > SLACK * float(costs.abs().sum()) + tau or there.kl > self.limits.max_kl:
@@ -154,7 +166,7 @@ class SublayerDecision:
         kept = [one for one, is_cheap in zip(group, cheap.tolist(), strict=True) if is_cheap]
         chosen = [one.at for one in kept]
         few = dear.sum() <= FEW * len(group)
-        if few and kept and self._measure(kept, costs[cheap], there.moved(_without(at, chosen), -1)):
+        if few and kept and self._measure(kept, costs[cheap], lambda: there.moved(_without(at, chosen), -1)):
             return 2 * len(kept), chosen
         return len(group) // 2 if few else int((costs < SAFE * tau).sum()), []
 
@@ -170,18 +182,19 @@ class SublayerDecision:
     def _measured(self, group: Sequence[_Candidate]) -> bool:
         """Removes the group if that costs what is expected, or little more."""
         expected = torch.tensor([one.expected for one in group], dtype=torch.float64)
-        return self._measure(group, expected, self.here.moved([one.at for one in group], 1))
+        return self._measure(group, expected, lambda: self.here.moved([one.at for one in group], 1))
 
-    def _measure(self, group: Sequence[_Candidate], costs: Tensor, behind: Forecast) -> bool:
+    def _measure(self, group: Sequence[_Candidate], costs: Tensor, behind: Callable[[], Forecast]) -> bool:
         """Removes the group if its measured rise leaves each edge below τ. behind: the forecast from then on."""
 
         def allowed(kl: float) -> bool:
             return bool(self._charged(costs, kl).max() < self.limits.tau) and kl <= self.limits.max_kl
 
         trial = self.visit.kl_without([self.visit.edges[one.at] for one in group], allowed)
+        self._learn([one.at for one in group], trial)
         if not allowed(trial.kl):
             return False
-        self._take(group, self._charged(costs, trial.kl), replace(behind, kl=trial.kl, order=trial.order))
+        self._take(group, self._charged(costs, trial.kl), replace(behind(), kl=trial.kl, order=trial.order))
         return True
 
     def _charged(self, costs: Tensor, kl: float) -> Tensor:
@@ -242,6 +255,7 @@ class SublayerDecision:
             return self.limits.allow(kl, self.kl)
 
         trial = self.visit.kl_without([self.visit.edges[one.at]], (lambda kl: True) if probe else allowed)
+        self._learn([one.at], trial)
         removes = allowed(trial.kl)
         basis = PROBE if probe else EXACT if trial.exact else BOUND
         self._record([self._decision(one, not removes, trial.kl - self.kl, trial.kl, basis)])
@@ -250,7 +264,7 @@ class SublayerDecision:
         return removes
 
     def _settle(self, gone: Sequence[int], behind: Forecast) -> None:
-        self.here, self.kl, self.stale = behind, behind.kl, True
+        self.here, self.kl, self.stale = replace(behind, curvature=self.curvature.times), behind.kl, True
         self.decisions[-1] = replace(self.decisions[-1], order=behind.order)
         self.visit.remove([self.visit.edges[at] for at in gone], behind.order)
 
