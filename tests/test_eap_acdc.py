@@ -16,7 +16,7 @@ from vitfx.head_engine import HeadEngine
 from vitfx.journal import FileJournal, NoJournal
 from vitfx.reader_engine import ReaderEngine
 from vitfx.search import Limits, Trial
-from vitfx.sublayer_decision import LEAST
+from vitfx.sublayer_decision import LEAST, PROBES
 
 
 @dataclass
@@ -127,6 +127,29 @@ def test_wrong_predictions_are_overruled_by_what_is_measured():
     found = run(scripted, 0.01)
     assert all(found[index].kept for index in range(60) if costs[index] > 0)
     assert sum(not one.kept for one in found.values()) > 0
+
+
+def test_what_nobody_reads_goes_first():
+    """Half of the edges may go: not the cheapest, but those of writers without which the reader behind did."""
+
+    class Before(Scripted):
+        def __post_init__(self):
+            super().__post_init__()
+            self.edges = [Edge(one.writer, Reader("m9")) for one in self.edges]
+
+    @dataclass
+    class Two:
+        visits: list[Scripted]
+
+        def wide_visits(self):
+            yield from self.visits
+
+    behind = Scripted([1.0] * 40 + [0.0] * 40, [1.0] * 40 + [0.0] * 40)
+    before = Before([0.0009] * 40 + [0.001] * 40, [0.0009] * 40 + [0.001] * 40)
+    eap_acdc(Two([behind, before]), Limits(0.01, max_kl=0.0405), NoJournal(), seed=0)
+    gone = [before.edges.index(one) for one in before.gone]
+    assert len(gone) >= 38
+    assert sum(one >= 40 for one in gone) >= len(gone) - PROBES
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.01])

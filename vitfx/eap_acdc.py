@@ -2,8 +2,9 @@
 
 Sublayers are visited as in ACDC, all readers of one at once. What removals would cost, on top of one another, is
 forecast at the circuit as it stands (see `vitfx.forecast`), behind the readers' norm (`vitfx.behind_norm`). Edges
-forecast to cost clearly less than τ, the cheapest first, are taken as one group, without which D_KL(G‖H) is measured
-and its slopes are taken anew. From the slopes on both sides follows what each edge costs at its place in the group;
+forecast to cost clearly less than τ are taken as one group, those of writers that no reader so far reads first, since
+nothing else can be deleted, and the cheapest first among them. Without the group D_KL(G‖H) is measured and its slopes
+are taken anew. From the slopes on both sides follows what each edge costs at its place in the group;
 that it all adds up to the measured rise shows whether it can be believed. If it can't, half of the group is tried.
 Edges that turn out to cost τ or more are left out, and if there are none or few, the group goes, and from the slopes
 behind it the next is forecast.
@@ -47,7 +48,8 @@ def eap_acdc(
     for visit in engine.wide_visits():
         known = journal.recall_all([*visit.idle, *visit.edges])
         if known is None:
-            known = SublayerDecision(visit, limits, kl, scales_of(decisions), told).decide(seed)
+            read = {one.edge.writer for one in decisions if one.kept}
+            known = SublayerDecision(visit, limits, kl, scales_of(decisions), read, told).decide(seed)
             journal.record_all(known)
         else:
             gone = [one for one in known if not one.kept]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitfx.attribution_calibration import kind_of
-from vitfx.circuit import ATTRIBUTED, BOUND, EXACT, GROUP, PROBE, Decision
+from vitfx.circuit import ATTRIBUTED, BOUND, EXACT, GROUP, PROBE, Decision, Writer
 from vitfx.forecast import Curvature, Forecast, marginals
 from vitfx.search import Limits, Trial, WideVisit
 
@@ -62,11 +62,14 @@ class SublayerDecision:
         limits: Limits,
         kl: float,
         scales: Mapping[str, float],
+        read: Collection[Writer],
         told: Callable[[Decision], None],
     ) -> None:
-        """kl: D_KL(G‖H) so far. scales: of the forecasts, for heads and paths. told: of each decision."""
+        """kl: D_KL(G‖H) so far. scales: of the forecasts, for heads and paths. read: writers of which an edge is kept
+        already. told: of each decision."""
         self.visit, self.limits, self.kl, self.told = visit, limits, kl, told
         self.scale = torch.tensor([scales[kind_of(one.writer)] for one in visit.edges], dtype=torch.float64)
+        self.read = set(read)
         self.decisions: list[Decision] = []
         self.curvature = Curvature(limits.tau)
 
@@ -118,19 +121,23 @@ class SublayerDecision:
             self._ask(_Candidate(probe, attribution, attribution * float(self.scale[probe])), probe=True)
         return _without(everything, probes)
 
-    def _cheapest(self, rest: Sequence[int]) -> list[_Candidate]:
-        """One edge after the other, each the one expected to cost least behind those before it, up to BELOW."""
+    def _cheapest(self, rest: Sequence[int], *, by_cost: bool = False) -> list[_Candidate]:
+        """One edge after the other, each the one expected to cost least behind those before it, up to BELOW: first of
+        the writers that nobody reads so far, then of the others. by_cost: whosever they are."""
         attributions, found = self.here.alone(), list[_Candidate]()
-        barred = torch.full_like(attributions, torch.inf)
-        barred[list(rest)] = 0
-        while True:
-            expected = self._expected(attributions) + barred
-            at = int(expected.argmin())
-            if expected[at] >= BELOW * self.limits.tau:
-                return found
-            found.append(_Candidate(at, float(attributions[at]), float(expected[at])))
-            barred[at] = torch.inf
-            attributions = attributions + self.here.steeper([at])
+        is_read = [at for at in rest if by_cost or self.visit.edges[at].writer in self.read]
+        for own in (_without(rest, is_read), is_read):
+            barred = torch.full_like(attributions, torch.inf)
+            barred[own] = 0
+            while own:
+                expected = self._expected(attributions) + barred
+                at = int(expected.argmin())
+                if expected[at] >= BELOW * self.limits.tau:
+                    break
+                found.append(_Candidate(at, float(attributions[at]), float(expected[at])))
+                barred[at] = torch.inf
+                attributions = attributions + self.here.steeper([at])
+        return found
 
     def _expected(self, attributions: Tensor) -> Tensor:
         return attributions * self.scale + self.surprise
@@ -220,7 +227,7 @@ class SublayerDecision:
         # As many are asked at once as last went in a row: where half of the edges go, single questions are fewest.
         misses, size, run = 0.0, len(rest), 0
         while rest:
-            group = _half(self._cheapest(rest))[:size]
+            group = _half(self._cheapest(rest, by_cost=True))[:size]
             if len(group) > 1:
                 if self._measured(group):
                     rest = _without(rest, [one.at for one in group])
@@ -270,6 +277,7 @@ class SublayerDecision:
 
     def _record(self, decisions: Sequence[Decision]) -> None:
         self.decisions += decisions
+        self.read |= {one.edge.writer for one in decisions if one.kept}
         for decision in decisions:
             self.told(decision)
 
