@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from benchmarks.naive import Naive
@@ -150,7 +151,7 @@ class LiveSampler:
 
 @dataclass(frozen=True)
 class Walk:
-    """visit_seconds: spent by the engine between the readers' edges, over the whole walk."""
+    """visit_seconds: spent by the engine between the readers' edges and before their first, over the whole walk."""
 
     samples: list[Sample]
     visit_seconds: float
@@ -179,9 +180,17 @@ def walk(
         own = [one for one in by_reader.get(visit.reader, []) if one.edge.writer in writers]
         if len(own) != len(writers):
             raise UserError(f"--circuit does not decide all edges of {visit.reader.name}: give one of this model")
+        if not visit.idle:
+            # What the first question of a head or an MLP sets up serves all of its edges, sampled or not.
+            seconds += naive.timed(partial(_touch, visit))[0]
         walked.visit(visit, own, start)
         start += len(own)
         report(start, len(decisions))
+
+
+def _touch(visit: Visit) -> None:
+    """A question that is broken off at once."""
+    visit.kl_without(visit.writers[:1], lambda kl: False)
 
 
 class _Walker:
