@@ -129,7 +129,7 @@ class SublayerDecision:
         for own in (_without(rest, is_read), is_read):
             barred = torch.full_like(attributions, torch.inf)
             barred[own] = 0
-            while own:
+            while True:
                 expected = self._expected(attributions) + barred
                 at = int(expected.argmin())
                 if expected[at] >= BELOW * self.limits.tau:
