@@ -44,13 +44,14 @@ def _agreement(record: dict[str, Any]) -> Table:
     table.add_column("edges")
     for column in ("sampled", "equal", "share", "95 % (Wilson)"):
         table.add_column(column, justify="right")
-    method = record["settings"]["method"]
-    rows = [(f"{method}: {name}", one) for name, one in record["agreement"].items()]
+    # A circuit that a ranking method found is asked about with ACDC's settings, but its decisions are not ACDC's.
+    decided = record["settings"]["method"] if record["circuit"] is None else "circuit"
+    rows = [(f"{decided}: {name}", one) for name, one in record["agreement"].items()]
     engine = record["engine_agreement"]
     if engine is not None:
         difference = engine["max_kl_difference"]
         label = "" if difference is None else f", KL off by {difference:.0e} at most"
-        rows.append((f"exact trials{label}", engine["all"]))
+        rows.append((f"{record['whole_run']['method']}'s trials{label}", engine["all"]))
     for name, one in rows:
         low, high = f"{one['low']:.1%}", f"{one['high']:.1%}"
         table.add_row(name, str(one["edges"]), str(one["agreeing"]), f"{one['share']:.1%}", f"{low}–{high}")

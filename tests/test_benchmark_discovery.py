@@ -186,8 +186,11 @@ def test_command_runs_a_method_and_then_its_circuit(model, tmp_path, capsys):
     options = ["--samples", "20", "--paths", "2", "--granularity", "qkv", "--tau", "0.001", "--device", "cpu"]
     run = ["--method", "eap-acdc", "--write-circuit", str(circuit), "--out", str(first), "--edges", "9"]
     assert main([model, *options, *run]) == 0
-    assert "extrapolated" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "extrapolated" in printed and "eap-acdc: all" in printed
     assert main([model, *options, "--circuit", str(circuit), "--out", str(second), "--edges", "9"]) == 0
+    printed = capsys.readouterr().out
+    assert "circuit: all" in printed and "acdc's trials" in printed and "eap-acdc" not in printed
     ours, exact = json.loads(first.read_text()), json.loads(second.read_text())
     assert ours["whole_run"]["how"] == "measured" and exact["whole_run"]["how"] == "extrapolated"
     assert ours["agreement"]["all"]["edges"] == exact["agreement"]["all"]["edges"] == 9
