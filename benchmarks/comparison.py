@@ -37,20 +37,20 @@ class Comparison:
         self.device = subject.setup.calibration.clean.device
         self.workshop = Workshop(subject, settings)
 
-    def measure(self, method: str) -> dict[str, Any]:
-        """A method's circuits and scores, ready for JSON. seconds: of one discovery, the median over the runs."""
+    def measure(self, method: str, known: Sequence[Run], remember: Callable[[Sequence[Run]], None]) -> dict[str, Any]:
+        """A method's circuits and scores, ready for JSON. seconds: of one discovery, the median over the runs.
+
+        known: the runs of a search for τ that was stopped, which are not run again. remember: given all of them after
+        each, to keep them.
+        """
+        runs: list[Run] = []
         if method in RANKING:
             found, seconds = self._ranked(method)
-            runs: list[dict[str, float | None]] = []
         else:
-            found, tried = self._searched(method)
-            seconds = [one.seconds for one in tried]
-            # JSON has no infinity, which stands for a τ at which nothing of the image is left.
-            runs = [
-                {"tau": one.tau, "deleted": one.deleted if math.isfinite(one.deleted) else None, "seconds": one.seconds}
-                for one in tried
-            ]
-        return {"seconds": median(seconds), "runs": len(seconds), "searched": runs, **self._rows(found)}
+            found, runs = self._searched(method, known, remember)
+            seconds = [one.seconds for one in runs]
+        searched = [one.summary() for one in runs]
+        return {"seconds": median(seconds), "runs": len(seconds), "searched": searched, **self._rows(found)}
 
     def _ranked(self, method: str) -> tuple[list[Candidate], list[float]]:
         settings, shares = self.settings, self.shares
@@ -64,10 +64,20 @@ class Comparison:
             found += [self.workshop.ranked(scores, share, seed if method == "random" else None) for share in shares]
         return found, seconds
 
-    def _searched(self, method: str) -> tuple[list[Candidate], list[Run]]:
-        run = runner(self.workshop, method, self.watcher.bar(method))
+    def _searched(
+        self, method: str, known: Sequence[Run], remember: Callable[[Sequence[Run]], None]
+    ) -> tuple[list[Candidate], list[Run]]:
+        find = runner(self.workshop, method, self.watcher.bar(method))
+        recalled = {one.tau: one for one in known}
         runs: list[Run] = []
         found = []
+
+        def run(tau: float) -> Run:
+            if tau not in recalled:
+                recalled[tau] = find(tau)
+                remember(list(recalled.values()))
+            return recalled[tau]
+
         for share in self.shares:
             candidate, added = at_share(self.workshop, runs, run, share)
             self.watcher.say(f"{method} at {share:.0%}: τ = {candidate.tau:.3g} after {added} more runs")

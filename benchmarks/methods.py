@@ -16,6 +16,7 @@ from benchmarks.comparison import Comparison
 from benchmarks.methods_table import markdown, table
 from benchmarks.opening import Subject, check_out, open_subject
 from benchmarks.results import read_known, write_record
+from benchmarks.thresholds import Run
 from vitfx.device import NAMES, pick_device
 from vitfx.edge_graph import GRANULARITIES
 from vitfx.ending import GOES_ON, ending
@@ -33,7 +34,7 @@ EXAMPLE = """example:
 What a method removes is really deleted, and the smaller model is evaluated: D_KL(whole ‖ smaller), agreement and top-1
 accuracy. Ranking methods score once, and the least important for their FLOPs go; acdc and eap-acdc are run at the τ
 that deletes the share, which is searched for, and then trimmed to it. A method that is in --out already, found with the
-same settings on the same machine, is not run again."""
+same settings on the same machine, is not run again, and a search that was stopped goes on after its last whole run."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compare(options: Options, watcher: Watcher) -> dict[str, Any]:
-    """Runs the methods that are not in --out yet, which is written after each; the JSON record. Raises UserError."""
+    """Runs the methods that are not in --out yet, which is written after each, and after each run of a search for τ;
+    the JSON record. Raises UserError."""
     device = pick_device(options.device)
     load = load_average()
     begin = time.perf_counter()
@@ -87,12 +89,13 @@ def compare(options: Options, watcher: Watcher) -> dict[str, Any]:
         min(options.evaluation, len(subject.splits.evaluation)), options.settings.seed
     )
     asked = _asked(options, subject, evaluation)
-    known = read_known(options.out, asked, "methods")
+    known, searches = (read_known(options.out, asked, part) for part in ("methods", "searches"))
     record: dict[str, Any] = {
         "asked": asked,
         "load_average_before": load,
         "preparation_seconds": preparation,
         "methods": known,
+        "searches": searches,
     }
     bench = Comparison(subject, options.settings, options.shares, evaluation, watcher)
     for method in options.methods:
@@ -100,10 +103,24 @@ def compare(options: Options, watcher: Watcher) -> dict[str, Any]:
             watcher.say(f"{method} is in {options.out} already")
             continue
         watcher.say(f"{method} …")
-        record["methods"][method] = bench.measure(method)
+        record["methods"][method] = _measured(bench, method, record, options.out)
+        searches.pop(method, None)
         write_record(options.out, record)
     record["methods"] = {name: record["methods"][name] for name in (*options.methods, *known)}
     return record
+
+
+def _measured(bench: Comparison, method: str, record: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Goes on with the method's search where the record has one, which is written after each run of it."""
+    known = [Run.from_json(one, bench.subject.graph) for one in record["searches"].get(method, [])]
+    if known:
+        bench.watcher.say(f"{method} goes on after {len(known)} runs, which are in {out} already")
+
+    def remember(found: Sequence[Run]) -> None:
+        record["searches"][method] = [one.to_json() for one in found]
+        write_record(out, record)
+
+    return bench.measure(method, known, remember)
 
 
 def _asked(options: Options, subject: Subject, evaluation: ImageSet) -> dict[str, Any]:

@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.candidates import Candidate, Workshop
 from vitfx.acdc import acdc
 from vitfx.circuit import Decision
 from vitfx.eap_acdc import eap_acdc
+from vitfx.edge_graph import EdgeGraph
 from vitfx.errors import UserError
 from vitfx.journal import NoJournal
 from vitfx.progress import Report
@@ -33,17 +35,39 @@ class Run:
     seconds: float
     decisions: Sequence[Decision]
 
+    def summary(self) -> dict[str, float | None]:
+        """Ready for JSON, which has no infinity: deleted is None where nothing of the image is left."""
+        deleted = self.deleted if math.isfinite(self.deleted) else None
+        return {"tau": self.tau, "deleted": deleted, "seconds": self.seconds}
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary and every decision, for going on with a search that was stopped."""
+        decisions = [[one.edge.name, one.kept, one.score, one.kl, one.basis, one.attribution] for one in self.decisions]
+        return {**self.summary(), "decisions": decisions}
+
+    @staticmethod
+    def from_json(record: dict[str, Any], graph: EdgeGraph) -> Run:
+        """The run that `to_json` wrote. graph: the one that it was run on."""
+        edges = {edge.name: edge for edge in graph.edges()}
+        decisions = [Decision(edges[name], *measured) for name, *measured in record["decisions"]]
+        deleted = math.inf if record["deleted"] is None else record["deleted"]
+        return Run(record["tau"], deleted, record["seconds"], decisions)
+
 
 def at_share(workshop: Workshop, runs: list[Run], run: Callable[[float], Run], share: float) -> tuple[Candidate, int]:
     """A method's circuit for the share, and how many runs were added to those that are known already.
 
     Between the nearest thresholds on both sides τ is interpolated geometrically, until a run deletes the share and no
-    more than OVERSHOOT beyond it, the two are within 5 % of each other, or RUNS are added. The nearest circuit that
-    deletes the share is trimmed to it; where there is none, the nearest below is taken.
+    more than OVERSHOOT beyond it, the two are within 5 % of each other, RUNS are added, or the τ was run before (what
+    it found was no nearer, as may be where more τ deletes less). The nearest circuit that deletes the share is trimmed
+    to it; where there is none, the nearest below is taken.
     """
     added = 0
     while added < RUNS and not _settled(runs, share):
-        runs.append(run(next_tau(runs, share + OVERSHOOT / 2)))
+        tau = next_tau(runs, share + OVERSHOOT / 2)
+        if any(one.tau == tau for one in runs):
+            break
+        runs.append(run(tau))
         added += 1
     usable = [one for one in runs if math.isfinite(one.deleted)]
     if not usable:
@@ -61,9 +85,9 @@ def _settled(runs: Sequence[Run], share: float) -> bool:
 
 
 def _bracket(runs: Sequence[Run], share: float) -> tuple[Run | None, Run | None]:
-    """The nearest runs on both sides of a share."""
-    below = max((one for one in runs if one.deleted < share), key=lambda one: one.deleted, default=None)
-    above = min((one for one in runs if one.deleted >= share), key=lambda one: one.deleted, default=None)
+    """The nearest runs on both sides of a share; of those that delete alike, the ones whose τ are nearer."""
+    below = max((one for one in runs if one.deleted < share), key=lambda one: (one.deleted, one.tau), default=None)
+    above = min((one for one in runs if one.deleted >= share), key=lambda one: (one.deleted, one.tau), default=None)
     return below, above
 
 

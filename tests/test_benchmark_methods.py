@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from benchmarks import thresholds
+from benchmarks import comparison, thresholds
 from benchmarks.candidates import Candidate, Workshop, score
 from benchmarks.comparison import Comparison
 from benchmarks.methods import main
@@ -15,7 +15,7 @@ from benchmarks.opening import open_subject
 from benchmarks.thresholds import OVERSHOOT, Run, at_share, next_tau, runner
 from passes.cost import unit_flops
 from tests.benchmark_folder import CPU, write_checkpoint
-from vitfx.circuit import EMBED, EXACT, Decision, Edge
+from vitfx.circuit import BOUND, EMBED, EXACT, Decision, Edge
 from vitfx.errors import UserError
 from vitfx.progress import Silent
 from vitfx.rank import least
@@ -138,6 +138,9 @@ def test_the_search_ends():
     assert candidate.deleted == 0.5 and added <= thresholds.RUNS
     candidate, added, _ = found(lambda tau: 0.05)
     assert (candidate.deleted, added) == (0.05, thresholds.RUNS)
+    # More τ deletes less between two runs: what lies there is no nearer, and is not run again.
+    candidate, added, _ = found(lambda tau: 0.1 if tau < 4e-4 else 0.9 if tau < 2e-3 else 0.5)
+    assert (candidate.deleted, added) == (0.5, 3)
     with pytest.raises(UserError, match=r"no τ that was tried leaves anything of the image: leave 0\.2 out"):
         found(lambda tau: math.inf)
 
@@ -163,7 +166,9 @@ def test_command_compares_writes_and_goes_on(model, tmp_path, capsys, monkeypatc
 
     measured = []
     measure = Comparison.measure
-    monkeypatch.setattr(Comparison, "measure", lambda self, name: measured.append(name) or measure(self, name))
+    monkeypatch.setattr(
+        Comparison, "measure", lambda self, name, *rest: measured.append(name) or measure(self, name, *rest)
+    )
     assert main([*command, "--methods", "eap-acdc,eap", "--markdown", str(page)]) == 0
     assert measured == ["eap-acdc"]
     second = json.loads(out.read_text())
@@ -176,6 +181,55 @@ def test_command_compares_writes_and_goes_on(model, tmp_path, capsys, monkeypatc
     assert main([*command, "--methods", "eap", "--seed", "1"]) == 2
     assert "was found with other settings" in capsys.readouterr().err
     assert json.loads(out.read_text()) == second
+
+
+def test_a_search_that_was_stopped_goes_on(model, tmp_path, capsys, monkeypatch):
+    def search(out, stop_after=math.inf):
+        """The status and the thresholds that were run."""
+        tried = []
+
+        def stopping(*arguments):
+            find = runner(*arguments)
+
+            def run(tau):
+                if len(tried) >= stop_after:
+                    raise KeyboardInterrupt
+                tried.append(tau)
+                return find(tau)
+
+            return run
+
+        monkeypatch.setattr(comparison, "runner", stopping)
+        return main([model, *OPTIONS, "--methods", "eap-acdc", "--out", str(out)]), tried
+
+    whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
+    status, taus = search(whole)
+    assert status == 0 and len(taus) > 2
+    assert search(parts, stop_after=2) == (130, taus[:2])
+    stopped = json.loads(parts.read_text())
+    assert stopped["methods"] == {} and [one["tau"] for one in stopped["searches"]["eap-acdc"]] == taus[:2]
+    capsys.readouterr()
+    assert search(parts) == (0, taus[2:])
+    assert "eap-acdc goes on after 2 runs" in capsys.readouterr().out
+
+    def timeless(path):
+        record = json.loads(path.read_text())
+        assert record["searches"] == {}
+        found = record["methods"]["eap-acdc"]
+        assert found["runs"] == len(found["searched"]) == len(taus)
+        rows = [{name: one[name] for name in one if name != "evaluation_seconds"} for one in found["rows"]]
+        return rows, [(one["tau"], one["deleted"]) for one in found["searched"]]
+
+    assert timeless(parts) == timeless(whole)
+
+
+def test_a_run_is_read_back_as_it_was(workshop):
+    graph = workshop.subject.graph
+    one, two = graph.edges()[:2]
+    decisions = [Decision(one, True, 0.5, None, BOUND), Decision(two, False, 1e-6, 0.25, EXACT, 2e-6)]
+    for deleted in (0.25, math.inf):
+        run = Run(1e-3, deleted, 1.5, decisions)
+        assert Run.from_json(json.loads(json.dumps(run.to_json(), allow_nan=False)), graph) == run
 
 
 def test_spread_is_told_of_seeds_and_the_standard_error_of_one():
