@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.sampling import Sample, Walk, stratum
-from vitfx.circuit import Decision
 
 
 def wilson(agreeing: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -88,7 +87,7 @@ def times(samples: Sequence[Sample]) -> dict[str, Any]:
     return {**found, "forward_pass_equivalents": medians}
 
 
-def extrapolate(walked: Walk, decisions: Sequence[Decision]) -> float:
+def extrapolate(walked: Walk, removed: int) -> float:
     """Seconds of the exact method over all edges: mean seconds of a sublayer's sampled trials times its edges, mean
     seconds of a removal times the edges removed, and the engine's own seconds between the readers, which were measured.
 
@@ -98,13 +97,10 @@ def extrapolate(walked: Walk, decisions: Sequence[Decision]) -> float:
     for sample in walked.samples:
         seconds = sample.engine.seconds if sample.engine is not None else None
         trials.setdefault(stratum(sample.decision.edge), []).append(seconds or 0.0)
-    visited = list(dict.fromkeys(stratum(one.edge) for one in decisions))
-    edges = dict.fromkeys(visited, 0)
-    for one in decisions:
-        edges[stratum(one.edge)] += 1
+    visited = list(walked.edges)
     total = walked.visit_seconds
     for at, name in enumerate(visited):
-        nearest = next((one for one in [*visited[at:], *reversed(visited[:at])] if one in trials), name)
-        total += fmean(trials[nearest]) * edges[name]
+        nearest = next(one for one in [*visited[at:], *reversed(visited[:at])] if one in trials)
+        total += fmean(trials[nearest]) * walked.edges[name]
     removals = [one.remove_seconds for one in walked.samples if one.remove_seconds is not None]
-    return total + (fmean(removals) if removals else 0.0) * sum(not one.kept for one in decisions)
+    return total + (fmean(removals) if removals else 0.0) * removed

@@ -48,7 +48,8 @@ class Contender:
 
 
 def load_contenders(models: Sequence[str]) -> tuple[Contender, ...]:
-    """One folder that `vitfx.prune` wrote, or two or more models that are ONNX files or that `load_model` reads.
+    """One folder that `vitfx.prune` or `vitfx.recover` wrote, or two or more models: ONNX files, or what `load_model`
+    reads.
 
     The first is what the others are compared with. Raises UserError for anything else, and for models that do
     not take the same preprocessing.
@@ -70,7 +71,8 @@ def _from_folder(folder: Path) -> tuple[Contender, ...]:
     pruned = replace(pruned, module=loaded.module, preprocess=loaded.preprocess, classes=loaded.classes, data=data)
     baseline = replace(_from_onnx(folder / "baseline.onnx"), name="baseline", data=data)
     try:
-        original = load_model(str(settings["model"]), arch=settings.get("arch"))
+        # What vitfx.recover retrained is pruned itself; its baseline is the teacher.
+        original = load_model(str(settings.get("teacher") or settings["model"]), arch=settings.get("arch"))
     except UserError as error:
         baseline = replace(baseline, no_module=str(error))
     else:

@@ -149,7 +149,7 @@ def _walk(
 ) -> tuple[list[Sample], dict[str, Any]]:
     limits = Limits(settings.tau, settings.max_kl)
     walked = walk(subject.engine(), naive, circuit.decisions, chosen, limits, watcher.bar("asking"))
-    seconds = extrapolate(walked, circuit.decisions)
+    seconds = extrapolate(walked, len(circuit.removed))
     whole = {"method": "acdc", "seconds": seconds, "how": "extrapolated", "visit_seconds": walked.visit_seconds}
     return walked.samples, whole | {"removed": len(circuit.removed), "kl": circuit.kl}
 

@@ -58,8 +58,9 @@ class Options:
             raise UserError(f"--methods {unknown[0]} is not known: choose of {', '.join(METHODS)}")
         if self.evaluation < 1:
             raise UserError(f"--eval-samples is {self.evaluation}: give 1 or more")
-        for path in (self.out, *([] if self.markdown is None else [self.markdown])):
-            check_out(path)
+        check_out(self.out)
+        if self.markdown is not None:
+            check_out(self.markdown, "markdown")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,20 +91,16 @@ def compare(options: Options, watcher: Watcher) -> dict[str, Any]:
     )
     asked = _asked(options, subject, evaluation)
     known, searches = (read_known(options.out, asked, part) for part in ("methods", "searches"))
-    record: dict[str, Any] = {
-        "asked": asked,
-        "load_average_before": load,
-        "preparation_seconds": preparation,
-        "methods": known,
-        "searches": searches,
-    }
+    record: dict[str, Any] = {"asked": asked, "methods": known, "searches": searches}
+    # A method that is in --out already was found in another call.
+    call = {"load_average_before": load, "preparation_seconds": preparation}
     bench = Comparison(subject, options.settings, options.shares, evaluation, watcher)
     for method in options.methods:
         if method in known:
             watcher.say(f"{method} is in {options.out} already")
             continue
         watcher.say(f"{method} …")
-        record["methods"][method] = _measured(bench, method, record, options.out)
+        record["methods"][method] = {**call, **_measured(bench, method, record, options.out)}
         searches.pop(method, None)
         write_record(options.out, record)
     record["methods"] = {name: record["methods"][name] for name in (*options.methods, *known)}

@@ -30,11 +30,12 @@ def markdown(record: dict[str, Any]) -> str:
     """A title, the table and what its columns are."""
     lines = [_title(record), "", *markdown_table(_COLUMNS, [cells for _, cells in _rows(record)], left=1)]
     machine = record["asked"]["environment"]
+    preparation = statistics.median(one["preparation_seconds"] for one in record["methods"].values())
     lines += [
         "",
         "KL is D_KL(whole ‖ smaller) in nats an image; top-1 is followed by its standard error; random stands for the "
         "mean of its seeds and, after ±, their standard deviation. Discovery is the seconds of one run, without the "
-        f"{record['preparation_seconds']:.0f} s that all methods share (loading, tracing, means, grouping), on "
+        f"{preparation:.0f} s that all methods share (loading, tracing, means, grouping), on "
         f"{machine['device']} ({machine['cpu']}, {machine['threads']} threads).",
     ]
     return "\n".join(lines) + "\n"

@@ -116,10 +116,10 @@ def compare(options: Options, watcher: Watcher) -> dict[str, Any]:
         watcher=watcher,
     )
     known = read_known(options.out, match.asked, "rows")
-    record: dict[str, Any] = {"asked": match.asked, "load_average_before": load, "rows": known}
+    record: dict[str, Any] = {"asked": match.asked, "rows": known}
 
     def keep(name: str, row: dict[str, Any]) -> None:
-        record["rows"][name] = row
+        record["rows"][name] = {"load_average_before": load, **row}
         write_record(options.out, record)
 
     if ORIGINAL not in known:

@@ -19,7 +19,8 @@ def read_known(out: Path, asked: dict[str, Any], part: str) -> dict[str, Any]:
         return {}
     try:
         record = json.loads(out.read_text(encoding="utf-8"))
-        same, known = record["asked"] == asked, dict(record[part])
+        same = record["asked"] == asked
+        known = dict(record[part]) if same else {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{out} is there and is no result of this benchmark: give another name with --out") from error
     if not same:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -151,10 +152,12 @@ class LiveSampler:
 
 @dataclass(frozen=True)
 class Walk:
-    """visit_seconds: spent by the engine between the readers' edges and before their first, over the whole walk."""
+    """visit_seconds: spent by the engine between the readers' edges and before their first, over the whole walk.
+    edges: how many each sublayer decides, in the order in which they are visited."""
 
     samples: list[Sample]
     visit_seconds: float
+    edges: Mapping[str, int]
 
 
 def walk(
@@ -171,11 +174,12 @@ def walk(
     for one in decisions:
         by_reader.setdefault(one.edge.reader, []).append(one)
     seconds, start = 0.0, 0
+    edges: Counter[str] = Counter()
     while True:
         spent, visit = naive.timed(lambda: next(visits, None))
         seconds += spent
         if visit is None:
-            return Walk(walked.samples, seconds)
+            return Walk(walked.samples, seconds, edges)
         writers = set(visit.writers)
         own = [one for one in by_reader.get(visit.reader, []) if one.edge.writer in writers]
         if len(own) != len(writers):
@@ -184,6 +188,7 @@ def walk(
             # What the first question of a head or an MLP sets up serves all of its edges, sampled or not.
             seconds += naive.timed(partial(_touch, visit))[0]
         walked.visit(visit, own, start)
+        edges.update(stratum(one.edge) for one in own)
         start += len(own)
         report(start, len(decisions))
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from benchmarks.opening import check_out
 from vitfx.augment import sample_transform
 from vitfx.calibration import Alone
 from vitfx.device import NAMES, pick_device, synchronize
@@ -163,6 +164,10 @@ def _setting(options: argparse.Namespace) -> Setting:
     for name in ("steps", "rounds"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}: give 1 or more")
+    if options.workers is not None and options.workers < 0:
+        raise UserError(f"--workers {options.workers} is negative: give a number of processes, 0 for none")
+    if options.out is not None:
+        check_out(options.out)
     device: torch.device = pick_device(options.device)
     job = TrainJob(
         config=read_config(options.config, options.set),

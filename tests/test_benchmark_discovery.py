@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from benchmarks.agreement import agreement, engine_agreement, extrapolate, times
 from benchmarks.discovery import main
 from benchmarks.naive import Naive
 from benchmarks.opening import open_subject
-from benchmarks.sampling import Answer, LiveSampler, Sample, Walk, draw, walk
+from benchmarks.sampling import Answer, LiveSampler, Sample, Walk, draw, stratum, walk
 from tests.benchmark_folder import CPU, write_checkpoint
 from vitfx.acdc import acdc
 from vitfx.circuit import ATTRIBUTED, EXACT, GROUP, Circuit, Decision, Edge, Reader, Writer
@@ -87,7 +88,8 @@ def test_acdc_while_it_runs_and_on_its_circuit(model, granularity, tau):
         assert removed == [sum(not other.kept for other in decisions[:at]) for at in range(len(decisions))]
     assert {sample.decision.kept for sample in sampler.samples} == {True, False}
     trials = sum(sample.engine.seconds for sample in walked.samples)
-    assert extrapolate(walked, decisions) > trials
+    assert extrapolate(walked, sum(not one.kept for one in decisions)) > trials
+    assert dict(walked.edges) == Counter(stratum(one.edge) for one in decisions)
 
 
 def test_eap_acdc_is_held_against_the_state_of_each_edge(model):
@@ -114,10 +116,12 @@ def test_eap_acdc_is_held_against_the_state_of_each_edge(model):
 def test_a_ranked_circuit_is_walked_reader_by_reader(model):
     one = subject(model, "qkv")
     decisions = [Decision(edge, index % 3 > 0, 0.0, None, ATTRIBUTED) for index, edge in enumerate(one.graph.edges())]
+    random.Random(0).shuffle(decisions)
     everything = set(range(len(decisions)))
     walked = walk(one.engine(), naive_of(one), decisions, everything, Limits(1e-3), report)
     assert [sample.position for sample in walked.samples] == sorted(everything)
     assert {sample.decision for sample in walked.samples} == set(decisions)
+    assert list(walked.edges) == list(dict.fromkeys(visit.reader.sublayer for visit in one.engine().visits()))
     assert all(sample.engine.kept == sample.naive.kept for sample in walked.samples)
 
 
@@ -168,17 +172,15 @@ def test_a_share_of_few_is_no_certainty():
 
 
 def test_extrapolation_goes_by_sublayer():
-    def of(sublayer, kept):
-        return Decision(Edge(Writer("embed"), Reader(sublayer)), kept, 0.0, None)
-
-    decisions = [of("logits", True)] * 10 + [of("m1", True)] * 5 + [of("a1", False)] * 4
     samples = [
         sample("logits", True, True, 1.0),
         sample("logits", True, True, 2.0),
         sample("a1", False, False, 7.0, removing=0.5),
     ]
     # m1 has no sample, and the next that was visited is a1.
-    assert extrapolate(Walk(samples, 100.0), decisions) == 100 + 1.5 * 10 + 7 * 5 + 7 * 4 + 0.5 * 4
+    walked = Walk(samples, 100.0, {"logits": 10, "m1": 5, "a1": 4, "m0": 3})
+    # Nor has m0, behind which none comes.
+    assert extrapolate(walked, removed=6) == 100 + 1.5 * 10 + 7 * (5 + 4 + 3) + 0.5 * 6
 
 
 def test_command_runs_a_method_and_then_its_circuit(model, tmp_path, capsys):

@@ -237,7 +237,7 @@ def test_spread_is_told_of_seeds_and_the_standard_error_of_one():
         numbers = {"deleted": share, "agreement": 0.9, "calibration_kl": kl, "standard_error": 0.01}
         return {"share": share, "kl": kl, "accuracy": accuracy, **numbers}
 
-    whole = {"accuracy": 0.75}
+    common = {"preparation_seconds": 3.0, "whole": {"accuracy": 0.75}}
     record = {
         "asked": {
             "settings": {"granularity": "head", "ablation": "mean", "samples": 8},
@@ -245,10 +245,9 @@ def test_spread_is_told_of_seeds_and_the_standard_error_of_one():
             "flops": [0.1],
             "environment": {"device": "cpu", "cpu": "a processor", "threads": 2},
         },
-        "preparation_seconds": 3.0,
         "methods": {
-            "random": {"seconds": 1.0, "whole": whole, "rows": [row(0.1, 1.0, 0.5), row(0.1, 3.0, 0.7)]},
-            "eap": {"seconds": 2.0, "whole": whole, "rows": [row(0.1, 0.5, 0.7)]},
+            "random": {**common, "seconds": 1.0, "rows": [row(0.1, 1.0, 0.5), row(0.1, 3.0, 0.7)]},
+            "eap": {**common, "seconds": 2.0, "rows": [row(0.1, 0.5, 0.7)]},
         },
     }
     lines = markdown(record).splitlines()
@@ -266,6 +265,7 @@ def test_spread_is_told_of_seeds_and_the_standard_error_of_one():
         (["--methods", "acdc,magic"], "--methods magic is not known: choose of acdc"),
         (["--eval-samples", "0"], "--eval-samples is 0: give 1 or more"),
         (["--out", "nowhere/x.json"], "--out nowhere/x.json can't be written"),
+        (["--markdown", "nowhere/x.md"], "--markdown nowhere/x.md can't be written"),
         (["--samples", "20", "--out", "OTHER"], "OTHER is there and is no result of this benchmark"),
     ],
 )

@@ -98,6 +98,19 @@ def test_files_of_both_kinds_are_contenders(out):
     torch.testing.assert_close(exported, contenders[1].module(pixels), atol=1e-4, rtol=1e-4)
 
 
+def test_the_baseline_of_a_recovered_model_is_its_teacher(out, tmp_path):
+    for name in ("baseline.onnx", "pruned.onnx", "pruned.pt"):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    teacher = json.loads((out / "report.json").read_text())["settings"]["model"]
+    settings = {"model": str(out / "pruned.pt"), "teacher": teacher, "data": "digits"}
+    (tmp_path / "report.json").write_text(json.dumps({"settings": settings}))
+    baseline, pruned = (
+        sum(weight.numel() for weight in one.module.parameters()) for one in load_contenders([str(tmp_path)])
+    )
+    expected, _ = (sum(weight.numel() for weight in one.module.parameters()) for one in load_contenders([str(out)]))
+    assert baseline == expected > pruned
+
+
 def test_original_that_is_gone_costs_only_its_torch_rows(out, tmp_path):
     for name in ("baseline.onnx", "pruned.onnx", "pruned.pt"):
         (tmp_path / name).write_bytes((out / name).read_bytes())

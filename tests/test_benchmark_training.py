@@ -44,9 +44,14 @@ def test_the_figures_are_of_the_steps_that_were_run(tmp_path, monkeypatch, capsy
 
 
 def test_what_can_not_be_timed_is_told(capsys):
-    for option in ("--steps", "--rounds"):
-        assert main([*FEW, option, "0"]) == 2
+    for option, value, sentence in (
+        ("--steps", "0", "--steps is 0: give 1 or more"),
+        ("--rounds", "0", "--rounds is 0: give 1 or more"),
+        ("--workers", "-1", "--workers -1 is negative: give a number of processes, 0 for none"),
+        ("--out", "nowhere/x.json", "--out nowhere/x.json can't be written: give it a file in a folder that is there"),
+    ):
+        assert main([*FEW, option, value]) == 2
         said = capsys.readouterr()
-        assert said.err == f"error: {option} is 0: give 1 or more\n"
+        assert said.err.startswith(f"error: {sentence}") and said.err.count("\n") == 1
         # Nothing was decoded for it.
         assert said.out.strip() == ""

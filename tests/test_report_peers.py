@@ -35,7 +35,7 @@ def record(**changes: Any) -> dict[str, Any]:
         "<b> 0.9": {"peer": "<b>", "share": 0.9, "package": "1.6.1", "refused": "--flops 0.9 is out of reach"},
         "none 0.2": {"peer": "none", "share": 0.2, "package": None, "refused": "it can't"},
     }
-    return {"asked": asked, "load_average_before": 0.5, "rows": rows | changes}
+    return {"asked": asked, "rows": rows | changes}
 
 
 def written(path: Path, found: Any) -> Path:
