@@ -15,7 +15,7 @@ from tests.prune_runs import discover as prune_discover
 from tests.prune_runs import run_circuit as prune_circuit
 from vitfx.circuit import Circuit, Decision
 from vitfx.data import open_data
-from vitfx.discover import main
+from vitfx.discover import _next, _parser, main
 from vitfx.discover_job import Discoveries
 from vitfx.discovery import prepare
 from vitfx.edge_graph import EdgeGraph
@@ -159,6 +159,59 @@ def test_a_sweep(path: Path, tmp_path: Path, capsys: Captured) -> None:
     assert "or --eval-samples" in capsys.readouterr().err
 
 
+def test_a_sweep_leaves_the_table_of_another(path: Path, tmp_path: Path, capsys: Captured) -> None:
+    sweep = ("--tau-sweep", "1e-2:1e-1:2")
+    assert run(path, tmp_path / "c.json", *sweep) == 0
+    before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    other = ("--tau-sweep", "2e-2:2e-1:2", "--seed", "1")
+    assert run(path, tmp_path / "c.json", *other) == 2
+    assert "c-tau0.01.json is there already, of other settings" in capsys.readouterr().err
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
+    (tmp_path / "c-sweep.json").write_text("notes")
+    assert run(path, tmp_path / "c.json", *sweep) == 2
+    assert "c-sweep.json is there and is no table of a sweep" in capsys.readouterr().err
+    # The circuits have no row then, and are the same when they are found again.
+    (tmp_path / "c-sweep.json").unlink()
+    assert run(path, tmp_path / "c.json", *sweep) == 0
+    assert "c-tau0.01.json has no row in the table, and is found again" in capsys.readouterr().out
+    for name in ("c-tau0.01.json", "c-tau0.1.json"):
+        assert (tmp_path / name).read_bytes() == before[name]
+    assert run(path, tmp_path / "c.json", *other, "--force") == 0
+    (_, row) = json.loads((tmp_path / "c-sweep.json").read_text())["sweep"]
+    assert row["seconds"] > 0
+
+
+def test_a_threshold_that_was_broken_off_has_no_seconds(
+    path: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    sweep = ("--tau-sweep", "1e-2:1e-1:2")
+    with monkeypatch.context() as patch:
+        patch.setattr(Discoveries, "_evaluation", broken)
+        assert run(path, tmp_path / "c.json", *sweep) == 130
+    assert run(path, tmp_path / "c.json", *sweep) == 0
+    first, second = json.loads((tmp_path / "c-sweep.json").read_text())["sweep"]
+    assert first["seconds"] is None and second["seconds"] > 0
+
+
+def test_ctrl_c_in_a_ranking_is_not_gone_on_from(
+    path: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Discoveries, "_evaluation", broken)
+    for options, said in (
+        (("--method", "eap"), "begins anew"),
+        (("--method", "acdc"), "goes on where it stopped"),
+        (("--method", "eap", "--tau-sweep", "1e-2:1e-1:2"), "goes on where it stopped"),
+    ):
+        assert run(path, tmp_path / f"{len(options)}{options[1]}.json", *options) == 130
+        assert capsys.readouterr().err == f"\nstopped; the same command {said}\n"
+
+
 def test_what_fails_behind_a_discovery_costs_no_decision(
     path: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +234,12 @@ def test_fewer_images_than_the_default_are_no_error(path: Path, tmp_path: Path) 
     options = ["--data", str(tmp_path / "photos"), "--paths", "4", "--device", "cpu", "--out", str(out)]
     assert main([str(path), *options]) == 0
     assert read(out).settings["samples"] == 40
+
+
+def test_the_command_that_prunes_has_the_numbers_that_were_given() -> None:
+    given = ["--image-size", "224", "--mean", "0.48145466", "0.4578275", "0.40821073", "--std", "0.26862954"]
+    options = _parser().parse_args(["m.safetensors", "--arch", "timm:x", *given])
+    assert _next(options, Path("c.json"))[-1].endswith(f"--circuit c.json --arch timm:x {' '.join(given)}")
 
 
 def test_thresholds_of_a_sweep() -> None:

@@ -2,11 +2,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from passes.plan import DeletionPlan, SublayerDeletion
+from passes.stream import read_sites
 from tests.checks import assert_equal, canonical, traced
 from tests.families import images
 from vitfx.ablation import make_reference
 from vitfx.circuit import EMBED, Edge, Writer
 from vitfx.edge_graph import EdgeGraph, kl_divergence
+from vitfx.errors import UserError
+from vitfx.verify import rewrite, tokens_of
 
 PIXELS = images(4, torch.float64)
 PATHS = {name: [range(0, 48, 2), range(1, 48, 2)] for name in ("m0", "m1", "m2")}
@@ -74,6 +78,21 @@ def test_a_removal_without_a_reference_is_an_error(graph):
 def test_paths_must_hold_every_neuron_once():
     with pytest.raises(ValueError, match="each of its 48 neurons once"):
         EdgeGraph(canonical(), {**PATHS, "m1": [range(47)]})
+
+
+def test_a_model_of_which_nothing_is_left_is_refused():
+    graph_module = canonical()
+    sites = read_sites(graph_module)
+    everything = DeletionPlan(
+        tuple(
+            SublayerDeletion(one.name, one.module.kind, tuple(range(one.module.units)), one.module.units)
+            for one in sites
+        )
+    )
+    left = rewrite(graph_module, everything).graph_module
+    for take in (lambda: EdgeGraph(left, {}), lambda: tokens_of(left, PIXELS)):
+        with pytest.raises(UserError, match="no attention and no MLP is left in the model"):
+            take()
 
 
 def test_kl_divergence_is_torchs():

@@ -73,6 +73,18 @@ def test_an_edge_of_other_neurons_is_decided_again(path: Path) -> None:
     assert FileJournal(path, "key").recall(other) == Decision(other, True, 1.0, 2.0)
 
 
+def test_a_sublayer_is_recalled_whole_or_not_at_all(path: Path) -> None:
+    others = [Edge(Writer("m1", 1, (2, 9))), Edge(Writer("m1", 2, (4, 5)))]
+    mixed = [EDGES[0], *others]
+    assert FileJournal(path, "key").recall_all(EDGES) == DECISIONS
+    assert FileJournal(path, "key").recall_all(mixed) is None
+    assert FileJournal(path, "key").recall_all([*EDGES, Edge(Writer("m2"))]) is None
+    # What is decided again is recalled in its new order.
+    again = [Decision(edge, False, 0.5, 0.25) for edge in reversed(mixed)]
+    FileJournal(path, "key").record_all(again)
+    assert FileJournal(path, "key").recall_all(mixed) == again
+
+
 @pytest.mark.parametrize("contents", [None, "notes\n", "[]\n"])
 def test_what_another_run_left_is_not_overwritten(path: Path, contents: str | None) -> None:
     if contents is not None:

@@ -22,6 +22,7 @@ from vitfx.settings import Settings
         ({"samples": 1}, "--samples 1 is too small: give 2 or more"),
         ({"paths": 0}, "--paths 0 is too small: give 1 or more"),
         ({"seed": -1}, "--seed -1 is too small: give 0 or more"),
+        ({"seed": 2**63}, "--seed 9223372036854775808 is too large: give less than 2 to the power of 63"),
         ({"method": "magic"}, "--method magic is not known: choose one of acdc"),
         ({"ablation": "median"}, "--ablation median is not known: choose one of zero, mean, position-mean, resample"),
         ({"corruption": "fog"}, "--corruption fog is not known: choose one of swap, noise, blur, shuffle"),

@@ -83,7 +83,7 @@ def test_no_more_edges_are_drawn_than_asked_for() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"remove": 0.7}, "70% to remove"),
+        ({"remove": 0.005}, "0.005 to remove"),
         ({"tau": None, "goal": "target-speedup", "value": 1.5}, "target-speedup 1.5"),
         ({}, "τ = 0.01"),
     ],
@@ -128,6 +128,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["--out", "circuit.pdf"], "is neither .svg nor .png"),
         (["--out", "picture"], "is neither .svg nor .png"),
         (["--out", "none/circuit.svg"], "is in a folder that does not exist: make none first"),
+        (["--out", "c" * 300 + ".svg"], "can't be written (File name too long)"),
         (["--edges", "-1"], "--edges -1 is negative"),
         (["--top", "-2"], "--top -2 is negative"),
     ],
@@ -157,6 +158,14 @@ def test_what_is_no_circuit(capsys: pytest.CaptureFixture[str], tmp_path: Path, 
 
 def test_a_missing_circuit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "can't be read (No such file or directory)" in refused(capsys, [str(tmp_path / "circuit.json")])
+
+
+def test_a_name_keeps_its_threshold(written: Path) -> None:
+    for name in ("c-tau0.001", "c-tau0.01.json"):
+        circuit = written.rename(written.with_name(name))
+        assert main([str(circuit)]) == 0
+        written = circuit
+    assert sorted(one.name for one in written.parent.glob("*.svg")) == ["c-tau0.001.svg", "c-tau0.01.svg"]
 
 
 def test_a_picture_is_overwritten_only_when_told(capsys: pytest.CaptureFixture[str], written: Path) -> None:

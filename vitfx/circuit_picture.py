@@ -87,7 +87,7 @@ def _title(circuit: Circuit) -> str:
     known = circuit.settings
     parts = [f"{known.get('method', 'circuit')}"]
     if known.get("remove") is not None:
-        parts.append(f"{known['remove']:.0%} to remove")
+        parts.append(f"{known['remove']:g} to remove")
     elif known.get("goal") is not None:
         parts.append(f"{known['goal']} {known.get('value')}")
     elif known.get("tau") is not None:

@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 from vitfx.calibration import Share
 from vitfx.circuit_summary import summary
 from vitfx.discover_job import Discoveries
-from vitfx.ending import GOES_ON, ending
+from vitfx.ending import BEGINS_ANEW, GOES_ON, ending
 from vitfx.errors import UserError
 from vitfx.files import writing
 from vitfx.frontend import read_module
@@ -24,7 +24,7 @@ from vitfx.inputs import open_inputs
 from vitfx.memory import fit, memory_needed
 from vitfx.options import add_discovery, add_inputs, add_loading, given_settings, make_settings, threshold
 from vitfx.progress import Silent, Watcher, console_watcher
-from vitfx.settings import Settings
+from vitfx.settings import RANKING, Settings
 from vitfx.share import first_says, on_each, open_share, share_device
 from vitfx.stability import Outcome
 from vitfx.sweep import circuit_path, read_sweep, record_path, sweep, to_table
@@ -70,7 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
             found = _run(task, share, watcher)
         console.print(*found, highlight=False, markup=False, soft_wrap=True, sep="\n")
 
-    return ending(work, lambda: GOES_ON if first else "")
+    # What ranks keeps nothing but the circuits of a sweep.
+    goes_on = options.method not in RANKING or options.tau_sweep is not None
+    return ending(work, lambda: (GOES_ON if goes_on else BEGINS_ANEW) if first else "")
 
 
 def _check(options: argparse.Namespace) -> _Task:
@@ -169,7 +171,7 @@ def _next(options: argparse.Namespace, out: Path) -> list[str]:
     for name in ("image_size", "mean", "std"):
         if (value := getattr(options, name)) is not None:
             values = value if isinstance(value, list) else [value]
-            more += [f"--{name.replace('_', '-')}", *(f"{one:g}" for one in values)]
+            more += [f"--{name.replace('_', '-')}", *map(str, values)]
     return [
         f"draw it:               {shlex.join(['python', '-m', 'vitfx.show', str(out)])}",
         f"delete what is dead:   "

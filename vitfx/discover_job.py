@@ -46,6 +46,10 @@ class Discoveries:
     def facts(self) -> dict[str, str]:
         return origins(self.graph_module, self.images)
 
+    def begun(self, out: Path) -> bool:
+        """Whether an earlier run was broken off before it had written its circuit there."""
+        return any(self._journal_path(out, repeat).exists() for repeat in range(self.repeats))
+
     def run(self, settings: Settings, out: Path) -> Outcome:
         """Discovers, as often as asked, and writes the first run's circuit, with what the others have to say of it.
 

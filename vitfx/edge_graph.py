@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from passes.dialect import Attention
 from vitfx.circuit import EMBED, LOGITS, PARTS, Edge, Reader, Writer
-from vitfx.errors import UserError
+from vitfx.errors import NothingPrunable, UserError
 from vitfx.stages import Reference, Stage, attend, contribution, project_heads, read_stages, replaced
 
 GRANULARITIES = ("block", "head", "edge", "qkv")
@@ -46,13 +46,16 @@ class EdgeGraph:
     def __init__(self, graph_module: GraphModule, paths: Paths, granularity: str = "head") -> None:
         """paths: for every MLP, groups that hold each of its neurons once; raises ValueError otherwise.
 
-        Raises UserError where the graph is to be taken apart by reader and has an unrecognised step between sublayers.
+        Raises UserError where no sublayer is left, or the graph is to be taken apart by reader and has an unrecognised
+        step between sublayers.
         """
         if granularity not in GRANULARITIES:
             raise ValueError(f"granularity {granularity!r} is not one of {', '.join(GRANULARITIES)}")
         self.granularity = granularity
         self.stages = read_stages(graph_module)
         sublayers = [index for index, stage in enumerate(self.stages) if stage.norm is not None]
+        if not sublayers:
+            raise NothingPrunable
         self.first, self.last = sublayers[0], sublayers[-1]
         unseen = [stage.name for stage in self.stages[self.first : self.last] if stage.reads_unseen]
         if unseen and not self.reads_stream:

@@ -11,6 +11,7 @@ from vitfx.share import ToldElsewhere, let_speak
 from vitfx.verify import VerificationError
 
 GOES_ON = "stopped; the same command goes on where it stopped"
+BEGINS_ANEW = "stopped; the same command begins anew"
 GOES_ON_UNFORCED = "stopped; the same command without --force goes on where it stopped"
 
 

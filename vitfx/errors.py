@@ -6,3 +6,10 @@ class UserError(Exception):
 
     Commands print it without a traceback and exit with code 2.
     """
+
+
+class NothingPrunable(UserError):
+    """A graph without a sublayer, as an artifact is from which all were deleted."""
+
+    def __init__(self) -> None:
+        super().__init__("no attention and no MLP is left in the model: give one that has something to take apart")

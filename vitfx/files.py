@@ -82,9 +82,10 @@ def remove_results(folder: Path, results: Sequence[str]) -> None:
 
 def check_new_file(out: Path, *, force: bool) -> None:
     """Raises UserError where a command can't write the one file that --out names, before it works for it."""
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out} is in a folder that does not exist: make {out.parent} first")
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder: give the name of a file in it")
-    if out.exists() and not force:
-        raise UserError(f"{out} is there already: give another name with --out, or --force to overwrite it")
+    with writing(out):
+        if not out.parent.is_dir():
+            raise UserError(f"--out {out} is in a folder that does not exist: make {out.parent} first")
+        if out.is_dir():
+            raise UserError(f"--out {out} is a folder: give the name of a file in it")
+        if out.exists() and not force:
+            raise UserError(f"{out} is there already: give another name with --out, or --force to overwrite it")

@@ -42,10 +42,14 @@ class FileJournal:
         self.path = path
         self._known: dict[str, dict[str, Any]] = {}
         self._made_folder = not path.parent.exists()
-        lines = _whole_lines(path)
+        with writing(path):
+            lines, empty = _whole_lines(path), not _has_contents(path)
         if lines and lines[0].get("key") == key:
-            self._known = {line["edge"]: line for line in lines[1:]}
-        elif _has_contents(path) and len(lines) != 1 and not force:
+            for line in lines[1:]:
+                # What was decided again goes where it was decided last.
+                self._known.pop(line["edge"], None)
+                self._known[line["edge"]] = line
+        elif not empty and len(lines) != 1 and not force:
             raise UserError(
                 f"{path} is of a run of {max(len(lines) - 1, 0)} decisions that was broken off, "
                 "with other settings, model or images: give those to go on with it, another place with --out, "
@@ -70,10 +74,12 @@ class FileJournal:
         return replace(found, order=None if found.order is None else tuple(found.order))
 
     def recall_all(self, edges: Sequence[Edge]) -> list[Decision] | None:
-        """The earlier decisions on all of these edges, in the order in which they were made."""
-        found = {edge.name: self.recall(edge) for edge in edges}
-        ordered = [found[name] for name in self._known if name in found]
-        return None if len(ordered) < len(edges) else [one for one in ordered if one is not None] or None
+        """The earlier decisions on all of these edges, in the order in which they were made; None where one is not
+        known."""
+        found = {edge.name: one for edge in edges if (one := self.recall(edge)) is not None}
+        if len(found) < len(edges):
+            return None
+        return [found[name] for name in self._known if name in found] or None
 
     def record(self, decision: Decision) -> None:
         self.record_all([decision])

@@ -13,7 +13,7 @@ from torch import Tensor
 from vitfx.checkpoint import LoadedModel
 from vitfx.deployment import read_rewrites
 from vitfx.device import pick_device
-from vitfx.ending import ending
+from vitfx.ending import BEGINS_ANEW, ending
 from vitfx.errors import UserError
 from vitfx.files import check_output
 from vitfx.inputs import open_inputs, open_model
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(to_table(report))
         console.print(f"{job.out}/ has optimized.onnx and the report", highlight=False, markup=False, soft_wrap=True)
 
-    return ending(work, lambda: "stopped; the same command begins anew")
+    return ending(work, lambda: BEGINS_ANEW)
 
 
 def _open(options: argparse.Namespace, watcher: Watcher) -> OptimizeJob:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vitfx.compensation import KINDS
 from vitfx.compile import Compensation, Pruned, compile_model
 from vitfx.device import pick_device
-from vitfx.ending import GOES_ON, ending
+from vitfx.ending import BEGINS_ANEW, GOES_ON, ending
 from vitfx.errors import UserError
 from vitfx.goal_options import add_goal
 from vitfx.image_set import Images
@@ -39,7 +39,7 @@ from vitfx.rounds import missed as rounds_missed
 from vitfx.rounds import to_table as rounds_table
 from vitfx.rounds_job import RoundsJob, run_rounds
 from vitfx.rounds_options import Rounds, add_rounds
-from vitfx.settings import Settings
+from vitfx.settings import RANKING, Settings
 
 _EXAMPLE = """example:
   python -m vitfx.prune demo --tau 0.001
@@ -109,7 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
         nonlocal goes_on
         with console_watcher(console) as watcher:
             job, rounds = open_job(options)
-            goes_on = rounds is not None or bool(job.speeds) or (job.goal is None and job.circuit is None)
+            decides = job.goal is None and job.circuit is None and job.settings.method not in RANKING
+            goes_on = rounds is not None or bool(job.speeds) or decides
             command = shlex.join(["python", "-m", "vitfx.prune", *(sys.argv[1:] if arguments is None else arguments)])
             table, what, missed = _run(job, rounds, command, watcher)
         console.print(table)
@@ -120,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(said, file=sys.stderr)
         return 1
 
-    return ending(work, lambda: GOES_ON if goes_on else "stopped; the same command begins anew")
+    return ending(work, lambda: GOES_ON if goes_on else BEGINS_ANEW)
 
 
 def _run(job: Job, rounds: Rounds | None, command: str, watcher: Watcher) -> tuple[Table, str, str | None]:

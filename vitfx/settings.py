@@ -71,6 +71,8 @@ class Settings:
         for name, least in (("samples", 2), ("paths", 1), ("steps", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name} {getattr(self, name)} is too small: give {least} or more")
+        if self.seed >= 2**63:
+            raise UserError(f"--seed {self.seed} is too large: give less than 2 to the power of 63")
 
     @property
     def threshold(self) -> str:

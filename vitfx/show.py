@@ -36,7 +36,7 @@ def _show(options: argparse.Namespace, console: Console) -> None:
         if getattr(options, name) < 0:
             raise UserError(f"--{name} {getattr(options, name)} is negative: give a number of edges, 0 for none")
     circuit = read_circuit(options.circuit)
-    out = options.out or options.circuit.with_suffix(".svg")
+    out = options.out or options.circuit.with_name(options.circuit.name.removesuffix(".json") + ".svg")
     _check_out(out, force=options.force)
     tables = summary(circuit, options.top)
     write_aside(out, picture_bytes(circuit, out.suffix.lower(), options.edges))

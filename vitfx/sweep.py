@@ -47,11 +47,11 @@ def record_path(out: Path) -> Path:
 def sweep(job: Discoveries, settings: Settings, taus: Sequence[float], out: Path) -> list[dict[str, Any]]:
     """A circuit file for each τ beside `out`, and the table of them as JSON; circuits that an earlier run with the same
     settings wrote, of these τ or others, are not discovered again and stay in the table's file. Raises UserError where
-    another file would be overwritten."""
+    another file would be overwritten, or another sweep's table."""
     facts = job.facts
 
     def known() -> dict[float, dict[str, Any]]:
-        rows = _known_rows(record_path(out))
+        rows = _known_rows(record_path(out), force=job.force)
         found = {}
         for tau in dict.fromkeys([*taus, *rows]):
             path, row = circuit_path(out, tau), rows.get(tau)
@@ -60,7 +60,7 @@ def sweep(job: Discoveries, settings: Settings, taus: Sequence[float], out: Path
             own = own and (row is None or row.get("eval_samples") == job.evaluated)
             if circuit is not None and own and row is not None and row["fingerprint"] == circuit.fingerprint():
                 found[tau] = row
-            elif tau in taus and path.exists() and not own and not job.force:
+            elif path.exists() and not own and not job.force:
                 raise UserError(
                     f"{path} is there already, of other settings, model, images or --eval-samples: give another name "
                     "with --out, or --force to replace it"
@@ -72,22 +72,33 @@ def sweep(job: Discoveries, settings: Settings, taus: Sequence[float], out: Path
         if tau in rows:
             job.watcher.say(f"τ = {tau:g}: {rows[tau]['file']} is there already")
             continue
-        job.watcher.say(f"τ = {tau:g}")
-        start = time.perf_counter()
-        outcome = job.run(replace(settings, tau=tau), circuit_path(out, tau))
-        rows[tau] = _row(outcome, circuit_path(out, tau), job.evaluated, time.perf_counter() - start)
+        path = circuit_path(out, tau)
+        again = path.exists() and not job.force
+        job.watcher.say(
+            f"τ = {tau:g}" + (f": {path.name} has no row in the table, and is found again" if again else "")
+        )
+        # Of a run that was broken off nobody knows how long it took until then.
+        begun, start = job.begun(path), time.perf_counter()
+        outcome = job.run(replace(settings, tau=tau), path)
+        rows[tau] = _row(outcome, path, job.evaluated, None if begun else time.perf_counter() - start)
         if job.share.rank == 0:
             done = [rows[one] for one in sorted(rows)]
             write_aside(record_path(out), json.dumps({"sweep": done}, indent=1, ensure_ascii=False))
     return [rows[tau] for tau in taus]
 
 
-def _known_rows(path: Path) -> dict[float, dict[str, Any]]:
-    """What an earlier run recorded; nothing where it can't be read."""
+def _known_rows(path: Path, *, force: bool) -> dict[float, dict[str, Any]]:
+    """What an earlier run recorded; nothing, with `force`, of a file that is something else. Raises UserError."""
     try:
-        return {row["tau"]: row for row in json.loads(path.read_text())["sweep"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {row["tau"]: row for row in json.loads(path.read_text(encoding="utf-8"))["sweep"]}
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if force:
+            return {}
+        raise UserError(
+            f"{path} is there and is no table of a sweep: give another name with --out, or --force to replace it"
+        ) from error
 
 
 def _circuit_at(path: Path) -> Circuit | None:
@@ -97,7 +108,7 @@ def _circuit_at(path: Path) -> Circuit | None:
         return None
 
 
-def _row(outcome: Outcome, path: Path, evaluated: int, seconds: float) -> dict[str, Any]:
+def _row(outcome: Outcome, path: Path, evaluated: int, seconds: float | None) -> dict[str, Any]:
     circuit = outcome.circuit
     (heads, all_heads), (paths, all_paths) = outcome.dead_of("a"), outcome.dead_of("m")
     return {
@@ -115,7 +126,7 @@ def _row(outcome: Outcome, path: Path, evaluated: int, seconds: float) -> dict[s
         "eval_samples": evaluated,
         "evaluation": circuit.details.get("evaluation"),
         "overlap": circuit.details.get("stability", {}).get("overlap"),
-        "seconds": round(seconds, 3),
+        "seconds": None if seconds is None else round(seconds, 3),
     }
 
 
@@ -137,6 +148,6 @@ def to_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['kl']:.4g}",
             f"{scores['agreement']:.2%}",
             "" if scores["accuracy"] is None else f"{scores['accuracy']:.2%}",
-            f"{row['seconds']:.1f}",
+            "" if row["seconds"] is None else f"{row['seconds']:.1f}",
         )
     return table

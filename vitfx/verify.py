@@ -24,6 +24,7 @@ from passes.dialect import Sublayer
 from passes.fold_constants import FoldConstants
 from passes.plan import DeletionPlan, channels_of
 from passes.stream import read_sites
+from vitfx.errors import NothingPrunable
 
 TOLERANCE_FLOAT64 = 1e-9
 TOLERANCE_FLOAT32 = 1e-4
@@ -95,9 +96,11 @@ def verify(graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan,
 
 
 def tokens_of(graph_module: GraphModule, pixels: Tensor) -> int:
-    """Tokens in the residual stream."""
-    site = read_sites(graph_module)[0]
-    return int(_Streams(graph_module, DeletionPlan()).at_norms(pixels)[site.name].shape[1])
+    """Tokens in the residual stream. Raises UserError where no sublayer is left that reads it."""
+    sites = read_sites(graph_module)
+    if not sites:
+        raise NothingPrunable
+    return int(_Streams(graph_module, DeletionPlan()).at_norms(pixels)[sites[0].name].shape[1])
 
 
 def ablated_logits(graph_module: GraphModule, plan: DeletionPlan, pixels: Tensor) -> Tensor:
