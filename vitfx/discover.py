@@ -38,7 +38,8 @@ _EXAMPLE = """example:
   python -m vitfx.discover vit.pt --repeats 5                   what other images and seeds would have found
   torchrun --nproc-per-node=4 -m vitfx.discover vit.pt          images shared out over four processes
 
-The same command goes on where it was stopped. exit code: 0; 2 when something you gave can't be used; 130 after Ctrl-C.
+The same command goes on where it was stopped; methods that rank begin anew.
+exit code: 0; 2 when something you gave can't be used; 130 after Ctrl-C.
 """
 
 

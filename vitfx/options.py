@@ -35,9 +35,9 @@ def add_discovery(parser: argparse.ArgumentParser) -> None:
     add(
         "--method",
         choices=METHODS,
-        help="acdc asks of every edge what removing it costs (exact, slow); eap-acdc predicts that by gradients and "
-        "asks where it is close; the others rank: eap, eap-ig and taylor by gradients, magnitude by weights, random is "
-        f"what any of them must beat (default {default.method})",
+        help="acdc asks of every edge what removing it costs (exact, slow on graphs of many edges); eap-acdc predicts "
+        "that by gradients and asks where it is close (for the edge and the qkv graph); the others rank: eap, eap-ig "
+        f"and taylor by gradients, magnitude by weights, random is what any must beat (default {default.method})",
     )
     add(
         "--granularity",
