@@ -90,20 +90,19 @@ def compare(options: Options, watcher: Watcher) -> dict[str, Any]:
         min(options.evaluation, len(subject.splits.evaluation)), options.settings.seed
     )
     asked = _asked(options, subject, evaluation)
-    known, searches = (read_known(options.out, asked, part) for part in ("methods", "searches"))
-    record: dict[str, Any] = {"asked": asked, "methods": known, "searches": searches}
+    record: dict[str, Any] = {"asked": asked, **read_known(options.out, asked, "methods", "searches")}
     # A method that is in --out already was found in another call.
     call = {"load_average_before": load, "preparation_seconds": preparation}
     bench = Comparison(subject, options.settings, options.shares, evaluation, watcher)
     for method in options.methods:
-        if method in known:
+        if method in record["methods"]:
             watcher.say(f"{method} is in {options.out} already")
             continue
         watcher.say(f"{method} …")
         record["methods"][method] = {**call, **_measured(bench, method, record, options.out)}
-        searches.pop(method, None)
+        record["searches"].pop(method, None)
         write_record(options.out, record)
-    record["methods"] = {name: record["methods"][name] for name in (*options.methods, *known)}
+    record["methods"] = {name: record["methods"][name] for name in (*options.methods, *record["methods"])}
     return record
 
 

@@ -115,11 +115,11 @@ def compare(options: Options, watcher: Watcher) -> dict[str, Any]:
         seed=options.seed,
         watcher=watcher,
     )
-    known = read_known(options.out, match.asked, "rows")
-    record: dict[str, Any] = {"asked": match.asked, "rows": known}
+    record: dict[str, Any] = {"asked": match.asked, **read_known(options.out, match.asked, "rows")}
+    known = record["rows"]
 
     def keep(name: str, row: dict[str, Any]) -> None:
-        record["rows"][name] = {"load_average_before": load, **row}
+        known[name] = {"load_average_before": load, **row}
         write_record(options.out, record)
 
     if ORIGINAL not in known:

@@ -10,17 +10,17 @@ from vitfx.errors import UserError
 from vitfx.files import write_aside
 
 
-def read_known(out: Path, asked: dict[str, Any], part: str) -> dict[str, Any]:
-    """The record's `part`, what an earlier run has finished; empty where there is none.
+def read_known(out: Path, asked: dict[str, Any], *parts: str) -> dict[str, dict[str, Any]]:
+    """The record's `parts`, by name: what an earlier run has finished; each is empty where there is none.
 
     asked: all that the numbers depend on. Raises UserError where the file is of something else, or was asked otherwise.
     """
     if not out.exists():
-        return {}
+        return {part: {} for part in parts}
     try:
         record = json.loads(out.read_text(encoding="utf-8"))
         same = record["asked"] == asked
-        known = dict(record[part]) if same else {}
+        known = {part: dict(record[part]) for part in parts} if same else {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{out} is there and is no result of this benchmark: give another name with --out") from error
     if not same:

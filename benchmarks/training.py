@@ -30,7 +30,7 @@ from vitfx.precision import autocast, pick_precision
 from vitfx.progress import Watcher, console_watcher
 from vitfx.train_config import read_config
 from vitfx.train_job import make_plan, prepare
-from vitfx.train_loader import default_workers, load_batches
+from vitfx.train_loader import load_batches, pick_workers
 from vitfx.train_task import TrainJob
 from vitfx.trainer import Trainer, make_trainer
 
@@ -164,8 +164,6 @@ def _setting(options: argparse.Namespace) -> Setting:
     for name in ("steps", "rounds"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}: give 1 or more")
-    if options.workers is not None and options.workers < 0:
-        raise UserError(f"--workers {options.workers} is negative: give a number of processes, 0 for none")
     if options.out is not None:
         check_out(options.out)
     device: torch.device = pick_device(options.device)
@@ -176,7 +174,7 @@ def _setting(options: argparse.Namespace) -> Setting:
         model_file=None,
         cache=options.cache or default_cache(),
         device=device,
-        workers=default_workers(device) if options.workers is None else options.workers,
+        workers=pick_workers(options.workers, device),
         save_seconds=0.0,
         init=None,
         arch=None,

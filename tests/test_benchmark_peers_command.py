@@ -116,9 +116,9 @@ def test_speeds_where_a_point_is_lost_are_on_straight_lines():
 
 def test_records_are_read_back_and_others_refused(tmp_path):
     out = tmp_path / "x.json"
-    assert read_known(out, {"a": 1}, "rows") == {}
+    assert read_known(out, {"a": 1}, "rows", "more") == {"rows": {}, "more": {}}
     write_record(out, {"asked": {"a": 1}, "rows": {"one": 2}})
-    assert read_known(out, {"a": 1}, "rows") == {"one": 2}
+    assert read_known(out, {"a": 1}, "rows") == {"rows": {"one": 2}}
     for part in ("rows", "what a later version adds"):
         with pytest.raises(UserError, match="was found with other settings"):
             read_known(out, {"a": 2}, part)

@@ -104,11 +104,13 @@ def test_the_baseline_of_a_recovered_model_is_its_teacher(out, tmp_path):
     teacher = json.loads((out / "report.json").read_text())["settings"]["model"]
     settings = {"model": str(out / "pruned.pt"), "teacher": teacher, "data": "digits"}
     (tmp_path / "report.json").write_text(json.dumps({"settings": settings}))
-    baseline, pruned = (
-        sum(weight.numel() for weight in one.module.parameters()) for one in load_contenders([str(tmp_path)])
-    )
-    expected, _ = (sum(weight.numel() for weight in one.module.parameters()) for one in load_contenders([str(out)]))
-    assert baseline == expected > pruned
+
+    def sizes(folder):
+        contenders = load_contenders([str(folder)])
+        return [sum(weight.numel() for weight in one.module.parameters()) for one in contenders]
+
+    baseline, pruned = sizes(out)
+    assert sizes(tmp_path) == [baseline, pruned] and baseline > pruned
 
 
 def test_original_that_is_gone_costs_only_its_torch_rows(out, tmp_path):

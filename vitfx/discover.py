@@ -18,7 +18,7 @@ from vitfx.circuit_summary import summary
 from vitfx.discover_job import Discoveries
 from vitfx.ending import BEGINS_ANEW, GOES_ON, ending
 from vitfx.errors import UserError
-from vitfx.files import writing
+from vitfx.files import check_new_file
 from vitfx.frontend import read_module
 from vitfx.inputs import open_inputs
 from vitfx.memory import fit, memory_needed
@@ -102,15 +102,9 @@ def _check(options: argparse.Namespace) -> _Task:
 
 def _check_out(out: Path, *, overwrites: bool) -> None:
     """Raises UserError where a circuit can't go there. overwrites: a file that is there already is in the way."""
-    with writing(out):
-        if not out.parent.is_dir():
-            raise UserError(f"--out {out} is in a folder that does not exist: make {out.parent} first")
-        if out.is_dir():
-            raise UserError(f"--out {out} is a folder: give the name of a file in it")
-        if not os.access(out.parent, os.W_OK | os.X_OK):
-            raise UserError(f"{out.parent} does not allow new files: name another place with --out")
-        if overwrites and out.exists():
-            raise UserError(f"{out} is there already: give another name with --out, or --force to replace it")
+    check_new_file(out, force=not overwrites)
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{out.parent} does not allow new files: name another place with --out")
 
 
 def _run(task: _Task, share: Share, watcher: Watcher) -> list[RenderableType]:

@@ -34,7 +34,7 @@ from vitfx.share import first_says, open_share, share_device
 from vitfx.train_config import PACKAGED, PRECISIONS, read_config, sets_image_size
 from vitfx.train_job import run_training
 from vitfx.train_lines import training_watcher
-from vitfx.train_loader import default_workers
+from vitfx.train_loader import pick_workers
 from vitfx.train_task import TrainJob
 from vitfx.training_state import STATE
 
@@ -138,8 +138,6 @@ def _check(options: argparse.Namespace, arguments: list[str]) -> TrainJob:
     arch = None if config.model.arch == "vit" else config.model.arch
     if (options.init or arch) and (sizes := [key for key in _SIZES if key in given]):
         raise UserError(f"--{sizes[0]} is for vitfx's own ViT from nothing: leave it out with --arch and --init")
-    if options.workers is not None and options.workers < 0:
-        raise UserError(f"--workers {options.workers} is negative: give a number of processes, 0 for none")
     if not options.save_seconds >= 0:
         raise UserError(f"--save-seconds {options.save_seconds:g} is no time: give 0 or more")
     if options.data != "digits" and not Path(options.data).exists():
@@ -157,7 +155,7 @@ def _check(options: argparse.Namespace, arguments: list[str]) -> TrainJob:
         model_file=model_file,
         cache=options.cache or default_cache(),
         device=device,
-        workers=default_workers(device) if options.workers is None else options.workers,
+        workers=pick_workers(options.workers, device),
         save_seconds=options.save_seconds,
         init=options.init,
         arch=arch,

@@ -88,6 +88,15 @@ def default_workers(device: torch.device) -> int:
     return min(usable_cores() - 1, _MOST_WORKERS) if is_gpu(device) else 0
 
 
+def pick_workers(asked: int | None, device: torch.device) -> int:
+    """What --workers asks for, the default for None. Raises UserError."""
+    if asked is None:
+        return default_workers(device)
+    if asked < 0:
+        raise UserError(f"--workers {asked} is negative: give a number of processes, 0 for none")
+    return asked
+
+
 def load_batches(
     pixels: Pixels, transform: v2.Transform, plan: BatchPlan, start: int, workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
