@@ -12,14 +12,14 @@ from torch import nn
 from benchmarks.opening import Subject
 from passes.cost import Cost, measure_cost, predict_cost, unit_flops
 from passes.plan import DeletionPlan
-from vitfx.circuit import EMBED, Circuit, Decision
-from vitfx.edge_scores import score_edges
-from vitfx.errors import UserError
-from vitfx.liveness import make_plan
-from vitfx.progress import Report
-from vitfx.rank import least
-from vitfx.settings import Settings
-from vitfx.verify import rewrite, tokens_of
+from vitfx.circuits.circuit import EMBED, Circuit, Decision
+from vitfx.circuits.liveness import make_plan
+from vitfx.discovery.basis.settings import Settings
+from vitfx.discovery.methods.attribution import score_edges
+from vitfx.discovery.methods.rank import least
+from vitfx.graph.verify import rewrite, tokens_of
+from vitfx.support.errors import UserError
+from vitfx.support.progress import Report
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from benchmarks.candidates import Candidate, Workshop, score
 from benchmarks.opening import Subject
 from benchmarks.thresholds import Run, at_share, runner
-from vitfx.device import synchronize
-from vitfx.evaluate import Scores, evaluate
-from vitfx.image_set import ImageSet
-from vitfx.progress import Watcher
-from vitfx.settings import RANKING, Settings
+from vitfx.deploy.evaluate import Scores, evaluate
+from vitfx.discovery.basis.settings import RANKING, Settings
+from vitfx.images.image_set import ImageSet
+from vitfx.support.devices import synchronize
+from vitfx.support.progress import Watcher
 
 RANDOM_SEEDS = 3
 WHOLE = "whole"

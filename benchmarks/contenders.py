@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitfx.checkpoint import load_model
-from vitfx.errors import UserError
-from vitfx.export import export_onnx
-from vitfx.lowering import normalised_pixels, plain_pixels
-from vitfx.preprocess import Preprocess
-from vitfx.runtime import open_session
+from vitfx.deploy.export import export_onnx
+from vitfx.deploy.lowering import normalised_pixels, plain_pixels
+from vitfx.deploy.runtime import open_session
+from vitfx.images.preprocess import Preprocess
+from vitfx.models.checkpoint import load_model
+from vitfx.support.errors import UserError
 
 
 @dataclass(frozen=True)

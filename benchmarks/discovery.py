@@ -17,19 +17,19 @@ from benchmarks.discovery_table import tables
 from benchmarks.naive import BATCH, Naive
 from benchmarks.opening import Subject, check_out, open_subject, settings_of
 from benchmarks.sampling import LiveSampler, Sample, draw, walk
-from vitfx.acdc import acdc
-from vitfx.circuit import Circuit, Decision
-from vitfx.device import NAMES, pick_device
-from vitfx.eap_acdc import eap_acdc
-from vitfx.edge_graph import GRANULARITIES
-from vitfx.ending import ending
-from vitfx.errors import UserError
-from vitfx.files import write_aside
-from vitfx.journal import NoJournal
-from vitfx.machine import environment, load_average
-from vitfx.progress import Watcher, console_watcher
-from vitfx.search import Limits
-from vitfx.settings import RANKING, Settings
+from vitfx.circuits.circuit import Circuit, Decision
+from vitfx.circuits.edge_graph import GRANULARITIES
+from vitfx.cli.exit_codes import ending
+from vitfx.discovery.basis.journal import NoJournal
+from vitfx.discovery.basis.protocol import Limits
+from vitfx.discovery.basis.settings import RANKING, Settings
+from vitfx.discovery.methods.acdc import acdc
+from vitfx.discovery.methods.eap_acdc import eap_acdc
+from vitfx.support.devices import NAMES, pick_device
+from vitfx.support.errors import UserError
+from vitfx.support.files import write_aside
+from vitfx.support.machine import environment, load_average
+from vitfx.support.progress import Watcher, console_watcher
 
 METHODS = ("acdc", "eap-acdc")
 EXAMPLE = """example:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from benchmarks.contenders import Contender
 from benchmarks.workloads import UnavailableError, Variant, forward
-from vitfx.device import synchronize
-from vitfx.errors import UserError
-from vitfx.evaluate import Scores, evaluate
-from vitfx.image_set import ImageSet
+from vitfx.deploy.evaluate import Scores, evaluate
+from vitfx.images.image_set import ImageSet
+from vitfx.support.devices import synchronize
+from vitfx.support.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -17,20 +17,20 @@ from benchmarks.comparison import BATCH, scored
 from benchmarks.peer_units import Given
 from passes.cost import measure_cost
 from vitfx.baseline import export_plain
-from vitfx.checkpoint import load_model
-from vitfx.data import open_data
-from vitfx.deployment import NAMES, default_deployment, deploy
-from vitfx.device import pick_device, synchronize
-from vitfx.errors import UserError
-from vitfx.evaluate import evaluate
-from vitfx.frontend import read_module
-from vitfx.goal import Target
-from vitfx.image_set import ImageSet
-from vitfx.latency import ratio, time_interleaved
-from vitfx.machine import environment
-from vitfx.progress import Watcher
-from vitfx.runtime import open_session
-from vitfx.trace import at_rest
+from vitfx.deploy.deployment import NAMES, default_deployment, deploy
+from vitfx.deploy.evaluate import evaluate
+from vitfx.deploy.runtime import open_session
+from vitfx.graph.canonical import read_module
+from vitfx.graph.trace import at_rest
+from vitfx.images.image_set import ImageSet
+from vitfx.images.splits import open_data
+from vitfx.models.checkpoint import load_model
+from vitfx.pruning.goal import Target
+from vitfx.support.devices import pick_device, synchronize
+from vitfx.support.errors import UserError
+from vitfx.support.machine import environment
+from vitfx.support.progress import Watcher
+from vitfx.support.timing import ratio, time_interleaved
 
 _EXAMPLES = 8
 _PLAIN, _THIS = "plain", "this"

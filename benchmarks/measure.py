@@ -12,9 +12,9 @@ from torch import Tensor
 
 from benchmarks.contenders import Contender
 from benchmarks.workloads import UnavailableError, Variant, prepare
-from vitfx.device import synchronize
-from vitfx.image_set import ImageSet
-from vitfx.latency import Ratio, Timing, ratio, time_interleaved
+from vitfx.images.image_set import ImageSet
+from vitfx.support.devices import synchronize
+from vitfx.support.timing import Ratio, Timing, ratio, time_interleaved
 
 
 @dataclass(frozen=True)

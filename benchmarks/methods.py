@@ -17,16 +17,16 @@ from benchmarks.methods_table import markdown, table
 from benchmarks.opening import Subject, check_out, open_subject
 from benchmarks.results import read_known, write_record
 from benchmarks.thresholds import Run
-from vitfx.device import NAMES, pick_device
-from vitfx.edge_graph import GRANULARITIES
-from vitfx.ending import GOES_ON, ending
-from vitfx.errors import UserError
-from vitfx.files import write_aside
-from vitfx.image_set import ImageSet
-from vitfx.machine import environment, load_average
-from vitfx.metric import METRICS
-from vitfx.progress import Watcher, console_watcher
-from vitfx.settings import METHODS, Settings
+from vitfx.circuits.edge_graph import GRANULARITIES
+from vitfx.cli.exit_codes import GOES_ON, ending
+from vitfx.discovery.basis.metric import METRICS
+from vitfx.discovery.basis.settings import METHODS, Settings
+from vitfx.images.image_set import ImageSet
+from vitfx.support.devices import NAMES, pick_device
+from vitfx.support.errors import UserError
+from vitfx.support.files import write_aside
+from vitfx.support.machine import environment, load_average
+from vitfx.support.progress import Watcher, console_watcher
 
 EXAMPLE = """example:
   python -m benchmarks.methods vit.pt --data tiny-imagenet-200/ --flops 0.1,0.2,0.3,0.4 --out methods.json

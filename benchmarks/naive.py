@@ -13,11 +13,11 @@ from typing import TypeVar
 import torch
 from torch.fx import GraphModule
 
-from vitfx.calibration import Calibration
-from vitfx.circuit import Edge
-from vitfx.device import synchronize
-from vitfx.edge_graph import EdgeGraph, kl_divergence
-from vitfx.stages import Reference, of_images
+from vitfx.circuits.circuit import Edge
+from vitfx.circuits.edge_graph import EdgeGraph, kl_divergence
+from vitfx.discovery.basis.calibration import Calibration
+from vitfx.graph.stages import Reference, of_images
+from vitfx.support.devices import synchronize
 
 BATCH = 32
 T = TypeVar("T")

@@ -12,30 +12,30 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from vitfx.acdc import Order
-from vitfx.checkpoint import LoadedModel, load_model
-from vitfx.circuit import Circuit
-from vitfx.data import Splits, open_data
-from vitfx.discovery import Setup, origins, prepare
-from vitfx.edge_graph import EdgeGraph
-from vitfx.errors import UserError
+from vitfx.circuits.circuit import Circuit
+from vitfx.circuits.edge_graph import EdgeGraph
+from vitfx.discovery.basis.protocol import Engine
+from vitfx.discovery.basis.settings import Settings
+from vitfx.discovery.engines.head_engine import HeadEngine
+from vitfx.discovery.engines.reader_engine import ReaderEngine
+from vitfx.discovery.methods.acdc import Order
+from vitfx.discovery.methods.unit_importance import fisher_scores, group_paths, stream_scores
+from vitfx.discovery.replay import paths_of
+from vitfx.discovery.run import Setup, origins, prepare
 from vitfx.fisher import fisher
-from vitfx.head_engine import HeadEngine
-from vitfx.image_set import Images, ImageSet
-from vitfx.importance import fisher_scores, group_paths, stream_scores
+from vitfx.graph.trace import at_rest, to_canonical
+from vitfx.images.image_set import Images, ImageSet
+from vitfx.images.splits import Splits, open_data
+from vitfx.models.checkpoint import LoadedModel, load_model
 from vitfx.order import by_attribution
-from vitfx.progress import Watcher
-from vitfx.reader_engine import ReaderEngine
-from vitfx.replay import paths_of
-from vitfx.search import Engine
-from vitfx.settings import Settings
-from vitfx.trace import at_rest, to_canonical
+from vitfx.support.errors import UserError
+from vitfx.support.progress import Watcher
 
 
 @dataclass(frozen=True)
 class Subject:
     """sample: the calibration images, undecoded; images: decoded. graph_module: canonical, on the device.
-    facts: see `vitfx.discovery.origins`. units: each unit's Fisher score; empty where a circuit gave the groups."""
+    facts: see `vitfx.discovery.run.origins`. units: each unit's Fisher score; empty where a circuit gave the groups."""
 
     model: LoadedModel
     splits: Splits
@@ -52,7 +52,7 @@ class Subject:
         return kind(self.graph, self.setup.calibration, self.setup.reference)
 
     def order(self) -> Order:
-        """The least attributed first, as `vitfx.discovery` has it by default."""
+        """The least attributed first, as `vitfx.discovery.run` has it by default."""
         if self.graph.reads_stream:
             return partial(by_attribution, stream_scores(self.graph, self.units))
         return partial(by_attribution, fisher(self.graph, self.setup.calibration, self.setup.reference))

@@ -19,16 +19,16 @@ from benchmarks.peer_units import (
     make_vbp,
 )
 from passes.plan import DeletionPlan
-from vitfx.attain import attain
-from vitfx.deployment import NAMES, default_deployment
-from vitfx.device import pick_device
-from vitfx.goal import FLOPS, SPEEDUP, Goal
-from vitfx.goal_bench import Asked, Bench
-from vitfx.goal_compile import SCORED
-from vitfx.price import flops_price
-from vitfx.pursuit import Pursuit
-from vitfx.report_peers import BY_TIME
-from vitfx.verify import rewrite
+from vitfx.deploy.deployment import NAMES, default_deployment
+from vitfx.graph.verify import rewrite
+from vitfx.pruning.cost_model import flops_price
+from vitfx.pruning.goal import FLOPS, SPEEDUP, Goal
+from vitfx.pruning.goal_search import attain
+from vitfx.pruning.iterative_pruner import Pursuit
+from vitfx.pruning.prune_for_goal import SCORED
+from vitfx.pruning.target_bench import Asked, Bench
+from vitfx.reports.peers import BY_TIME
+from vitfx.support.devices import pick_device
 
 Build = Callable[[float], GraphModule]
 """Deletes a share of the FLOPs, or the time; gives the smaller graph on the CPU. Raises UserError where that can't be
@@ -45,7 +45,7 @@ def _planned(make: Callable[[Given], Planned], given: Given) -> Build:
 
 
 def _vitfx(given: Given) -> Build:
-    """What `python -m vitfx.prune --target-flops` does: see `vitfx.goal_compile`."""
+    """What `python -m vitfx.prune --target-flops` does: see `vitfx.pruning.prune_for_goal`."""
     price = flops_price(given.graph_module, given.pixels.shape[1:], given.tokens)
 
     def build(share: float) -> GraphModule:

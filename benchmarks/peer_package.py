@@ -30,9 +30,9 @@ from torchvision.models import VisionTransformer
 from benchmarks.peer_units import Given
 from passes.dialect import Attention, Mlp, Projection, Sublayer
 from passes.stream import read_sites
-from vitfx.errors import UserError
-from vitfx.metric import log_probability
-from vitfx.trace import to_canonical
+from vitfx.discovery.basis.metric import log_probability
+from vitfx.graph.trace import to_canonical
+from vitfx.support.errors import UserError
 
 PACKAGE = "torch-pruning"
 _BATCH = 16

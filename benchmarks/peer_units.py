@@ -28,16 +28,16 @@ from passes.dialect import Sublayer
 from passes.least_squares import Moments, ridge
 from passes.plan import DeletionPlan, Refit, SublayerDeletion
 from passes.stream import read_sites
-from vitfx.compensation import with_means
-from vitfx.edge_graph import EdgeGraph
-from vitfx.errors import UserError
-from vitfx.goal import Target
-from vitfx.magnitude import magnitude
-from vitfx.metric import log_probability
-from vitfx.progress import Watcher
+from vitfx.circuits.edge_graph import EdgeGraph
+from vitfx.discovery.basis.metric import log_probability
+from vitfx.discovery.methods.magnitude import magnitude
+from vitfx.graph.stages import Stage, read_stages
+from vitfx.graph.verify import tokens_of
+from vitfx.pruning.compensation import with_means
+from vitfx.pruning.goal import Target
 from vitfx.random_scores import random_scores
-from vitfx.stages import Stage, read_stages
-from vitfx.verify import tokens_of
+from vitfx.support.errors import UserError
+from vitfx.support.progress import Watcher
 
 _BATCH = 16
 _CHOOSES = 4  # one batch of so many chooses λ

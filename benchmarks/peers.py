@@ -17,16 +17,16 @@ from benchmarks.opening import check_out
 from benchmarks.peer_models import PEERS, version_of
 from benchmarks.peers_table import draw, markdown, table
 from benchmarks.results import read_known, write_record
-from vitfx.curves import has_matplotlib, png_bytes
-from vitfx.device import NAMES
-from vitfx.ending import GOES_ON, ending
-from vitfx.errors import UserError
-from vitfx.files import write_aside
-from vitfx.goal import Target, parse_target
-from vitfx.goal_options import SAMPLES
-from vitfx.machine import load_average
-from vitfx.number_format import FP32
-from vitfx.progress import Watcher, console_watcher
+from vitfx.cli.exit_codes import GOES_ON, ending
+from vitfx.cli.goal_options import SAMPLES
+from vitfx.deploy.precision_file import FP32
+from vitfx.pruning.goal import Target, parse_target
+from vitfx.support.devices import NAMES
+from vitfx.support.errors import UserError
+from vitfx.support.files import write_aside
+from vitfx.support.machine import load_average
+from vitfx.support.progress import Watcher, console_watcher
+from vitfx.training.curves import has_matplotlib, png_bytes
 
 EXAMPLE = """example:
   python -m benchmarks.peers vit.pt --data tiny-imagenet-200/ --out peers.json --markdown peers.md --plot peers.png

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from benchmarks.tables import markdown_table
-from vitfx.report_peers import BY_TIME
+from vitfx.reports.peers import BY_TIME
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

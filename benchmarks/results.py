@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vitfx.errors import UserError
-from vitfx.files import write_aside
+from vitfx.support.errors import UserError
+from vitfx.support.files import write_aside
 
 
 def read_known(out: Path, asked: dict[str, Any], *parts: str) -> dict[str, dict[str, Any]]:

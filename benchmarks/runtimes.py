@@ -20,13 +20,13 @@ from benchmarks.evaluation import Evaluations, evaluate_contenders
 from benchmarks.measure import LatencyRow, measure_latency, unsteady
 from benchmarks.tables import evaluation_table, latency_table
 from benchmarks.workloads import RUNTIMES, variants
-from vitfx.data import open_data
-from vitfx.device import NAMES, pick_device
-from vitfx.ending import ending
-from vitfx.errors import UserError
-from vitfx.files import write_aside
-from vitfx.image_set import ImageSet
-from vitfx.machine import environment, load_average, usable_cores
+from vitfx.cli.exit_codes import ending
+from vitfx.images.image_set import ImageSet
+from vitfx.images.splits import open_data
+from vitfx.support.devices import NAMES, pick_device
+from vitfx.support.errors import UserError
+from vitfx.support.files import write_aside
+from vitfx.support.machine import environment, load_average, usable_cores
 
 EXAMPLE = """example:
   python -m benchmarks.runtimes vit-pruned/ --batches 1,8,64 --runtimes torch,onnxruntime

@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any
 
 from benchmarks.naive import Naive
-from vitfx.circuit import EXACT, GROUP, LOGITS, PROBE, STREAM, Decision, Edge, Reader, Writer
-from vitfx.errors import UserError
-from vitfx.progress import Report
-from vitfx.search import Engine, Limits, Visit
+from vitfx.circuits.circuit import EXACT, GROUP, LOGITS, PROBE, STREAM, Decision, Edge, Reader, Writer
+from vitfx.discovery.basis.protocol import Engine, Limits, Visit
+from vitfx.support.errors import UserError
+from vitfx.support.progress import Report
 
 
 @dataclass(frozen=True)

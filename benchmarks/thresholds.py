@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.candidates import Candidate, Workshop
-from vitfx.acdc import acdc
-from vitfx.circuit import Decision
-from vitfx.eap_acdc import eap_acdc
-from vitfx.edge_graph import EdgeGraph
-from vitfx.errors import UserError
-from vitfx.journal import NoJournal
-from vitfx.progress import Report
-from vitfx.search import Limits
+from vitfx.circuits.circuit import Decision
+from vitfx.circuits.edge_graph import EdgeGraph
+from vitfx.discovery.basis.journal import NoJournal
+from vitfx.discovery.basis.protocol import Limits
+from vitfx.discovery.methods.acdc import acdc
+from vitfx.discovery.methods.eap_acdc import eap_acdc
+from vitfx.support.errors import UserError
+from vitfx.support.progress import Report
 
 OVERSHOOT = 0.03
 """How far beyond the share a circuit may be before it is trimmed."""

@@ -17,22 +17,22 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks.opening import check_out
-from vitfx.augment import sample_transform
-from vitfx.calibration import Alone
-from vitfx.device import NAMES, pick_device, synchronize
-from vitfx.ending import ending
-from vitfx.errors import UserError
-from vitfx.files import write_aside
-from vitfx.latency import Timing, ratio, time_interleaved
-from vitfx.machine import environment, load_average
-from vitfx.pixel_cache import default_cache
-from vitfx.precision import autocast, pick_precision
-from vitfx.progress import Watcher, console_watcher
-from vitfx.train_config import read_config
-from vitfx.train_job import make_plan, prepare
-from vitfx.train_loader import load_batches, pick_workers
-from vitfx.train_task import TrainJob
-from vitfx.trainer import Trainer, make_trainer
+from vitfx.cli.exit_codes import ending
+from vitfx.discovery.basis.calibration import Alone
+from vitfx.images.pixel_cache import default_cache
+from vitfx.runs.train import make_plan, prepare
+from vitfx.runs.train_job import TrainJob
+from vitfx.support.devices import NAMES, pick_device, synchronize
+from vitfx.support.errors import UserError
+from vitfx.support.files import write_aside
+from vitfx.support.machine import environment, load_average
+from vitfx.support.progress import Watcher, console_watcher
+from vitfx.support.timing import Timing, ratio, time_interleaved
+from vitfx.training.augment import sample_transform
+from vitfx.training.config import read_config
+from vitfx.training.loader import load_batches, pick_workers
+from vitfx.training.precision import autocast, pick_precision
+from vitfx.training.trainer import Trainer, make_trainer
 
 EXAMPLE = """example:
   python -m benchmarks.training --data tiny-imagenet-200/ --out speed.json

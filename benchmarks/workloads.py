@@ -11,10 +11,10 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
 
 from benchmarks.contenders import Contender
-from vitfx.device import is_gpu
-from vitfx.errors import UserError
-from vitfx.export import BATCH
-from vitfx.runtime import open_session
+from vitfx.deploy.export import BATCH
+from vitfx.deploy.runtime import open_session
+from vitfx.support.devices import is_gpu
+from vitfx.support.errors import UserError
 
 RUNTIMES = ("torch", "torch-compile", "onnxruntime")
 _REASON_LENGTH = 100

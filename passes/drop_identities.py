@@ -11,7 +11,7 @@ _ASSERTIONS = (aten._assert_tensor_metadata.default, aten._assert_async.msg, ate
 
 
 class DropIdentities(Pass):
-    """Requires a graph without in-place operators, as `vitfx.trace.trace` gives it."""
+    """Requires a graph without in-place operators, as `vitfx.graph.trace.trace` gives it."""
 
     def rewrite(self, graph_module: GraphModule) -> PassResult:
         dropped = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.exports import EXPORTERS, export_once
+from tests.support.exports import EXPORTERS, export_once
 
 
 @pytest.fixture(scope="session")

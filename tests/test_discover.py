@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 import torch
 
-from tests.discover_runs import read, run
-from tests.prune_runs import EDGES, GREY, artifact, model, picture, report
-from tests.prune_runs import discover as prune_discover
-from tests.prune_runs import run_circuit as prune_circuit
-from vitfx.circuit import Circuit, Decision
-from vitfx.data import open_data
+from tests.support.discover_runs import read, run
+from tests.support.prune_runs import EDGES, GREY, artifact, model, picture, report
+from tests.support.prune_runs import discover as prune_discover
+from tests.support.prune_runs import run_circuit as prune_circuit
+from vitfx.circuits.circuit import Circuit, Decision
+from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discover import _next, _parser, main
-from vitfx.discover_job import Discoveries
-from vitfx.discovery import prepare
-from vitfx.edge_graph import EdgeGraph
-from vitfx.errors import UserError
-from vitfx.fidelity import fidelity
-from vitfx.journal import FileJournal
-from vitfx.settings import METHODS, Settings
+from vitfx.discovery.basis.fidelity import fidelity
+from vitfx.discovery.basis.journal import FileJournal
+from vitfx.discovery.basis.settings import METHODS, Settings
+from vitfx.discovery.run import prepare
+from vitfx.graph.trace import to_canonical
+from vitfx.images.splits import open_data
+from vitfx.runs.discover import Discoveries
 from vitfx.show import main as show
-from vitfx.trace import to_canonical
+from vitfx.support.errors import UserError
 
 Captured = pytest.CaptureFixture[str]
 QKV = ("--granularity", "qkv", "--tau", "0.003")

@@ -10,23 +10,23 @@ import onnxruntime
 import pytest
 import torch
 
-import vitfx.optimize_bench
-from tests.prune_runs import GREY, SIZES, artifact, checkpoint, model
-from vitfx.checkpoint import save_checkpoint
-from vitfx.export import ExportMismatch
-from vitfx.latency import Ratio
+import vitfx.runs.optimize_bench
+from tests.support.prune_runs import GREY, SIZES, artifact, checkpoint, model
+from vitfx.deploy.export import ExportMismatch
+from vitfx.graph.verify import VerificationError
+from vitfx.images.preprocess import Preprocess
+from vitfx.models.checkpoint import save_checkpoint
 from vitfx.optimize import main
-from vitfx.optimize_bench import fastest
-from vitfx.optimize_job import RESULTS
-from vitfx.optimize_report import to_markdown
-from vitfx.preprocess import Preprocess
-from vitfx.verify import VerificationError
+from vitfx.runs.optimize import RESULTS
+from vitfx.runs.optimize_bench import fastest
+from vitfx.runs.optimize_text import to_markdown
+from vitfx.support.timing import Ratio
 
 
 def quick(patch: pytest.MonkeyPatch) -> None:
     for rounds in ("_ROUNDS", "_CHOOSING_ROUNDS"):
-        patch.setattr(vitfx.optimize_bench, rounds, 2)
-    patch.setattr(vitfx.optimize_bench, "_SECONDS", 0.0)
+        patch.setattr(vitfx.runs.optimize_bench, rounds, 2)
+    patch.setattr(vitfx.runs.optimize_bench, "_SECONDS", 0.0)
 
 
 @pytest.fixture(autouse=True)

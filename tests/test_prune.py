@@ -16,17 +16,17 @@ from torch.nn import functional as F
 
 import vitfx
 from passes.stream import read_sites
-from tests.prune_runs import DIGITS, EDGES, GREY, checkpoint, discover, model, picture, report, run
-from vitfx.ablation import ABLATIONS
-from vitfx.checkpoint import load_model
-from vitfx.circuit import Circuit
-from vitfx.corruption import CORRUPTIONS
-from vitfx.data import open_data
-from vitfx.deliver import RESULTS
-from vitfx.errors import UserError
-from vitfx.image_set import Images
-from vitfx.plan_file import read_plan
+from tests.support.prune_runs import DIGITS, EDGES, GREY, checkpoint, discover, model, picture, report, run
+from vitfx.circuits.circuit import Circuit
+from vitfx.discovery.basis.ablation import ABLATIONS
+from vitfx.discovery.basis.corruption import CORRUPTIONS
+from vitfx.images.image_set import Images
+from vitfx.images.splits import open_data
+from vitfx.models.checkpoint import load_model
 from vitfx.prune import main
+from vitfx.pruning.plan_file import read_plan
+from vitfx.runs.prune_files import RESULTS
+from vitfx.support.errors import UserError
 from vitfx.version import VERSION
 
 

@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from passes.stream import is_canonical
-from tests.prune_runs import artifact, report, run
-from vitfx.checkpoint import load_model
+from tests.support.prune_runs import artifact, report, run
+from vitfx.models.checkpoint import load_model
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.prune_runs import GREY, SIZES, artifact, checkpoint, model, picture, run
-from vitfx.data import open_data
-from vitfx.deliver import RESULTS
+from tests.support.prune_runs import GREY, SIZES, artifact, checkpoint, model, picture, run
+from vitfx.images.splits import open_data
 from vitfx.prune import main
+from vitfx.runs.prune_files import RESULTS
 
 PICKLED = ("--trust-pickle", "--image-size", "8", "--mean", "0.3", "--std", "0.4", "--data", "digits")
 

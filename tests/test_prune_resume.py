@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-import vitfx.acdc
-from tests.prune_runs import EDGES, Stopped, artifact, discover, run
-from vitfx.circuit import Decision
-from vitfx.files import JOURNAL
-from vitfx.journal import FileJournal
+import vitfx.discovery.methods.acdc
+from tests.support.prune_runs import EDGES, Stopped, artifact, discover, run
+from vitfx.circuits.circuit import Decision
+from vitfx.discovery.basis.journal import FileJournal
+from vitfx.support.files import JOURNAL
 
 _KILLED = """
 import os, signal, sys
@@ -57,13 +57,13 @@ class Evaluations:
     count: int = field(default=0)
 
     def __post_init__(self) -> None:
-        decide = vitfx.acdc._decide
+        decide = vitfx.discovery.methods.acdc._decide
 
         def counted(*arguments: Any) -> Decision:
             self.count += 1
             return decide(*arguments)
 
-        self.monkeypatch.setattr(vitfx.acdc, "_decide", counted)
+        self.monkeypatch.setattr(vitfx.discovery.methods.acdc, "_decide", counted)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_a_crash_in_the_export(
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr("vitfx.deliver._write", crash)
+        patch.setattr("vitfx.runs.prune_files._write", crash)
         with pytest.raises(Stopped):
             run(whole.model, tmp_path / "out", "--tau", "0.01")
     assert evaluations.count == EDGES

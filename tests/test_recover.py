@@ -8,24 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 
-import vitfx.recover_measure
-from tests.prune_runs import checkpoint
-from tests.recover_runs import npz, pruned_file, student
-from vitfx.checkpoint import load_model
-from vitfx.files import check_output
+import vitfx.runs.recover_measure
+from tests.support.prune_runs import checkpoint
+from tests.support.recover_runs import npz, pruned_file, student
+from vitfx.deploy.runtime import open_session
+from vitfx.graph.trace import to_canonical
+from vitfx.models.checkpoint import load_model
 from vitfx.recover import main
-from vitfx.recover_course import Course
-from vitfx.recover_job import STATE
-from vitfx.runtime import open_session
-from vitfx.trace import to_canonical
+from vitfx.recovery.course import Course
+from vitfx.runs.recover import STATE
+from vitfx.support.files import check_output
 
 FILES = {"pruned.pt", "pruned.onnx", "baseline.onnx", "recovery.png", "report.json", "report.md", "report.html"}
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vitfx.recover_measure, "_ROUNDS", 2)
-    monkeypatch.setattr(vitfx.recover_measure, "_SECONDS", 0.0)
+    monkeypatch.setattr(vitfx.runs.recover_measure, "_ROUNDS", 2)
+    monkeypatch.setattr(vitfx.runs.recover_measure, "_SECONDS", 0.0)
 
 
 def run(folder: Path, *options: str, labelled: bool = True) -> int:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.circuits import made_up
-from tests.pages import Page, read
-from tests.test_prune_report import made
-from vitfx.pareto import KNEE_RULE, Point
+from tests.reports.test_prune_text import made
+from tests.support.circuits import made_up
+from tests.support.pages import Page, read
 from vitfx.pareto_file import write_points
 from vitfx.report import ends, main
-from vitfx.rounds import PRUNED, RECOVERED, Step
+from vitfx.runs.rounds_steps import PRUNED, RECOVERED, Step
+from vitfx.runs.sweep_points import KNEE_RULE, Point
 
 
 def folder(path: Path, found: dict[str, Any] | None = None, **files: Any) -> Path:

@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from tests.circuits import made_up, of_edges
-from vitfx.circuit import Circuit
-from vitfx.circuit_picture import picture_bytes
-from vitfx.edge_graph import GRANULARITIES
+from tests.support.circuits import made_up, of_edges
+from vitfx.circuits.circuit import Circuit
+from vitfx.circuits.edge_graph import GRANULARITIES
+from vitfx.circuits.picture import picture_bytes
 from vitfx.show import main
 
 DEAD = "#d4d4d4"

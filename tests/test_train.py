@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import vitfx.train_files
+import vitfx.runs.train_files
 import vitfx.train_lines
-from tests.image_files import image_folder
-from tests.train_runs import SMALL, history, logged, report, run, weights
-from vitfx.checkpoint import load_model
-from vitfx.data import open_data
-from vitfx.models import ViT
+from tests.support.image_files import image_folder
+from tests.support.train_runs import SMALL, history, logged, report, run, weights
+from vitfx.images.splits import open_data
+from vitfx.models.checkpoint import load_model
+from vitfx.models.vit import ViT
 from vitfx.train import main
-from vitfx.train_config import read_config
+from vitfx.training.config import read_config
 
 DIGITS = read_config("digits").preprocess
 FILES = {
@@ -38,7 +38,7 @@ ALL = [
 def _drawn_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take longer than trainings as small as these."""
     if request.function is not test_a_training_leaves_its_files:
-        monkeypatch.setattr(vitfx.train_files, "has_matplotlib", lambda: False)
+        monkeypatch.setattr(vitfx.runs.train_files, "has_matplotlib", lambda: False)
 
 
 def test_a_training_leaves_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

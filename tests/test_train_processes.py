@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train_runs import few, history, report, run_few, weights
+from tests.support.train_runs import few, history, report, run_few, weights
 
 ROOT = Path(__file__).parents[1]
 # Stochastic depth draws in each process for itself.
@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import vitfx.train
-import vitfx.train_files
-vitfx.train_files.has_matplotlib = lambda: False
+import vitfx.runs.train_files
+vitfx.runs.train_files.has_matplotlib = lambda: False
 from tests.test_train_processes import OPTIONS
 from tests.train_runs import run_few
 from vitfx.share import open_share
@@ -44,9 +44,9 @@ with open_share(torch.device("cpu")) as share:
     codes = [run_few(out, *OPTIONS, epochs=2)]
     Trainer.step = step
     codes.append(run_few(out, *OPTIONS, epochs=2))
-    speak, vitfx.ending.let_speak = vitfx.ending.let_speak, lambda: None
+    speak, vitfx.cli.exit_codes.let_speak = vitfx.cli.exit_codes.let_speak, lambda: None
     codes.append(run_few(out.parent / "diverged", *OPTIONS, "--lr", "1e30", "--set", "training.clip=0", epochs=3))
-    vitfx.ending.let_speak = speak
+    vitfx.cli.exit_codes.let_speak = speak
     (out / f"codes{share.rank}").write_text(str(codes))
     sys.exit(run_few(out, "--batch", "15", "--force"))
 """

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import vitfx.train_files
+import vitfx.runs.train_files
+from tests.support.train_runs import history, logged, report, run_few, weights
 from tests.test_train import ALL
-from tests.train_runs import history, logged, report, run_few, weights
-from vitfx.train_files import Files
-from vitfx.train_loop import Loop
-from vitfx.trainer import Trainer
+from vitfx.runs.train_files import Files
+from vitfx.training.loop import Loop
+from vitfx.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = [*ALL, "--save-seconds", "0", "--precision", "bf16"]
@@ -26,8 +26,8 @@ _KILLED = """
 import os, signal, sys
 import torch
 torch.set_num_threads(1)
-import vitfx.train_files
-vitfx.train_files.has_matplotlib = lambda: False
+import vitfx.runs.train_files
+vitfx.runs.train_files.has_matplotlib = lambda: False
 from vitfx.trainer import Trainer
 from tests.train_runs import run_few
 from pathlib import Path
@@ -48,7 +48,7 @@ run_few(Path(sys.argv[1]), *sys.argv[2:], epochs=3)
 def _undrawn() -> Iterator[None]:
     """Pictures take longer than trainings as small as these."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(vitfx.train_files, "has_matplotlib", lambda: False)
+        patched.setattr(vitfx.runs.train_files, "has_matplotlib", lambda: False)
         yield
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from vitfx.checkpoint import ARTIFACT_FORMAT
-from vitfx.graph_json import encode
-from vitfx.model_file import write_record
-from vitfx.preprocess import Preprocess
+from vitfx.images.preprocess import Preprocess
+from vitfx.models.checkpoint import ARTIFACT_FORMAT
+from vitfx.models.graph_json import encode
+from vitfx.models.model_file import write_record
 
 
 def save_artifact(
@@ -21,7 +21,7 @@ def save_artifact(
     data: str | None,
     provenance: dict[str, Any],
 ) -> None:
-    """Writes what `vitfx.checkpoint.load_model` reads back as a canonical graph, without the original's code.
+    """Writes what `vitfx.models.checkpoint.load_model` reads back as a canonical graph, without the original's code.
 
     provenance: JSON-like facts: vitfx version, the original's fingerprint, settings, the circuit's fingerprint.
     """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitfx.circuit import Circuit
-from vitfx.errors import UserError
+from vitfx.circuits.circuit import Circuit
+from vitfx.support.errors import UserError
 
 
 def read_circuit(path: Path) -> Circuit:

@@ -13,21 +13,21 @@ from pathlib import Path
 import torch
 from rich.console import Console, RenderableType
 
-from vitfx.calibration import Share
-from vitfx.circuit_summary import summary
-from vitfx.discover_job import Discoveries
-from vitfx.ending import BEGINS_ANEW, GOES_ON, ending
-from vitfx.errors import UserError
-from vitfx.files import check_new_file
-from vitfx.frontend import read_module
-from vitfx.inputs import open_inputs
-from vitfx.memory import fit, memory_needed
-from vitfx.options import add_discovery, add_inputs, add_loading, given_settings, make_settings, threshold
-from vitfx.progress import Silent, Watcher, console_watcher
-from vitfx.settings import RANKING, Settings
-from vitfx.share import first_says, on_each, open_share, share_device
-from vitfx.stability import Outcome
-from vitfx.sweep import circuit_path, read_sweep, record_path, sweep, to_table
+from vitfx.circuits.summary import summary
+from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending
+from vitfx.cli.options import add_discovery, add_inputs, add_loading, given_settings, make_settings, threshold
+from vitfx.discovery.basis.calibration import Share
+from vitfx.discovery.basis.settings import RANKING, Settings
+from vitfx.discovery.memory import fit, memory_needed
+from vitfx.discovery.stability import Outcome
+from vitfx.graph.canonical import read_module
+from vitfx.runs.discover import Discoveries
+from vitfx.runs.inputs import open_inputs
+from vitfx.runs.tau_sweep import circuit_path, read_sweep, record_path, sweep, to_table
+from vitfx.support.errors import UserError
+from vitfx.support.files import check_new_file
+from vitfx.support.processes import first_says, on_each, open_share, share_device
+from vitfx.support.progress import Silent, Watcher, console_watcher
 
 _EXAMPLE = """example:
   python -m vitfx.discover demo --granularity qkv --method eap-acdc --tau 0.001 --out circuit.json

@@ -6,15 +6,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vitfx.calibration import Calibration
-from vitfx.circuit import EMBED
-from vitfx.edge_gradients import TrackedRun, embedding_of
-from vitfx.edge_graph import EdgeGraph
+from vitfx.circuits.circuit import EMBED
+from vitfx.circuits.edge_graph import EdgeGraph
+from vitfx.discovery.basis.calibration import Calibration
+from vitfx.discovery.basis.metric import check_metric, make_metric
+from vitfx.discovery.methods.edge_gradients import TrackedRun, embedding_of
 from vitfx.edge_means import by_name, mean_of_edges
-from vitfx.errors import UserError
-from vitfx.metric import check_metric, make_metric
-from vitfx.progress import Report
-from vitfx.stages import Reference, of_images
+from vitfx.graph.stages import Reference, of_images
+from vitfx.support.errors import UserError
+from vitfx.support.progress import Report
 
 
 def eap_ig(

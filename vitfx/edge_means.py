@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vitfx.calibration import Calibration
-from vitfx.edge_gradients import embedding_of
-from vitfx.edge_graph import EdgeGraph
-from vitfx.progress import Report
+from vitfx.circuits.edge_graph import EdgeGraph
+from vitfx.discovery.basis.calibration import Calibration
+from vitfx.discovery.methods.edge_gradients import embedding_of
+from vitfx.support.progress import Report
 
 _NUMBERS = 2**26
 _BATCH = 16

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vitfx.calibration import Calibration
-from vitfx.edge_gradients import TrackedRun, embedding_of
-from vitfx.edge_graph import EdgeGraph
+from vitfx.circuits.edge_graph import EdgeGraph
+from vitfx.discovery.basis.calibration import Calibration
+from vitfx.discovery.basis.metric import drawn_from, log_probability
+from vitfx.discovery.methods.edge_gradients import TrackedRun, embedding_of
 from vitfx.edge_means import by_name, mean_of_edges
-from vitfx.metric import drawn_from, log_probability
-from vitfx.progress import Report
-from vitfx.stages import Reference
+from vitfx.graph.stages import Reference
+from vitfx.support.progress import Report
 
 
 def fisher(

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vitfx.files import writing
+from vitfx.support.files import writing
 
 
 def mapped(folder: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -10,18 +10,18 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from vitfx.checkpoint import LoadedModel
-from vitfx.deployment import read_rewrites
-from vitfx.device import pick_device
-from vitfx.ending import BEGINS_ANEW, ending
-from vitfx.errors import UserError
-from vitfx.files import check_output
-from vitfx.inputs import open_inputs, open_model
-from vitfx.onnx_forms import FORMS, Form
-from vitfx.optimize_job import OptimizeJob, run_optimize
-from vitfx.optimize_report import to_table
-from vitfx.options import add_inputs, add_loading, add_rewrites
-from vitfx.progress import Watcher, console_watcher
+from vitfx.cli.exit_codes import BEGINS_ANEW, ending
+from vitfx.cli.options import add_inputs, add_loading, add_rewrites
+from vitfx.deploy.deployment import read_rewrites
+from vitfx.deploy.onnx_forms import FORMS, Form
+from vitfx.models.checkpoint import LoadedModel
+from vitfx.runs.inputs import open_inputs, open_model
+from vitfx.runs.optimize import OptimizeJob, run_optimize
+from vitfx.runs.optimize_text import to_table
+from vitfx.support.devices import pick_device
+from vitfx.support.errors import UserError
+from vitfx.support.files import check_output
+from vitfx.support.progress import Watcher, console_watcher
 
 _IMAGES = 16
 

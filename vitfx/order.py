@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vitfx.circuit import Edge, Writer
-from vitfx.search import Visit
+from vitfx.circuits.circuit import Edge, Writer
+from vitfx.discovery.basis.protocol import Visit
 
 ORDERS = ("attribution", "reverse", "forward")
 """attribution: the least attributed first. reverse: from the latest writer to the earliest, as the paper's own code has

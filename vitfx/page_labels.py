@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vitfx.page import text
+from vitfx.reports.page import text
 
 RADIUS = 4
 """Of a point."""

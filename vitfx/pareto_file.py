@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitfx.errors import UserError
-from vitfx.files import write_aside
-from vitfx.pareto import KNEE_RULE, Point, by_speed, knee
+from vitfx.runs.sweep_points import KNEE_RULE, Point, by_speed, knee
 from vitfx.same_settings import check_same
+from vitfx.support.errors import UserError
+from vitfx.support.files import write_aside
 
 SWEEP = "sweep.json"
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vitfx.pareto import Point, knee
+from vitfx.runs.sweep_points import Point, knee
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

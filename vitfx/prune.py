@@ -18,28 +18,28 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from vitfx.compensation import KINDS
-from vitfx.compile import Compensation, Pruned, compile_model
-from vitfx.device import pick_device
-from vitfx.ending import BEGINS_ANEW, GOES_ON, ending
-from vitfx.errors import UserError
-from vitfx.goal_options import add_goal
-from vitfx.image_set import Images
-from vitfx.job import Job, run_job
-from vitfx.journal import NoJournal
-from vitfx.number_format import FP32, PRECISIONS
-from vitfx.options import add_discovery, add_inputs, add_loading, add_rewrites
-from vitfx.pareto import missed as sweep_missed
-from vitfx.pareto import to_table as sweep_table
-from vitfx.pareto_job import run_sweep
-from vitfx.progress import Silent, Watcher, console_watcher
-from vitfx.prune_options import COMPENSATE_SAMPLES, open_job
-from vitfx.prune_report import to_table
-from vitfx.rounds import missed as rounds_missed
-from vitfx.rounds import to_table as rounds_table
-from vitfx.rounds_job import RoundsJob, run_rounds
-from vitfx.rounds_options import Rounds, add_rounds
-from vitfx.settings import RANKING, Settings
+from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending
+from vitfx.cli.goal_options import add_goal
+from vitfx.cli.options import add_discovery, add_inputs, add_loading, add_rewrites
+from vitfx.cli.prune_options import COMPENSATE_SAMPLES, open_job
+from vitfx.cli.rounds_options import Rounds, add_rounds
+from vitfx.deploy.precision_file import FP32, PRECISIONS
+from vitfx.discovery.basis.journal import NoJournal
+from vitfx.discovery.basis.settings import RANKING, Settings
+from vitfx.images.image_set import Images
+from vitfx.pruning.compensation import KINDS
+from vitfx.pruning.prune_by_circuit import Compensation, Pruned, compile_model
+from vitfx.reports.prune_text import to_table
+from vitfx.runs.prune import Job, run_job
+from vitfx.runs.rounds import RoundsJob, run_rounds
+from vitfx.runs.rounds_steps import missed as rounds_missed
+from vitfx.runs.rounds_steps import to_table as rounds_table
+from vitfx.runs.sweep import run_sweep
+from vitfx.runs.sweep_points import missed as sweep_missed
+from vitfx.runs.sweep_points import to_table as sweep_table
+from vitfx.support.devices import pick_device
+from vitfx.support.errors import UserError
+from vitfx.support.progress import Silent, Watcher, console_watcher
 
 _EXAMPLE = """example:
   python -m vitfx.prune demo --tau 0.001
@@ -71,7 +71,8 @@ def prune(
     model: maps (B, C, H, W) to logits (B, K), any batch; stays as it is. images: float32 (N, C, H, W), preprocessed as
     the model wants them; all are used for calibration. labels: int64 (N,), for the corruption "swap". compensate: what
     stands in for the dead, "none", "mean" or "ridge" (survivors are refitted, better with 500 images or more).
-    settings: fields of `vitfx.settings.Settings` apart from `samples`. Raises UserError and VerificationError.
+    settings: fields of `vitfx.discovery.basis.settings.Settings` apart from `samples`. Raises UserError and
+    VerificationError.
     """
     if images.dim() != 4 or not images.is_floating_point():
         raise UserError(
@@ -87,7 +88,9 @@ def prune(
         raise UserError(f"compensate is {compensate!r}: choose one of {', '.join(KINDS)}")
     unknown = set(settings) - {one.name for one in fields(Settings)} | settings.keys() & {"samples"}
     if unknown:
-        raise UserError(f"{min(unknown)} is no setting: give fields of vitfx.settings.Settings apart from samples")
+        raise UserError(
+            f"{min(unknown)} is no setting: give fields of vitfx.discovery.basis.settings.Settings apart from samples"
+        )
     names = tuple(str(index) for index in range(len(images)))
     return compile_model(
         model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vitfx.edge_graph import EdgeGraph
+from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.edge_means import by_name
 
 

@@ -11,23 +11,23 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vitfx.arch import KNOWN_ARCHES
-from vitfx.checkpoint import load_model
-from vitfx.deployment import default_deployment, read_rewrites
-from vitfx.device import NAMES, pick_device
-from vitfx.distill import LOSSES
-from vitfx.ending import GOES_ON, GOES_ON_UNFORCED, ending
-from vitfx.errors import UserError
-from vitfx.files import check_output
-from vitfx.inputs import open_inputs
-from vitfx.options import add_rewrites
-from vitfx.pixel_cache import default_cache
-from vitfx.progress import console_watcher
-from vitfx.recover_job import STATE, RecoverJob, run_recover
-from vitfx.recover_report import to_table
-from vitfx.recover_settings import AUGMENTS, HIDDEN, SAMPLES, SAVE_SECONDS, RecoverSettings
-from vitfx.train_config import PRECISIONS
-from vitfx.trainable import ONLY
+from vitfx.cli.exit_codes import GOES_ON, GOES_ON_UNFORCED, ending
+from vitfx.cli.options import add_rewrites
+from vitfx.deploy.deployment import default_deployment, read_rewrites
+from vitfx.images.pixel_cache import default_cache
+from vitfx.models.architectures import KNOWN_ARCHES
+from vitfx.models.checkpoint import load_model
+from vitfx.recovery.distill import LOSSES
+from vitfx.recovery.settings import AUGMENTS, HIDDEN, SAMPLES, SAVE_SECONDS, RecoverSettings
+from vitfx.recovery.trainable import ONLY
+from vitfx.reports.recover_text import to_table
+from vitfx.runs.inputs import open_inputs
+from vitfx.runs.recover import STATE, RecoverJob, run_recover
+from vitfx.support.devices import NAMES, pick_device
+from vitfx.support.errors import UserError
+from vitfx.support.files import check_output
+from vitfx.support.progress import console_watcher
+from vitfx.training.config import PRECISIONS
 
 _EXAMPLES = """examples:
   python -m vitfx.recover small/pruned.pt --teacher vit.pt --data tiny-imagenet-200/ --minutes 30

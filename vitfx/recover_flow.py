@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from vitfx.gradient_flow import GradientFlow
+from vitfx.training.gradient_flow import GradientFlow
 
 _ADAPTED = ".parametrizations.weight.0"
 """What a layer's adapter is called by torch, behind the layer's own name."""

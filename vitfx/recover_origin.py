@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitfx.checkpoint import LoadedModel
-from vitfx.errors import UserError
-from vitfx.report_points import PRUNE
-from vitfx.report_runs import Run, read_run
+from vitfx.models.checkpoint import LoadedModel
+from vitfx.reports.points import PRUNE
+from vitfx.reports.read_runs import Run, read_run
+from vitfx.support.errors import UserError
 
 
 def origin_of(model: LoadedModel, teacher: LoadedModel) -> Run | None:

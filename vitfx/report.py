@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitfx.ending import ending
-from vitfx.errors import UserError
-from vitfx.files import check_new_file, write_aside
-from vitfx.report_page import compare_page
-from vitfx.report_peers import read_peers
-from vitfx.report_runs import RESULTS, Run, read_record, read_run
-from vitfx.report_runtimes import has_runtimes, read_runtimes
+from vitfx.cli.exit_codes import ending
+from vitfx.reports.pages import compare_page
+from vitfx.reports.peers import read_peers
+from vitfx.reports.read_runs import RESULTS, Run, read_record, read_run
+from vitfx.reports.runtimes import has_runtimes, read_runtimes
+from vitfx.support.errors import UserError
+from vitfx.support.files import check_new_file, write_aside
 
 _EXAMPLE = """example:
   python -m vitfx.report small/ smaller/ retrained/ --out compare.html

@@ -9,10 +9,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from vitfx.errors import UserError
-from vitfx.files import write_aside
-from vitfx.rounds import Step
+from vitfx.runs.rounds_steps import Step
 from vitfx.same_settings import check_same
+from vitfx.support.errors import UserError
+from vitfx.support.files import write_aside
 
 ROUNDS = "rounds.json"
 ARTIFACTS = ("pruned.pt", "pruned.onnx")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitfx.errors import UserError
+from vitfx.support.errors import UserError
 
 
 def check_same(path: Path, what: str, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

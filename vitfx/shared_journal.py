@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from vitfx.calibration import Share
-from vitfx.circuit import Decision, Edge
-from vitfx.search import Journal
+from vitfx.circuits.circuit import Decision, Edge
+from vitfx.discovery.basis.calibration import Share
+from vitfx.discovery.basis.protocol import Journal
 
 Order = tuple[int, ...] | None
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from rich.console import Console
 
 from vitfx.circuit_file import read_circuit
-from vitfx.circuit_picture import SUFFIXES, picture_bytes
-from vitfx.circuit_summary import summary
-from vitfx.ending import ending
-from vitfx.errors import UserError
-from vitfx.files import check_new_file, write_aside
+from vitfx.circuits.picture import SUFFIXES, picture_bytes
+from vitfx.circuits.summary import summary
+from vitfx.cli.exit_codes import ending
+from vitfx.support.errors import UserError
+from vitfx.support.files import check_new_file, write_aside
 
 _EXAMPLE = """example:
   python -m vitfx.show demo-pruned-tau0.001/circuit.json

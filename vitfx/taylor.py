@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vitfx.calibration import Calibration
-from vitfx.edge_gradients import TrackedRun, embedding_of
-from vitfx.edge_graph import EdgeGraph
+from vitfx.circuits.edge_graph import EdgeGraph
+from vitfx.discovery.basis.calibration import Calibration
+from vitfx.discovery.basis.metric import make_metric
+from vitfx.discovery.methods.edge_gradients import TrackedRun, embedding_of
 from vitfx.edge_means import by_name, mean_of_edges
-from vitfx.metric import make_metric
-from vitfx.progress import Report
+from vitfx.support.progress import Report
 
 
 def taylor(graph: EdgeGraph, calibration: Calibration, *, progress: Report | None = None) -> dict[str, float]:

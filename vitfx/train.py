@@ -2,8 +2,8 @@
 
     python -m vitfx.train --data tiny-imagenet-200/
 
-trains the seed project's ViT by its recipe (`vitfx/configs/tiny-imagenet.toml`). The demo model in the package was made
-by such a command, on two CPU cores in two minutes:
+trains the seed project's ViT by its recipe (`vitfx/training/configs/tiny-imagenet.toml`). The demo model in the
+package was made by such a command, on two CPU cores in two minutes:
 
     python -m vitfx.train --data digits --out digits.pt
 
@@ -24,19 +24,19 @@ from typing import Any
 
 from rich.console import Console
 
-from vitfx.device import NAMES
-from vitfx.ending import GOES_ON, GOES_ON_UNFORCED, ending
-from vitfx.errors import UserError
-from vitfx.files import check_output
-from vitfx.pixel_cache import default_cache
-from vitfx.progress import Silent
-from vitfx.share import first_says, open_share, share_device
-from vitfx.train_config import PACKAGED, PRECISIONS, read_config, sets_image_size
-from vitfx.train_job import run_training
+from vitfx.cli.exit_codes import GOES_ON, GOES_ON_UNFORCED, ending
+from vitfx.images.pixel_cache import default_cache
+from vitfx.runs.train import run_training
+from vitfx.runs.train_job import TrainJob
+from vitfx.support.devices import NAMES
+from vitfx.support.errors import UserError
+from vitfx.support.files import check_output
+from vitfx.support.processes import first_says, open_share, share_device
+from vitfx.support.progress import Silent
 from vitfx.train_lines import training_watcher
-from vitfx.train_loader import pick_workers
-from vitfx.train_task import TrainJob
-from vitfx.training_state import STATE
+from vitfx.training.config import PACKAGED, PRECISIONS, read_config, sets_image_size
+from vitfx.training.loader import pick_workers
+from vitfx.training.state import STATE
 
 _EXAMPLE = """example:
   python -m vitfx.train --data tiny-imagenet-200/
@@ -44,8 +44,8 @@ _EXAMPLE = """example:
   python -m vitfx.train --data photos/ --init vit_b_16.pth --arch torchvision:vit_b_16 --lr 5e-5 --epochs 5
   torchrun --nproc-per-node=4 -m vitfx.train --data tiny-imagenet-200/
 
-To change a recipe, copy vitfx/configs/tiny-imagenet.toml, where every key is explained, and pass it with --config; or
-write a file that begins with base = "tiny-imagenet" and holds what differs.
+To change a recipe, copy vitfx/training/configs/tiny-imagenet.toml, where every key is explained, and pass it with
+--config; or write a file that begins with base = "tiny-imagenet" and holds what differs.
 
 The folder has best.pt (highest validation accuracy) and last.pt, which every other command of vitfx takes as MODEL;
 history.json, curves.png and gradient_flow.png, renewed as it goes; at the end confusion.csv, confusion.png, classes.csv

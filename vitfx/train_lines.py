@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from vitfx.progress import Report, Watcher, console_watcher
+from vitfx.support.progress import Report, Watcher, console_watcher
 
 _SECONDS = 300.0
 

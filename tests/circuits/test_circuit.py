@@ -1,0 +1,86 @@
+"""Circuits go to JSON and back, the same one always to the same bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from vitfx.circuits.circuit import EMBED, Circuit, Decision, Edge, Reader, Writer
+from vitfx.support.errors import UserError
+
+HEAD = Edge(Writer("a0", 1, (1,)))
+PATH = Edge(Writer("m0", 0, (2, 5, 7)), Reader("a1", 0))
+EMBEDDING = Edge(Writer(EMBED))
+CIRCUIT = Circuit(
+    (Decision(PATH, False, 0.1 + 0.2, 1 / 3), Decision(HEAD, True, 1e-17, 0.5), Decision(EMBEDDING, True, 2.0, 3.0)),
+    kl=1 / 3,
+    settings={"tau": 0.05, "method": "acdc", "max_kl": None},
+    origins={"vitfx": "0", "model": "ä → {\"writer\""},
+)  # fmt: skip
+
+
+def test_names() -> None:
+    assert HEAD.name == "a0.h1→stream"
+    assert PATH.name == "m0.p0→a1.h0"
+    assert EMBEDDING.name == "embed→stream"
+
+
+def test_kept_and_removed() -> None:
+    assert CIRCUIT.removed == (PATH,)
+    assert CIRCUIT.kept == (HEAD, EMBEDDING)
+
+
+def test_json_and_back() -> None:
+    text = CIRCUIT.to_json()
+    assert Circuit.from_json(text) == CIRCUIT
+    assert Circuit.from_json(text).to_json() == text
+    assert json.loads(text)["edges"] == {"kept": 2, "removed": 1}
+    assert len(text.splitlines()) == 5
+
+
+def test_the_order_in_which_settings_were_given_does_not_matter() -> None:
+    turned = dataclasses.replace(CIRCUIT, settings=dict(reversed(CIRCUIT.settings.items())))
+    assert turned.to_json() == CIRCUIT.to_json()
+    assert turned.fingerprint() == CIRCUIT.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kl": 0.3333},
+        {"settings": {"tau": 0.06}},
+        {"origins": {}},
+        {"decisions": CIRCUIT.decisions[:2]},
+        {"decisions": CIRCUIT.decisions[::-1]},
+    ],
+)
+def test_another_circuit_has_another_fingerprint(change: dict[str, object]) -> None:
+    assert dataclasses.replace(CIRCUIT, **change).fingerprint() != CIRCUIT.fingerprint()
+
+
+def damaged(**changes: object) -> str:
+    return json.dumps(json.loads(CIRCUIT.to_json()) | changes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        CIRCUIT.to_json()[:-20],
+        "[]",
+        "7",
+        "{}",
+        damaged(format="vitfx-circuit/9"),
+        damaged(decisions=None),
+        damaged(decisions=[{}]),
+        damaged(writers={"a0.h1": ["a0", 1, 3]}),
+        damaged(decisions=[["a0.h1", "a1.h0.x", True, 0.0, 0.0, "exact"]]),
+        damaged(decisions=[["a0.h7", "stream", True, 0.0, 0.0, "exact"]]),
+        json.dumps({"format": "vitfx-circuit/2"}),
+    ],
+)
+def test_a_damaged_file_is_refused_in_a_sentence(text: str) -> None:
+    with pytest.raises(UserError, match=r"give a circuit\.json that (this )?vitfx wrote"):
+        Circuit.from_json(text)

@@ -1,0 +1,113 @@
+"""int8: the file runs at any batch, answers as the float32 model does, and stays float32 where it must."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from vitfx.deploy.deployment import NAMES, default_deployment, deploy
+from vitfx.deploy.export import to_onnx, write_onnx
+from vitfx.deploy.quantize import Quantized, to_int8
+from vitfx.deploy.runtime import open_session
+from vitfx.graph.trace import to_canonical
+from vitfx.half import to_float16
+from vitfx.images.image_set import Images
+from vitfx.images.splits import open_data
+from vitfx.models.checkpoint import load_model
+from vitfx.support.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Images:
+    demo = load_model("demo")
+    return open_data("digits", demo.preprocess, demo.classes).calibration.sample(128, seed=0).load()
+
+
+@pytest.fixture(scope="module")
+def whole(digits: Images) -> onnx.ModelProto:
+    """The demo after all exact rewrites, which leave maps of many forms: absorbed keys, biases folded away."""
+    graph = to_canonical(load_model("demo").module, digits.pixels[:2]).graph_module
+    deployment = default_deployment(NAMES, CPU, portable=True)
+    return deploy(graph, deployment, digits.pixels[:8], {"role": "pruned", "precision": "fp32"}).model
+
+
+@pytest.fixture(scope="module")
+def small(whole: onnx.ModelProto, digits: Images) -> Quantized:
+    return to_int8(whole, digits.pixels[:32])
+
+
+def logits(model: onnx.ModelProto, pixels: torch.Tensor) -> torch.Tensor:
+    return open_session(model.SerializeToString(), CPU, threads=1).run(pixels)
+
+
+def test_it_answers_as_the_float32_model(whole: onnx.ModelProto, small: Quantized, digits: Images) -> None:
+    """On images that set no scale. A wrong scale or zero point anywhere leaves a tenth of the answers right."""
+    pixels = digits.pixels[32:]
+    expected, found = logits(whole, pixels), logits(small.model, pixels)
+    assert float((found.argmax(1) == expected.argmax(1)).double().mean()) >= 0.95
+    error = float((found - expected).norm() / expected.norm())
+    assert 1e-5 < error < 0.1
+    torch.testing.assert_close(logits(small.model, pixels[:1]), found[:1], rtol=0, atol=1e-3)
+
+
+def test_linear_maps_are_int8_and_the_rest_is_not(whole: onnx.ModelProto, small: Quantized) -> None:
+    operators = Counter(node.op_type for node in small.model.graph.node)
+    assert operators["QuantizeLinear"] > 0
+    weights = {one.name: one for one in small.model.graph.initializer}
+    matrices = [one for one in weights.values() if one.data_type == onnx.TensorProto.INT8 and len(one.dims) == 2]
+    assert len(matrices) == small.quantized > 20
+    assert len(small.kept) == 1
+    (classifier,) = (node for node in small.model.graph.node if node.name == small.kept[0])
+    assert weights[classifier.input[1]].data_type == onnx.TensorProto.FLOAT
+    assert len(small.model.SerializeToString()) < 0.5 * len(whole.SerializeToString())
+
+
+def test_each_output_channel_has_a_scale(small: Quantized) -> None:
+    weights = {one.name: numpy_helper.to_array(one) for one in small.model.graph.initializer}
+    for node in small.model.graph.node:
+        if node.op_type == "DequantizeLinear" and weights.get(node.input[0], np.zeros(0)).dtype == np.int8:
+            matrix, scale = weights[node.input[0]], weights[node.input[1]]
+            assert scale.shape == matrix.shape[1:]
+            assert np.abs(matrix).max(0).min() >= 63
+
+
+def test_weights_are_within_what_16_bits_add_up(small: Quantized) -> None:
+    """Two products of a uint8 and a weight, which CPUs without VNNI add before they widen."""
+    weights = [numpy_helper.to_array(one) for one in small.model.graph.initializer]
+    greatest = max(int(np.abs(one.astype(np.int64)).max()) for one in weights if one.dtype == np.int8 and one.ndim == 2)
+    assert 2 * 255 * greatest <= np.iinfo(np.int16).max
+
+
+def test_the_file_is_valid_and_keeps_its_metadata(small: Quantized, tmp_path: Path) -> None:
+    write_onnx(small.model, tmp_path / "int8.onnx")
+    assert open_session(tmp_path / "int8.onnx", CPU).metadata["role"] == "pruned"
+
+
+def test_without_linear_maps_there_is_nothing_to_quantize(digits: Images) -> None:
+    class Mean(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return pixels.mean((1, 2))
+
+    model = to_onnx(Mean(), digits.pixels[:2], {})
+    with pytest.raises(UserError, match="no linear map left that int8 would make faster: leave out --precision int8"):
+        to_int8(model, digits.pixels)
+
+
+def test_float16_keeps_its_ends_float32(whole: onnx.ModelProto, digits: Images) -> None:
+    """ONNX Runtime's CPU provider runs it, slowly."""
+    half = to_float16(whole)
+    assert {one.data_type for one in half.graph.initializer if len(one.dims) == 2} == {onnx.TensorProto.FLOAT16}
+    assert {one.data_type for one in whole.graph.initializer if len(one.dims) == 2} == {onnx.TensorProto.FLOAT}
+    session = open_session(half.SerializeToString(), CPU, threads=1, layouts=False)
+    assert session.dtype == torch.float32
+    expected = logits(whole, digits.pixels[:8])
+    error = float((session.run(digits.pixels[:8]) - expected).abs().max() / expected.abs().max())
+    assert 1e-5 < error < 1e-2

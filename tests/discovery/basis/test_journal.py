@@ -1,0 +1,132 @@
+"""The journal: what was recorded whole is recalled, whatever happened to the end of the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vitfx.circuits.circuit import Decision, Edge, Writer
+from vitfx.discovery.basis.journal import FileJournal
+from vitfx.support.errors import UserError
+from vitfx.support.files import WriteError
+
+EDGES = [Edge(Writer("m1", index, (2 * index, 2 * index + 1))) for index in range(3)]
+DECISIONS = [Decision(edge, index != 1, 0.1 * index + 1e-17, 1 / (index + 3)) for index, edge in enumerate(EDGES)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Of a journal with three decisions under the key "key"."""
+    path = tmp_path / "run" / "journal.jsonl"
+    journal = FileJournal(path, "key")
+    assert len(journal) == 0
+    for decision in DECISIONS:
+        journal.record(decision)
+    return path
+
+
+def test_decisions_are_recalled_to_the_last_bit(path: Path) -> None:
+    again = FileJournal(path, "key")
+    assert len(again) == 3
+    assert [again.recall(edge) for edge in EDGES] == DECISIONS
+    assert again.recall(Edge(Writer("a0", 0, (0,)))) is None
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30])
+def test_a_line_that_was_cut_off_is_decided_again(path: Path, cut: int) -> None:
+    path.write_text(path.read_text()[:-cut])
+    again = FileJournal(path, "key")
+    expected = DECISIONS if cut == 1 else DECISIONS[:2]
+    assert [again.recall(edge) for edge in EDGES[: len(expected)]] == expected
+    assert len(again) == len(expected)
+    again.record(DECISIONS[2])
+    assert FileJournal(path, "key").recall(EDGES[2]) == DECISIONS[2]
+
+
+@pytest.mark.parametrize("rubbish", ["7\n", "[]\n", '{"edge": "m1.p2→stream"}\n', "\x00\x00\x00", "\udcff"])
+def test_rubbish_at_the_end_is_dropped(path: Path, rubbish: str) -> None:
+    with path.open("a", errors="surrogateescape") as file:
+        file.write(rubbish)
+    again = FileJournal(path, "key")
+    assert [again.recall(edge) for edge in EDGES] == DECISIONS
+
+
+def test_a_crash_while_the_journal_is_opened_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            FileJournal(path, "key")
+    assert len(FileJournal(path, "key")) == 3
+
+
+def test_an_edge_of_other_neurons_is_decided_again(path: Path) -> None:
+    """The same name can stand for another group where the groups were made anew."""
+    again = FileJournal(path, "key")
+    other = Edge(Writer("m1", 0, (0, 4)))
+    assert other.name == EDGES[0].name
+    assert again.recall(other) is None
+    again.record(Decision(other, True, 1.0, 2.0))
+    assert FileJournal(path, "key").recall(other) == Decision(other, True, 1.0, 2.0)
+
+
+def test_a_sublayer_is_recalled_whole_or_not_at_all(path: Path) -> None:
+    others = [Edge(Writer("m1", 1, (2, 9))), Edge(Writer("m1", 2, (4, 5)))]
+    mixed = [EDGES[0], *others]
+    assert FileJournal(path, "key").recall_all(EDGES) == DECISIONS
+    assert FileJournal(path, "key").recall_all(mixed) is None
+    assert FileJournal(path, "key").recall_all([*EDGES, Edge(Writer("m2"))]) is None
+    # What is decided again is recalled in its new order.
+    again = [Decision(edge, False, 0.5, 0.25) for edge in reversed(mixed)]
+    FileJournal(path, "key").record_all(again)
+    assert FileJournal(path, "key").recall_all(mixed) == again
+
+
+@pytest.mark.parametrize("contents", [None, "notes\n", "[]\n"])
+def test_what_another_run_left_is_not_overwritten(path: Path, contents: str | None) -> None:
+    if contents is not None:
+        path.write_text(contents)
+    before = path.read_text()
+    with pytest.raises(UserError, match="another place with --out, or --force to begin anew"):
+        FileJournal(path, "another key")
+    assert path.read_text() == before
+    forced = FileJournal(path, "another key", force=True)
+    assert len(forced) == 0
+    assert path.read_text() == '{"key": "another key"}\n'
+
+
+def test_a_run_that_had_decided_nothing_is_in_nobodys_way(path: Path) -> None:
+    path.write_text('{"key": "other"}\n')
+    assert len(FileJournal(path, "another key")) == 0
+    assert path.read_text() == '{"key": "another key"}\n'
+
+
+def test_force_goes_on_with_the_same_run(path: Path) -> None:
+    assert len(FileJournal(path, "key", force=True)) == 3
+
+
+def test_an_empty_file_is_begun(tmp_path: Path) -> None:
+    (tmp_path / "journal").touch()
+    assert len(FileJournal(tmp_path / "journal", "key")) == 0
+    assert (tmp_path / "journal").read_text() == '{"key": "key"}\n'
+
+
+def test_discarding_takes_the_folder_only_where_the_journal_made_it(tmp_path: Path) -> None:
+    FileJournal(tmp_path / "made" / "journal", "key").discard()
+    assert not (tmp_path / "made").exists()
+    (tmp_path / "there").mkdir()
+    FileJournal(tmp_path / "there" / "journal", "key").discard()
+    assert list((tmp_path / "there").iterdir()) == []
+    used = FileJournal(tmp_path / "used" / "journal", "key")
+    (tmp_path / "used" / "result").write_text("new")
+    used.discard()
+    assert [one.name for one in (tmp_path / "used").iterdir()] == ["result"]
+
+
+def test_a_place_that_takes_no_files(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(WriteError, match="can't be written"):
+        FileJournal(tmp_path / "file" / "run" / "journal", "key")

@@ -1,0 +1,60 @@
+"""Settings are checked once, and written without infinity."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from vitfx.discovery.basis.settings import Settings
+from vitfx.support.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"tau": math.nan}, "--tau nan is not a threshold: give a finite number of nats, 0 or more"),
+        ({"tau": math.inf}, "--tau inf is not a threshold"),
+        ({"tau": -1e-9}, "--tau -1e-09 is not a threshold"),
+        ({"max_kl": math.nan}, "--max-kl nan is not a limit: give a number of nats, 0 or more"),
+        ({"max_kl": -1.0}, "--max-kl -1.0 is not a limit"),
+        ({"samples": 1}, "--samples 1 is too small: give 2 or more"),
+        ({"paths": 0}, "--paths 0 is too small: give 1 or more"),
+        ({"seed": -1}, "--seed -1 is too small: give 0 or more"),
+        ({"seed": 2**63}, "--seed 9223372036854775808 is too large: give less than 2 to the power of 63"),
+        ({"method": "magic"}, "--method magic is not known: choose one of acdc"),
+        ({"ablation": "median"}, "--ablation median is not known: choose one of zero, mean, position-mean, resample"),
+        ({"corruption": "fog"}, "--corruption fog is not known: choose one of swap, noise, blur, shuffle"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(given: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Settings(**given)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_the_edges_of_what_makes_sense() -> None:
+    least = Settings(tau=0, max_kl=0, samples=2, paths=1, seed=0)
+    assert (least.tau, least.max_kl) == (0, 0)
+    assert Settings().max_kl == math.inf
+
+
+def test_json_has_every_field_and_no_infinity() -> None:
+    record = json.loads(json.dumps(Settings().to_json(), allow_nan=False))
+    assert record["max_kl"] is None
+    assert record.keys() == Settings.__dataclass_fields__.keys()
+    assert Settings(**record | {"max_kl": math.inf}) == Settings()
+    assert Settings(max_kl=0.5).to_json()["max_kl"] == 0.5
+
+
+def test_a_circuit_of_a_goal_says_what_to_do() -> None:
+    record = {"method": "goal", "granularity": "head", "goal": "target-speedup", "value": 1.5}
+    with pytest.raises(UserError) as caught:
+        Settings.from_json(record)
+    assert str(caught.value) == (
+        "the circuit was found for --target-speedup 1.5 and holds no discovery to repeat: give that goal again in "
+        "place of the circuit"
+    )
+    with pytest.raises(UserError, match="can't be read"):
+        Settings.from_json({"method": "acdc"})

@@ -1,0 +1,96 @@
+import pytest
+import torch
+from torch import nn
+
+from passes.aten import aten, cut_points, data_nodes
+from passes.base import run_passes
+from passes.drop_identities import DropIdentities
+from tests.support.families import HandWritten, images, make, randomised
+from vitfx.graph.trace import to_canonical, trace
+from vitfx.support.errors import UserError
+
+
+def test_a_trace_is_the_model_at_any_batch():
+    model = make("torchvision")
+    traced = trace(model, images(2))
+    with torch.no_grad():
+        for count in (1, 2, 9):
+            torch.testing.assert_close(traced(images(count)), model(images(count)))
+
+
+def test_identities_are_dropped_and_the_rest_stays():
+    model = make("hf-vit-eager")
+    traced = trace(model, images(2))
+    result = run_passes(traced, [DropIdentities()])
+    targets = [node.target for node in result.graph_module.graph.nodes]
+    assert result.changed
+    assert aten.dropout.default not in targets
+    assert all(node.args[2:] == () for node in result.graph_module.graph.nodes if node.target is aten.softmax.int)
+    assert aten._assert_tensor_metadata.default not in targets
+    assert targets.count(aten.softmax.int) == 3
+    with torch.no_grad():
+        assert torch.equal(result.graph_module(images(3)), traced(images(3)))
+    assert not run_passes(result.graph_module, [DropIdentities()]).changed
+
+
+def test_cut_points_are_what_every_path_passes():
+    """Brute force: a node is a cut point if the output can't be reached from the input without it."""
+    graph_module = run_passes(trace(make("hand-written"), images(2)), [DropIdentities()]).graph_module
+    nodes = data_nodes(graph_module)[:-1]
+
+    def reached_without(gone):
+        seen = set()
+        for node in nodes:
+            if node is not gone and (node is nodes[0] or any(source in seen for source in node.all_input_nodes)):
+                seen.add(node)
+        return nodes[-1] in seen
+
+    assert cut_points(nodes) == [node for node in nodes if not reached_without(node)]
+
+
+def test_nothing_is_written_in_place():
+    targets = {str(node.target) for node in trace(make("careless"), images(2)).graph.nodes}
+    assert not any(target.partition(".")[2].partition(".")[0].endswith("_") for target in targets), targets
+    assert not targets & {"aten.einsum.default", "aten.view.default", "aten.dropout.default"}
+
+
+def test_the_fast_path_is_put_back():
+    before = torch.backends.mha.get_fastpath_enabled()
+    trace(make("torchvision"), images(2))
+    assert torch.backends.mha.get_fastpath_enabled() == before
+
+
+class FixedBatch(HandWritten):
+    def forward(self, x):
+        return super().forward(x.reshape(2, 3, 32, 32))
+
+
+class NoLogits(nn.Module):
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("model", "pixels", "reason"),
+    [
+        (FixedBatch(), images(2), "batch is fixed to 2 images"),
+        (make("torchvision"), images(2)[..., :16], "does not take images of 3×32×16"),
+        (NoLogits(), images(2), r"gives \(2, 3, 32, 32\) for 2 images of 3×32×32: logits"),
+    ],
+)
+def test_what_can_not_be_traced_is_refused(model, pixels, reason):
+    with pytest.raises(UserError, match=reason):
+        to_canonical(randomised(model), pixels)
+
+
+def test_weights_of_another_type_than_the_images_are_refused():
+    with pytest.raises(UserError, match=r"has torch.float16 weights and the images are torch.float32: .*float\(\)"):
+        to_canonical(make("torchvision").half(), images(2))
+
+
+def test_damaged_weights_are_refused():
+    model = make("torchvision")
+    with torch.no_grad():
+        model.heads.head.weight[0, 0] = float("nan")
+    with pytest.raises(UserError, match="not finite"):
+        to_canonical(model, images(2))

@@ -1,0 +1,170 @@
+import pytest
+import timm
+import torch
+import transformers
+
+from passes.dialect import Attention, Mlp
+from passes.stream import is_canonical, read_sites
+from tests.support.checks import assert_equal, assert_trainable, canonical, traced
+from tests.support.families import CLASSES, FAMILIES, REFUSED, SIZE, HandWritten, images, make, randomised
+from vitfx.graph.trace import to_canonical
+from vitfx.models.huggingface import Logits
+from vitfx.support.errors import UserError
+
+ROUNDED = {"timm-layerscale-average-registers", "hf-dinov2", "hf-dinov2-registers", "careless"}
+"""Tracing folds factors into their weights or resamples their positions: in float32 this rounds."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_identity_of_every_family(name):
+    model = make(name)
+    found = traced(name)
+    assert found.notes == ()
+    is_canonical(found.graph_module)
+    sites = read_sites(found.graph_module)
+    assert [site.name for site in sites] == ["a0", "m0", "a1", "m1", "a2", "m2"]
+    with torch.no_grad():
+        # Another batch than the one traced, so that nothing of the example is baked in.
+        assert_equal(found.graph_module(images(5)), model(images(5)), 1e-5)
+        assert_equal(found.graph_module(images(1)), model(images(1)), 1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "eager" not in name])
+def test_identity_in_float64(name):
+    """Hugging Face's eager attention is left out: its softmax is float32 whatever the model is."""
+    model = make(name).double()
+    graph_module = traced(name, torch.float64).graph_module if name in ROUNDED else canonical(name)
+    with torch.no_grad():
+        assert_equal(graph_module(images(3, torch.float64)), model(images(3, torch.float64)), 1e-10)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_canonical_graph_trains_and_reads_like_the_figure(name):
+    graph_module = traced(name).graph_module
+    assert_trainable(graph_module, images(2))
+    layer = [str(node.target) for node in graph_module.graph.nodes if node.name.startswith(("a1", "m1"))]
+    assert [target.split()[0] for target in layer] == ["a1_norm", "a1", "<built-in", "m1_norm", "m1", "<built-in"]
+
+
+def test_the_model_is_not_touched_and_shares_no_memory():
+    model = make("torchvision").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    graph_module = to_canonical(model, images(2)).graph_module
+    with torch.no_grad():
+        for parameter in graph_module.parameters():
+            parameter.zero_()
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_settings_are_recognised():
+    sites = read_sites(canonical("timm-layerscale-average-registers"))
+    attention, mlp = sites[0].module, sites[1].module
+    assert isinstance(attention, Attention)
+    assert (attention.units, attention.head_dim, attention.channels) == (4, 8, 8)
+    assert attention.scale == pytest.approx(8**-0.5)
+    assert isinstance(mlp, Mlp)
+    assert (mlp.units, mlp.activation) == (128, "gelu")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_the_reason(name):
+    build, reason = REFUSED[name]
+    with pytest.raises(UserError, match=reason):
+        to_canonical(randomised(build()), images(2))
+
+
+def test_what_is_not_recognised_stays_and_is_named():
+    config = transformers.Dinov2Config(
+        image_size=SIZE, patch_size=8, num_hidden_layers=2, num_attention_heads=4, hidden_size=32, mlp_ratio=2,
+        num_labels=CLASSES, use_swiglu_ffn=True,
+    )  # fmt: skip
+    model = randomised(Logits(transformers.Dinov2ForImageClassification(config)))
+    found = to_canonical(model, images(2))
+    assert [site.name for site in read_sites(found.graph_module)] == ["a0", "a1"]
+    assert len(found.notes) == 2
+    assert found.notes[0].startswith("m0_opaque is not prunable: 2 linear projections")
+    with torch.no_grad():
+        assert_equal(found.graph_module(images(3)), model(images(3)), 1e-5)
+    assert_trainable(found.graph_module, images(2))
+
+
+def test_names_keep_counting_past_what_is_not_recognised():
+    plain, strange = (
+        timm.models.VisionTransformer(
+            img_size=SIZE, patch_size=8, depth=3, num_heads=4, embed_dim=32, num_classes=CLASSES, qk_norm=norm
+        )
+        for norm in (False, True)
+    )
+    plain.blocks[1] = strange.blocks[1]
+    found = to_canonical(randomised(plain), images(2))
+    assert [site.name for site in read_sites(found.graph_module)] == ["a0", "m0", "m1", "a2", "m2"]
+    assert any(node.target == "a1_opaque" for node in found.graph_module.graph.nodes)
+
+
+def test_attention_pooling_stays_and_is_named():
+    model = timm.models.VisionTransformer(
+        img_size=SIZE, patch_size=8, depth=3, num_heads=4, embed_dim=32, num_classes=CLASSES,
+        class_token=False, global_pool="map",
+    )  # fmt: skip
+    found = to_canonical(randomised(model), images(2))
+    assert [site.name for site in read_sites(found.graph_module)] == ["a0", "m0", "a1", "m1", "a2", "m2"]
+    assert [note.partition(" is not prunable: ")[2] for note in found.notes] == [
+        "it adds nothing to the stream, it replaces it",
+        "it has 1 tokens where the stream begins with 16",
+    ]
+    with torch.no_grad():
+        assert_equal(found.graph_module(images(5)), model(images(5)), 1e-5)
+
+
+class Strange(HandWritten):
+    """Computed positions, steps that put the tokens before the batch, one attention in windows."""
+
+    def attention(self, block, x):
+        if block is not self.blocks[1]:
+            return super().attention(block, x)
+        windows = block["qkv"](x.reshape(4 * x.shape[0], 4, 32))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in windows.chunk(3, -1))
+        pattern = (q @ k.transpose(-2, -1) / 4).softmax(-1, dtype=torch.float32).to(q.dtype)
+        return block["proj"]((pattern @ v).transpose(1, 2).reshape(x.shape))
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + torch.arange(16.0, device=x.device)[:, None].sin()
+        for block in self.blocks:
+            x = x + self.attention(block, block["n1"](x))
+            x = block["down"](torch.relu(block["up"](block["n2"](x)))) + x
+            x = x.transpose(0, 1).reshape(-1, 32).tanh().reshape(16, -1, 32).transpose(0, 1)
+        return self.head(x.mean(1))
+
+
+def test_windows_and_steps_between_layers_stay():
+    model = randomised(Strange())
+    found = to_canonical(model, images(2))
+    assert [site.name for site in read_sites(found.graph_module)] == ["a0", "m0", "m1", "a2", "m2"]
+    assert [note.partition(" is not prunable: ")[2] for note in found.notes] == [
+        "it adds nothing to the stream, it replaces it",
+        "attention runs over something else than all tokens of an image",
+        "it adds nothing to the stream, it replaces it",
+    ]
+    with torch.no_grad():
+        assert_equal(found.graph_module(images(5)), model(images(5)), 1e-5)
+    # Nothing holds the parts that were not rewritten to the device and the type that they were traced in.
+    assert not any("device" in node.kwargs for node in found.graph_module.embed.graph.nodes)
+    assert found.graph_module.double()(images(2, torch.float64)).dtype == torch.float64
+
+
+def test_a_value_that_differs_is_not_believed(monkeypatch):
+    """A match is run against the recorded values: with another activation in its table, every MLP stays opaque."""
+    monkeypatch.setitem(__import__("passes.dialect").dialect.ACTIVATIONS, "gelu", torch.tanh)
+    found = to_canonical(make("timm"), images(2))
+    assert [site.name for site in read_sites(found.graph_module)] == ["a0", "a1", "a2"]
+    assert "activation is none of" in found.notes[0]
+
+
+def test_canonical_graphs_are_taken_as_they_are():
+    graph_module = traced("timm").graph_module
+    again = to_canonical(graph_module, images(2)).graph_module
+    assert again is not graph_module
+    assert again.code == graph_module.code
+    assert torch.equal(again(images(2)), graph_module(images(2)))

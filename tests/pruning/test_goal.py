@@ -1,0 +1,56 @@
+import pytest
+
+from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, Goal, Target, parse_target
+from vitfx.support.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "said"),
+    [
+        (SPEEDUP, 1.0, "--target-speedup 1 is not faster"),
+        (SPEEDUP, float("nan"), "--target-speedup nan is no goal"),
+        (PARAMETERS, 1.0, "--target-params 1 is not a share"),
+        (FLOPS, 0.0, "--target-flops 0 is not a share"),
+        (DROP, 0.0, "--max-drop 0 allows nothing"),
+        (KL, -1.0, "--max-kl -1 allows nothing"),
+    ],
+)
+def test_what_is_no_goal_is_refused_by_name_and_value(kind, value, said):
+    with pytest.raises(UserError, match=said):
+        Goal(kind, value)
+
+
+def test_a_goal_reads_as_a_person_says_it():
+    assert str(Goal(SPEEDUP, 1.5)) == "1.5× faster"
+    assert str(Goal(DROP, 0.5)) == "at most 0.5 points of top-1 lost"
+    assert str(Goal(FLOPS, 0.625)) == "62.5% of the FLOPs"
+    assert Goal(FLOPS, 0.5).priced
+    assert not Goal(KL, 0.5).priced
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("cpu", Target("cpu", 8)),
+        ("cpu:batch=1", Target("cpu", 1)),
+        ("gpu:1:batch=64", Target("gpu:1", 64)),
+        ("gpu:fp16:batch=1", Target("gpu", 1, "fp16", 8)),
+        ("gpu:1:fp16", Target("gpu:1", 8, "fp16", 8)),
+    ],
+)
+def test_targets_are_read(text, target):
+    assert parse_target(text) == target
+    assert parse_target(str(target)) == target
+
+
+def test_a_target_says_widths_that_are_not_its_usual_ones():
+    assert str(Target("cpu", 8, align=4)) == "cpu:batch=8 (widths in multiples of 4)"
+    assert Target(**Target("cpu", 8, align=4).to_json()) == Target("cpu", 8, align=4)
+    with pytest.raises(UserError, match="--align is 0: give 1 or more"):
+        Target(align=0)
+
+
+@pytest.mark.parametrize("text", ["", "cpu:batch=0", "cpu batch=8", "cpu:batch=-1", "cpu:int8", "gpu:fp8:batch=1"])
+def test_other_targets_are_refused(text):
+    with pytest.raises(UserError, match="is not understood: give a device and a batch"):
+        parse_target(text)

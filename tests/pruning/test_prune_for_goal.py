@@ -1,0 +1,250 @@
+"""Goals by the command and in memory, on a small model of the digits."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import onnx
+import pytest
+import torch
+
+from tests.support.prune_runs import SIZES, artifact, model, picture, report, run_circuit
+from vitfx.circuits.circuit import Circuit
+from vitfx.circuits.summary import layer_rows
+from vitfx.cli.prune_options import open_job
+from vitfx.deploy.deployment import NAMES, default_deployment
+from vitfx.graph.trace import to_canonical
+from vitfx.images.image_set import Images
+from vitfx.models.checkpoint import load_model
+from vitfx.prune import _parser as parser
+from vitfx.prune import main
+from vitfx.pruning import target_bench as goal_bench
+from vitfx.pruning.goal import DROP, FLOPS, KL, SPEEDUP, Goal, Target
+from vitfx.pruning.iterative_pruner import Pursuit
+from vitfx.pruning.latency_table import LatencyTable
+from vitfx.pruning.prune_for_goal import compile_for_goal
+from vitfx.pruning.target_bench import Asked
+from vitfx.runs import prune as job
+from vitfx.support.errors import UserError
+from vitfx.support.files import UNFINISHED, check_output
+from vitfx.support.progress import Silent
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(48, 1, 8, 8, generator=generator)
+    return Images(pixels, torch.arange(48) % 10, tuple(map(str, range(48))))
+
+
+@pytest.fixture
+def table(monkeypatch, tmp_path):
+    """Times that go with the units, in place of measured ones, and a cache of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    points = {
+        name: tuple((count, 0.5 * count / units) for count in range(1, units + 1))
+        for layer in range(SIZES["depth"])
+        for name, units in ((f"a{layer}", SIZES["heads"]), (f"m{layer}", SIZES["mlp"]))
+    }
+    made = LatencyTable(3.0, 2.5, points)
+    calls = []
+
+    def measured(*_):
+        calls.append(made)
+        return made
+
+    monkeypatch.setattr(goal_bench, "measure_table", measured)
+    monkeypatch.setattr(goal_bench, "_ROUNDS", 1)
+    monkeypatch.setattr(goal_bench, "_SECONDS", 0.0)
+    return calls
+
+
+def asked(kind, value, **options):
+    return Asked(Goal(kind, value), Target("cpu", 2), default_deployment(NAMES, CPU, portable=False), **options)
+
+
+def compiled(images, one):
+    return compile_for_goal(model(), images, one, device=CPU, watcher=Silent())
+
+
+def test_a_speed_is_reached_and_the_artifact_is_proved(images, table, monkeypatch):
+    monkeypatch.setattr(goal_bench.Bench, "measure", lambda self, state: 3.0 / self.price().total(state.kept))
+    found = compiled(images, asked(SPEEDUP, 1.8))
+    assert found.verification.passed
+    assert found.plan.deletions
+    assert found.circuit.details["price"]["speed-up"] == pytest.approx(1.8, rel=0.06)
+    assert found.notes[-1].startswith("asked for 1.8× faster: measured 1.")
+    assert found.compensation.kl == found.artifact_kl == found.circuit.kl
+
+
+def bench(images, one):
+    original = to_canonical(model(), images.pixels[:2]).graph_module
+    return goal_bench.Bench(model(), original, images.pixels, one, Silent())
+
+
+def test_measured_times_are_kept_and_made_anew_when_asked(images, table):
+    for _ in range(2):
+        bench(images, asked(SPEEDUP, 1.2)).price()
+    assert len(table) == 1
+    bench(images, asked(SPEEDUP, 1.2, fresh=True)).price()
+    assert len(table) == 2
+
+
+def test_a_real_measurement_is_a_ratio(images, table):
+    found = bench(images, asked(KL, 1))
+    pursuit = Pursuit(found.original, images.pixels, None, scored=8, seed=0, watcher=Silent())
+    assert 0 < found.measure(pursuit.start()) < math.inf
+
+
+def test_a_damaged_or_unwritable_cache_costs_time_and_nothing_else(images, table, monkeypatch, tmp_path):
+    bench(images, asked(SPEEDUP, 1.2)).price()
+    (cached,) = (tmp_path / "cache" / "vitfx").iterdir()
+    cached.write_text("{}")
+    bench(images, asked(SPEEDUP, 1.2)).price()
+    assert len(table) == 2
+    assert LatencyTable.from_json(cached.read_text()) == table[0]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    bench(images, asked(SPEEDUP, 1.2)).price()
+    assert len(table) == 3
+
+
+def test_a_float16_target_runs_both_files_in_float16(images, table, monkeypatch):
+    """On a CPU, which is slow at it, but can."""
+    opened = []
+    real = goal_bench.open_session
+
+    def watched(model, device, **options):
+        opened.append(({one.data_type for one in onnx.load_from_string(model).graph.initializer}, options))
+        return real(model, device, **options)
+
+    monkeypatch.setattr(goal_bench, "open_session", watched)
+    half = replace(asked(KL, 1), target=Target("cpu", 2, "fp16"))
+    found = bench(images, half)
+    pursuit = Pursuit(found.original, images.pixels, None, scored=8, seed=0, watcher=Silent())
+    assert found.measure(pursuit.start()) > 0
+    assert len(opened) == 2
+    for types, options in opened:
+        assert onnx.TensorProto.FLOAT16 in types and onnx.TensorProto.FLOAT not in types
+        assert options == {"layouts": False}
+
+
+def test_a_goal_that_was_missed_is_told_and_not_called_met(tmp_path, capsys, table, monkeypatch):
+    monkeypatch.setattr(goal_bench.Bench, "measure", lambda self, state: 1.25)
+    out = tmp_path / "out"
+    options = ["--target-speedup", "1.6", "--target", "cpu:batch=2", "--samples", "60"]
+    assert run_circuit(artifact(tmp_path / "model.pt"), out, *options) == 1
+    assert "1.6× faster was asked for and missed: measured 1.25×" in capsys.readouterr().err
+    found = report(out)
+    assert found["settings"]["missed"] == "measured 1.25×"
+    assert "at 1.6× faster (missed: measured 1.25×)" in (out / "report.md").read_text().splitlines()[0]
+    assert list(found["speedup_by_batch"]) == ["1", "2", "64"]
+    assert found["speedup"] == found["speedup_by_batch"]["2"]
+
+
+def test_without_deletions_no_refit_is_claimed(images, table, monkeypatch):
+    monkeypatch.setattr(goal_bench.Bench, "measure", lambda self, state: 1.2)
+    found = compiled(images, asked(SPEEDUP, 1.05))
+    assert not found.plan.deletions
+    assert found.compensation.kind == "none" and found.compensation.kl is None
+    assert found.notes[-1] == "nothing had to be deleted for that"
+    within = compiled(images, asked(KL, 1e-12))
+    assert not within.plan.deletions
+    assert within.notes[-1] == "nothing could be deleted within that"
+
+
+def test_a_goal_wants_three_images(images, table):
+    few = replace(images, pixels=images.pixels[:2], labels=None, names=images.names[:2])
+    with pytest.raises(UserError, match="2 images are too few: for a goal give 3 or more with --samples"):
+        compiled(few, asked(FLOPS, 0.5))
+    assert compiled(replace(few, pixels=images.pixels[:3], names=images.names[:3]), asked(FLOPS, 0.9)).plan.deletions
+
+
+def test_a_run_that_is_broken_off_can_be_repeated(tmp_path, capsys, monkeypatch):
+    out, model_file = tmp_path / "out", artifact(tmp_path / "model.pt")
+    options = ["--target-flops", "0.7", "--samples", "60"]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "measure", interrupted)
+        assert run_circuit(model_file, out, *options) == 130
+    assert "stopped; the same command begins anew" in capsys.readouterr().err
+    assert (out / UNFINISHED).exists()
+    check_output(out, force=False)
+
+
+def test_a_circuit_says_what_is_kept_and_what_is_gone(images, table):
+    found = compiled(images, asked(KL, 0.02))
+    circuit = Circuit.from_json(found.circuit.to_json())
+    assert circuit == found.circuit
+    gone = {(edge.writer.sublayer, unit) for edge in circuit.removed for unit in edge.writer.units}
+    assert gone == {(one.name, unit) for one in found.plan.deletions for unit in one.units}
+    assert layer_rows(circuit)[-1].layer == "total"
+
+
+def test_a_limit_on_accuracy_needs_labels(images, table):
+    bare = Images(images.pixels, None, images.names)
+    with pytest.raises(UserError, match="--max-drop needs labelled images"):
+        compiled(bare, asked(DROP, 1.0))
+
+
+def test_the_command_writes_all_that_a_run_with_tau_writes(tmp_path):
+    out = tmp_path / "out"
+    assert run_circuit(artifact(tmp_path / "model.pt"), out, "--target-flops", "0.7", "--samples", "60") == 0
+    found = report(out)
+    assert found["pruned"]["flops"] <= 0.7 * found["baseline"]["flops"]
+    assert found["settings"]["goal"] == "70% of the FLOPs"
+    assert "tau" not in found["settings"]
+    assert found["compensation"]["kl"] < found["compensation"]["kl_mean"]
+    assert "at 70% of the FLOPs" in (out / "report.md").read_text()
+    assert json.loads((out / "circuit.json").read_text())["settings"]["method"] == "goal"
+    again = load_model(str(out / "pruned.pt"))
+    assert sum(one.numel() for one in again.module.parameters()) == found["pruned"]["params"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--target-flops", "0.5", "--tau", "0.1"], "--target-flops stands in place of discovery: leave out --tau"),
+        (["--target-flops", "0.5", "--max-kl", "0.1"], "--target-flops and --max-kl are goals of their own: give one"),
+        (["--target-flops", "0.5", "--target-speedup", "2"], "are goals of their own: give one"),
+        (["--target-speedup", "0.5"], "--target-speedup 0.5 is not faster"),
+        (["--target", "cpu:batch=1"], "--target cpu:batch=1 is for a goal: give one, such as --target-speedup 1.5"),
+        (["--target-speedup", "2", "--target", "fast"], None),
+        (
+            ["--target-flops", "0.5", "--compensate", "mean"],
+            "refits survivors by ridge regression: leave out --compensate",
+        ),
+        (
+            ["--target-speedup", "2", "--target", "cpu:fp16"],
+            "fp16 is slow on cpu, for which ONNX Runtime has no float16",
+        ),
+        (["--sweep", "1.2:1.5:2", "--target", "cpu:fp16"], "leave out fp16 in --target cpu:fp16:batch=8"),
+        (["--target-params", "0.5", "--circuit", "c.json"], "looks for its own deletions: leave out --circuit"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path, capsys, options, said):
+    assert main(["demo", "--out", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+    assert said is None or said in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_fewer_images_than_the_default_are_no_error(tmp_path):
+    """The digits have 1,438 for calibration; a folder of 40 has no 1,024."""
+    for index in range(40):
+        picture(tmp_path / "photos" / "train" / str(index % 10) / f"{index}.png", index)
+        picture(tmp_path / "photos" / "val" / str(index % 10) / f"{index}.png", index)
+    options = [str(artifact(tmp_path / "model.pt")), "--target-flops", "0.9", "--data", str(tmp_path / "photos")]
+    job, _ = open_job(parser().parse_args([*options, "--out", str(tmp_path / "out")]))
+    assert job.settings.samples == 40
+    job, _ = open_job(parser().parse_args([*options, "--out", str(tmp_path / "out"), "--samples", "41"]))
+    assert job.settings.samples == 41

@@ -1,0 +1,88 @@
+"""Files are whole or not there, and folders are looked at before anything is written into them."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from vitfx.support.errors import UserError
+from vitfx.support.files import JOURNAL, WriteError, check_output, remove_results, write_aside
+
+
+def test_contents_are_written_as_they_are(tmp_path: Path) -> None:
+    write_aside(tmp_path / "a", "τ\n")
+    write_aside(tmp_path / "b", b"\x00\r\n")
+    assert (tmp_path / "a").read_bytes() == "τ\n".encode()
+    assert (tmp_path / "b").read_bytes() == b"\x00\r\n"
+    write_aside(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_aside(tmp_path / "a", "old")
+    written = Path.write_bytes
+
+    def full(path: Path, contents: bytes) -> int:
+        written(path, contents[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(WriteError, match=r"a can't be written \(No space left on device\): make room there"):
+        write_aside(tmp_path / "a", "new")
+    assert [one.name for one in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="No such file or directory"):
+        write_aside(tmp_path / "none" / "a", "new")
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_free_folders(tmp_path: Path, force: bool) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "begun").mkdir()
+    for name in (JOURNAL, "circuit.json"):
+        (tmp_path / "begun" / name).write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    for folder in (tmp_path / "new" / "folder", tmp_path / "empty", tmp_path / "begun"):
+        check_output(folder, force=force)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_part_of_a_first_write_is_no_result(tmp_path: Path) -> None:
+    """A process that is killed in it leaves that, and the same command begins again."""
+    (tmp_path / f".{JOURNAL}.partial").write_text("{")
+    check_output(tmp_path, force=False)
+    (tmp_path / ".another.partial").write_text("{")
+    with pytest.raises(UserError, match=r"is not empty \(it has .another.partial\)"):
+        check_output(tmp_path, force=False)
+
+
+def test_folders_with_something_in_them(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"is not empty \(it has notes.txt\): name another folder with --out, or pass"):
+        check_output(tmp_path, force=False)
+    check_output(tmp_path, force=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("file", "is a file"), ("file/a/b", "file is a file"), ("n" * 300, "File name too long")]
+)
+def test_folders_that_cannot_be(tmp_path: Path, name: str, reason: str, force: bool) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=reason):
+        check_output(tmp_path / name, force=force)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_only_results_are_removed(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text(name)
+    remove_results(tmp_path, ["a", "c", "never"])
+    assert [one.name for one in tmp_path.iterdir()] == ["b"]

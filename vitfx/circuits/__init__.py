@@ -1,0 +1,4 @@
+"""What a circuit is, how it runs, and what it looks like.
+
+Imports models, graph, images and support.
+"""

@@ -1,0 +1,148 @@
+"""What there is to see in a circuit: its sublayers, which cells are structurally alive, which edges matter most.
+
+All of it is read from the circuit alone, without its model. A cell is a head, an MLP path, or on the block graph a
+whole sublayer; it bears its writer's name. Unrecognised sublayers are in no circuit, and leave a gap in the layers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from vitfx.circuits.circuit import ATTRIBUTED, EMBED, LOGITS, STREAM, Circuit, Decision, Edge, Reader, Writer
+from vitfx.support.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """layer: counted from 0. kind: "a" or "m". cells: its writers' names, in their order."""
+
+    name: str
+    layer: int
+    kind: str
+    cells: tuple[str, ...]
+
+
+def place(sublayer: str) -> tuple[int, str]:
+    """ "a3" -> (3, "a"), the order of the stream. Raises UserError for what is no sublayer's name."""
+    found = re.fullmatch(r"([am])(\d+)", sublayer)
+    if found is None:
+        raise UserError(f"the circuit names a sublayer {sublayer!r}: give a circuit whose sublayers are a0, m0, a1, …")
+    return int(found[2]), found[1]
+
+
+def reads_stream(circuit: Circuit) -> bool:
+    """The block and the head graph, where an edge stands for its writer."""
+    return all(one.edge.reader.sublayer == STREAM for one in circuit.decisions)
+
+
+def read_sublayers(circuit: Circuit) -> tuple[Sublayer, ...]:
+    """The sublayers that write, in the order of the stream. Raises UserError where one can't be placed."""
+    found: dict[tuple[int, str], dict[str, Writer]] = defaultdict(dict)
+    for decision in circuit.decisions:
+        writer, reader = decision.edge.writer, decision.edge.reader
+        if writer.sublayer != EMBED:
+            found[place(writer.sublayer)][writer.name] = writer
+        if reader.sublayer not in (LOGITS, STREAM):
+            place(reader.sublayer)
+    return tuple(
+        Sublayer(f"{kind}{layer}", layer, kind, tuple(sorted(cells, key=lambda name: cells[name].index or 0)))
+        for (layer, kind), cells in sorted(found.items())
+    )
+
+
+def structurally_alive(circuit: Circuit) -> frozenset[str]:
+    """The cells (and "embed") on some kept way from the image to the logits.
+
+    Structural: edges alone decide. That a head whose values are all gone is constant, whatever its queries read, takes
+    the model to know, and is left to the plan.
+    """
+    kept = circuit.kept
+    if reads_stream(circuit):
+        writers = frozenset(edge.writer.name for edge in kept)
+        return writers if EMBED in writers else frozenset()
+    cells = {one.name: one.cells for one in read_sublayers(circuit)}
+    forward: dict[str, set[str]] = defaultdict(set)
+    backward: dict[str, set[str]] = defaultdict(set)
+    for edge in kept:
+        for target in _cells_behind(edge.reader, cells):
+            forward[edge.writer.name].add(target)
+            backward[target].add(edge.writer.name)
+    return (_reached(EMBED, forward) & _reached(LOGITS, backward)) - {LOGITS}
+
+
+def _cells_behind(reader: Reader, cells: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """What writes from what this reader sees: a head itself, all paths of an MLP."""
+    if reader.sublayer == LOGITS:
+        return (LOGITS,)
+    own = cells.get(reader.sublayer, ())
+    return own if reader.head is None else tuple(one for one in own if one == f"{reader.sublayer}.h{reader.head}")
+
+
+def _reached(start: str, steps: Mapping[str, Iterable[str]]) -> frozenset[str]:
+    reached, waiting = {start}, [start]
+    while waiting:
+        new = set(steps.get(waiting.pop(), ())) - reached
+        reached |= new
+        waiting += new
+    return frozenset(reached)
+
+
+def live_edges(circuit: Circuit, alive: frozenset[str]) -> tuple[Decision, ...]:
+    """The kept edges between what is alive, strongest first, then by name."""
+    cells = {one.name: one.cells for one in read_sublayers(circuit)}
+
+    def lives(edge: Edge) -> bool:
+        if edge.writer.name not in alive:
+            return False
+        if edge.reader.sublayer in (LOGITS, STREAM):
+            return True
+        return any(cell in alive for cell in _cells_behind(edge.reader, cells))
+
+    return strongest(one for one in circuit.decisions if one.kept and lives(one.edge))
+
+
+def strongest(decisions: Iterable[Decision]) -> tuple[Decision, ...]:
+    return tuple(sorted(decisions, key=lambda one: (-strength(one.score), one.edge.name)))
+
+
+def strength(score: float) -> float:
+    """The score; nothing for one below zero, or that is no number."""
+    return score if score > 0 and math.isfinite(score) else 0.0
+
+
+def writer_scores(circuit: Circuit) -> dict[str, float]:
+    """Of every writer, strengths added over its kept edges; on the block and the head graph the score of its one edge,
+    kept or removed."""
+    one_edge = reads_stream(circuit)
+    scores: dict[str, float] = defaultdict(float)
+    for decision in circuit.decisions:
+        scores[decision.edge.writer.name] += strength(decision.score) if decision.kept or one_edge else 0.0
+    return dict(scores)
+
+
+def layer_sums(decisions: Iterable[Decision]) -> dict[tuple[int | str, int | str], tuple[float, int]]:
+    """(writer's layer or "embed", reader's layer or "logits") -> strengths added, number of edges."""
+    sums: dict[tuple[int | str, int | str], tuple[float, int]] = {}
+    for one in decisions:
+        key = (layer_of(one.edge.writer.sublayer), layer_of(one.edge.reader.sublayer))
+        total, count = sums.get(key, (0.0, 0))
+        sums[key] = (total + strength(one.score), count + 1)
+    return sums
+
+
+def layer_of(sublayer: str) -> int | str:
+    """A sublayer's layer; what is none bears its own name."""
+    return sublayer if sublayer in (EMBED, LOGITS, STREAM) else place(sublayer)[0]
+
+
+def score_unit(circuit: Circuit) -> str:
+    """What the scores are of: KL divergence where something was ablated, else the method's own."""
+    attributed = sum(one.basis == ATTRIBUTED for one in circuit.decisions)
+    if attributed == len(circuit.decisions):
+        return "attribution"
+    measured = "KL divergence when removed, nats an image"
+    return f"{measured}; of {attributed:,} edges an attribution" if attributed else measured

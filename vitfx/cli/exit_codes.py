@@ -1,0 +1,43 @@
+"""How a command ends: its exit code, and one sentence on stderr for what went wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from vitfx.deploy.export import ExportMismatch
+from vitfx.graph.verify import VerificationError
+from vitfx.support.errors import UserError
+from vitfx.support.processes import ToldElsewhere, let_speak
+
+GOES_ON = "stopped; the same command goes on where it stopped"
+BEGINS_ANEW = "stopped; the same command begins anew"
+GOES_ON_UNFORCED = "stopped; the same command without --force goes on where it stopped"
+
+
+def ending(work: Callable[[], int | None], stopped: Callable[[], str] = lambda: "stopped") -> int:
+    """Does the work of a command, and gives its exit code: what `work` returns, 0 for None.
+
+    2 for a UserError, 1 where a proof failed or an exported file is not what it was exported from, 130 for Ctrl-C.
+    stopped: asked after Ctrl-C for what is said then; nothing for "".
+    """
+    try:
+        return work() or 0
+    except ToldElsewhere:
+        let_speak()
+        return 2
+    except UserError as error:
+        return _said(f"error: {error}", 2)
+    except VerificationError as error:
+        return _said(f"error: a proof failed, its model was not written: {error}", 1)
+    except ExportMismatch as error:
+        return _said(f"error: the exported file failed its check and was removed: {error}", 1)
+    except KeyboardInterrupt:
+        said = stopped()
+        return _said(f"\n{said}" if said else "", 130)
+
+
+def _said(sentence: str, code: int) -> int:
+    if sentence:
+        print(sentence, file=sys.stderr)
+    return code

@@ -1,0 +1,145 @@
+"""A module as one ONNX file: any batch size, checked, and compared with the module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import onnx_ir.passes.common as ir_passes
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import UserError as TracingError
+
+from vitfx.deploy.runtime import OnnxModel, open_session
+from vitfx.support.errors import UserError
+from vitfx.support.files import write_aside
+
+OPSET = 23
+BATCH = "batch"
+INPUT = "pixels"
+OUTPUT = "logits"
+# Protocol buffers hold no more than this in one message, and the artifact is one file.
+_MOST_BYTES = 2**31 - 1
+
+
+class ExportMismatch(Exception):
+    """The ONNX file and the module do not compute the same logits."""
+
+
+def export_onnx(module: nn.Module, path: Path, example: Tensor, metadata: Mapping[str, str]) -> None:
+    """`to_onnx`, checked with `onnx.checker` and written to `path`."""
+    write_onnx(to_onnx(module, example, metadata), path)
+
+
+def write_onnx(model: onnx.ModelProto, path: Path) -> None:
+    """Checks a model and writes it. Raises UserError where its batch is not free."""
+    _require_free_batch(model)
+    onnx.checker.check_model(model, full_check=True)
+    write_aside(path, model.SerializeToString())
+
+
+def compare_onnx(path: Path, module: nn.Module, pixels: Tensor, tolerance: float = 1e-4) -> float:
+    """The greatest |onnx - torch| / max|torch| over the logits, for all of `pixels` and for its first image.
+
+    pixels: (B, C, H, W) with B >= 2, so that two batch sizes are compared, on the module's device.
+    Raises ExportMismatch above the tolerance, and where ONNX Runtime refuses one of the batch sizes.
+    """
+    if len(pixels) < 2:
+        raise UserError(f"{len(pixels)} image was given to compare ONNX with torch on: give 2 or more")
+    session = open_session(path, torch.device("cpu"))
+    return max(_difference(session, module, part, path, tolerance) for part in (pixels[:1], pixels))
+
+
+def _difference(session: OnnxModel, module: nn.Module, pixels: Tensor, path: Path, tolerance: float) -> float:
+    with _evaluating(module), torch.no_grad():
+        expected = module(pixels).double().cpu()
+    try:
+        logits = session.run(pixels).double()
+    except UserError as error:
+        raise ExportMismatch(f"{path} does not run on a batch of {len(pixels)}: {error}") from error
+    if logits.shape != expected.shape:
+        raise ExportMismatch(f"{path} gives logits {tuple(logits.shape)} where torch gives {tuple(expected.shape)}")
+    scale = expected.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    difference = float((logits - expected).abs().max() / scale)
+    # Written so that NaN fails.
+    if not difference <= tolerance:
+        raise ExportMismatch(
+            f"{path} differs from torch by {difference:.1e} of the greatest logit at batch {len(pixels)}, "
+            f"more than {tolerance:.0e}"
+        )
+    return difference
+
+
+def to_onnx(module: nn.Module, example: Tensor, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """`module` as opset 23 with a batch of any size.
+
+    example: (B, C, H, W) pixels with B >= 2, in the module's dtype and on its device.
+    metadata: goes to the file's `metadata_props`, keys and values as they are.
+    The module is exported in evaluation mode and left as it was. Raises UserError where the module fixes the
+    batch size, where the file would pass 2 GiB, and where the example holds a single image.
+    """
+    if len(example) < 2:
+        # torch.export takes a dimension of size 1 for a constant.
+        raise UserError(f"the example batch has {len(example)} image: ONNX export needs 2 or more to see the batch")
+    size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    if size > _MOST_BYTES:
+        raise UserError(
+            f"the model's weights take {size / 2**30:.1f} GiB and one ONNX file holds 2 GiB: prune more of it first"
+        )
+    dynamic = ({0: torch.export.Dim(BATCH, min=1)},)
+    with _evaluating(module):
+        try:
+            program = torch.export.export(module, (example,), dynamic_shapes=dynamic, strict=False)
+        except TracingError as error:
+            constant = re.search(r"constant \((\d+)\)", str(error))
+            reason = f"it fixes it at {constant[1]}" if constant else str(error).splitlines()[0]
+            raise UserError(
+                f"the model does not take any batch size ({reason}): write its forward without it as a number"
+            ) from error
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=dynamic,
+            optimize=True,
+            verbose=False,
+        )
+    assert exported is not None
+    # The exporter records source lines with their paths: a third of a small file, and nobody else's business.
+    ir_passes.ClearMetadataAndDocStringPass()(exported.model)
+    exported.model.metadata_props.update(metadata)
+    return exported.model_proto
+
+
+def _require_free_batch(model: onnx.ModelProto) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        dimensions = value.type.tensor_type.shape.dim
+        if not dimensions or dimensions[0].dim_param != BATCH:
+            fixed = [d.dim_param or d.dim_value for d in dimensions]
+            raise UserError(
+                f"the model's {value.name} have the shape {fixed} in ONNX, "
+                "where the first must be any batch size: give a model that treats each image by itself"
+            )
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without nn.MultiheadAttention's fast path: its operator has no ONNX counterpart."""
+    # Flags one by one: modules from torch.export refuse .eval(), and parts may have been frozen apart.
+    before = [(part, part.training) for part in module.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    for part, _ in before:
+        part.training = False
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for part, training in before:
+            part.training = training

@@ -1,0 +1,96 @@
+"""pruned.onnx in other numbers than float32, on top of pruning: written beside it, measured beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor
+
+from vitfx.deploy.evaluate import Scores
+from vitfx.deploy.export import write_onnx
+from vitfx.deploy.quantize import to_int8
+from vitfx.half import to_float16
+from vitfx.support.devices import is_gpu
+from vitfx.support.errors import UserError
+from vitfx.support.files import remove_results
+from vitfx.support.timing import Timing, ratio
+
+FP32, FP16, INT8 = PRECISIONS = ("fp32", "fp16", "int8")
+CALIBRATED_IMAGES = 128
+"""More only widen the range that one outlier sets."""
+HALVES = ("pruned-fp16.onnx",)
+FILES = (*HALVES, "pruned-int8.onnx")
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises UserError where the device has no fast arithmetic in these numbers."""
+    if precision == FP16 and not is_gpu(device):
+        raise UserError(
+            f"fp16 is slow on {device}, for which ONNX Runtime has no float16 kernels: give a GPU, or --precision int8"
+        )
+    if precision == INT8 and is_gpu(device):
+        raise UserError(
+            f"int8 is slow on {device}, where ONNX Runtime undoes the quantization of linear maps: "
+            "give the cpu, or --precision fp16"
+        )
+
+
+def write_precision(folder: Path, precision: str, pixels: Tensor) -> dict[str, Any]:
+    """Writes pruned-{precision}.onnx from pruned.onnx, and says how it was made; nothing for fp32.
+
+    pixels: (N, C, H, W), what int8's scales are calibrated on. The file is not compared with torch: other numbers give
+    other logits, and what that costs is measured. Raises UserError where nothing can be quantized.
+    """
+    remove_results(folder, FILES)
+    if precision == FP32:
+        return {}
+    model = onnx.load(folder / "pruned.onnx")
+    made: dict[str, Any] = {"name": precision, "file": f"pruned-{precision}.onnx"}
+    if precision == FP16:
+        changed = to_float16(model)
+    else:
+        found = to_int8(model, pixels[:CALIBRATED_IMAGES])
+        changed = found.model
+        made |= {"quantized": found.quantized, "kept": list(found.kept), "images": found.images}
+    for entry in changed.metadata_props:
+        if entry.key == "precision":
+            entry.value = precision
+    write_onnx(changed, folder / made["file"])
+    return made
+
+
+def precision_record(
+    made: Mapping[str, Any], scores: Mapping[str, Scores], timings: Mapping[int, Mapping[str, Timing]]
+) -> dict[str, Any] | None:
+    """For report.json; None for fp32. made: of `write_precision`. Times are against the float32 baseline."""
+    if not made:
+        return None
+    name = Path(made["file"]).stem
+    found = scores[name]
+    return {
+        **made,
+        "loss": found.loss,
+        "accuracy": found.accuracy,
+        "kl": found.kl,
+        "agreement": found.agreement,
+        "latency_ms": {str(batch): one[name].median_ms for batch, one in timings.items()},
+        "speedup_by_batch": {str(batch): ratio(one["baseline"], one[name]).paired for batch, one in timings.items()},
+        "evaluation_seconds": found.seconds,
+    }
+
+
+def precision_fact(record: Mapping[str, Any] | None) -> list[str]:
+    """What a report says of the third file, besides its numbers: a sentence or two, or nothing."""
+    if record is None:
+        return []
+    said = f"{record['file']} is pruned.onnx in {record['name']}"
+    if record["name"] == INT8:
+        said += (
+            f": {record['quantized']} linear maps quantized, a scale for each output channel of the weights, ranges of "
+            f"their inputs from {record['images']} calibration images; {', '.join(record['kept'])} stays float32"
+        )
+    return [f"{said}. Its accuracy is what the table says; it is not held against torch."]

@@ -1,0 +1,115 @@
+"""Static int8 quantization for CPUs, by ONNX Runtime's own tool: what is quantized, how, and on which images."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from torch import Tensor
+
+from vitfx.deploy.export import INPUT
+from vitfx.support.errors import UserError
+
+_LINEAR = ("Gemm", "MatMul")
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """model: float32 at its ends and between linear maps. quantized: how many linear maps are int8; kept: names of
+    those that stay float32. images: that activations were calibrated on."""
+
+    model: onnx.ModelProto
+    quantized: int
+    kept: tuple[str, ...]
+    images: int
+
+
+def to_int8(model: onnx.ModelProto, pixels: Tensor) -> Quantized:
+    """Linear maps with int8 weights, a scale for each output channel, and uint8 inputs, a scale for each tensor.
+
+    Weights use 7 of their 8 bits. CPUs without VNNI instructions add two products of an input and a weight in 16 bits,
+    which 8 bits overflow: there the logits would be wrong, not coarse, and the file does not know where it will run.
+
+    Between QuantizeLinear and DequantizeLinear, which ONNX Runtime fuses into its int8 products; their results are
+    float32, so that normalisation, attention, activation and the residual stream are what they were. Patch embedding
+    and classifier stay float32: together they are a hundredth of the time, and errors made there reach every logit.
+    pixels: (N, C, H, W) float32 as the model takes them, whose least and greatest values at each linear map set the
+    scale of its input. Raises UserError where the model has no linear map to quantize.
+    """
+    named = onnx.ModelProto()
+    named.CopyFrom(model)
+    for index, node in enumerate(named.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+    # ONNX Runtime has no product with a matrix of int8 weights for each head, which absorbed keys are.
+    weights = {one.name for one in named.graph.initializer if len(one.dims) == 2}
+    linear = [node for node in named.graph.node if node.op_type in _LINEAR and node.input[1] in weights]
+    ends = _classifier(named, linear)
+    chosen = [node.name for node in linear if node.name not in ends]
+    if not chosen:
+        raise UserError("the artifact has no linear map left that int8 would make faster: leave out --precision int8")
+    with tempfile.TemporaryDirectory(prefix="vitfx-") as folder, _without_advice():
+        path = Path(folder) / "int8.onnx"
+        quantize_static(
+            named,
+            path,
+            _Reader(pixels),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_LINEAR),
+            nodes_to_quantize=chosen,
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": list(_LINEAR)},
+        )
+        quantized = onnx.load(path)
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(model.metadata_props)
+    return Quantized(quantized, len(chosen), tuple(sorted(ends)), len(pixels))
+
+
+def _classifier(model: onnx.ModelProto, linear: list[onnx.NodeProto]) -> set[str]:
+    """Names of the linear maps that no other one follows: their results are logits."""
+    makers = {value: node for node in model.graph.node for value in node.output}
+    behind = [value.name for value in model.graph.output]
+    names = {node.name for node in linear}
+    found, seen = set[str](), set[str]()
+    while behind:
+        node = makers.get(behind.pop())
+        if node is None or node.name in seen:
+            continue
+        seen.add(node.name)
+        if node.name in names:
+            found.add(node.name)
+        else:
+            behind += node.input
+    return found
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, pixels: Tensor) -> None:
+        self._batches: Iterator[np.ndarray] = (batch.numpy() for batch in pixels.cpu().split(_BATCH))
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {INPUT: batch}
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """The tool logs a warning that models be optimized before; this one has been."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(before)

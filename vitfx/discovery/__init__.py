@@ -1,0 +1,4 @@
+"""Finding circuits: runs of a method over an engine, replay, stability, memory.
+
+Imports circuits and the wings below it.
+"""

@@ -1,0 +1,113 @@
+"""Single heads and paths of a sublayer behind the reader at hand: what they make of what their readers read.
+
+Shapes: n images of a batch, N images of the process, T tokens, D width, E inner channels of a sublayer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from passes.dialect import ACTIVATIONS, Attention, Mlp
+from passes.plan import channels_of
+from vitfx.circuits.circuit import Reader
+from vitfx.circuits.edge_table import Wiring
+from vitfx.graph.narrow import NarrowingStage
+from vitfx.graph.stages import Stage, attend, project_heads
+
+
+class Units:
+    """Some rows (heads or paths) of one sublayer, with their part of its weights laid out for them alone."""
+
+    def __init__(self, stage: Stage, wiring: Wiring, rows: Sequence[int]) -> None:
+        module = stage.sublayer
+        assert module is not None
+        self.stage, self.module, self.rows = stage, module, list(rows)
+        self.units = [unit for row in rows for unit in wiring.writers[row].units]
+        weight = module.out.weight
+        self.channels = channels_of(self.units, module.channels).to(weight.device)
+        self.sizes = [len(wiring.writers[row].units) * module.channels for row in rows]
+        self._columns = weight.T[self.channels].split(self.sizes)
+        self._stacked = torch.stack(self._columns) if len(set(self.sizes)) == 1 else None
+        if isinstance(module, Mlp):
+            self._hidden = module.fc1.weight[self.channels]
+            self._bias = None if module.fc1.bias is None else module.fc1.bias[self.channels]
+
+    def inner(self, read: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """The inner channels, (n, T, ·): heads' from their parts, neurons' from what the MLP reads, (1, n, T, D)."""
+        if isinstance(self.module, Attention):
+            return attend(self.module, *parts)
+        assert isinstance(self.module, Mlp) and self.stage.norm is not None
+        return ACTIVATIONS[self.module.activation](F.linear(self.stage.norm(read[0]), self._hidden, self._bias))
+
+    def by_row(self, inner: Tensor) -> Tensor:
+        """What each row adds to the stream: (n, T, ·) -> (rows, n, T, D)."""
+        if self._stacked is None:
+            pieces = inner.split(self.sizes, dim=-1)
+            return torch.stack([piece @ block for piece, block in zip(pieces, self._columns, strict=True)])
+        apart = inner.flatten(0, 1).unflatten(1, (len(self.rows), -1)).transpose(0, 1)
+        return torch.bmm(apart, self._stacked).unflatten(1, inner.shape[:2])
+
+    def parts(self, readers: Sequence[Reader], read: Tensor, known: Sequence[Tensor] = ()) -> list[Tensor]:
+        """An attention's queries, keys and values, each from its own reader where one is given; an MLP has none.
+
+        read: of each reader, (readers, n, T, D); queries alone may come with the tokens that are wanted only. known:
+        what the parts are otherwise, (n, heads, T, channels).
+        """
+        if not isinstance(self.module, Attention):
+            return []
+        assert self.stage.norm is not None
+        parts = []
+        places = [[at for at, reader in enumerate(readers) if reader.part in (None, name)] for name in "qkv"]
+        pieces = _apart(self.stage.norm(read), places)
+        for position, (name, linear) in enumerate(
+            zip("qkv", (self.module.q, self.module.k, self.module.v), strict=True)
+        ):
+            chosen, inputs = places[position], pieces[position]
+            if not chosen:
+                parts.append(known[position])
+                continue
+            if name == "q" and isinstance(self.stage, NarrowingStage) and inputs.shape[2] > len(self.stage.tokens):
+                inputs = inputs[:, :, self.stage.tokens]
+            heads = [head for at in chosen if (head := readers[at].head) is not None]
+            made = project_heads(linear, self.module.units, inputs, heads)
+            where = [self.units.index(head) for head in heads]
+            whole = where == list(range(len(self.units)))
+            parts.append(
+                made if whole else known[position].index_copy(1, torch.tensor(where, device=made.device), made)
+            )
+        return parts
+
+
+def _apart(rows: Tensor, places: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The rows at each of some places. Where they follow one another it is one split, without a copy, and whose
+    gradient is put together without adding up zeros."""
+    filled = sorted((own for own in places if own), key=lambda own: own[0])
+    if [at for own in filled for at in own] == list(range(len(rows))):
+        pieces = dict(zip((own[0] for own in filled), rows.split([len(own) for own in filled]), strict=True))
+        return [pieces[own[0]] if own else rows[:0] for own in places]
+    together = [bool(own) and own[-1] - own[0] + 1 == len(own) for own in places]
+    return [rows[own[0] : own[-1] + 1] if whole else rows[own] for own, whole in zip(places, together, strict=True)]
+
+
+@dataclass
+class Step:
+    """A later sublayer, or the logits, as far as a change gets there.
+
+    readers: rows of those that see some of it. mask: (readers, writers changed before), 1 where one sees the other.
+    units: the writers that change in turn, None for the logits. read: what the readers read as things stand, (readers,
+    N, T, D). parts: heads' queries, keys and values as things stand, (N, heads, T, channels). inner: the same of what
+    the units put out, (N, T, channels).
+    """
+
+    index: int
+    readers: list[int]
+    mask: Tensor
+    units: Units | None
+    read: Tensor = field(default_factory=lambda: torch.empty(0))
+    parts: list[Tensor] = field(default_factory=list)
+    inner: Tensor = field(default_factory=lambda: torch.empty(0))

@@ -1,0 +1,4 @@
+"""Which edges to remove: ACDC, EAP-ACDC, attributions and baselines.
+
+Imports engines and basis.
+"""

@@ -1,0 +1,151 @@
+"""How an image's metric changes with every edge of the graph, from one backward pass: what the attributions rest on.
+
+The derivative along the edge w → r is Σ_{t,d} (ref_w − clean_w) · ∂metric/∂x_r, with x_r the stream as r alone reads it
+(Nanda 2023; Syed et al. 2024, arXiv:2310.10348, equation 2). The run is the model's own. Its backward pass stops at the
+queries, keys and values, and from there each reader's gradient goes its own way through the reader's rows and the
+LayerNorm, a layer at a time, so that no reader's copy of the stream outlives its layer. On the block and the head graph
+the reader is the stream behind the writer.
+
+Shapes: n images of a batch, T tokens, D width, E inner channels, W writers, R readers of one sublayer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from passes.dialect import Attention
+from vitfx.circuits.circuit import EMBED
+from vitfx.circuits.edge_graph import LOGITS_READER, EdgeGraph
+from vitfx.discovery.basis.metric import Metric
+from vitfx.graph.stages import Reference, Stage, attend, contribution, of_images
+
+
+@dataclass(frozen=True)
+class _Tap:
+    """values: tensors of a run whose gradients give those of some readers. stream: what these read, by way of the
+    stage's norm if there is one. writers: the rows of those that they read."""
+
+    values: tuple[Tensor, ...]
+    writers: slice
+    stage: Stage | None = None
+    stream: Tensor | None = None
+
+
+class TrackedRun:
+    """A run of the whole model from an embedding on, with what its edges' derivatives need."""
+
+    def __init__(self, graph: EdgeGraph, embedding: Tensor) -> None:
+        """embedding: the stream that the first prunable sublayer reads (n, T, D)."""
+        self.graph = graph
+        self._inners: dict[str, Tensor] = {}
+        self._taps: list[_Tap] = []
+        with torch.enable_grad():
+            self.embedding = stream = embedding.detach().requires_grad_()
+            if graph.reads_stream:
+                self._tap_writers(EMBED, stream)
+            for stage in graph.stages[graph.first : graph.last + 1]:
+                stream = stage(stream) if stage.sublayer is None else self._write(stage, stream)
+            if not graph.reads_stream:
+                self._taps.append(_Tap((stream,), slice(len(graph.parents(LOGITS_READER)))))
+            for stage in graph.stages[graph.last + 1 :]:
+                stream = stage(stream)
+        self._logits = stream
+
+    @property
+    def logits(self) -> Tensor:
+        """(n, K), detached."""
+        return self._logits.detach()
+
+    def deltas(self, reference: Reference | None, images: slice) -> Tensor:
+        """Each writer's reference, zero where there is none, less what it adds in this run: (n, W, T, D).
+
+        images: which images of the reference the batch is.
+        """
+        count, tokens, width = self.embedding.shape
+        found = self.embedding.new_empty(count, len(self.graph.writers), tokens, width)
+        changes = {}
+        for name, value in {EMBED: self.embedding, **self._inners}.items():
+            other = 0.0 if reference is None else of_images(reference[name], images).to(value)
+            changes[name] = other - value.detach()
+        modules = {stage.name: stage.sublayer for stage in self.graph.stages}
+        with torch.no_grad():
+            for row, writer in enumerate(self.graph.writers):
+                module, change = modules.get(writer.sublayer), changes[writer.sublayer]
+                found[:, row] = change if module is None else contribution(module, writer.units, change)
+        return found
+
+    def derivatives(self, metric: Metric, deltas: Tensor) -> Tensor:
+        """Each image's derivative along every edge, float64 (n, edges), in the order of `graph.edges()`. Once only:
+        the run's memory is given back on the way."""
+        with torch.enable_grad():
+            total = metric(self._logits).sum()
+        gradients = iter(torch.autograd.grad(total, [value for tap in self._taps for value in tap.values]))
+        found = []
+        for tap in self._taps:
+            of_readers = self._of_readers(tap, [next(gradients) for _ in tap.values])
+            written = deltas[:, tap.writers].flatten(2)
+            found.append((of_readers.transpose(0, 1).flatten(2) @ written.mT).flatten(1))
+        return torch.cat(found, dim=1).double()
+
+    def _write(self, stage: Stage, stream: Tensor) -> Tensor:
+        """The stream behind a sublayer."""
+        module = stage.sublayer
+        assert module is not None and stage.norm is not None
+        values: tuple[Tensor, ...] = (stage.norm(stream),)
+        if isinstance(module, Attention):
+            values = tuple(linear(values[0]) for linear in (module.q, module.k, module.v))
+            inner = attend(module, *(value.unflatten(-1, (module.units, -1)).transpose(1, 2) for value in values))
+        else:
+            inner = module.inner(values[0])
+        self._inners[stage.name] = inner
+        behind = stream + module.out(inner)
+        if self.graph.reads_stream:
+            self._tap_writers(stage.name, behind)
+        else:
+            reader = next(one for one in self.graph.readers if one.sublayer == stage.name)
+            self._taps.append(_Tap(values, slice(len(self.graph.parents(reader))), stage, stream.detach()))
+        return behind
+
+    def _tap_writers(self, sublayer: str, stream: Tensor) -> None:
+        rows = [row for row, writer in enumerate(self.graph.writers) if writer.sublayer == sublayer]
+        self._taps.append(_Tap((stream,), slice(rows[0], rows[-1] + 1)))
+
+    def _of_readers(self, tap: _Tap, gradients: Sequence[Tensor]) -> Tensor:
+        """∂metric/∂x_r of a tap's readers, in the graph's order: (R, n, T, D)."""
+        if tap.stage is None:
+            return gradients[0][None]
+        module, norm = tap.stage.module, tap.stage.norm
+        assert norm is not None and tap.stream is not None
+        if not isinstance(module, Attention):
+            return _through(norm, tap.stream, gradients[0][None])
+        parts = [
+            torch.einsum(
+                "nthc,hcd->hntd",
+                gradient.unflatten(-1, (module.units, -1)),
+                linear.weight.detach().unflatten(0, (module.units, -1)),
+            )
+            for gradient, linear in zip(gradients, (module.q, module.k, module.v), strict=True)
+        ]
+        of_parts = torch.stack(parts, dim=1)
+        apart = self.graph.granularity == "qkv"
+        return _through(norm, tap.stream, of_parts.flatten(0, 1) if apart else of_parts.sum(dim=1))
+
+
+def _through(norm: nn.Module, stream: Tensor, gradients: Tensor) -> Tensor:
+    """Gradients behind a norm (R, n, T, D) -> before it, each reader with its own copy of the stream (n, T, D)."""
+    with torch.enable_grad():
+        copies = stream.expand_as(gradients).requires_grad_()
+        return torch.autograd.grad(norm(copies), copies, gradients)[0]
+
+
+@torch.no_grad()
+def embedding_of(graph: EdgeGraph, pixels: Tensor) -> Tensor:
+    """(n, C, H, W) -> the stream that the first prunable sublayer reads (n, T, D)."""
+    stream = pixels
+    for stage in graph.stages[: graph.first]:
+        stream = stage(stream)
+    return stream

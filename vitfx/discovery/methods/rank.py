@@ -1,0 +1,52 @@
+"""Circuits by rank: all edges are scored once, and the least important go, whatever their removals do together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from passes.cost import unit_flops
+from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Decision, Edge
+from vitfx.circuits.edge_graph import EdgeGraph
+
+
+def below(graph: EdgeGraph, scores: Mapping[str, float], tau: float) -> list[Decision]:
+    """Removes the edges that score less than τ, in the score's own unit. scores: by the edge's name."""
+    return [_decision(edge, scores, kept=not scores[edge.name] < tau) for edge in _ranked(graph, scores)]
+
+
+def least(graph: EdgeGraph, scores: Mapping[str, float], share: float, tokens: int, flops: int) -> list[Decision]:
+    """Removes the least important edges until a share is gone.
+
+    On the block and the head graph: of the model's FLOPs, least score for each FLOP first, the embedding never; the
+    last one that crosses the line goes too. On the others: of the edges. tokens: in the stream. flops: of the model.
+    """
+    if not graph.reads_stream:
+        ranked = _ranked(graph, scores)
+        gone = round(share * len(ranked))
+        return [_decision(edge, scores, kept=index >= gone) for index, edge in enumerate(ranked)]
+    cost = {edge: _flops(graph, edge, tokens) for edge in graph.edges()}
+    prunable = [edge for edge in graph.edges() if edge.writer.sublayer != EMBED]
+    prunable.sort(key=lambda edge: scores[edge.name] / cost[edge])
+    decisions, saved = [], 0
+    for edge in prunable:
+        kept = saved >= share * flops
+        saved += 0 if kept else cost[edge]
+        decisions.append(_decision(edge, scores, kept=kept))
+    embeds = [edge for edge in graph.edges() if edge.writer.sublayer == EMBED]
+    return decisions + [_decision(edge, scores, kept=True) for edge in embeds]
+
+
+def _ranked(graph: EdgeGraph, scores: Mapping[str, float]) -> list[Edge]:
+    return sorted(graph.edges(), key=lambda edge: scores[edge.name])
+
+
+def _flops(graph: EdgeGraph, edge: Edge, tokens: int) -> int:
+    if edge.writer.sublayer == EMBED:
+        return 0
+    module = graph.stages[graph.stage_index(edge.writer.sublayer)].sublayer
+    assert module is not None
+    return len(edge.writer.units) * unit_flops(module, tokens)
+
+
+def _decision(edge: Edge, scores: Mapping[str, float], *, kept: bool) -> Decision:
+    return Decision(edge, kept, scores[edge.name], None, ATTRIBUTED)

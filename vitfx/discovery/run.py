@@ -1,0 +1,223 @@
+"""Discovery from images to circuit: references, groups of neurons, the scorer, and what the result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from passes.cost import measure_cost
+from vitfx.circuits.circuit import Circuit, Decision
+from vitfx.circuits.edge_graph import EdgeGraph, Paths
+from vitfx.discovery.basis.ablation import make_reference
+from vitfx.discovery.basis.calibration import Alone, Calibration, Share, calibrate
+from vitfx.discovery.basis.fidelity import fidelity
+from vitfx.discovery.basis.protocol import Engine, Journal, Limits
+from vitfx.discovery.basis.settings import RANKING, Settings
+from vitfx.discovery.engines.head_engine import HeadEngine
+from vitfx.discovery.engines.reader_engine import ReaderEngine
+from vitfx.discovery.methods.acdc import Order, acdc
+from vitfx.discovery.methods.attribution import score_edges
+from vitfx.discovery.methods.eap_acdc import eap_acdc
+from vitfx.discovery.methods.forecast_accuracy import calibration_of
+from vitfx.discovery.methods.rank import below, least
+from vitfx.discovery.methods.unit_importance import fisher_scores, group_paths, stream_scores
+from vitfx.fisher import fisher
+from vitfx.graph.stages import Reference, read_stages
+from vitfx.graph.verify import tokens_of
+from vitfx.images.image_set import Images
+from vitfx.models.weights import fingerprint
+from vitfx.order import by_attribution, forward, reverse
+from vitfx.support.errors import UserError
+from vitfx.support.processes import on_each
+from vitfx.support.progress import Watcher
+from vitfx.version import VERSION
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """circuit: the result. graph: the edge graph that it is one of. reference: what its removed edges read, for the
+    images in `calibration`. constants: what artifacts replace the dead with, None for zero ablation."""
+
+    circuit: Circuit
+    graph: EdgeGraph
+    calibration: Calibration
+    reference: Reference
+    constants: Reference | None
+
+
+def origins(graph_module: GraphModule, images: Images) -> dict[str, str]:
+    """What a circuit was found on: versions, and sha256 of the weights and of the calibration images' pixels."""
+    pixels = hashlib.sha256(images.pixels.contiguous().numpy().tobytes())
+    labels = b"" if images.labels is None else images.labels.numpy().tobytes()
+    pixels.update(labels)
+    return {
+        "vitfx": VERSION,
+        "torch": torch.__version__,
+        "model": fingerprint(graph_module.state_dict()),
+        "images": pixels.hexdigest(),
+    }
+
+
+def journal_key(settings: Settings, facts: dict[str, str], device: torch.device) -> str:
+    """sha256 of everything that decisions depend on."""
+    record: dict[str, Any] = {"settings": settings.to_json(), "origins": facts, "device": device.type}
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def hardest_first(graph_module: GraphModule, images: Images, share: Share) -> Images:
+    """The images by the entropy of the model's answer, highest first: those on which removals tell soonest."""
+    with torch.no_grad():
+        device = next(graph_module.parameters()).device
+        logits = torch.cat([graph_module(batch.to(device)).cpu() for batch in images.pixels.split(32)])
+    log_p = logits.double().log_softmax(-1)
+    # Other machines may round otherwise, and every process must hold another part of one and the same order.
+    order = share.broadcast(torch.argsort((log_p.exp() * log_p).sum(-1), stable=True))
+    return replace(
+        images,
+        pixels=images.pixels[order],
+        labels=None if images.labels is None else images.labels[order],
+        names=tuple(images.names[index] for index in order.tolist()),
+    )
+
+
+def whole_mlps(graph_module: GraphModule) -> Paths:
+    """Every MLP as one path."""
+    stages = read_stages(graph_module)
+    return {
+        stage.name: [list(range(stage.sublayer.units))]
+        for stage in stages
+        if stage.sublayer is not None and stage.sublayer.kind == "neuron"
+    }
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What comes before any scoring. coarse: the graph with whole MLPs."""
+
+    coarse: EdgeGraph
+    calibration: Calibration
+    reference: Reference
+    constants: Reference | None
+
+
+def prepare(graph_module: GraphModule, images: Images, settings: Settings, share: Share | None = None) -> Setup:
+    """Corrupted images and what stands in for removed writers.
+
+    Raises UserError where a corruption can't be made, or where a process would have fewer than two images.
+    """
+    share = share or Alone()
+    if len(images) < 2 * share.world:
+        raise UserError(f"{len(images)} images are too few for {share.world} processes: give each 2 or more")
+    device = next(graph_module.parameters()).device
+    ordered = hardest_first(graph_module, images, share)
+    calibration = calibrate(ordered, settings.corruption, settings.seed, device, share)
+    coarse = EdgeGraph(graph_module, whole_mlps(graph_module))
+    make = partial(make_reference, coarse, calibration.corrupted, share=calibration.share)
+    reference = make(settings.ablation)
+    constants = {"zero": lambda: None, "resample": lambda: make("mean")}.get(settings.ablation, lambda: reference)()
+    return Setup(coarse, calibration, reference, constants)
+
+
+def discover(
+    graph_module: GraphModule,
+    images: Images,
+    settings: Settings,
+    facts: dict[str, str],
+    journal: Journal,
+    watcher: Watcher,
+    share: Share | None = None,
+    folder: Path | None = None,
+) -> Discovery:
+    """Scores every edge of the graph on these images, on the graph module's device.
+
+    facts: their `origins`, which the circuit carries. share: this process's, where several work together. folder: for
+    the largest part of what an edge or a qkv graph keeps, which goes to a file there instead of memory.
+    Raises UserError where the corruption can't be made of these images, or the graph can't be taken apart as asked.
+    """
+    setup = prepare(graph_module, images, settings, share)
+    stages, calibration, reference = setup.coarse.stages, setup.calibration, setup.reference
+    EdgeGraph(graph_module, whole_mlps(graph_module), settings.granularity)  # what it refuses is refused at once
+    scores = fisher_scores(stages, calibration, reference, progress=watcher.bar("importance"))
+    graph = EdgeGraph(graph_module, group_paths(stages, scores, settings.paths), settings.granularity)
+    watcher.say(f"the {settings.granularity} graph has {len(graph.edges()):,} edges")
+    run = _Discovery(graph_module, graph, calibration, reference, scores, settings, journal, watcher, folder)
+    decisions = run.decide()
+    removed = [one.edge for one in decisions if not one.kept]
+    faith = fidelity(graph, removed, reference, calibration.clean, calibration.labels, calibration.share)
+    details: dict[str, Any] = {"fidelity": faith.to_json()}
+    if settings.method == "eap-acdc":
+        details["calibration"] = calibration_of(decisions, settings.tau)
+    circuit = Circuit(tuple(decisions), faith.kl, settings.to_json(), facts, details)
+    return Discovery(circuit, graph, calibration, reference, setup.constants)
+
+
+@dataclass(frozen=True)
+class _Discovery:
+    """One run of a method. units: the Fisher score of every head and neuron."""
+
+    graph_module: GraphModule
+    graph: EdgeGraph
+    calibration: Calibration
+    reference: Reference
+    units: Mapping[str, Tensor]
+    settings: Settings
+    journal: Journal
+    watcher: Watcher
+    folder: Path | None
+
+    def decide(self) -> list[Decision]:
+        settings = self.settings
+        if settings.method in RANKING:
+            report = self.watcher.bar(settings.method)
+            return self._rank(score_edges(self.graph, self.calibration, self.reference, settings, report))
+        limits = Limits(settings.tau, settings.max_kl)
+        order = self._order() if settings.method == "acdc" else None
+        # A process may find no room for its file, and has to tell the others.
+        engine = on_each(self.calibration.share, self._engine)
+        if order is not None:
+            return acdc(engine, order, limits, self.journal, self._progress())
+        return eap_acdc(engine, limits, self.journal, settings.seed, self._progress())
+
+    def _engine(self) -> Engine:
+        given = self.graph, self.calibration, self.reference
+        return HeadEngine(*given) if self.graph.reads_stream else ReaderEngine(*given, self.folder)
+
+    def _rank(self, scores: dict[str, float]) -> list[Decision]:
+        if self.settings.remove is None:
+            return below(self.graph, scores, self.settings.tau)
+        pixels = self.calibration.clean[:2]
+        tokens = tokens_of(self.graph_module, pixels)
+        flops = measure_cost(self.graph_module, pixels.shape[1:]).flops
+        return least(self.graph, scores, self.settings.remove, tokens, flops)
+
+    def _order(self) -> Order:
+        if self.settings.order != "attribution":
+            return {"reverse": reverse, "forward": forward}[self.settings.order]
+        if self.graph.reads_stream:
+            return partial(by_attribution, stream_scores(self.graph, self.units))
+        report = self.watcher.bar("attribution")
+        return partial(by_attribution, fisher(self.graph, self.calibration, self.reference, progress=report))
+
+    def _progress(self) -> Callable[[Decision], None]:
+        report, total = self.watcher.bar(self.settings.method), len(self.graph.edges())
+        done = removed = 0
+        kl = 0.0
+
+        def progress(decision: Decision) -> None:
+            nonlocal done, removed, kl
+            done += 1
+            if not decision.kept:
+                removed, kl = removed + 1, decision.kl or kl
+            self.watcher.detail(f"{decision.edge.name}: {removed:,} removed, KL {kl:.4f}")
+            report(done, total)
+
+        return progress

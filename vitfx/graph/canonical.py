@@ -1,0 +1,79 @@
+"""The compiler's front: a module becomes a canonical graph that gives the same logits and can be proved about."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from vitfx.graph.trace import at_rest, to_canonical
+from vitfx.graph.verify import VerificationError
+from vitfx.support.errors import UserError
+from vitfx.support.progress import Watcher
+
+_IDENTITY_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """graph_module: on the CPU, in eval mode. notes: what the user should know: sublayers that are not prunable and
+    why, weights that are no longer shared."""
+
+    graph_module: GraphModule
+    notes: tuple[str, ...]
+
+
+def read_module(module: nn.Module, pixels: Tensor, watcher: Watcher) -> Canonical:
+    """Traces the module, which stays as it is, and says what is noteworthy.
+
+    pixels: (N, C, H, W), two at least, for the axis of the batch to be told from others.
+    Raises UserError where the model can't be used, VerificationError where its graph answers otherwise.
+    """
+    watcher.say("tracing the model")
+    module = at_rest(module).cpu()
+    traced = to_canonical(module, pixels[:2])
+    _check_identity(module, traced.graph_module, pixels[:8])
+    _check_float64(traced.graph_module, pixels[:2])
+    notes = (*traced.notes, *_shared_weights(module, traced.graph_module))
+    for note in notes:
+        watcher.say(f"note: {note}")
+    return Canonical(traced.graph_module, notes)
+
+
+def _check_identity(module: nn.Module, canonical: GraphModule, pixels: Tensor) -> None:
+    with torch.no_grad():
+        expected, got = module(pixels), canonical(pixels)
+    if not bool(expected.any()):
+        raise UserError(
+            "the model's logits are all zero, whatever the image: its head was never trained, give a trained model"
+        )
+    error = float((expected - got).abs().max() / expected.abs().max())
+    if not error < _IDENTITY_TOLERANCE:
+        raise VerificationError(
+            f"the canonical graph's logits differ from the model's by {error:.1e} of their greatest"
+        )
+
+
+def _check_float64(canonical: GraphModule, pixels: Tensor) -> None:
+    """The proof is run in float64: what can't be is told now, not after discovery."""
+    try:
+        with torch.no_grad():
+            logits = copy.deepcopy(canonical).double()(pixels.double())
+        reason = "" if logits.dtype == torch.float64 else f"its logits stay {logits.dtype}"
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+    if reason:
+        raise UserError(
+            f"the model can't be run in float64, in which deletions are proved ({reason}): "
+            "take casts to fixed types out of its forward()"
+        )
+
+
+def _shared_weights(module: nn.Module, canonical: GraphModule) -> tuple[str, ...]:
+    ours, theirs = (sum(one.numel() for one in graph.parameters()) for graph in (canonical, module))
+    if ours <= theirs:
+        return ()
+    return (f"the model shares weights between layers, and its graph does not: {theirs:,} parameters became {ours:,}",)

@@ -1,0 +1,96 @@
+"""Exact and free: behind the last attention only those tokens are carried that the logits read.
+
+For a class token's classifier that is most of the last layer: one query of 65, one row of the projection, of the norms
+and of the MLP. The stages here give the very numbers of the whole model for the tokens that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from passes.dialect import Attention, Sublayer
+from passes.token_use import by_token, cut_tokens, tokens_read
+from vitfx.graph.stages import Reference, Stage, attend
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarrowingStage(Stage):
+    """The last attention: all tokens are its keys and values, `tokens` alone its queries and what it passes on."""
+
+    tokens: Tensor
+
+    def inner(self, stream: Tensor, module: Sublayer | None = None) -> Tensor:
+        """(N, T, D) -> (N, tokens, E)."""
+        attention = self.module if module is None else module
+        assert isinstance(attention, Attention) and self.norm is not None
+        read = self.norm(stream)
+        parts = (attention.q(read[:, self.tokens]), attention.k(read), attention.v(read))
+        q, k, v = (part.unflatten(-1, (attention.units, -1)).transpose(1, 2) for part in parts)
+        return attend(attention, q, k, v)
+
+    def carried(self, stream: Tensor) -> Tensor:
+        return stream[:, self.tokens]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WideningStage(Stage):
+    """What needs the stream's whole shape back: the tokens that nothing reads are zero."""
+
+    tokens: Tensor
+    count: int
+
+    def __call__(self, stream: Tensor) -> Tensor:
+        whole = stream.new_zeros(stream.shape[0], self.count, stream.shape[2])
+        return self.module(whole.index_copy(1, self.tokens, stream))
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """stages: those of the model, narrowing from stage `start` on and widening at stage `end`. tokens: the tokens that
+    are carried between, None where all are."""
+
+    stages: tuple[Stage, ...]
+    start: int
+    end: int
+    tokens: Tensor | None
+
+    def reference(self, reference: Reference) -> Reference:
+        """The same reference for sublayers between: (T, E) and (N, T, E) become (tokens, E) and (N, tokens, E)."""
+        names = {stage.name for stage in self.stages[self.start : self.end] if stage.sublayer is not None}
+        return {name: self.cut(value) if name in names else value for name, value in reference.items()}
+
+    def cut(self, value: Tensor) -> Tensor:
+        """The tokens carried of (..., T, D); a value for all tokens, (D,), stays as it is."""
+        return value if self.tokens is None or value.dim() == 1 else value[..., self.tokens, :]
+
+
+@torch.no_grad()
+def narrow(stages: Sequence[Stage], pixels: Tensor) -> Narrowed:
+    """The stages with what no logit reads left out. pixels: two example images or more."""
+    plain = tuple(stages)
+    start = max((index for index, stage in enumerate(stages) if stage.norm is not None), default=-1)
+    while start >= 0 and not isinstance(stages[start].module, Attention):
+        start -= 1
+    end = next((i for i in range(start + 1, len(stages)) if not by_token(stages[i].module)), len(stages))
+    whole = Narrowed(plain, len(stages), len(stages), None)
+    if start < 0 or end == len(stages):
+        return whole
+    stream = pixels[:2]
+    for stage in stages[:end]:
+        stream = stage(stream)
+    tail = nn.Sequential(*(stage.module for stage in stages[end:]))
+    read = tokens_read(tail, stream)
+    if len(read) == stream.shape[1]:
+        return whole
+    tokens = torch.tensor(read, device=stream.device)
+    first, last = stages[start], stages[end]
+    changed = [
+        NarrowingStage(name=first.name, module=cut_tokens(first.module, tokens), norm=first.norm, tokens=tokens),
+        *(Stage(one.name, cut_tokens(one.module, tokens), one.norm) for one in stages[start + 1 : end]),
+        WideningStage(name=last.name, module=last.module, tokens=tokens, count=stream.shape[1]),
+    ]
+    return Narrowed((*plain[:start], *changed, *plain[end + 1 :]), start, end, tokens)

@@ -1,0 +1,171 @@
+"""The proof: the rewritten graph against the ablated model, which computes everything and then replaces what is dead.
+
+Both get the same plan and the same constants. The rewrite is run in float64 as well, where nothing hides behind
+rounding; the artifact itself, in its own type, is compared on real images. What it costs is compared with what the plan
+predicts.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from passes.base import PassResult, run_passes
+from passes.compensate import Compensate
+from passes.cost import Cost, measure_cost, predict_cost
+from passes.delete_heads import DeleteHeads
+from passes.delete_mlp_paths import DeleteMlpPaths
+from passes.dialect import Sublayer
+from passes.fold_constants import FoldConstants
+from passes.plan import DeletionPlan, channels_of
+from passes.stream import read_sites
+from vitfx.support.errors import NothingPrunable
+
+TOLERANCE_FLOAT64 = 1e-9
+TOLERANCE_FLOAT32 = 1e-4
+_FLOAT64_IMAGES = 8
+
+
+class VerificationError(Exception):
+    """The artifact is not the ablated model; the sentence says where they part and by how much."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """max_abs_error: greatest |artifact − oracle| over the logits in the artifact's own type; relative: the same by the
+    greatest |oracle|. float64: that of the same rewrite in float64. images: how many were compared."""
+
+    max_abs_error: float
+    relative: float
+    float64: float
+    images: int
+    before: Cost
+    predicted: Cost
+    measured: Cost
+
+    @property
+    def passed(self) -> bool:
+        """True for every Verification that `verify` returns: it raises otherwise."""
+        return (
+            self.relative < TOLERANCE_FLOAT32 and self.float64 < TOLERANCE_FLOAT64 and self.predicted == self.measured
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "passed": self.passed}
+
+
+def rewrite(graph_module: GraphModule, plan: DeletionPlan) -> PassResult:
+    """Carries the plan out: heads, MLP paths, what makes up for them, then the constants into biases."""
+    plan.check(graph_module)
+    return run_passes(graph_module, [DeleteHeads(plan), DeleteMlpPaths(plan), Compensate(plan), FoldConstants()])
+
+
+def verify(graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan, pixels: Tensor) -> Verification:
+    """Compares the artifact with the ablated model on real images (N, C, H, W) in the graph's type and device.
+
+    Raises VerificationError where they differ, naming the sublayer from which on, or where the cost is not as
+    predicted.
+    """
+    whole = copy.deepcopy(graph_module).double()
+    exact = _compare(whole, rewrite(whole, plan).graph_module, plan, pixels[:_FLOAT64_IMAGES].double())
+    close = _compare(graph_module, artifact, plan, pixels)
+    image = pixels.shape[1:]
+    tokens = tokens_of(graph_module, pixels[:2])
+    before = measure_cost(graph_module, image)
+    predicted = predict_cost(graph_module, plan, before, tokens)
+    found = Verification(close[0], close[1], exact[1], len(pixels), before, predicted, measure_cost(artifact, image))
+    if predicted != found.measured:
+        raise VerificationError(f"the plan predicts {predicted}, the artifact has {found.measured}")
+    if not found.passed:
+        limit, relative = (
+            (TOLERANCE_FLOAT64, found.float64)
+            if not found.float64 < TOLERANCE_FLOAT64
+            else (TOLERANCE_FLOAT32, found.relative)
+        )
+        where = _parting(graph_module, artifact, plan, pixels, TOLERANCE_FLOAT32)
+        raise VerificationError(
+            f"the artifact's logits differ from the ablated model's by {relative:.1e} of their greatest, more than "
+            f"{limit:.0e}; they part at {where}"
+        )
+    return found
+
+
+def tokens_of(graph_module: GraphModule, pixels: Tensor) -> int:
+    """Tokens in the residual stream. Raises UserError where no sublayer is left that reads it."""
+    sites = read_sites(graph_module)
+    if not sites:
+        raise NothingPrunable
+    return int(_Streams(graph_module, DeletionPlan()).at_norms(pixels)[sites[0].name].shape[1])
+
+
+def ablated_logits(graph_module: GraphModule, plan: DeletionPlan, pixels: Tensor) -> Tensor:
+    """The oracle: (N, C, H, W) -> (N, K), each sublayer computed whole, its dead units zeroed, its constant added, and
+    what its refit changes."""
+    with torch.no_grad():
+        return _Streams(graph_module, plan).run(pixels)
+
+
+def _compare(
+    graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan, pixels: Tensor
+) -> tuple[float, float]:
+    """(greatest absolute difference, the same by the oracle's greatest)."""
+    oracle = ablated_logits(graph_module, plan, pixels)
+    with torch.no_grad():
+        error = float((artifact(pixels) - oracle).abs().max())
+    return error, error / float(oracle.abs().max())
+
+
+class _Streams(Interpreter):
+    """Runs a canonical graph with a plan's units ablated, and can keep what each sublayer's norm reads."""
+
+    def __init__(self, graph_module: GraphModule, plan: DeletionPlan) -> None:
+        super().__init__(graph_module)
+        self.deletions = {one.name: one for one in plan.deletions}
+        self.refits = {one.name: one for one in plan.refits}
+        self.read: dict[str, Tensor] = {}
+        self._norms = {site.norm: site.name for site in read_sites(graph_module)}
+
+    def run_node(self, n: Node) -> Any:
+        if n in self._norms:
+            self.read[self._norms[n]] = self.env[n.all_input_nodes[0]]
+        name = str(n.target) if n.op == "call_module" else ""
+        deletion, refit = self.deletions.get(name), self.refits.get(name)
+        if deletion is None and refit is None:
+            return super().run_node(n)
+        module = self.module.get_submodule(name)
+        assert isinstance(module, Sublayer)
+        inner = module.inner(self.env[n.all_input_nodes[0]])
+        kept = range(module.units) if deletion is None else deletion.kept
+        if deletion is not None:
+            inner[..., channels_of(deletion.units, module.channels).to(inner.device)] = 0
+        out = module.out(inner)
+        if deletion is not None and deletion.constant is not None:
+            out = out + deletion.constant.to(out)
+        if refit is not None:
+            channels = channels_of(kept, module.channels).to(inner.device)
+            change = refit.weight.to(inner) - module.out.weight[:, channels]
+            out = out + inner[..., channels] @ change.T + refit.shift.to(inner)
+        return out
+
+    def at_norms(self, pixels: Tensor) -> dict[str, Tensor]:
+        """The stream (N, T, D) that each sublayer reads, by its name."""
+        with torch.no_grad():
+            self.run(pixels)
+        return self.read
+
+
+def _parting(
+    graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan, pixels: Tensor, tolerance: float
+) -> str:
+    """The first surviving sublayer that reads another stream than in the ablated model."""
+    oracle = _Streams(graph_module, plan).at_norms(pixels)
+    for name, stream in _Streams(artifact, DeletionPlan()).at_norms(pixels).items():
+        error = float((stream - oracle[name]).abs().max() / oracle[name].abs().max())
+        if not error < tolerance:
+            return f"the stream that {name} reads (off by {error:.1e})"
+    return "the classifier head, behind the last sublayer"

@@ -1,0 +1,158 @@
+"""Images known by name and class: sampling, decoding in batches, fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from vitfx.images.preprocess import Preprocess
+from vitfx.images.sources import CorruptImageError, ImageSource
+from vitfx.support.errors import UserError
+
+# Images decoded and resized together while a whole set loads: enough to be fast, few enough to stay in cache.
+_CHUNK = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Decoded images, ready for the model.
+
+    pixels: float32 (N, C, H, W), preprocessed. labels: int64 (N,), or None where no classes are known.
+    names: one for each image. skipped: how many corrupt images were left out.
+    """
+
+    pixels: torch.Tensor
+    labels: torch.Tensor | None
+    names: tuple[str, ...]
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images that are known by name and class and not decoded yet.
+
+    labels: positions among the classes, or None where no classes are known.
+    """
+
+    names: tuple[str, ...]
+    sources: tuple[ImageSource, ...]
+    labels: tuple[int, ...] | None
+    preprocess: Preprocess
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def has_labels(self) -> bool:
+        return self.labels is not None
+
+    def sample(self, count: int, seed: int) -> ImageSet:
+        """`count` images without repetition, one of each class in turn while the class has any left.
+
+        The order of classes and of the images in each comes from hashes of the seed and their names: the
+        same on every machine, and the sample of 64 is the beginning of the sample of 128. Raises UserError.
+        """
+        if not 1 <= count <= len(self):
+            raise UserError(f"{count} samples are not to be had from {len(self)} images: ask for 1 to {len(self)}")
+        by_class: defaultdict[int, list[int]] = defaultdict(list)
+        for index in hash_order(self.names, seed):
+            by_class[self.labels[index] if self.labels is not None else 0].append(index)
+        classes = sorted(by_class, key=lambda label: _digest(seed, f"class {label}"))
+        ranked = sorted(
+            (turn, place, index) for place, label in enumerate(classes) for turn, index in enumerate(by_class[label])
+        )
+        return self.subset([index for _, _, index in ranked[:count]])
+
+    def load(self, progress: Callable[[int, int], None] | None = None) -> Images:
+        """All images, decoded; progress is called with how many are done and how many there are.
+
+        Corrupt images are left out and counted. Raises UserError where none is left.
+        """
+        pixels = torch.empty(len(self), self.preprocess.channels, *self.preprocess.size)
+        kept: list[int] = []
+        for start in range(0, len(self), _CHUNK):
+            stop = min(start + _CHUNK, len(self))
+            chunk, whole = self._decode(range(start, stop))
+            pixels[len(kept) : len(kept) + len(whole)] = chunk
+            kept += whole
+            if progress is not None:
+                progress(stop, len(self))
+        self._refuse_none(len(kept))
+        return self._images(pixels[: len(kept)], kept, len(self) - len(kept))
+
+    def batches(self, batch_size: int) -> Iterator[Images]:
+        """All images, `batch_size` at a time; fewer where corrupt ones are left out.
+
+        `skipped` of all batches adds up to that of the set. Raises UserError where no image is left.
+        """
+        pending: Images | None = None
+        skipped = 0
+        for start in range(0, len(self), batch_size):
+            indices = range(start, min(start + batch_size, len(self)))
+            pixels, whole = self._decode(indices)
+            skipped += len(indices) - len(whole)
+            # One batch is held back so that corrupt images at the end are counted in the last one.
+            if whole:
+                if pending is not None:
+                    yield pending
+                pending, skipped = self._images(pixels, whole, skipped), 0
+        self._refuse_none(0 if pending is None else len(pending))
+        if pending is not None:
+            yield replace(pending, skipped=pending.skipped + skipped)
+
+    def fingerprint(self) -> str:
+        """sha256 in hexadecimal over names, labels, preprocessing and the images' undecoded bytes, in order."""
+        settings = {"preprocess": self.preprocess.to_json(), "names": self.names, "labels": self.labels}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for source in self.sources:
+            digest.update(hashlib.sha256(source.read()).digest())
+        return digest.hexdigest()
+
+    def subset(self, indices: Sequence[int]) -> ImageSet:
+        """The images at these positions, in this order."""
+        labels = None if self.labels is None else tuple(self.labels[index] for index in indices)
+        names = tuple(self.names[index] for index in indices)
+        return ImageSet(names, tuple(self.sources[index] for index in indices), labels, self.preprocess)
+
+    def _images(self, pixels: torch.Tensor, indices: Sequence[int], skipped: int) -> Images:
+        labels = None if self.labels is None else torch.tensor([self.labels[index] for index in indices])
+        return Images(pixels, labels, tuple(self.names[index] for index in indices), skipped)
+
+    def _decode(self, indices: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
+        """Preprocessed float32 (M, C, H, W) and the indices of the M images that were whole, in order."""
+        whole: list[int] = []
+        by_shape: defaultdict[torch.Size, list[tuple[int, torch.Tensor]]] = defaultdict(list)
+        for index in indices:
+            try:
+                image = self.sources[index].decode(self.preprocess.channels)
+            except CorruptImageError:
+                continue
+            by_shape[image.shape].append((len(whole), image))
+            whole.append(index)
+        pixels = torch.empty(len(whole), self.preprocess.channels, *self.preprocess.size)
+        # Resizing a batch gives the same values as resizing each image, many times faster.
+        for alike in by_shape.values():
+            places = [place for place, _ in alike]
+            pixels[places] = self.preprocess(torch.stack([image for _, image in alike]))
+        return pixels, whole
+
+    def _refuse_none(self, left: int) -> None:
+        if not left:
+            raise UserError(f"all {len(self)} images are corrupt, {self.names[0]} first: check the data")
+
+
+def hash_order(names: Sequence[str], seed: int) -> list[int]:
+    """A shuffle that depends on nothing but the seed and the names."""
+    return sorted(range(len(names)), key=lambda index: _digest(seed, names[index]))
+
+
+def _digest(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}/{name}".encode()).digest()

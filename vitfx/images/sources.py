@@ -1,0 +1,155 @@
+"""Where images lie (files, members of tar files, arrays) and how they are decoded."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2 import functional as F
+
+from vitfx.support.errors import UserError
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG"
+
+
+class CorruptImageError(Exception):
+    """The bytes of one image do not decode to a whole image."""
+
+
+class ImageSource(Protocol):
+    """One image that has not been decoded yet."""
+
+    def read(self) -> bytes:
+        """The image's own bytes, undecoded: what fingerprints are made of."""
+
+    def decode(self, channels: int) -> torch.Tensor:
+        """uint8 (channels, H, W); raises CorruptImageError."""
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image file, or the `size` bytes from `offset` on of an uncompressed tar file.
+
+    The file is opened anew for each reading: that is safe in threads and forks, and costs microseconds.
+    """
+
+    path: Path
+    offset: int = 0
+    size: int = -1
+
+    def read(self) -> bytes:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                return file.read(self.size)
+        except OSError as reason:
+            raise UserError(f"{self.path} can't be read ({reason.strerror}): check the file") from reason
+
+    def decode(self, channels: int) -> torch.Tensor:
+        """uint8 (channels, H, W) for channels 1 (grey) or 3 (RGB; transparency is dropped, as PIL does).
+
+        Raises CorruptImageError, and UserError where the file itself can't be read.
+        """
+        data = self.read()
+        # torchvision is twice as fast as PIL, gives the same pixels and is as strict with
+        # truncated files, but it reads neither BMP nor TIFF and gives films a fourth axis.
+        decode = _decode_torchvision if data.startswith((_JPEG, _PNG)) else _decode_pil
+        try:
+            return decode(data, channels)
+        # Decoders raise whatever a broken file makes them meet: OSError, SyntaxError, struct.error...
+        except Exception as reason:
+            raise CorruptImageError(f"{self.path}: {reason}") from reason
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayImage:
+    """An image that is in memory: uint8 (C, H, W)."""
+
+    pixels: np.ndarray
+
+    def read(self) -> bytes:
+        return self.pixels.tobytes()
+
+    def decode(self, channels: int) -> torch.Tensor:
+        """uint8 (channels, H, W): grey is repeated, RGB weighted to grey, a fourth channel dropped for 3."""
+        image = torch.from_numpy(np.ascontiguousarray(self.pixels))
+        if image.shape[0] == channels:
+            return image
+        if image.shape[0] == 1:
+            return image.expand(channels, -1, -1)
+        return F.rgb_to_grayscale(image[:3]) if channels == 1 else image[:channels]
+
+
+def _decode_torchvision(data: bytes, channels: int) -> torch.Tensor:
+    mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+    image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
+    # 16-bit PNGs come as uint16.
+    return F.to_dtype(image, torch.uint8, scale=True)
+
+
+def _decode_pil(data: bytes, channels: int) -> torch.Tensor:
+    with Image.open(io.BytesIO(data)) as image:
+        return F.pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images by their path below a folder, sorted, and Tiny ImageNet's `val_annotations.txt` where it is."""
+
+    images: dict[str, StoredImage]
+    annotations: StoredImage | None = None
+
+    @staticmethod
+    def of(files: Iterable[tuple[str, StoredImage]]) -> Listing:
+        # Names that start with a dot are the system's, such as macOS's "._photo.jpg".
+        seen = {path: file for path, file in files if "/." not in f"/{path}"}
+        images = {path: seen[path] for path in sorted(seen) if PurePosixPath(path).suffix.lower() in ENDINGS}
+        return Listing(images, seen.get("val_annotations.txt"))
+
+
+def list_folder(folder: Path) -> Listing:
+    """All images below `folder`, links followed."""
+    return Listing.of(
+        ((Path(parent) / file).relative_to(folder).as_posix(), StoredImage(Path(parent) / file))
+        for parent, _, files in os.walk(folder, followlinks=True)
+        for file in files
+    )
+
+
+def list_tars(paths: Iterable[Path], part: str) -> Listing:
+    """All images in tar files; their paths are taken below the folder `part`, where the tar has one.
+
+    Raises UserError for what is not an uncompressed tar file: only there can members be read in place.
+    """
+    files: dict[str, StoredImage] = {}
+    for path in paths:
+        try:
+            with tarfile.open(path, "r:") as tar:
+                for member in tar:
+                    if member.isreg():
+                        stored = StoredImage(path, member.offset_data, member.size)
+                        files[_below(PurePosixPath(member.name), part)] = stored
+                # tarfile takes a file that was cut in a header for one that ends there.
+                if StoredImage(path, tar.offset, tarfile.BLOCKSIZE).read() != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError("its end is missing")
+        except (tarfile.TarError, OSError) as reason:
+            raise UserError(
+                f"{path} is not a whole, uncompressed tar file ({reason}): unpack it or copy it again"
+            ) from reason
+    return Listing.of(files.items())
+
+
+def _below(path: PurePosixPath, part: str) -> str:
+    folders = path.parts[:-1]
+    start = folders.index(part) + 1 if part in folders else 0
+    return PurePosixPath(*path.parts[start:]).as_posix()

@@ -1,0 +1,197 @@
+"""Model files in and out: every kind that vitfx takes becomes one `LoadedModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitfx.images.preprocess import Preprocess
+from vitfx.models.architectures import KNOWN_ARCHES, build_from_arch, timm_preprocess
+from vitfx.models.exported import is_exported, load_exported
+from vitfx.models.factory import build_from_factory
+from vitfx.models.huggingface import Logits, load_folder
+from vitfx.models.model_file import read_model_file, write_record
+from vitfx.models.weights import check_finite, fingerprint, load_weights, unwrap_state_dict
+from vitfx.support.errors import UserError
+
+CHECKPOINT_FORMAT = "vitfx-checkpoint/1"
+ARTIFACT_FORMAT = "vitfx-artifact/1"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be traced.
+
+    module: in eval mode, (B, C, H, W) -> logits (B, K), a plain tensor.
+    classes: the logits' names in order, None where the file does not say.
+    data: the data set that the file names.
+    source: what was loaded, for messages; fingerprint: sha256 of the weights, see `vitfx.models.weights.fingerprint`.
+    provenance: what an artifact says of its origin, see `vitfx.artifact.save_artifact`.
+    """
+
+    module: nn.Module
+    preprocess: Preprocess
+    classes: tuple[str, ...] | None
+    data: str | None
+    source: str
+    fingerprint: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    module: nn.Module
+    preprocess: Preprocess | None
+    classes: tuple[str, ...] | None = None
+    data: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_model(
+    spec: str, *, arch: str | None = None, trust_pickle: bool = False, preprocess: Preprocess | None = None
+) -> LoadedModel:
+    """Loads a model from `spec`: "demo", or the path of a file or of a Hugging Face folder.
+
+    arch: what a bare state_dict belongs to: "torchvision:vit_b_16", "timm:NAME", "hf:DIR".
+    trust_pickle: unpickle whole modules, which runs code that stands in the file.
+    preprocess: instead of what the file or the library says.
+
+    Raises UserError for anything that cannot be loaded safely and completely.
+    """
+    path = Path(str(resources.files("vitfx.models") / "demo" / "digits.pt")) if spec == "demo" else Path(spec)
+    if not path.exists():
+        raise UserError(f"{spec} is not there: give the path of a model file, or demo for the built-in model")
+    parts = _load(path, arch, trust_pickle, preprocess)
+    preprocess = preprocess or parts.preprocess or _guess_preprocess(parts.module, spec)
+    module = _answering_logits(parts.module.eval(), preprocess, parts.classes, spec)
+    weights = fingerprint(module.state_dict())
+    return LoadedModel(module, preprocess, parts.classes, parts.data, spec, weights, parts.provenance)
+
+
+def save_checkpoint(
+    path: Path,
+    *,
+    factory: str,
+    kwargs: Mapping[str, Any],
+    state_dict: Mapping[str, torch.Tensor],
+    preprocess: Preprocess,
+    classes: Sequence[str] | None = None,
+    data: str | None = None,
+    made_by: str | None = None,
+) -> None:
+    """Writes a checkpoint that `load_model` reads: the same arguments give the same bytes.
+
+    factory: "module:callable" that makes the model from `kwargs`, such as "torchvision.models:VisionTransformer".
+    made_by: the command that trained it.
+    """
+    size, mean, std = list(preprocess.size), list(preprocess.mean), list(preprocess.std)
+    record = {
+        "format": CHECKPOINT_FORMAT,
+        "factory": factory,
+        "kwargs": dict(kwargs),
+        "state_dict": {name: value.detach().cpu().clone() for name, value in state_dict.items()},
+        "preprocess": preprocess.to_json() | {"size": size, "mean": mean, "std": std},
+        "classes": None if classes is None else list(classes),
+        "data": data,
+        "made_by": made_by,
+    }
+    write_record(path, record)
+
+
+def _load(path: Path, arch: str | None, trust_pickle: bool, preprocess: Preprocess | None) -> _Parts:
+    source = str(path)
+    if arch is not None and arch.startswith("hf:"):
+        folder = Path(arch.removeprefix("hf:"))
+        own = path.is_dir() or path.resolve().parent == folder.resolve()
+        weights = None if own else unwrap_state_dict(read_model_file(path, trust_pickle=trust_pickle), source)
+        return _Parts(*load_folder(folder, weights, source))
+    if path.is_dir():
+        return _Parts(*load_folder(path, None, source))
+    if is_exported(path):
+        return _Parts(*load_exported(path, trust_pickle=trust_pickle))
+    contents = read_model_file(path, trust_pickle=trust_pickle)
+    if isinstance(contents, nn.Module):
+        check_finite(contents.state_dict(), source)
+        return _Parts(contents, None)
+    if isinstance(contents, Mapping) and "format" in contents:
+        if arch is not None:
+            raise UserError(f"{source} says itself what model it is of, so --arch {arch} has no say: leave it out")
+        return _from_record(contents, source)
+    weights = unwrap_state_dict(contents, source)
+    if arch is None:
+        raise UserError(f"{source} holds weights alone: say with --arch what model they are of, {KNOWN_ARCHES}")
+    return _Parts(*build_from_arch(arch, weights, source))
+
+
+def _from_record(record: Mapping[str, Any], source: str) -> _Parts:
+    kind = record["format"]
+    if kind not in (CHECKPOINT_FORMAT, ARTIFACT_FORMAT):
+        raise UserError(
+            f"{source} has the format {kind!r}, this vitfx reads {CHECKPOINT_FORMAT} and {ARTIFACT_FORMAT}: "
+            "load it with the vitfx that wrote it"
+        )
+    needed = ("factory", "kwargs", "state_dict") if kind == CHECKPOINT_FORMAT else ("graph", "state_dict")
+    if absent := [key for key in needed if key not in record]:
+        raise UserError(f"{source} calls itself {kind} but has no {absent[0]}: write it with vitfx.models.checkpoint")
+    weights = unwrap_state_dict(record["state_dict"], source)
+    if kind == CHECKPOINT_FORMAT:
+        module = build_from_factory(record["factory"], dict(record["kwargs"]))
+        load_weights(module, weights, record["factory"], source)
+    else:
+        from vitfx.models.graph_json import decode
+
+        module = decode(record["graph"])
+        load_weights(module, weights, "the graph beside it", source)
+    written = record.get("preprocess")
+    classes = record.get("classes")
+    provenance = record.get("provenance") if kind == ARTIFACT_FORMAT else None
+    return _Parts(
+        module=module,
+        preprocess=Preprocess.from_json(dict(written)) if written else None,
+        classes=None if classes is None else tuple(map(str, classes)),
+        data=record.get("data"),
+        provenance=dict(provenance or {}),
+    )
+
+
+def _guess_preprocess(module: nn.Module, source: str) -> Preprocess:
+    """timm's own configuration, or the model's image size with ImageNet's mean and standard deviation."""
+    if getattr(module, "pretrained_cfg", None):
+        return timm_preprocess(module)
+    size = getattr(module, "image_size", None) or getattr(getattr(module, "config", None), "image_size", None)
+    if not isinstance(size, int):
+        raise UserError(
+            f"{source} does not say what images it takes: give --image-size "
+            "(and --mean and --std unless they are ImageNet's)"
+        )
+    return Preprocess(size=(size, size))
+
+
+def _answering_logits(
+    module: nn.Module, preprocess: Preprocess, classes: tuple[str, ...] | None, source: str
+) -> nn.Module:
+    """`module`, wrapped where it answers with a record, once it has given logits for a batch of blank images."""
+    shape = (2, preprocess.channels, *preprocess.size)
+    try:
+        with torch.no_grad():
+            answer = module(torch.zeros(shape))
+    except Exception as error:  # What a model raises on images of another size is its own affair.
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{source} does not take images of {shape[1]}×{shape[2]}×{shape[3]} ({reason}): "
+            "give the --image-size, --mean and --std that it was trained with"
+        ) from error
+    if hasattr(answer, "logits"):
+        module, answer = Logits(module).eval(), answer.logits
+    if not isinstance(answer, torch.Tensor) or answer.ndim != 2 or answer.shape[0] != 2:
+        form = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+        raise UserError(f"{source} answers two images with {form}, not with (2, classes) logits: give a classifier")
+    if classes is not None and len(classes) != answer.shape[1]:
+        raise UserError(f"{source} names {len(classes)} classes but has {answer.shape[1]} logits: correct its classes")
+    return module

@@ -1,0 +1,213 @@
+"""Canonical graphs as JSON: what an artifact stores beside its weights, so that it loads without anybody's code.
+
+Only dialect modules, LayerNorm and graphs of ATen operators are written and read: no name in a file makes Python
+import or run anything else. torch.fx turns graphs into Python source and looks methods and attributes up by name, so
+method calls are refused, names must be names, and attributes and modules those that the file itself holds.
+"""
+
+from __future__ import annotations
+
+import json
+import keyword
+import operator
+import re
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule, Node
+
+from passes.aten import is_attribute_of
+from passes.dialect import AddConstant, Attention, Mlp
+from vitfx.support.errors import UserError
+
+_MODULES: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (Attention, Mlp, AddConstant)}
+_PYTHON = {
+    f"operator.{one.__name__}": one
+    for one in (
+        operator.add,
+        operator.sub,
+        operator.mul,
+        operator.floordiv,
+        operator.truediv,
+        operator.mod,
+        operator.neg,
+        operator.getitem,
+    )
+}
+_NAMED = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
+
+
+def encode(graph_module: GraphModule) -> str:
+    """The graph and its modules' settings, without the weights. Raises UserError for what has no place in a file."""
+    return json.dumps(_encode_graph(graph_module))
+
+
+def decode(text: str) -> GraphModule:
+    """A graph module whose parameters are still to be loaded. Raises UserError for a damaged or strange description."""
+    try:
+        return _decode_graph(json.loads(text))
+    except UserError:
+        raise
+    except Exception as error:  # What torch and torch.fx raise for arguments that make no sense is their own affair.
+        raise UserError(
+            f"the artifact's graph can't be read ({type(error).__name__}: {error}): give a file that vitfx wrote"
+        ) from error
+
+
+def _encode_graph(graph_module: GraphModule) -> dict[str, Any]:
+    tensors = {}
+    for node in graph_module.graph.nodes:
+        tensor = is_attribute_of(graph_module, node)
+        if tensor is not None:
+            name = str(node.target)
+            tensors[name] = {
+                "shape": list(tensor.shape),
+                "dtype": _word(tensor.dtype),
+                "parameter": isinstance(tensor, nn.Parameter),
+            }
+    return {
+        "type": "Graph",
+        "name": graph_module._get_name(),
+        "tensors": tensors,
+        "modules": {name: _encode_module(name, child) for name, child in graph_module.named_children()},
+        "nodes": [_encode_node(node) for node in graph_module.graph.nodes],
+    }
+
+
+def _encode_module(name: str, module: nn.Module) -> dict[str, Any]:
+    if isinstance(module, GraphModule):
+        return _encode_graph(module)
+    if isinstance(module, nn.LayerNorm):
+        return {
+            "type": "LayerNorm",
+            "normalized_shape": list(module.normalized_shape),
+            "eps": module.eps,
+            "elementwise_affine": module.elementwise_affine,
+            "bias": module.bias is not None,
+        }
+    if isinstance(module, Attention | Mlp | AddConstant):
+        return {"type": type(module).__name__, **module.config()}
+    raise UserError(f"module {name} is a {type(module).__name__}, which an artifact can't hold")
+
+
+def _decode_module(record: dict[str, Any]) -> nn.Module:
+    settings = {key: value for key, value in record.items() if key != "type"}
+    if record["type"] == "Graph":
+        return _decode_graph(record)
+    if record["type"] == "LayerNorm":
+        return nn.LayerNorm(**settings)
+    return _MODULES[record["type"]](**settings)
+
+
+def _encode_node(node: Node) -> dict[str, Any]:
+    target = str(node.target)
+    if node.op == "call_function":
+        known = [name for name, function in _PYTHON.items() if function is node.target]
+        target = known[0] if known else target
+        _function(target)
+    return {
+        "op": node.op,
+        "name": node.name,
+        "target": target,
+        "args": _encode_value(tuple(node.args)),
+        "kwargs": {key: _encode_value(value) for key, value in node.kwargs.items()},
+    }
+
+
+def _decode_graph(record: dict[str, Any]) -> GraphModule:
+    root = nn.Module()
+    for name, child in record["modules"].items():
+        root.add_module(_name(name), _decode_module(child))
+    for name, tensor in record["tensors"].items():
+        _name(name)
+        empty = torch.empty(tensor["shape"], dtype=getattr(torch, tensor["dtype"]))
+        if tensor["parameter"]:
+            root.register_parameter(name, nn.Parameter(empty, requires_grad=empty.is_floating_point()))
+        else:
+            root.register_buffer(name, empty)
+    graph = Graph()
+    placed: dict[str, Node] = {}
+    for one in record["nodes"]:
+        target = _target(one["op"], one["target"], record)
+        args = _decode_value(one["args"], placed)
+        kwargs = {_name(key): _decode_value(value, placed) for key, value in one["kwargs"].items()}
+        placed[one["name"]] = graph.create_node(one["op"], target, args, kwargs, name=one["name"])
+    graph.lint()
+    return GraphModule(root, graph, class_name=record["name"])
+
+
+def _target(op: str, target: str, record: dict[str, Any]) -> Any:
+    if op == "call_function":
+        return _function(target)
+    places = {"call_module": record["modules"], "get_attr": record["tensors"], "placeholder": None, "output": None}
+    if op not in places:
+        raise UserError(f"a node that is a {op!r} has no place in an artifact")
+    within = places[op]
+    if within is not None and target not in within:
+        raise UserError(f"the artifact's graph reads {target!r}, which it does not hold: give a file that vitfx wrote")
+    return _name(target)
+
+
+def _name(text: str) -> str:
+    """The name of a module, tensor or argument. Parts of a Sequential are numbers."""
+    if re.fullmatch(r"[A-Za-z0-9_]+", text, re.ASCII) is None or keyword.iskeyword(text):
+        raise UserError(f"{text!r} is no name of anything in an artifact's graph: give a file that vitfx wrote")
+    return text
+
+
+def _function(target: str) -> Any:
+    """The operator of this name: ATen's, or one of Python's for sizes. ATen's few that touch files are refused."""
+    if target in _PYTHON:
+        return _PYTHON[target]
+    namespace, _, rest = target.partition(".")
+    packet, _, overload = rest.partition(".")
+    if namespace != "aten" or not packet.isidentifier() or not overload.isidentifier():
+        raise UserError(f"the function {target} has no place in an artifact: only ATen operators have")
+    function = getattr(getattr(torch.ops.aten, packet, None), overload, None)
+    if not isinstance(function, torch._ops.OpOverload):
+        raise UserError(f"the operator {target} is not one of this torch ({torch.__version__}): was another used?")
+    if any(argument.name == "filename" or "file" in packet for argument in function._schema.arguments):
+        raise UserError(f"the operator {target} reads or writes files, which an artifact must not")
+    return function
+
+
+def _word(value: object) -> str:
+    return str(value).removeprefix("torch.")
+
+
+def _encode_value(value: Any) -> Any:
+    if isinstance(value, Node):
+        return {"node": value.name}
+    if isinstance(value, list | tuple):
+        return {"list" if isinstance(value, list) else "tuple": [_encode_value(item) for item in value]}
+    for name, kind in _NAMED.items():
+        if isinstance(value, kind):
+            return {name: _word(value)}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return {"float": str(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UserError(f"an argument of type {type(value).__name__} has no place in an artifact")
+
+
+def _decode_value(value: Any, placed: dict[str, Node]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind in ("list", "tuple"):
+        return (list if kind == "list" else tuple)(_decode_value(item, placed) for item in content)
+    if kind == "node":
+        return placed[content]
+    if kind in _NAMED:
+        found = getattr(torch, content)
+        if not isinstance(found, _NAMED[kind]):
+            raise ValueError(f"{content} is no torch.{kind}")
+        return found
+    if kind == "device":
+        return torch.device(content)
+    if kind == "float":
+        return float(content)
+    raise ValueError(f"unknown kind of argument {kind!r}")

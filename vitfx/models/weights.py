@@ -1,0 +1,86 @@
+"""State dicts: unwrapped, checked, loaded into a module, and fingerprinted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitfx.support.errors import UserError
+
+# What training scripts put around or before the weights' names.
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def unwrap_state_dict(contents: Any, source: str) -> dict[str, torch.Tensor]:
+    """The weights by name, out of {"state_dict": …}, {"model": …} and "module." prefixes.
+
+    Raises UserError where `contents` is anything but tensors by name.
+    """
+    if not isinstance(contents, Mapping):
+        raise UserError(f"{source} holds a {type(contents).__name__}, not weights by name: save the model's state_dict")
+    for wrapper in _WRAPPERS:
+        if isinstance(contents.get(wrapper), Mapping):
+            return unwrap_state_dict(contents[wrapper], source)
+    if not contents:
+        raise UserError(f"{source} holds no weights: save the model's state_dict")
+    for name, value in contents.items():
+        if not isinstance(value, torch.Tensor):
+            raise UserError(
+                f"{source} holds a {type(value).__name__} at {name!r}, where a state_dict holds tensors alone: "
+                "save the model's state_dict"
+            )
+    weights = {str(name): value for name, value in contents.items()}
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], factory: str, source: str) -> None:
+    """Loads `weights` into `module`, strictly.
+
+    Raises UserError naming the first key that is missing, unexpected or of another shape, with how many there are,
+    and for NaN or infinite weights.
+    """
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in weights.items()}
+    missing = [name for name in wanted if name not in given]
+    unexpected = [name for name in given if name not in wanted]
+    misshaped = [
+        f"{name} is {given[name]}, not {wanted[name]}"
+        for name in wanted
+        if name in given and given[name] != wanted[name]
+    ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
+    if faults := [f"{len(names)} {kind} (first: {names[0]})" for kind, names in kinds if names]:
+        raise UserError(
+            f"the state_dict of {source} does not fit {factory}, with {', '.join(faults)}: "
+            "name the model that it was saved from"
+        )
+    check_finite(weights, source)
+    module.load_state_dict(weights, strict=True)
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raises UserError naming the first tensor with NaN or infinite values."""
+    for name, value in weights.items():
+        if value.is_floating_point() and not (finite := value.isfinite()).all():
+            raise UserError(
+                f"{int((~finite).sum())} of the {value.numel()} weights in {name} of {source} are NaN or infinite: "
+                "give a checkpoint from before training diverged"
+            )
+
+
+def fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
+    """sha256, as hex digits, over the sorted names with each tensor's dtype, shape and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,104 @@
+"""What a user asks of a pruned model, and on which runtime."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from vitfx.deploy.precision_file import FP16, FP32
+from vitfx.support.devices import GPU
+from vitfx.support.errors import UserError
+
+SPEEDUP, PARAMETERS, FLOPS, DROP, KL = "target-speedup", "target-params", "target-flops", "max-drop", "max-kl"
+GOALS = (SPEEDUP, PARAMETERS, FLOPS, DROP, KL)
+PRICED = (SPEEDUP, PARAMETERS, FLOPS)
+"""Goals that say what the model may cost; the others say how far its answers may go astray."""
+PROMISED = 0.03
+"""How far a measured speed-up may stay behind the one asked for."""
+
+
+def reaches(measured: float, asked: float) -> bool:
+    """Whether a measured speed-up is as much as was promised for the one asked for."""
+    return measured >= (1 - PROMISED) * asked
+
+
+@dataclass(frozen=True)
+class Goal:
+    """kind: one of `GOALS`, an option's name. value: of target-speedup, the unpruned model's time by the pruned one's;
+    of target-params and target-flops, the share of them that is left; of max-drop, points of top-1; of max-kl, nats an
+    image. Both limits are measured on images that were held out from all fitting."""
+
+    kind: str
+    value: float
+
+    def __post_init__(self) -> None:
+        """Raises UserError, naming the option and its value."""
+        if not math.isfinite(self.value):
+            raise UserError(f"--{self.kind} {self.value} is no goal: give a finite number")
+        if self.kind == SPEEDUP and self.value <= 1:
+            raise UserError(f"--{self.kind} {self.value:g} is not faster: give a number above 1, such as 1.5")
+        if self.kind in (PARAMETERS, FLOPS) and not 0 < self.value < 1:
+            raise UserError(f"--{self.kind} {self.value:g} is not a share to keep: give a number from 0 to 1")
+        if self.kind in (DROP, KL) and self.value <= 0:
+            raise UserError(f"--{self.kind} {self.value:g} allows nothing: give a number above 0")
+
+    @property
+    def priced(self) -> bool:
+        return self.kind in PRICED
+
+    def __str__(self) -> str:
+        said = {
+            SPEEDUP: f"{self.value:g}× faster",
+            PARAMETERS: f"{100 * self.value:g}% of the parameters",
+            FLOPS: f"{100 * self.value:g}% of the FLOPs",
+            DROP: f"at most {self.value:g} points of top-1 lost",
+            KL: f"at most {self.value:g} nats from the original",
+        }
+        return said[self.kind]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The runtime that times are measured on. device: by torch's name. batch: images at a time. precision: the numbers
+    that every file is in there, the plain export as well, "fp32" or "fp16". align: MLPs that are cut are left with a
+    multiple of so many neurons, for kernels that are fast at such widths alone."""
+
+    device: str = "cpu"
+    batch: int = 8
+    precision: str = FP32
+    align: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises UserError."""
+        if self.align < 1:
+            raise UserError(f"--align is {self.align}: give 1 or more, such as 8")
+
+    def to_json(self) -> dict[str, Any]:
+        precision = {} if self.precision == FP32 else {"precision": self.precision}
+        align = {} if self.align == 1 else {"align": self.align}
+        return {"device": self.device, "batch": self.batch, **precision, **align}
+
+    def __str__(self) -> str:
+        precision = "" if self.precision == FP32 else f":{self.precision}"
+        align = "" if self.align == _usual(self.precision) else f" (widths in multiples of {self.align})"
+        return f"{self.device}{precision}:batch={self.batch}{align}"
+
+
+def _usual(precision: str) -> int:
+    """Tensor cores take eight numbers of float16 at once."""
+    return 8 if precision == FP16 else 1
+
+
+def parse_target(text: str) -> Target:
+    """`cpu`, `cpu:batch=8`, `cuda:0:fp16:batch=1`: a device by torch's name, numbers, and a batch; widths as suit the
+    numbers. Raises UserError."""
+    found = re.fullmatch(r"(?P<device>[a-z]+(:\d+)?)(:(?P<precision>fp\d+))?(:batch=(?P<batch>\d+))?", text)
+    batch = Target.batch if found is None or found["batch"] is None else int(found["batch"])
+    precision = (found and found["precision"]) or FP32
+    if found is None or batch < 1 or precision not in (FP32, FP16):
+        raise UserError(
+            f"--target {text} is not understood: give a device and a batch, such as cpu:batch=8 or {GPU}:fp16:batch=1"
+        )
+    return Target(found["device"], batch, precision, _usual(precision))

@@ -1,0 +1,183 @@
+"""The runtime that a goal is about: exports and times models on it, and keeps the times of sublayers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import onnx
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from vitfx.baseline import export_plain
+from vitfx.deploy.deployment import Deployment, deploy
+from vitfx.deploy.export import to_onnx
+from vitfx.deploy.lowering import lower
+from vitfx.deploy.precision_file import FP16
+from vitfx.deploy.runtime import OnnxModel, open_session
+from vitfx.graph.stages import read_stages
+from vitfx.graph.verify import rewrite, tokens_of
+from vitfx.half import to_float16
+from vitfx.pruning.cost_model import Price, flops_price, parameters_price
+from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, Goal, Target
+from vitfx.pruning.iterative_pruner import State
+from vitfx.pruning.latency_table import LatencyTable, measure_table
+from vitfx.support.devices import pick_device, synchronize
+from vitfx.support.errors import UserError
+from vitfx.support.files import WriteError, write_aside, writing
+from vitfx.support.machine import environment
+from vitfx.support.progress import Watcher
+from vitfx.support.timing import Timing, time_interleaved
+
+_ROUNDS, _SECONDS = 41, 8.0
+_EXAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model that a goal is counted from. module: the user's own. graph: canonical, on the CPU."""
+
+    module: nn.Module
+    graph: GraphModule
+
+
+@dataclass(frozen=True)
+class Asked:
+    """goal, target: see `vitfx.pruning.goal`. deployment: how artifacts are exported, whose times count. seed: of
+    scoring. fresh: times are measured anew even where the cache has them. reference: what the goal is counted from
+    where the model is what earlier pruning left of it; None for the model itself."""
+
+    goal: Goal
+    target: Target
+    deployment: Deployment
+    seed: int = 0
+    fresh: bool = False
+    reference: Reference | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"goal": self.goal.kind, "value": self.goal.value, "target": self.target.to_json(), "seed": self.seed}
+
+
+class Bench:
+    """Exports and times models on the target."""
+
+    def __init__(
+        self, module: nn.Module, original: GraphModule, pixels: Tensor, asked: Asked, watcher: Watcher
+    ) -> None:
+        """module: the user's own; original: its canonical graph."""
+        self.original, self.asked, self.watcher = original, asked, watcher
+        self.reference = asked.reference or Reference(module, original)
+        self.examples = pixels[:_EXAMPLES]
+        self.device = pick_device(asked.target.device)
+        batch = asked.target.batch
+        self.batch = pixels.repeat(-(-batch // len(pixels)), 1, 1, 1)[:batch]
+        self.plain: float | None = None
+        self.whole: float | None = None
+
+    def price(self) -> Price:
+        """Also finds what the goal is counted from: `plain`, the plain export's time, or `whole`, what shares are
+        of."""
+        kind = self.asked.goal.kind
+        if kind in (PARAMETERS, FLOPS):
+            self.whole = self._counted(self.reference.graph).whole
+            return self._counted(self.original)
+        assert kind in (SPEEDUP, DROP, KL)
+        table = self._table()
+        self.plain = table.plain
+        faster = f"{table.plain / table.whole:.2f}×"
+        if self.asked.reference is None:
+            self.watcher.say(f"on {self.asked.target} exact rewrites alone make it {faster} faster")
+        else:
+            self.watcher.say(f"on {self.asked.target} it is {faster} as fast as the original's plain export already")
+        return table.price()
+
+    def measure(self, state: State) -> float:
+        """How many times faster than the plain export; measured in turns with it, each by its tenth percentile."""
+        pruned = rewrite(self.original, state.plan).graph_module.eval()
+        model = deploy(pruned, self.asked.deployment, self.examples, {}).model
+        timings = self.timings({"plain": self.open_plain(), "pruned": self.open(model)})
+        return timings["plain"].p10_ms / timings["pruned"].p10_ms
+
+    def timings(self, sessions: Mapping[str, OnnxModel]) -> dict[str, Timing]:
+        """Of one batch each, in turns."""
+        return time_interleaved(
+            {name: session.bind(self.batch) for name, session in sessions.items()},
+            rounds=_ROUNDS,
+            min_seconds=_SECONDS,
+            synchronize=partial(synchronize, self.device),
+            progress=self.watcher.bar("timing"),
+        )
+
+    def open(self, model: Path | onnx.ModelProto) -> OnnxModel:
+        """On the target, in its numbers."""
+        half = self.asked.target.precision == FP16
+        if isinstance(model, Path) and not half:
+            return open_session(model, self.device)
+        loaded = onnx.load(model) if isinstance(model, Path) else model
+        proto = to_float16(loaded) if half else loaded
+        return open_session(proto.SerializeToString(), self.device, layouts=not half)
+
+    def open_plain(self) -> OnnxModel:
+        """The plain export of what the goal is counted from."""
+        return self.open(self._plain_export)
+
+    @cached_property
+    def _plain_export(self) -> onnx.ModelProto:
+        return export_plain(self.reference.module, self.reference.graph, self.examples[:2], {})[0]
+
+    def _counted(self, graph_module: GraphModule) -> Price:
+        if self.asked.goal.kind == PARAMETERS:
+            return parameters_price(graph_module)
+        return flops_price(graph_module, self.examples.shape[1:], tokens_of(graph_module, self.examples[:2]))
+
+    def _table(self) -> LatencyTable:
+        cached = _cache() / f"latency-{self._key()}.json"
+        if cached.is_file() and not self.asked.fresh:
+            try:
+                return LatencyTable.from_json(cached.read_text(encoding="utf-8"))
+            except (OSError, ValueError, UserError) as error:
+                self.watcher.say(f"{cached} can't be used ({error}): times are measured anew")
+        deployment = self.asked.deployment
+
+        def lowered(graph_module: GraphModule) -> GraphModule:
+            return lower(graph_module, deployment.graph_rewrites, self.examples, deployment.plain).graph_module
+
+        def opened(graph_module: GraphModule, example: Tensor) -> OnnxModel:
+            return self.open(deployment.formed(to_onnx(graph_module, example[:2], {})).model)
+
+        table = measure_table(self.original, self.batch, lowered, self.open_plain(), opened, self.device, self.watcher)
+        try:
+            with writing(cached):
+                cached.parent.mkdir(parents=True, exist_ok=True)
+            write_aside(cached, table.to_json())
+        except WriteError:
+            self.watcher.say(f"{cached} can't be written: the next run will measure these times again")
+        return table
+
+    def _key(self) -> str:
+        """sha256 of what times depend on: the machine, the target, how models are exported, and their shapes."""
+        machine = environment()
+        named = ("platform", "cpu", "cores", "gpus", "torch", "onnxruntime", "vitfx")
+        plain = self._plain_export.graph
+        record = {
+            "machine": {name: machine[name] for name in named},
+            "target": self.asked.target.to_json(),
+            "deployment": self.asked.deployment.to_json(),
+            "image": list(self.examples.shape[1:]),
+            "shapes": [(stage.name, repr(stage.module), repr(stage.norm)) for stage in read_stages(self.original)],
+            "plain": [
+                [node.op_type for node in plain.node],
+                [list(weight.dims) for weight in plain.initializer],
+            ],
+        }
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitfx"

@@ -1,0 +1,255 @@
+"""The course of a retraining: steps by number or by the clock, looks at held-out images, states to go on from."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.optim import AdamW
+
+from vitfx.recover_flow import FlowLog
+from vitfx.recovery.checks import Check, best_of, held_out_logits, is_stale, scores
+from vitfx.recovery.data import Batch, RecoverData
+from vitfx.recovery.distill import unexplained
+from vitfx.recovery.settings import RecoverSettings, rate_factor
+from vitfx.recovery.teacher import Teacher
+from vitfx.support.devices import synchronize
+from vitfx.support.errors import UserError
+from vitfx.support.interrupts import Interrupts
+from vitfx.support.progress import Watcher
+from vitfx.tapped import Tapped
+from vitfx.training.optimizer import learning_rate
+from vitfx.training.precision import autocast, make_scaler
+from vitfx.training.state import Log, to_cpu
+
+_CHECKING = 0.07
+"""Share of a time budget that looks at held-out images may take."""
+_FEWEST_CHECKS = 2
+_FIRST_STEPS = 20
+"""In which the learning rate rises at least."""
+
+
+@dataclass(eq=False)
+class Course:
+    """steps: how many, None where settings.minutes says how long. trained: the parameters that change, by name.
+
+    tapped: the student with its streams, where hidden states are taught. wanted: the teacher's held-out logits.
+    store: writes the state. What follows is the state: losses of all steps, looks, the best weights, how many looks
+    there are to be, and the gradients' flow.
+    """
+
+    student: GraphModule
+    tapped: Tapped | None
+    teacher: Teacher
+    trained: dict[str, nn.Parameter]
+    data: RecoverData
+    wanted: Tensor
+    settings: RecoverSettings
+    batch: int
+    steps: int | None
+    device: torch.device
+    precision: str
+    watcher: Watcher
+    save_seconds: float
+    store: Callable[[Course], None] | None
+    losses: list[float] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    wanted_checks: int = 0
+    spent: float = 0.0
+    flow: FlowLog = field(init=False)
+    optimizer: AdamW = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    stopped: bool = False
+    _began: float | None = None
+    _saved: float = 0.0
+    _reserve: float = 0.0
+
+    def __post_init__(self) -> None:
+        # Nothing decays: what is learnt in so little time is what the loss asks for.
+        self.optimizer = AdamW(self.trained.values(), lr=self.settings.rate, weight_decay=0.0, fused=True)
+        self.scaler = make_scaler(self.device, self.precision)
+        self.flow = FlowLog(self.student)
+
+    def run(self, batches: Iterator[Batch], interrupts: Interrupts) -> None:
+        """To the end, with the best weights in the student. batches: from where the state is.
+
+        Raises KeyboardInterrupt after Ctrl-C, with the state saved, and UserError where the loss is no number.
+        """
+        self._began = self._saved = time.monotonic()
+        if not self.checks:
+            self._first_check()
+        bar = self.watcher.bar("retraining")
+        while True:
+            # Before the step, so that a run that goes on looks where an unbroken one does.
+            if self._stepped and self._due(self._progress()) > self._due(self.checks[-1].progress):
+                self._check()
+            if self.stopped or self._progress() >= 1:
+                break
+            self._step(next(batches))
+            self._show(bar)
+            if interrupts.asked:
+                self._save()
+                raise KeyboardInterrupt
+            if time.monotonic() - self._saved >= self.save_seconds:
+                self._save()
+        self._save()
+        with torch.no_grad():
+            for name, value in self.best.items():
+                self.trained[name].copy_(value)
+
+    @property
+    def seconds(self) -> float:
+        """Of all runs together."""
+        return self.spent + (0.0 if self._began is None else time.monotonic() - self._began)
+
+    def _progress(self) -> float:
+        if self.steps is not None:
+            return len(self.losses) / self.steps
+        # The last look is within the budget as well.
+        assert self.settings.minutes is not None
+        return min(self.seconds / max(60 * self.settings.minutes - self._reserve, 1e-9), 1.0)
+
+    @property
+    def _stepped(self) -> bool:
+        """Since the last look: by the clock the set-up alone may take until the next one is due."""
+        return len(self.losses) * self.batch > self.checks[-1].images
+
+    def _due(self, progress: float) -> int:
+        # What rounding takes from a product that is a whole number.
+        return int(progress * self.wanted_checks + 1e-9)
+
+    def _step(self, batch: Batch) -> None:
+        # By the clock the first 5 % may be a few steps, in which AdamW does not know yet how large gradients are.
+        begun = min((len(self.losses) + 1) / _FIRST_STEPS, 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate * min(rate_factor(self._progress()), begun)
+        self.student.train()
+        loss = self._loss(batch)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        self.flow.follow(self.checks[-1].images, len(self.losses) * self.batch)
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(self.trained.values(), self.settings.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise UserError(
+                f"the loss is {value} at step {len(self.losses) + 1}: "
+                f"give a learning rate below {self.settings.rate:g} with --lr"
+            )
+        self.losses.append(value)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        images, labels = batch.images.to(self.device), batch.labels.to(self.device)
+        if self.tapped is not None:
+            taught, theirs = self.teacher.streams(batch.images)
+            with autocast(self.device, self.precision):
+                logits, ours = self.tapped(images)
+            return self.settings.objective(logits, labels, taught) + self.settings.objective.hidden * unexplained(
+                ours, theirs
+            )
+        answers = self.teacher.logits(batch.images, batch.places) if self.settings.objective.needs_teacher else None
+        with autocast(self.device, self.precision):
+            logits = self.student(images)
+        return self.settings.objective(logits, labels, answers)
+
+    def _first_check(self) -> None:
+        """Also says how many looks the time allows."""
+        began = time.monotonic()
+        self._check()
+        self._reserve = time.monotonic() - began
+        self.wanted_checks = self.settings.checks
+        if self.settings.minutes is not None and self.steps is None:
+            if self._progress() >= 0.5:
+                raise UserError(
+                    f"a look at {len(self.data.held_out):,} held-out images takes {self._reserve:.0f} s, which leaves "
+                    f"of --minutes {self.settings.minutes:g} too little: give more minutes, or fewer with --held-out"
+                )
+            affordable = int(_CHECKING * 60 * self.settings.minutes / max(self._reserve, 1e-9))
+            self.wanted_checks = max(min(affordable, self.settings.checks), _FEWEST_CHECKS)
+
+    def _check(self) -> None:
+        self.student.eval()
+        synchronize(self.device)
+        logits = held_out_logits(self.student, self.data, self.device, self.precision)
+        seen = sum(check.images for check in self.checks[-1:]) // self.batch
+        recent = self.losses[seen:]
+        found = Check(
+            progress=self._progress() if self.checks else 0.0,
+            images=len(self.losses) * self.batch,
+            seconds=self.seconds,
+            lr=learning_rate(self.optimizer),
+            train_loss=sum(recent) / len(recent) if recent else None,
+            **scores(logits, self.wanted, self.data),  # type: ignore[arg-type]
+        )
+        self.checks.append(found)
+        best = best_of(self.checks, self.settings.objective.label_share)
+        if self.checks[best] is found:
+            self.best = {name: value.detach().clone() for name, value in self.trained.items()}
+        self.stopped = is_stale(self.checks, self.settings.patience)
+        title = "before" if len(self.checks) == 1 else f"{found.progress:.0%}, {found.images:,} images"
+        self.watcher.say(f"{title}: {found}{', early stop' if self.stopped else ''}{self._left()}")
+        if len(self.checks) > 1:
+            self._save()
+
+    def _left(self) -> str:
+        progress = self._progress()
+        if not 0 < progress < 1 or self.stopped:
+            return ""
+        return f", {self.seconds * (1 - progress) / progress / 60:.1f} min left"
+
+    def _show(self, bar: Any) -> None:
+        if self.steps is not None:
+            bar(len(self.losses), self.steps)
+        else:
+            assert self.settings.minutes is not None
+            bar(int(self.seconds), math.ceil(60 * self.settings.minutes))
+        rate = len(self.losses) * self.batch / max(self.seconds, 1e-9)
+        self.watcher.detail(f"loss {self.losses[-1]:.3f}, {rate:.0f} images/s")
+
+    def _save(self) -> None:
+        if self.store is not None:
+            self.store(self)
+        self._saved = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        answers = self.teacher.answers
+        return to_cpu(
+            {
+                "model": dict(self.trained),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "best": self.best,
+                "checks": [check.to_json() for check in self.checks],
+                "wanted_checks": self.wanted_checks,
+                "reserve": self._reserve,
+                "flow": self.flow.rows,
+                "stopped": self.stopped,
+                "precision": self.precision,
+                "known": None if answers is None else answers.known,
+            }
+        )
+
+    def load_state_dict(self, log: Log, state: dict[str, Any]) -> None:
+        self.losses, self.spent = log.losses, log.seconds
+        with torch.no_grad():
+            for name, value in state["model"].items():
+                self.trained[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.best = {name: value.to(self.device) for name, value in state["best"].items()}
+        self.checks = [Check(**check) for check in state["checks"]]
+        self.wanted_checks, self._reserve = state["wanted_checks"], state["reserve"]
+        self.stopped = state["stopped"]
+        # States of earlier versions have none.
+        self.flow.rows = state.get("flow", [])

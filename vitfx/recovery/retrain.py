@@ -1,0 +1,284 @@
+"""Retraining a pruned model so that it wins back what deletion cost: distillation, selective, never for the worse."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from vitfx.low_rank import merge_adapters
+from vitfx.models.weights import fingerprint
+from vitfx.recovery.checks import Check, best_of, held_out_logits
+from vitfx.recovery.course import Course
+from vitfx.recovery.data import VARIANTS, RecoverData, load
+from vitfx.recovery.distill import Objective
+from vitfx.recovery.settings import RecoverSettings
+from vitfx.recovery.teacher import Answers, Teacher, frozen, keep
+from vitfx.recovery.trainable import prepare
+from vitfx.support.errors import UserError
+from vitfx.support.files import writing
+from vitfx.support.interrupts import held_interrupts
+from vitfx.support.progress import Watcher
+from vitfx.tapped import Tapped, shared_sublayers
+from vitfx.training.precision import pick_precision
+from vitfx.training.state import Log, read_state, write_state
+
+_MIRROR_AGREEMENT = 0.6
+"""Share of held-out images that the teacher must answer as their mirror images, for these to be trained on."""
+_MIRRORED = 250
+"""So many of them, about, are asked about."""
+_FOREVER = 10**6
+"""Epochs of a run that the clock ends."""
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """module: the best of the looks, on the CPU, in eval mode, with the structure of the student that was given.
+
+    checks: the looks, the first before any step; best: the position of the one that is kept. losses: of each step.
+    trained: how many numbers were changed. told: what the user should know. flow: see `FlowLog.to_json`.
+    """
+
+    module: GraphModule
+    checks: tuple[Check, ...]
+    best: int
+    losses: tuple[float, ...]
+    steps: int
+    seconds: float
+    trained: int
+    precision: str
+    augment: str
+    told: tuple[str, ...]
+    flow: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "checks": [check.to_json() for check in self.checks],
+            "best": self.best,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "trained_parameters": self.trained,
+            "precision": self.precision,
+            "augment": self.augment,
+            "told": list(self.told),
+            "gradient_flow": dict(self.flow),
+        }
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where a state to go on from is kept, and how often it is written. force: one that is there is not looked at."""
+
+    path: Path
+    seconds: float = 120.0
+    force: bool = False
+
+    @property
+    def answers(self) -> Path:
+        return self.path.with_suffix(".answers")
+
+    def discard(self) -> None:
+        for path in (self.path, self.answers):
+            path.unlink(missing_ok=True)
+
+
+def recover(
+    student: GraphModule,
+    teacher: GraphModule,
+    data: RecoverData,
+    settings: RecoverSettings,
+    *,
+    device: torch.device,
+    watcher: Watcher,
+    store: Store | None = None,
+    steps: int | None = None,
+) -> Recovered:
+    """Retrains a copy of the student; both canonical graphs stay as they are.
+
+    Of all looks at held-out images, the one before any step among them, the best one's weights are kept: see `best_of`.
+    steps: so many, whatever the settings say of epochs or minutes. Raises UserError where the settings do not fit
+    models or data, and KeyboardInterrupt after Ctrl-C, with the state stored.
+    """
+    settings = _with_streams(settings, student, teacher)
+    objective = settings.objective
+    if objective.needs_labels and not data.labelled:
+        raise UserError(f"--loss {settings.loss} needs labels and the images have none: give --loss kd")
+    began = time.monotonic()
+    key = _key(student, teacher, data, settings, steps)
+    found = None if store is None else read_state(store.path, key, force=store.force)
+    log, parts = found or (Log(), None)
+    student = copy.deepcopy(student).to(device)
+    original = frozen(copy.deepcopy(teacher).to(device))
+    classes = _classes(student, original, data)
+    precision, why = _precision(student, data, settings, classes, parts)
+    wanted = held_out_logits(original, data, device, precision)
+    augment, told = _augment(original, data, settings, wanted, precision)
+    trained = prepare(student, original, settings.only, settings.rank, settings.seed)
+    for sentence in (why, *told, _said(student, trained, settings, data)):
+        watcher.say(sentence)
+    taps = _taps(student, original, objective)
+    answers = _answers(data, augment, objective, classes, store, parts)
+    batch = min(settings.batch, len(data.train))
+    course = Course(
+        student=student,
+        tapped=taps[0],
+        teacher=Teacher(original, taps[1], answers, device, precision),
+        trained={name: value for name, value in student.named_parameters() if value.requires_grad},
+        data=data,
+        wanted=wanted,
+        settings=settings,
+        batch=batch,
+        steps=_steps(data, settings, batch, steps),
+        device=device,
+        precision=precision,
+        watcher=watcher,
+        store=None if store is None else partial(_write, store.path, key),
+        save_seconds=store.seconds if store else math.inf,
+        spent=time.monotonic() - began,
+    )
+    if parts is not None:
+        watcher.say(f"going on after step {len(log.losses)}")
+        course.load_state_dict(log, parts)
+    _run(course, augment, settings.seed)
+    merge_adapters(student)
+    return _recovered(course, student, trained, augment, told)
+
+
+def _said(student: GraphModule, trained: int, settings: RecoverSettings, data: RecoverData) -> str:
+    whole = sum(one.numel() for one in student.parameters())
+    return f"{trained:,} of {whole:,} numbers are trained (--only {settings.only}), on {len(data.train):,} images"
+
+
+def _run(course: Course, augment: str, seed: int) -> None:
+    start = len(course.losses)
+    per_epoch = len(course.data.train) // course.batch
+    epochs = _FOREVER if course.steps is None else -(-course.steps // per_epoch)
+    with held_interrupts() as interrupts:
+        course.run(load(course.data, augment, course.batch, epochs, seed, start, course.device), interrupts)
+
+
+def _recovered(course: Course, student: GraphModule, trained: int, augment: str, told: list[str]) -> Recovered:
+    for parameter in student.parameters():
+        parameter.requires_grad_(True)
+    return Recovered(
+        module=student.cpu().eval(),
+        checks=tuple(course.checks),
+        best=best_of(course.checks, course.settings.objective.label_share),
+        losses=tuple(course.losses),
+        steps=len(course.losses),
+        seconds=course.checks[-1].seconds,
+        trained=trained,
+        precision=course.precision,
+        augment=augment,
+        told=tuple(told),
+        flow=course.flow.to_json(),
+    )
+
+
+def _write(path: Path, key: str, course: Course) -> None:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_state(path, key, Log(course.losses, [], course.seconds), course.state_dict())
+
+
+def _steps(data: RecoverData, settings: RecoverSettings, batch: int, steps: int | None) -> int | None:
+    if steps is not None or settings.epochs is None:
+        return steps
+    return max(1, round(settings.epochs * (len(data.train) // batch)))
+
+
+def _with_streams(settings: RecoverSettings, student: GraphModule, teacher: GraphModule) -> RecoverSettings:
+    """Without their part of the loss where nobody asked for it and there are none. Raises UserError where it was."""
+    if shared_sublayers(student, teacher) or not settings.objective.hidden:
+        return settings
+    if settings.hidden is not None:
+        raise UserError("the pruned model has no sublayer in common with the teacher: leave out --hidden")
+    return replace(settings, hidden=0.0)
+
+
+def _taps(student: GraphModule, teacher: GraphModule, objective: Objective) -> tuple[Tapped | None, Tapped | None]:
+    if not objective.hidden:
+        return None, None
+    names = shared_sublayers(student, teacher)
+    return Tapped(student, names), Tapped(teacher, names)
+
+
+def _answers(
+    data: RecoverData, augment: str, objective: Objective, classes: int, store: Store | None,
+    parts: Mapping[str, Any] | None,
+) -> Answers | None:  # fmt: skip
+    variants = VARIANTS.get(augment)
+    if not objective.needs_teacher or objective.hidden or not keep(len(data.train), variants, classes):
+        return None
+    assert variants is not None
+    path = None
+    if store is not None:
+        path = store.answers
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    return Answers(variants * len(data.train), classes, path, None if parts is None else parts["known"])
+
+
+def _augment(
+    teacher: nn.Module, data: RecoverData, settings: RecoverSettings, wanted: Tensor, precision: str
+) -> tuple[str, list[str]]:
+    """What "auto" comes to, and why."""
+    if settings.augment != "auto":
+        return settings.augment, []
+    device = next(teacher.parameters()).device
+    every = max(1, len(wanted) // _MIRRORED)
+    mirrored = held_out_logits(lambda pixels: teacher(pixels.flip(-1)), data, device, precision, every)
+    share = float((mirrored.argmax(1) == wanted[::every].argmax(1)).double().mean())
+    chosen = "flip" if share >= _MIRROR_AGREEMENT else "none"
+    said = "are trained on as well" if chosen == "flip" else "are left out"
+    return chosen, [f"the teacher answers {share:.0%} of mirror images as the images: they {said}"]
+
+
+def _precision(
+    student: GraphModule, data: RecoverData, settings: RecoverSettings, classes: int, parts: Mapping[str, Any] | None
+) -> tuple[str, str]:
+    if parts is not None:
+        return parts["precision"], f"precision: {parts['precision']}, as before"
+    count = min(settings.batch, 8, len(data.train))
+    images = data.preprocess(data.train.rows(torch.arange(count)))
+    return pick_precision(settings.precision, student, images.to(next(student.parameters()).device), classes)
+
+
+@torch.no_grad()
+def _classes(student: GraphModule, teacher: GraphModule, data: RecoverData) -> int:
+    """How many both answer with. Raises UserError where they differ, or a label has no logit."""
+    device = next(student.parameters()).device
+    pixels = data.preprocess(data.held_out.rows(torch.tensor([0, 0]))).to(device)
+    ours, theirs = (model.eval()(pixels).shape[1] for model in (student, teacher))
+    if ours != theirs:
+        raise UserError(
+            f"the pruned model has {ours} logits and the teacher {theirs}: give its own original as teacher"
+        )
+    if data.labelled and int(max(data.train.labels.max(), data.held_out.labels.max())) >= ours:
+        raise UserError(f"the images have more classes than the model's {ours} logits: give the data of its training")
+    return ours
+
+
+def _key(
+    student: GraphModule, teacher: GraphModule, data: RecoverData, settings: RecoverSettings, steps: int | None
+) -> str:
+    """Everything that the weights depend on."""
+    record = {
+        "kept": "the look that misses least",
+        "settings": settings.to_json(),
+        "steps": steps,
+        "models": [fingerprint(student.state_dict()), fingerprint(teacher.state_dict())],
+        "data": [data.fingerprint, len(data.held_out), data.preprocess.to_json()],
+    }
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

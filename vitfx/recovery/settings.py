@@ -1,0 +1,106 @@
+"""What a retraining after pruning is asked to do, with defaults that suit few images and little time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vitfx.recovery.distill import LOSSES, Objective
+from vitfx.recovery.trainable import ONLY
+from vitfx.support.errors import UserError
+from vitfx.training.config import PRECISIONS
+
+AUGMENTS = ("auto", "none", "flip", "crop")
+SAMPLES, SAVE_SECONDS = 100_000, 120.0
+"""Training images at most, and the time between states to go on from, where nobody says."""
+_RATES = {"all": 5e-5, "compensating": 3e-4, "norms-and-biases": 1e-3, "neighbours": 5e-5, "lora": 1e-3}
+"""The fewer parameters there are, the further each may move."""
+_UNTAUGHT = 0.2
+"""Times these, where no streams are taught: a few images' logits or labels throw far what streams hold in place."""
+HIDDEN = 50.0
+"""Weight of the streams beside the teacher's logits: what a few images' logits say of so many weights is mostly noise,
+which at first does more harm than good, and what their tokens' streams say is not."""
+
+
+@dataclass(frozen=True)
+class RecoverSettings:
+    """epochs, minutes: how long; just one of them is given. minutes: of the wall clock, with everything that the
+    retraining does.
+
+    loss, temperature, ce_share, hidden: see `vitfx.recovery.distill.Objective`; hidden is None for `HIDDEN` where
+    there is a teacher, and else 0. only, rank: see `vitfx.recovery.trainable`. augment: none, flip (every image and
+    its mirror image in turn, so that the teacher answers each but once), crop (random crops and flips), auto (flip
+    where the teacher answers mirror images as the images). lr: the highest rate of AdamW, None for the default of
+    `only`, less without streams. checks: how often held-out images are looked at, at most, besides the beginning.
+    held_out: how many, at most; a tenth of all where that is less. patience: checks in a row that are better in
+    nothing after which it stops.
+
+    Raises UserError for what can't be done.
+    """
+
+    epochs: float | None = None
+    minutes: float | None = None
+    loss: str = "kd"
+    temperature: float = 2.0
+    ce_share: float = 0.5
+    hidden: float | None = None
+    only: str = "all"
+    rank: int = 8
+    augment: str = "auto"
+    batch: int = 32
+    lr: float | None = None
+    clip: float = 1.0
+    checks: int = 10
+    held_out: int = 1000
+    patience: int = 5
+    precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.minutes is None):
+            raise UserError("say how long to retrain: give either --epochs or --minutes")
+        choices = {"loss": LOSSES, "only": ONLY, "augment": AUGMENTS, "precision": PRECISIONS}
+        for name, known in choices.items():
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"--{name} is {value!r}: choose one of {', '.join(known)}")
+        for name in ("epochs", "minutes", "temperature", "lr", "rank", "batch", "checks", "held_out", "patience"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise UserError(f"--{name.replace('_', '-')} is {value:g}: give a number above 0")
+        for name in ("hidden", "clip", "seed"):
+            value = getattr(self, name)
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise UserError(f"--{name} is {value:g}: give 0 or more")
+        if not 0 <= self.ce_share <= 1:
+            raise UserError(f"--ce-share is {self.ce_share:g}: give a share from 0 to 1")
+
+    @property
+    def rate(self) -> float:
+        if self.lr is not None:
+            return self.lr
+        return _RATES[self.only] * (1.0 if self.objective.hidden else _UNTAUGHT)
+
+    @property
+    def objective(self) -> Objective:
+        hidden = self.hidden
+        if hidden is None:
+            hidden = 0.0 if self.loss == "ce" else HIDDEN
+        return Objective(self.loss, self.temperature, self.ce_share, hidden)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "lr": self.rate, "hidden": self.objective.hidden}
+
+
+_WARM_UP, _FLOOR = 0.05, 0.01
+
+
+def rate_factor(progress: float) -> float:
+    """The learning rate by the highest one: a line up in the first 5 %, then half a cosine down to a hundredth.
+
+    progress: 0..1, of the steps or of the time.
+    """
+    if progress < _WARM_UP:
+        return max(progress / _WARM_UP, _FLOOR)
+    rest = min((progress - _WARM_UP) / (1 - _WARM_UP), 1.0)
+    return _FLOOR + (1 - _FLOOR) * (1 + math.cos(math.pi * rest)) / 2

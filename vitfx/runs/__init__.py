@@ -1,0 +1,4 @@
+"""One run a command: from checked arguments to a folder of results.
+
+Imports every wing but cli.
+"""

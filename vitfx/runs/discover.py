@@ -1,0 +1,146 @@
+"""Discoveries of one command, from a canonical graph to circuit files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from vitfx.circuits.circuit import Circuit
+from vitfx.discovery.basis.calibration import Share
+from vitfx.discovery.basis.fidelity import fidelity
+from vitfx.discovery.basis.journal import FileJournal
+from vitfx.discovery.basis.settings import Settings
+from vitfx.discovery.run import Discovery, discover, journal_key, origins
+from vitfx.discovery.stability import Outcome, stability
+from vitfx.images.image_set import Images, ImageSet
+from vitfx.runs.inputs import Inputs
+from vitfx.shared_journal import SharedJournal
+from vitfx.support.errors import UserError
+from vitfx.support.files import WriteError, write_aside
+from vitfx.support.processes import OwnFailure, ToldElsewhere, on_each, on_first
+from vitfx.support.progress import Watcher
+
+
+@dataclass(frozen=True)
+class Discoveries:
+    """graph_module: on its device. images: the calibration images of the settings' seed. evaluated: how many held-out
+    images circuits are run on. repeats: runs of each circuit, with the seeds that follow. mapped: the largest part of
+    what is kept goes to a file beside the circuit."""
+
+    inputs: Inputs
+    graph_module: GraphModule
+    images: Images
+    evaluated: int
+    repeats: int
+    force: bool
+    share: Share
+    watcher: Watcher
+    mapped: bool = False
+
+    @property
+    def facts(self) -> dict[str, str]:
+        return origins(self.graph_module, self.images)
+
+    def begun(self, out: Path) -> bool:
+        """Whether an earlier run was broken off before it had written its circuit there."""
+        return any(self._journal_path(out, repeat).exists() for repeat in range(self.repeats))
+
+    def run(self, settings: Settings, out: Path) -> Outcome:
+        """Discovers, as often as asked, and writes the first run's circuit, with what the others have to say of it.
+
+        Journals beside the file keep all decisions until then; a UserError of a discovery, which the same command would
+        end with again, takes its own away. Raises UserError, also where a journal is of another run.
+        """
+        journals: list[FileJournal] = []
+        evaluated = self._held_out(settings)
+        found = self._discover(settings, self.images, self._journal_path(out, 0), journals)
+        details = {**found.circuit.details, **self._evaluation(found, evaluated)}
+        outcomes = [Outcome.of(found)]
+        for repeat in range(1, self.repeats):
+            again = replace(settings, seed=settings.seed + repeat)
+            self.watcher.say(f"repeat {repeat + 1} of {self.repeats}, seed {again.seed}")
+            images = on_each(self.share, lambda again=again: self._images(again))  # type: ignore[misc]
+            outcomes.append(Outcome.of(self._discover(again, images, self._journal_path(out, repeat), journals)))
+        if self.repeats > 1:
+            details["stability"] = {
+                **stability(outcomes),
+                "other_images": settings.samples < len(self.inputs.splits.calibration),
+            }
+        circuit = replace(found.circuit, details=details)
+        if self.share.rank == 0:
+            write_aside(out, circuit.to_json())
+        self._discard(journals)
+        return replace(outcomes[0], circuit=circuit)
+
+    def _discover(self, settings: Settings, images: Images, path: Path, journals: list[FileJournal]) -> Discovery:
+        facts = origins(self.graph_module, images)
+        key = journal_key(settings, facts, self._device)
+        own = on_first(self.share, lambda: FileJournal(path, key, force=self.force))
+        journals.append(own)
+        if len(own):
+            self.watcher.say(f"going on after {len(own):,} decisions of an earlier run")
+        journal = SharedJournal(own, self.share)
+        try:
+            folder = path.parent if self.mapped else None
+            return discover(self.graph_module, images, settings, facts, journal, self.watcher, self.share, folder)
+        except (WriteError, ToldElsewhere, OwnFailure):
+            raise
+        except UserError:
+            self._discard([own])
+            raise
+
+    def _images(self, settings: Settings) -> Images:
+        return self.inputs.calibration(settings.samples, settings.seed, self.watcher.bar("loading"))
+
+    def _held_out(self, settings: Settings) -> ImageSet | None:
+        """What the circuit is run on besides, this process's part of it; None for nothing. Raises UserError."""
+        held_out = self.inputs.splits.evaluation
+        if not self.evaluated or settings.ablation == "resample":
+            return None
+        chosen = held_out.sample(min(self.evaluated, len(held_out)), settings.seed)
+        if len(chosen) < self.share.world:
+            raise UserError(
+                f"{len(chosen)} evaluation images are too few for {self.share.world} processes: give more, or "
+                "--eval-samples 0"
+            )
+        return chosen.subset(range(self.share.rank, len(chosen), self.share.world))
+
+    def _evaluation(self, found: Discovery, mine: ImageSet | None) -> dict[str, Any]:
+        """How faithful the circuit is on images that discovery did not see."""
+        if mine is None:
+            return {}
+        images = on_each(self.share, lambda: mine.load(self.watcher.bar("loading")))
+        scores = fidelity(
+            found.graph,
+            found.circuit.removed,
+            found.reference,
+            images.pixels.to(self._device),
+            None if images.labels is None else images.labels.to(self._device),
+            self.share,
+            self.watcher.bar("evaluating"),
+        )
+        return {"evaluation": scores.to_json()}
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.graph_module.parameters()).device
+
+    @staticmethod
+    def _journal_path(out: Path, repeat: int) -> Path:
+        return out.with_name(f".{out.name}{f'.{repeat}' if repeat else ''}.journal")
+
+    def _discard(self, journals: Sequence[FileJournal]) -> None:
+        if self.share.rank == 0:
+            for one in journals:
+                one.discard()
+
+
+def matches(circuit: Circuit, settings: Settings, facts: dict[str, str], repeats: int) -> bool:
+    """Whether it is what these settings would find again."""
+    runs = circuit.details.get("stability", {}).get("repeats", 1)
+    return dict(circuit.settings) == settings.to_json() and dict(circuit.origins) == facts and runs == repeats

@@ -1,0 +1,116 @@
+"""What rewrites and forms are worth in time: sessions that take turns on the same images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from vitfx.deploy.deployment import Deployment, deploy
+from vitfx.deploy.export import to_onnx
+from vitfx.deploy.lowering import NEEDS, plain_pixels
+from vitfx.deploy.onnx_forms import FORMS, Form
+from vitfx.deploy.runtime import OnnxModel, open_session
+from vitfx.images.preprocess import Preprocess
+from vitfx.support.devices import synchronize
+from vitfx.support.progress import Watcher
+from vitfx.support.timing import Ratio, Timing, ratio, time_interleaved
+
+_FIRST = "baseline"
+_ROUNDS = 15
+_CHOOSING_ROUNDS = 7
+_SECONDS = 4.0
+Model = Path | onnx.ModelProto
+
+
+@dataclass(frozen=True)
+class Bench:
+    """batches: sizes to measure. pixels: (N, C, H, W), normalised, repeated to a batch. plain: undoes that for all but
+    the first of several models, which then take pixels of 0 to 1."""
+
+    device: torch.device
+    batches: tuple[int, ...]
+    pixels: Tensor
+    plain: Preprocess | None
+    watcher: Watcher
+
+    def against(self, first: Model, others: Mapping[str, Model]) -> dict[str, dict[int, Ratio]]:
+        """Each other model's time as a part of the first one's, by batch."""
+        found = self._timings(first, others, _CHOOSING_ROUNDS)
+        return {
+            name: {batch: ratio(timings[name], timings[_FIRST]) for batch, timings in found.items()} for name in others
+        }
+
+    def pair(self, first: Model, second: Model) -> dict[int, tuple[Ratio, dict[str, Timing]]]:
+        """The second's time as a part of the first one's ("baseline"), and both ("optimized"), by batch."""
+        found = self._timings(first, {"optimized": second}, _ROUNDS)
+        return {batch: (ratio(both["optimized"], both[_FIRST]), both) for batch, both in found.items()}
+
+    def _timings(self, first: Model, others: Mapping[str, Model], rounds: int) -> dict[int, dict[str, Timing]]:
+        sessions = {name: self._open(model) for name, model in {_FIRST: first, **others}.items()}
+        return {batch: self._at(sessions, batch, rounds) for batch in self.batches}
+
+    def _open(self, model: Model) -> OnnxModel:
+        return open_session(model if isinstance(model, Path) else model.SerializeToString(), self.device)
+
+    def _at(self, sessions: dict[str, OnnxModel], batch: int, rounds: int) -> dict[str, Timing]:
+        pixels = self.pixels.repeat(-(-batch // len(self.pixels)), 1, 1, 1)[:batch]
+        plain = pixels if self.plain is None else plain_pixels(pixels, self.plain)
+        return time_interleaved(
+            {name: session.bind(pixels if name == _FIRST else plain) for name, session in sessions.items()},
+            rounds=rounds,
+            min_seconds=_SECONDS,
+            synchronize=partial(synchronize, self.device),
+            progress=self.watcher.bar(f"timing {', '.join(sessions)}, batch {batch}"),
+        )
+
+
+def fastest(forms: Mapping[str, Mapping[int, Ratio]]) -> str:
+    """The form whose ratios, over all batches, have the least product."""
+    return min(forms, key=lambda name: math.prod(one.paired for one in forms[name].values()))
+
+
+def measure_alone(
+    bench: Bench, canonical: GraphModule, deployment: Deployment, form: Form
+) -> dict[str, dict[int, Ratio]]:
+    """Each rewrite, with what it needs, and the form by itself, against the canonical graph with none of them.
+
+    At one batch, the middle one. Without an entry is what finds nothing to do.
+    """
+    middle = sorted(bench.batches)[len(bench.batches) // 2]
+    bench = replace(bench, batches=(middle,), plain=None)
+    plain = to_onnx(canonical, bench.pixels[:2], {})
+    found = {}
+    for title, one in _alone(deployment, form).items():
+        if not one.graph_rewrites:
+            found[title] = bench.against(plain, {title: one.formed(plain).model})[title]
+            continue
+        made = deploy(canonical, one, bench.pixels, {})
+        if title == _title(form) or title in made.lowered.applied:
+            found[title] = bench.against(plain, {title: made.model})[title]
+    return found
+
+
+def _alone(deployment: Deployment, form: Form) -> dict[str, Deployment]:
+    exported = FORMS["exported"]
+    chosen = {}
+    for name in deployment.rewrites:
+        if name == "pack_qkv" and not form.packed:
+            continue
+        # What packs shows in a form that has it packed.
+        own = replace(exported, packed=name == "pack_qkv")
+        chosen[name] = Deployment((*NEEDS.get(name, ()), name), own)
+    if form.attention is not None:
+        chosen[_title(form)] = Deployment(("pack_qkv",) if form.packed else (), form)
+    return chosen
+
+
+def _title(form: Form) -> str:
+    return f"form {form.name}"

@@ -1,0 +1,223 @@
+"""One run of `vitfx.recover`: the pruned model retrained, on wish the unpruned one as well, exported, measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from vitfx.artifact import save_artifact
+from vitfx.baseline import export_plain
+from vitfx.deploy.deployment import Deployment, deploy
+from vitfx.deploy.export import ExportMismatch, compare_onnx, write_onnx
+from vitfx.graph.canonical import read_module
+from vitfx.graph.trace import to_canonical
+from vitfx.images.image_set import ImageSet
+from vitfx.models.checkpoint import LoadedModel
+from vitfx.recover_origin import origin_of
+from vitfx.recovery.data import RecoverData, open_recover_data
+from vitfx.recovery.retrain import Recovered, Store, recover
+from vitfx.recovery.settings import RecoverSettings
+from vitfx.reports.attention_maps import attention_maps
+from vitfx.reports.pages import recover_page
+from vitfx.reports.recover_text import draw, make_report, to_markdown
+from vitfx.runs.inputs import Inputs
+from vitfx.runs.recover_measure import Row, measure
+from vitfx.support.errors import UserError
+from vitfx.support.files import UNFINISHED, begin_results, remove_results, write_aside
+from vitfx.support.machine import environment, load_average
+from vitfx.support.progress import Watcher
+from vitfx.version import VERSION
+
+PRUNED, BASELINE, RETRAINED = "pruned", "baseline", "baseline-retrained"
+STATE, BASELINE_STATE = "recovery.state", "baseline.state"
+PICTURE = "recovery.png"
+RESULTS = (
+    "pruned.pt", "pruned.onnx", "baseline.onnx", "baseline-retrained.pt", "baseline-retrained.onnx", PICTURE,
+    "report.json", "report.md", "report.html",
+)  # fmt: skip
+_EXAMPLES = 8
+
+
+@dataclass(frozen=True)
+class RecoverJob:
+    """A checked command line. inputs: the pruned model and its data. samples: training images at most. command: as a
+    user would type it."""
+
+    inputs: Inputs
+    teacher: LoadedModel
+    evaluation: ImageSet
+    settings: RecoverSettings
+    also_baseline: bool
+    deployment: Deployment
+    device: torch.device
+    out: Path
+    cache: Path
+    samples: int
+    save_seconds: float
+    force: bool
+    command: str
+
+
+@dataclass(frozen=True)
+class _Models:
+    """Canonical graphs on the CPU."""
+
+    pruned: GraphModule
+    teacher: GraphModule
+
+
+def run_recover(job: RecoverJob, watcher: Watcher) -> dict[str, Any]:
+    """Retrains, exports, measures and writes; the report. Goes on where a run with the same settings stopped.
+
+    Raises UserError, VerificationError, ExportMismatch, and KeyboardInterrupt after Ctrl-C.
+    """
+    load = load_average()
+    watcher.say(job.inputs.splits.description)
+    data = open_recover_data(
+        job.inputs.splits.calibration, job.cache, watcher,
+        held_out=job.settings.held_out, samples=job.samples, seed=job.settings.seed,
+    )  # fmt: skip
+    if job.also_baseline and not data.labelled:
+        raise UserError("--also-baseline needs labels, for the unpruned model has no teacher: give images by class")
+    models = _open(job, data, watcher)
+    begin_results(job.out)
+    stores = {name: Store(job.out / name, job.save_seconds, job.force) for name in (STATE, BASELINE_STATE)}
+    if not any(store.path.exists() for store in stores.values()):
+        remove_results(job.out, RESULTS)
+    found = recover(
+        models.pruned, models.teacher, data, job.settings, device=job.device, watcher=watcher, store=stores[STATE]
+    )
+    again = _baseline(job, models, data, found, stores[BASELINE_STATE], watcher) if job.also_baseline else None
+    rows = _export(job, models, found, again, data, watcher)
+    measured = measure(rows, job.evaluation, job.device, watcher)
+    report = make_report(job.command, _settings(job), found, again, measured, data, {
+        **environment(), "device": str(job.device), "load_average_before": load,
+    })  # fmt: skip
+    _write_report(job, models.teacher, found.module, report, watcher)
+    for store in stores.values():
+        store.discard()
+    remove_results(job.out, [UNFINISHED])
+    return report
+
+
+def _write_report(
+    job: RecoverJob, teacher: GraphModule, retrained: GraphModule, report: Mapping[str, Any], watcher: Watcher
+) -> None:
+    model = job.inputs.model
+    origin = origin_of(model, job.teacher)
+    maps = attention_maps(
+        teacher, retrained, None if origin is None else origin.plan, job.evaluation, job.settings.seed,
+        model.preprocess, model.classes,
+    )  # fmt: skip
+    write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+    write_aside(job.out / "report.md", to_markdown(report))
+    write_aside(job.out / "report.html", recover_page(report, origin, maps))
+    draw(job.out / PICTURE, report, watcher)
+
+
+def _open(job: RecoverJob, data: RecoverData, watcher: Watcher) -> _Models:
+    pixels = data.preprocess(data.held_out.rows(torch.arange(min(_EXAMPLES, len(data.held_out)))))
+    pixels = pixels.repeat(2, 1, 1, 1)
+    teacher = read_module(job.teacher.module, pixels, watcher).graph_module
+    return _Models(to_canonical(job.inputs.model.module, pixels[:2]).graph_module, teacher)
+
+
+def _baseline(
+    job: RecoverJob, models: _Models, data: RecoverData, found: Recovered, store: Store, watcher: Watcher
+) -> Recovered:
+    """The unpruned model, as many steps on the same images by their labels: it has nobody to learn from."""
+    settings = _by_labels(job.settings)
+    watcher.say(f"the unpruned model gets {found.steps:,} steps as well, by labels, at up to {settings.rate:g}")
+    return recover(
+        models.teacher, models.teacher, data, settings,
+        device=job.device, watcher=watcher, store=store, steps=found.steps,
+    )  # fmt: skip
+
+
+def _by_labels(settings: RecoverSettings) -> RecoverSettings:
+    """For the unpruned model. Its steps are as many whatever the looks say, of which the best is kept."""
+    rate = settings.lr if settings.only == "all" else None
+    return replace(settings, loss="ce", hidden=0.0, only="all", lr=rate, patience=settings.checks + 1)
+
+
+def _export(
+    job: RecoverJob, models: _Models, found: Recovered, again: Recovered | None, data: RecoverData, watcher: Watcher
+) -> list[Row]:
+    """Writes artifacts and ONNX files. Unpruned models as torch exports them, pruned ones as deployed."""
+    watcher.say("exporting")
+    pixels = data.preprocess(data.train.rows(torch.arange(min(_EXAMPLES, len(data.train)))))
+    facts = {"vitfx": VERSION, "model": job.inputs.model.source, "teacher": job.teacher.source}
+    metadata = {**facts, "preprocess": json.dumps(job.inputs.model.preprocess.to_json())}
+    if job.inputs.model.classes is not None:
+        metadata["classes"] = json.dumps(job.inputs.model.classes)
+
+    def plain(module: GraphModule, name: str) -> Path:
+        model, _ = export_plain(job.teacher.module if name == BASELINE else module, module, pixels[:2], metadata)
+        return _write(job.out / f"{name}.onnx", model, module, pixels)
+
+    def small(module: GraphModule, path: Path) -> Path:
+        made = deploy(module, job.deployment, pixels, metadata)
+        return _write(path, made.model, made.lowered.graph_module, pixels)
+
+    aside = small(models.pruned, job.out / ".before.onnx")
+    before = aside.read_bytes()
+    aside.unlink()
+    rows = [
+        Row(BASELINE, models.teacher, plain(models.teacher, BASELINE)),
+        Row(PRUNED, models.pruned, before),
+    ]
+    if again is not None:
+        _save(job, job.out / f"{RETRAINED}.pt", again, job.teacher, _by_labels(job.settings))
+        rows.append(Row("baseline retrained", again.module, plain(again.module, RETRAINED)))
+    _save(job, job.out / "pruned.pt", found, job.inputs.model, job.settings)
+    rows.append(Row("pruned retrained", found.module, small(found.module, job.out / "pruned.onnx")))
+    return rows
+
+
+def _write(path: Path, model: Any, module: GraphModule, pixels: torch.Tensor) -> Path:
+    write_onnx(model, path)
+    try:
+        compare_onnx(path, module, pixels)
+    except ExportMismatch:
+        path.unlink()
+        raise
+    return path
+
+
+def _save(job: RecoverJob, path: Path, found: Recovered, model: LoadedModel, settings: RecoverSettings) -> None:
+    """model: what was retrained."""
+    provenance = {
+        **model.provenance,
+        "recovered": {
+            "vitfx": VERSION,
+            "from": model.source,
+            "from_fingerprint": model.fingerprint,
+            "teacher": job.teacher.source,
+            "teacher_fingerprint": job.teacher.fingerprint,
+            "settings": settings.to_json(),
+            "steps": found.steps,
+            "made_by": job.command,
+        },
+    }
+    known = job.inputs.model
+    save_artifact(path, found.module, known.preprocess, known.classes, known.data, provenance)
+
+
+def _settings(job: RecoverJob) -> dict[str, Any]:
+    return {
+        "model": job.inputs.model.source,
+        "model_fingerprint": job.inputs.model.fingerprint,
+        "teacher": job.teacher.source,
+        "teacher_fingerprint": job.teacher.fingerprint,
+        "data": job.inputs.data,
+        **job.settings.to_json(),
+        "samples": job.samples,
+        "also_baseline": job.also_baseline,
+        "deployment": job.deployment.to_json(),
+    }

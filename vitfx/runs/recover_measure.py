@@ -1,0 +1,107 @@
+"""Models before and after retraining, side by side on ONNX Runtime: the seed project's table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from passes.cost import Cost, measure_cost
+from vitfx.deploy.evaluate import Scores, evaluate
+from vitfx.deploy.runtime import OnnxModel, open_session
+from vitfx.images.image_set import ImageSet
+from vitfx.support.devices import is_gpu, synchronize
+from vitfx.support.progress import Watcher
+from vitfx.support.timing import Timing, time_interleaved
+
+_BATCH = 64
+_ROUNDS, _SECONDS = 15, 4.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model of the table. onnx: its file, or the file's bytes."""
+
+    name: str
+    module: GraphModule
+    onnx: Path | bytes
+
+
+@dataclass(frozen=True)
+class Timed:
+    """On one runtime. scores: of each model over the evaluation images, with the seconds that it took. single: one
+    image at a time."""
+
+    provider: str
+    scores: Mapping[str, Scores]
+    single: Mapping[str, Timing]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """costs: by model. runtimes: the CPU's, and the GPU's where one is used."""
+
+    costs: Mapping[str, Cost]
+    runtimes: tuple[Timed, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.costs)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """A record for each model."""
+        first = self.runtimes[0]
+        return [
+            {
+                "name": name,
+                "loss": first.scores[name].loss,
+                "accuracy": first.scores[name].accuracy,
+                "kl": first.scores[name].kl,
+                "agreement": first.scores[name].agreement,
+                "params": self.costs[name].parameters,
+                "flops": self.costs[name].flops,
+                "runtimes": {one.provider: _times(one, name) for one in self.runtimes},
+            }
+            for name in self.names
+        ]
+
+
+def _times(timed: Timed, name: str) -> dict[str, float]:
+    seconds = timed.scores[name].seconds
+    return {
+        "evaluation_seconds": seconds,
+        "ms_per_image": 1e3 * seconds / timed.scores[name].images,
+        "ms_at_batch_1": timed.single[name].median_ms,
+    }
+
+
+def measure(rows: Sequence[Row], evaluation: ImageSet, device: torch.device, watcher: Watcher) -> Measured:
+    """All models over the evaluation images and on single ones, taking turns. rows: the first is the unpruned model."""
+    devices = [torch.device("cpu"), *([device] if is_gpu(device) else [])]
+    pixels = next(evaluation.batches(1)).pixels
+    runtimes = []
+    for one in devices:
+        sessions = {row.name: open_session(row.onnx, one) for row in rows}
+        runtimes.append(_timed(sessions, evaluation, pixels, one, watcher))
+    costs = {row.name: measure_cost(row.module, pixels.shape[1:]) for row in rows}
+    return Measured(costs, tuple(runtimes))
+
+
+def _timed(
+    sessions: dict[str, OnnxModel], evaluation: ImageSet, pixels: torch.Tensor, device: torch.device, watcher: Watcher
+) -> Timed:
+    wait = partial(synchronize, device)
+    scores = evaluate(
+        {name: session.run for name, session in sessions.items()},
+        evaluation, batch=_BATCH, synchronize=wait, progress=watcher.bar("evaluating"),
+    )  # fmt: skip
+    single = time_interleaved(
+        {name: session.bind(pixels) for name, session in sessions.items()},
+        rounds=_ROUNDS, min_seconds=_SECONDS, synchronize=wait, progress=watcher.bar("timing"),
+    )  # fmt: skip
+    return Timed(next(iter(sessions.values())).provider, scores, single)

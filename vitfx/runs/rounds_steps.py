@@ -1,0 +1,116 @@
+"""The steps of pruning in rounds, as they were measured: a record, a table, Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from vitfx.provenance_lines import provenance_lines
+from vitfx.pruning.goal import SPEEDUP, reaches
+from vitfx.runs.beside_plain import BesidePlain
+from vitfx.support.text import digits, large
+
+PRUNED, RECOVERED = "pruned", "recovered"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(BesidePlain):
+    """One model. round: from 1. kind: what was done, `PRUNED` or `RECOVERED`. asked: the round's value of the goal.
+    params, flops: what is left; params_share, flops_share: of the original's. said: what the retraining says of itself.
+    folder: where its files are, beside rounds.json."""
+
+    round: int
+    kind: str
+    asked: float
+    params: int
+    flops: int
+    params_share: float
+    flops_share: float
+    said: str | None
+    folder: str
+
+    @property
+    def name(self) -> str:
+        return f"round {self.round}, {self.kind}"
+
+    @staticmethod
+    def from_json(record: dict[str, Any]) -> Step:
+        """Raises TypeError for anything but what `to_json` makes."""
+        return Step(**record)
+
+
+_COLUMNS = ("", "asked", "measured", "ms", "KL", "agreement", "top-1", "parameters", "FLOPs")
+
+
+def missed(steps: Sequence[Step], settings: Mapping[str, Any]) -> str | None:
+    """What the last step fell short of, in words; None where it is what was asked for."""
+    last = steps[-1]
+    if settings["goal_kind"] != SPEEDUP or reaches(last.speedup, last.asked):
+        return None
+    return f"{last.asked:g}× faster was asked for and missed: measured {last.speedup:.2f}×"
+
+
+def to_table(steps: Sequence[Step], settings: Mapping[str, Any]) -> Table:
+    """For a console, of 80 characters if need be: of parameters and FLOPs the share that is left alone."""
+    table = Table(box=SIMPLE, padding=0)
+    for column in _COLUMNS:
+        heading = column.replace("agreement", "agree-\nment").replace("parameters", "para-\nmeters")
+        table.add_column(heading, justify="right" if column else "left")
+    for row in _rows(steps, settings, counts=False):
+        table.add_row(*row)
+    return table
+
+
+def to_markdown(steps: Sequence[Step], settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    """rounds.md."""
+    return "\n".join(
+        [
+            f"# {settings['model']}: {settings['goal']}, in {settings['rounds']} rounds",
+            "",
+            f"| {' | '.join(_COLUMNS)} |",
+            f"| --- |{' ---: |' * (len(_COLUMNS) - 1)}",
+            *(f"| {' | '.join(row)} |" for row in _rows(steps, settings, counts=True)),
+            "",
+            f"- Each step is measured against the plain export of the original, in turns with it, on "
+            f"{settings['target']}; KL, agreement and top-1 are those of the exported files on {steps[0].images} "
+            "evaluation images.",
+            "- A step's own folder has a report that holds it against the model that the step was given.",
+            f"- Each retraining had {settings['minutes']:g} minutes, with the original as teacher.",
+            *(f"- {one.name}: {one.said}." for one in steps if one.said),
+            *provenance_lines(settings, environment),
+        ]
+    )
+
+
+def _rows(steps: Sequence[Step], settings: Mapping[str, Any], *, counts: bool) -> list[tuple[str, ...]]:
+    def left(count: int, share: float) -> str:
+        return f"{large(count)} ({share:.1%})" if counts else f"{share:.1%}"
+
+    first = steps[0]
+    whole = (left(settings["original_params"], 1.0), left(settings["original_flops"], 1.0))
+    original = ("original", "", "1×", digits(first.plain_ms), "0", "100.00%", _percent(first.plain_accuracy), *whole)
+    return [
+        original,
+        *(
+            (
+                one.name,
+                f"{one.asked:.3g}×" if settings["goal_kind"] == SPEEDUP else f"{one.asked:.1%}",
+                f"{one.speedup:.3f}×",
+                digits(one.ms),
+                f"{one.kl:.4f}",
+                f"{one.agreement:.2%}",
+                _percent(one.accuracy),
+                left(one.params, one.params_share),
+                left(one.flops, one.flops_share),
+            )
+            for one in steps
+        ),
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.2%}"

@@ -1,0 +1,67 @@
+"""What a measurement was made with: versions and the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+import torchvision
+
+from vitfx.support.devices import gpu_names
+from vitfx.version import VERSION
+
+
+def environment() -> dict[str, Any]:
+    """Versions and the machine, ready for JSON. Memory in GiB, None where the system does not tell."""
+    return {
+        "vitfx": VERSION,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "platform": platform.platform(),
+        "cpu": cpu_model(),
+        "cores": usable_cores(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": memory_gib(),
+        "gpus": gpu_names(),
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name as its maker gives it, or its architecture where the system does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip().lower() in ("model name", "hardware", "cpu model") and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """The logical cores that this process may use, which in a container can be fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_gib() -> float | None:
+    try:
+        pages = os.sysconf("SC_PHYS_PAGES")
+        size = os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        # Windows has no sysconf.
+        return None
+    return round(pages * size / 2**30, 1)
+
+
+def load_average() -> float | None:
+    """How many threads wanted a core over the last minute, None where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

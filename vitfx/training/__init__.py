@@ -1,0 +1,4 @@
+"""Training from nothing: recipes, loader, loop, state.
+
+Imports models, images and support.
+"""

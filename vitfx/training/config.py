@@ -1,0 +1,239 @@
+"""What a training is asked to do: TOML files, those of the package and the user's, read into checked dataclasses."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from vitfx.images.preprocess import Preprocess
+from vitfx.support.errors import UserError
+
+PACKAGED = ("tiny-imagenet", "digits")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """See vitfx/training/configs/tiny-imagenet.toml for what each value means, here and below."""
+
+    arch: str
+    image_size: int
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    dropout: float
+    attention_dropout: float
+    drop_path: float
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    stored_size: int
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    flip: float
+    crop_scale: tuple[float, ...]
+    crop_ratio: tuple[float, ...]
+    pad: int
+    rotation: float
+    noise: float
+    erasing: float
+    cutmix: float
+    mixup: float
+    mix: float
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    epochs: int
+    batch: int
+    lr: float
+    final_lr: float
+    warm_up: float
+    weight_decay: float
+    label_smoothing: float
+    clip: float
+    average: float
+    precision: str
+    flow_every: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Raises UserError, naming the key and its value, for what can't be done."""
+
+    model: ModelConfig
+    images: ImagesConfig
+    augmentation: AugmentationConfig
+    training: TrainingConfig
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+        scale, ratio = self.augmentation.crop_scale, self.augmentation.crop_ratio
+        if scale and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+            raise UserError(f"augmentation.crop_scale is {list(scale)}: give two rising shares up to 1, or [] for none")
+        if not (len(ratio) == 2 and 0 < ratio[0] <= ratio[1]):
+            raise UserError(f"augmentation.crop_ratio is {list(ratio)}: give two rising numbers above 0")
+        if self.training.precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise UserError(f"training.precision is {self.training.precision!r}: choose one of {known}")
+        if self.training.final_lr > self.training.lr:
+            raise UserError(
+                f"training.final_lr {self.training.final_lr:g} is above training.lr {self.training.lr:g}: lower it"
+            )
+        if not self.training.warm_up < self.training.epochs:
+            raise UserError(
+                f"training.warm_up is {self.training.warm_up:g} of {self.training.epochs} epochs: give less"
+            )
+
+    @property
+    def preprocess(self) -> Preprocess:
+        size = (self.model.image_size, self.model.image_size)
+        return Preprocess(size, self.images.interpolation, mean=self.images.mean, std=self.images.std)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# Section, key, and the least and greatest value; a greatest value that is a share below 1 is left out.
+_RANGES: tuple[tuple[str, str, float, float], ...] = (
+    ("model", "image_size", 1, math.inf),
+    ("images", "stored_size", 0, math.inf),
+    *(("augmentation", name, 0, 1) for name in ("flip", "erasing", "mix")),
+    *(("augmentation", name, 0, math.inf) for name in ("pad", "noise", "cutmix", "mixup")),
+    ("augmentation", "rotation", 0, 180),
+    *(("training", name, 1, math.inf) for name in ("epochs", "batch", "flow_every")),
+    *(("training", name, 0, math.inf) for name in ("final_lr", "warm_up", "weight_decay", "clip", "seed")),
+    ("training", "lr", math.ulp(0.0), math.inf),
+    *(("training", name, 0, math.nextafter(1, 0)) for name in ("label_smoothing", "average")),
+)
+
+
+def _check_ranges(config: TrainConfig) -> None:
+    for section, name, least, most in _RANGES:
+        value = getattr(getattr(config, section), name)
+        if not (least <= value <= most and math.isfinite(value)):
+            if most == math.inf:
+                wanted = "a number above 0" if 0 < least < 1 else f"{least:g} or more"
+            else:
+                wanted = f"a number from {least:g} to {most:g}" + ("" if most == int(most) else ", without the latter")
+            raise UserError(f"{section}.{name} is {value:g}: give {wanted}")
+
+
+def read_config(name: str, settings: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> TrainConfig:
+    """The configuration of that name in the package, or in that TOML file, with changes.
+
+    settings: "section.key=value", the value as in TOML, where a string may go without quotes. changes: values by
+    "section.key", over these. Raises UserError.
+    """
+    record = _read_record(name)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting} sets nothing: give section.key=value, such as training.epochs=10")
+        _put(record, key.strip(), _value(text.strip()), f"--set {setting}")
+    for key, value in (changes or {}).items():
+        _put(record, key, value, key)
+    return _typed_config(record, name)
+
+
+def sets_image_size(name: str, settings: Sequence[str]) -> bool:
+    """Whether the user's file or settings, as `read_config` took them, say model.image_size, and not the package's."""
+    own = {} if name in PACKAGED else _read_file(name)
+    keys = [setting.partition("=")[0].strip() for setting in settings]
+    return "image_size" in own.get("model", {}) or "model.image_size" in keys
+
+
+def _read_record(name: str) -> dict[str, Any]:
+    """The sections of a file, over those of its base."""
+    if name in PACKAGED:
+        return tomllib.loads(
+            (resources.files("vitfx.training") / "configs" / f"{name}.toml").read_text(encoding="utf-8")
+        )
+    own = _read_file(name)
+    base = own.pop("base", None)
+    if base is None:
+        return own
+    if base not in PACKAGED:
+        raise UserError(f"{name} has the base {base!r}: give {' or '.join(PACKAGED)}")
+    record = _read_record(base)
+    for section, values in own.items():
+        known = record.setdefault(section, {})
+        record[section] = known | values if isinstance(values, dict) else values
+    return record
+
+
+def _read_file(name: str) -> dict[str, Any]:
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"--config {name} is neither {' nor '.join(PACKAGED)} nor a file: give one of these")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{name} is no TOML that can be read ({error}): mend it") from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(record: dict[str, Any], key: str, value: Any, where: str) -> None:
+    section, _, name = key.partition(".")
+    if not isinstance(record.get(section), dict) or not name:
+        raise UserError(f"{where} names no section: give section.key, with {', '.join(_sections())} as section")
+    record[section][name] = value
+
+
+def _sections() -> dict[str, type]:
+    return get_type_hints(TrainConfig)
+
+
+def _typed_config(record: Mapping[str, Any], name: str) -> TrainConfig:
+    sections = _sections()
+    _check_keys(record, sections, name, "section")
+    parts = {}
+    for section, kind in sections.items():
+        values = record[section]
+        if not isinstance(values, dict):
+            raise UserError(f"{name} has the value {values!r} for {section}, which is a section: write [{section}]")
+        _check_keys(values, [field.name for field in fields(kind)], name, "key", f"{section}.")
+        hints = get_type_hints(kind)
+        parts[section] = kind(**{key: _typed(f"{section}.{key}", hints[key], values[key]) for key in hints})
+    return TrainConfig(**parts)
+
+
+def _check_keys(given: Mapping[str, Any], known: Any, name: str, what: str, before: str = "") -> None:
+    if unknown := [key for key in given if key not in known]:
+        raise UserError(f"{name} has the unknown {what} {before}{unknown[0]}: known are {', '.join(known)}")
+    if missing := [key for key in known if key not in given]:
+        raise UserError(
+            f'{name} lacks the {what} {before}{missing[0]}: add it, or begin the file with base = "tiny-imagenet"'
+        )
+
+
+def _typed(key: str, kind: Any, value: Any) -> Any:
+    """The value as its field wants it, where TOML writes whole numbers for floats and lists for tuples."""
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(key, get_args(kind)[0], one) for one in value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, bool) or get_origin(kind) is tuple or not isinstance(value, kind):
+        words = {int: "a whole number", float: "a number", str: "a string in quotes"}
+        raise UserError(f"{key} is {value!r}: give {words.get(kind, 'a list of numbers')}")
+    return value

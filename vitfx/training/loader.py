@@ -1,0 +1,120 @@
+"""Which images a step sees, in every process and after every restart the same, and the batches themselves."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
+
+from vitfx.images.pixel_cache import Pixels
+from vitfx.support.devices import is_gpu
+from vitfx.support.errors import UserError
+from vitfx.support.machine import usable_cores
+from vitfx.support.seeds import derive_seed
+from vitfx.training.augment import transform_each
+
+_MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The order of `count` images in every epoch, for one of `world` processes.
+
+    batch: images a step over all processes, of which this one takes every `world`-th. What is left of an epoch when it
+    holds no whole batch is left out, other images each time.
+
+    Raises UserError where no batch can be made or it can't be shared out.
+    """
+
+    count: int
+    batch: int
+    epochs: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < self.batch:
+            raise UserError(f"training.batch is {self.batch} and there are {self.count} images: give a smaller --batch")
+        if self.batch % self.world:
+            raise UserError(f"training.batch {self.batch} can't be shared by {self.world} processes: give a multiple")
+
+    @property
+    def epoch_steps(self) -> int:
+        return self.count // self.batch
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.epoch_steps
+
+    def batches(self, start: int) -> Iterator[tuple[int, Tensor]]:
+        """From step `start` to the end: the epoch, from 0, and the indices of this process's images."""
+        for epoch in range(start // self.epoch_steps, self.epochs):
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+            order = torch.randperm(self.count, generator=generator)
+            first = start - epoch * self.epoch_steps if epoch == start // self.epoch_steps else 0
+            for step in range(first, self.epoch_steps):
+                yield epoch, order[step * self.batch : (step + 1) * self.batch][self.rank :: self.world]
+
+
+class _Order(Sampler[tuple[int, Tensor]]):
+    def __init__(self, plan: BatchPlan, start: int) -> None:
+        self._plan, self._start = plan, start
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        return self._plan.batches(self._start)
+
+
+class _Augmented(Dataset[tuple[Tensor, Tensor]]):
+    """Whole batches, by epoch and indices: an image's augmentation depends on seed, epoch and index alone."""
+
+    def __init__(self, pixels: Pixels, transform: v2.Transform, seed: int) -> None:
+        self._pixels, self._transform, self._seed = pixels, transform, seed
+
+    def __getitem__(self, item: tuple[int, Tensor]) -> tuple[Tensor, Tensor]:
+        epoch, indices = item
+        seeds = [derive_seed(self._seed, "image", epoch, index) for index in indices.tolist()]
+        images = transform_each(self._transform, self._pixels.rows(indices), seeds)
+        return images, self._pixels.labels[indices]
+
+
+def default_workers(device: torch.device) -> int:
+    """Processes that augment. On a CPU none: there they would take turns with the training for the same cores."""
+    return min(usable_cores() - 1, _MOST_WORKERS) if is_gpu(device) else 0
+
+
+def pick_workers(asked: int | None, device: torch.device) -> int:
+    """What --workers asks for, the default for None. Raises UserError."""
+    if asked is None:
+        return default_workers(device)
+    if asked < 0:
+        raise UserError(f"--workers {asked} is negative: give a number of processes, 0 for none")
+    return asked
+
+
+def load_batches(
+    pixels: Pixels, transform: v2.Transform, plan: BatchPlan, start: int, workers: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """From step `start` on: uint8 (B, C, H, W) and labels (B,), on the CPU."""
+    # One loader for the whole run: nothing waits at the beginning of an epoch.
+    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        _Augmented(pixels, transform, plan.seed),
+        sampler=_Order(plan, start),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=is_gpu(device),
+        worker_init_fn=_leave_ctrl_c if workers else None,
+        generator=torch.Generator(),
+        prefetch_factor=4 if workers else None,
+    )
+    return iter(loader)
+
+
+def _leave_ctrl_c(worker: int) -> None:
+    """The training process alone decides what Ctrl-C means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

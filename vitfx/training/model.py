@@ -1,0 +1,254 @@
+"""The model to be trained: from nothing, or from weights that are already there, fitted to the data's classes."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from vitfx.images.preprocess import Preprocess
+from vitfx.models.architectures import arch_factory, arch_sizes, build_from_arch
+from vitfx.models.checkpoint import CHECKPOINT_FORMAT
+from vitfx.models.factory import build_from_factory, import_extra
+from vitfx.models.model_file import read_model_file
+from vitfx.models.weights import check_finite, unwrap_state_dict
+from vitfx.support.errors import UserError
+from vitfx.training.config import ModelConfig
+
+_OWN = "vitfx.models:ViT"
+_POSITIONS = ("positions", "pos_embed", "encoder.pos_embedding")
+
+
+@dataclass(frozen=True)
+class TrainModel:
+    """factory, kwargs: what a checkpoint says, without dropout. told: what the user should know about it."""
+
+    module: nn.Module
+    factory: str
+    kwargs: dict[str, Any]
+    preprocess: Preprocess
+    told: tuple[str, ...] = ()
+
+
+def new_model(config: ModelConfig, preprocess: Preprocess, classes: int) -> TrainModel:
+    """The architecture with weights drawn from torch's generator; raises UserError where there is no such model.
+
+    preprocess: what images it gets, of the configuration's size.
+    """
+    if config.arch == "vit":
+        kwargs: dict[str, Any] = {
+            "image_size": config.image_size,
+            "patch_size": config.patch,
+            "channels": preprocess.channels,
+            "classes": classes,
+            "width": config.width,
+            "depth": config.depth,
+            "heads": config.heads,
+            "mlp": config.mlp,
+        }
+        return _built(_OWN, kwargs, config, preprocess)
+    factory, named = arch_factory(config.arch)
+    # Without weights there are no sizes to be read, but a name that the library does not know is refused.
+    arch_sizes(config.arch, {})
+    kwargs = named | {"num_classes": classes}
+    if preprocess.channels != 3:
+        if not factory.startswith("timm"):
+            raise UserError(
+                f"{config.arch} takes images of 3 channels and images.mean has {preprocess.channels}: give three "
+                "values for images.mean and images.std, such as --set images.mean=[0.5,0.5,0.5]"
+            )
+        kwargs["in_chans"] = preprocess.channels
+    return _sized(factory, kwargs, config, preprocess)
+
+
+def model_from(
+    init: str, arch: str | None, config: ModelConfig, classes: Sequence[str], image_size: int | None
+) -> TrainModel:
+    """A model that begins with the weights in the file `init`, with a new classifier where the classes are others.
+
+    init: a vitfx checkpoint; or bare weights, with `arch` ("timm:NAME", "torchvision:NAME"). image_size: where it is
+    not the weights' own, positions are interpolated, if the model has any. The preprocessing is that of the weights,
+    at that size.
+
+    Raises UserError for weights that do not fit.
+    """
+    path = Path(init)
+    if not path.is_file():
+        raise UserError(f"--init {init} is no file: give a vitfx checkpoint or weights saved with torch or safetensors")
+    contents = read_model_file(path, trust_pickle=False)
+    known: Sequence[str] | None = None
+    if isinstance(contents, Mapping) and "format" in contents:
+        factory, kwargs, weights, preprocess = _from_record(contents, init, arch)
+        known = contents.get("classes")
+    else:
+        if arch is None or arch == "vit":
+            raise UserError(
+                f"{init} holds weights alone: say with --arch what model they are of, timm:… or torchvision:…"
+            )
+        weights = unwrap_state_dict(contents, init)
+        factory, named = arch_factory(arch)
+        kwargs = named | arch_sizes(arch, weights)
+        preprocess = build_from_arch(arch, weights, init)[1]
+    check_finite(weights, init)
+    same = known is None or list(known) == list(classes)
+    told = [f"{init}: {len(weights)} tensors, images as they were trained with, {_shown(preprocess)}"]
+    kwargs = kwargs | {"classes" if factory == _OWN else "num_classes": len(classes)}
+    if image_size is None or (image_size, image_size) == preprocess.size:
+        made = _built(factory, kwargs, config, preprocess)
+    else:
+        made = _sized(factory, kwargs, config, replace(preprocess, size=(image_size, image_size)))
+        changed = "positions are interpolated" if any(name in weights for name in _POSITIONS) else "images are resized"
+        told.append(f"{changed} to {image_size}×{image_size}")
+    fresh = _load(made.module, weights, init, image_size, keep_classifier=same)
+    if fresh:
+        told.append(f"the classifier ({', '.join(fresh)}) begins anew for {len(classes)} classes")
+    return replace(made, told=(*told, *made.told))
+
+
+def _sized(factory: str, kwargs: dict[str, Any], config: ModelConfig, preprocess: Preprocess) -> TrainModel:
+    """The model for images of the preprocessing's size, with the argument that says so where it takes one."""
+    side = "img_size" if factory.startswith("timm") else "image_size"
+    try:
+        return _built(factory, kwargs | {side: preprocess.size[0]}, config, preprocess)
+    except UserError as error:
+        # Convolutional models take images of any size, and no such argument.
+        if not isinstance(error.__cause__, TypeError):
+            raise
+        return _built(factory, kwargs, config, preprocess)
+
+
+def _from_record(
+    record: Mapping[str, Any], init: str, arch: str | None
+) -> tuple[str, dict[str, Any], dict[str, Tensor], Preprocess]:
+    if record["format"] != CHECKPOINT_FORMAT:
+        raise UserError(f"{init} has the format {record['format']!r}: --init takes {CHECKPOINT_FORMAT} or bare weights")
+    if arch not in (None, "vit"):
+        raise UserError(f"{init} says itself what model it is of, so --arch {arch} has no say: leave it out")
+    if not record.get("preprocess"):
+        raise UserError(
+            f"{init} does not say what images it takes: write it with vitfx.models.checkpoint.save_checkpoint"
+        )
+    weights = unwrap_state_dict(record["state_dict"], init)
+    return record["factory"], dict(record["kwargs"]), weights, Preprocess.from_json(dict(record["preprocess"]))
+
+
+def _built(factory: str, kwargs: dict[str, Any], config: ModelConfig, preprocess: Preprocess) -> TrainModel:
+    """The module with the configuration's dropout, as far as the factory takes it."""
+    told: list[str] = []
+    name = str(kwargs.get("model_name", kwargs.get("name", factory)))
+    names = _dropout_names(factory)
+    wanted = {names[key]: value for key in names if (value := getattr(config, key))}
+    for absent in [key for key in ("dropout", "attention_dropout", "drop_path") if key not in names]:
+        if getattr(config, absent):
+            told.append(f"{factory} has no {absent}: model.{absent} does nothing")
+    module = _try(factory, kwargs | wanted)
+    if module is None:
+        refused = [key for key, value in wanted.items() if _try(factory, kwargs | {key: value}) is None]
+        taken = {key: value for key, value in wanted.items() if key not in refused}
+        module = build_from_factory(factory, kwargs | taken)
+        told.append(f"{name} takes no {' or '.join(refused)}")
+    plain = {key: value for key, value in kwargs.items() if key not in set(names.values())}
+    return TrainModel(_answering(module, preprocess, name), factory, plain, preprocess, tuple(told))
+
+
+def _try(factory: str, kwargs: dict[str, Any]) -> nn.Module | None:
+    """The model, or None where a library refuses these arguments; vitfx's own takes all, and says what is wrong."""
+    try:
+        return build_from_factory(factory, kwargs)
+    except UserError:
+        if factory == _OWN:
+            raise
+        return None
+
+
+def _dropout_names(factory: str) -> dict[str, str]:
+    """The configuration's keys and what the factory calls them."""
+    if factory == _OWN:
+        return {"dropout": "dropout", "attention_dropout": "attention_dropout", "drop_path": "drop_path"}
+    if factory.startswith("timm"):
+        return {"dropout": "drop_rate", "attention_dropout": "attn_drop_rate", "drop_path": "drop_path_rate"}
+    if factory.startswith("torchvision"):
+        return {"dropout": "dropout", "attention_dropout": "attention_dropout"}
+    return {}
+
+
+def _answering(module: nn.Module, preprocess: Preprocess, name: str) -> nn.Module:
+    shape = (2, preprocess.channels, *preprocess.size)
+    try:
+        with torch.no_grad():
+            answer = module.eval()(torch.zeros(shape))
+            # Auxiliary classifiers answer in training alone. Of a copy, whose running statistics may change.
+            with torch.random.fork_rng(devices=[]):
+                trained = copy.deepcopy(module).train()(torch.zeros(shape))
+    except Exception as error:  # What a model raises on images of another size is its own affair.
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{name} does not take images of {shape[1]}×{shape[2]}×{shape[3]} ({reason}): give its --image-size"
+        ) from error
+    for one, when in ((answer, ""), (trained, " while it is trained")):
+        if not isinstance(one, Tensor) or one.ndim != 2:
+            raise UserError(f"{name} does not answer with (B, classes) logits{when}: give a classifier")
+    return module
+
+
+def _load(
+    module: nn.Module, weights: Mapping[str, Tensor], init: str, image_size: int | None, *, keep_classifier: bool
+) -> list[str]:
+    """Loads all but the classifier where it is another; the names of what was not loaded."""
+    own = module.state_dict()
+    given = dict(weights)
+    if image_size is not None:
+        given |= {
+            name: _resampled(module, given[name], own[name]) for name in _POSITIONS if name in given and name in own
+        }
+    classifier = _classifier(module)
+    fresh = [
+        name
+        for name in own
+        if name in classifier and (not keep_classifier or given.get(name, own[name][:0]).shape != own[name].shape)
+    ]
+    wanted = {name for name in own if name not in fresh}
+    unfit = sorted(wanted ^ (given.keys() - set(fresh)))
+    unfit += [name for name in sorted(wanted & given.keys()) if given[name].shape != own[name].shape]
+    if unfit:
+        raise UserError(
+            f"{len(unfit)} tensors of {init} do not fit the model (first: {unfit[0]}): "
+            "name the model that they were saved from"
+        )
+    module.load_state_dict({name: given[name] for name in wanted} | {name: own[name] for name in fresh})
+    return fresh
+
+
+def _classifier(module: nn.Module) -> set[str]:
+    """The parameters' names of the last linear layer, or of those that timm says classify."""
+    named = getattr(module, "default_cfg", {}).get("classifier")
+    last = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1:]
+    layers = last if not named else [named] if isinstance(named, str) else list(named)
+    return {f"{layer}.{name}" for layer in layers for name in ("weight", "bias")}
+
+
+def _resampled(module: Any, positions: Tensor, own: Tensor) -> Tensor:
+    """(1, 1 + n², D) -> the shape of `own`, bicubic, by the library that the model is of."""
+    if positions.shape == own.shape:
+        return positions
+    if hasattr(module, "num_prefix_tokens"):
+        layers = import_extra("timm", "timm").layers
+        grid = module.patch_embed.grid_size
+        prefix = 0 if getattr(module, "no_embed_class", False) else module.num_prefix_tokens
+        return layers.resample_abs_pos_embed(positions, list(grid), num_prefix_tokens=prefix)
+    side = round((own.shape[1] - 1) ** 0.5)
+    # In units of patches, as the lengths alone say how many there are.
+    key = "encoder.pos_embedding"
+    return interpolate_embeddings(side, 1, OrderedDict({key: positions}))[key]
+
+
+def _shown(preprocess: Preprocess) -> str:
+    height, width = preprocess.size
+    return f"{height}×{width}, {preprocess.interpolation}, mean {list(preprocess.mean)}, std {list(preprocess.std)}"
