@@ -16,9 +16,9 @@ from torch.fx import GraphModule
 from benchmarks.comparison import BATCH, scored
 from benchmarks.peer_units import Given
 from passes.cost import measure_cost
-from vitfx.baseline import export_plain
 from vitfx.deploy.deployment import NAMES, default_deployment, deploy
 from vitfx.deploy.evaluate import evaluate
+from vitfx.deploy.export import export_plain
 from vitfx.deploy.runtime import open_session
 from vitfx.graph.canonical import read_module
 from vitfx.graph.trace import at_rest

@@ -14,8 +14,9 @@ import torch
 from torch.fx import GraphModule
 
 from vitfx.circuits.circuit import Edge
-from vitfx.circuits.edge_graph import EdgeGraph, kl_divergence
+from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.calibration import Calibration
+from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.stages import Reference, of_images
 from vitfx.support.devices import synchronize
 

@@ -18,16 +18,15 @@ from vitfx.discovery.basis.protocol import Engine
 from vitfx.discovery.basis.settings import Settings
 from vitfx.discovery.engines.head_engine import HeadEngine
 from vitfx.discovery.engines.reader_engine import ReaderEngine
-from vitfx.discovery.methods.acdc import Order
+from vitfx.discovery.methods.acdc import Order, by_attribution
+from vitfx.discovery.methods.attribution import fisher
 from vitfx.discovery.methods.unit_importance import fisher_scores, group_paths, stream_scores
 from vitfx.discovery.replay import paths_of
 from vitfx.discovery.run import Setup, origins, prepare
-from vitfx.fisher import fisher
 from vitfx.graph.trace import at_rest, to_canonical
 from vitfx.images.image_set import Images, ImageSet
 from vitfx.images.splits import Splits, open_data
 from vitfx.models.checkpoint import LoadedModel, load_model
-from vitfx.order import by_attribution
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 

@@ -30,12 +30,12 @@ from passes.plan import DeletionPlan, Refit, SublayerDeletion
 from passes.stream import read_sites
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.metric import log_probability
+from vitfx.discovery.methods.attribution import random_scores
 from vitfx.discovery.methods.magnitude import magnitude
 from vitfx.graph.stages import Stage, read_stages
 from vitfx.graph.verify import tokens_of
 from vitfx.pruning.compensation import with_means
 from vitfx.pruning.goal import Target
-from vitfx.random_scores import random_scores
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 

@@ -25,8 +25,8 @@ from vitfx.support.devices import NAMES
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
 from vitfx.support.machine import load_average
+from vitfx.support.pictures import has_matplotlib, png_bytes
 from vitfx.support.progress import Watcher, console_watcher
-from vitfx.training.curves import has_matplotlib, png_bytes
 
 EXAMPLE = """example:
   python -m benchmarks.peers vit.pt --data tiny-imagenet-200/ --out peers.json --markdown peers.md --plot peers.png

@@ -18,7 +18,6 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.opening import check_out
 from vitfx.cli.exit_codes import ending
-from vitfx.discovery.basis.calibration import Alone
 from vitfx.images.pixel_cache import default_cache
 from vitfx.runs.train import make_plan, prepare
 from vitfx.runs.train_job import TrainJob
@@ -26,6 +25,7 @@ from vitfx.support.devices import NAMES, pick_device, synchronize
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
 from vitfx.support.machine import environment, load_average
+from vitfx.support.processes import Alone
 from vitfx.support.progress import Watcher, console_watcher
 from vitfx.support.timing import Timing, ratio, time_interleaved
 from vitfx.training.augment import sample_transform

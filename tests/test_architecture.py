@@ -9,6 +9,26 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {"passes": {"passes"}, "vitfx": {"passes", "vitfx"}, "benchmarks": {"passes", "vitfx", "benchmarks"}}
+WINGS = (
+    "support",
+    "images",
+    "graph",
+    "models",
+    "deploy",
+    "circuits",
+    "discovery.basis",
+    "discovery.engines",
+    "discovery.methods",
+    "discovery",
+    "pruning",
+    "training",
+    "recovery",
+    "reports",
+    "runs",
+    "cli",
+)
+"""From the ground up: a wing imports only those before it."""
+DOORS = {"discover", "optimize", "prune", "recover", "report", "show", "train"}
 FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
 
 
@@ -33,6 +53,39 @@ def _imports(tree):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module or ""
+
+
+def _module(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _wing(module):
+    """The longest wing that a module is in; None for a door, the package itself and `version`."""
+    inside = [wing for wing in WINGS if f"{module}.".startswith(f"vitfx.{wing}.")]
+    return max(inside, key=len, default=None)
+
+
+def test_wings_import_downwards():
+    upward = []
+    for path in sorted((ROOT / "vitfx").rglob("*.py")):
+        if (own := _wing(_module(path))) is None:
+            continue
+        for name in sorted(set(_imports(ast.parse(path.read_text())))):
+            other = _wing(name)
+            if other is not None and WINGS.index(other) > WINGS.index(own):
+                upward.append(f"{path.relative_to(ROOT)} imports {name}: {own} stands below {other}")
+            if name.startswith("vitfx.") and name.split(".")[1] in DOORS:
+                upward.append(f"{path.relative_to(ROOT)} imports {name}: a door stands above every wing")
+    assert not upward, "\n".join(upward)
+
+
+def test_every_file_is_in_a_wing():
+    outside = {path.stem for path in (ROOT / "vitfx").glob("*.py")}
+    assert outside == DOORS | {"__init__", "__main__", "version"}
+    for folder in {path.parent for path in (ROOT / "vitfx").rglob("*.py")}:
+        assert (ROOT / folder / "__init__.py").exists(), f"{folder} has no __init__.py"
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), f"{folder} says nothing of itself"
 
 
 def test_passes_know_neither_files_nor_arguments():

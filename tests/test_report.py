@@ -12,10 +12,10 @@ import pytest
 from tests.reports.test_prune_text import made
 from tests.support.circuits import made_up
 from tests.support.pages import Page, read
-from vitfx.pareto_file import write_points
 from vitfx.report import ends, main
+from vitfx.reports.points import KNEE_RULE
 from vitfx.runs.rounds_steps import PRUNED, RECOVERED, Step
-from vitfx.runs.sweep_points import KNEE_RULE, Point
+from vitfx.runs.sweep_points import Point, write_points
 
 
 def folder(path: Path, found: dict[str, Any] | None = None, **files: Any) -> Path:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vitfx.runs.train_files
-import vitfx.train_lines
+import vitfx.support.progress
 from tests.support.image_files import image_folder
 from tests.support.train_runs import SMALL, history, logged, report, run, weights
 from vitfx.images.splits import open_data
@@ -162,7 +162,7 @@ def test_tensorboard_is_an_option(tmp_path: Path) -> None:
 def test_without_a_terminal_it_says_now_and_then_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(vitfx.train_lines, "_SECONDS", 0.0)
+    monkeypatch.setattr(vitfx.support.progress, "_SECONDS", 0.0)
     assert run(tmp_path / "out", epochs=2) == 0
     assert re.findall(
         r"training steps: (\d of \d), (epoch \d of 2), loss \d\.\d{3}, \d+ images/s", capsys.readouterr().out

@@ -16,7 +16,6 @@ from rich.console import Console, RenderableType
 from vitfx.circuits.summary import summary
 from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending
 from vitfx.cli.options import add_discovery, add_inputs, add_loading, given_settings, make_settings, threshold
-from vitfx.discovery.basis.calibration import Share
 from vitfx.discovery.basis.settings import RANKING, Settings
 from vitfx.discovery.memory import fit, memory_needed
 from vitfx.discovery.stability import Outcome
@@ -26,7 +25,7 @@ from vitfx.runs.inputs import open_inputs
 from vitfx.runs.tau_sweep import circuit_path, read_sweep, record_path, sweep, to_table
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_new_file
-from vitfx.support.processes import first_says, on_each, open_share, share_device
+from vitfx.support.processes import Share, first_says, on_each, open_share, share_device
 from vitfx.support.progress import Silent, Watcher, console_watcher
 
 _EXAMPLE = """example:

@@ -22,7 +22,7 @@ from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending
 from vitfx.cli.goal_options import add_goal
 from vitfx.cli.options import add_discovery, add_inputs, add_loading, add_rewrites
 from vitfx.cli.prune_options import COMPENSATE_SAMPLES, open_job
-from vitfx.cli.rounds_options import Rounds, add_rounds
+from vitfx.cli.rounds_options import add_rounds
 from vitfx.deploy.precision_file import FP32, PRECISIONS
 from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.settings import RANKING, Settings
@@ -32,6 +32,7 @@ from vitfx.pruning.prune_by_circuit import Compensation, Pruned, compile_model
 from vitfx.reports.prune_text import to_table
 from vitfx.runs.prune import Job, run_job
 from vitfx.runs.rounds import RoundsJob, run_rounds
+from vitfx.runs.rounds_steps import Rounds
 from vitfx.runs.rounds_steps import missed as rounds_missed
 from vitfx.runs.rounds_steps import to_table as rounds_table
 from vitfx.runs.sweep import run_sweep

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vitfx.circuit_file import read_circuit
+from vitfx.circuits.circuit import read_circuit
 from vitfx.circuits.picture import SUFFIXES, picture_bytes
 from vitfx.circuits.summary import summary
 from vitfx.cli.exit_codes import ending

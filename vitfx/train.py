@@ -32,8 +32,7 @@ from vitfx.support.devices import NAMES
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_output
 from vitfx.support.processes import first_says, open_share, share_device
-from vitfx.support.progress import Silent
-from vitfx.train_lines import training_watcher
+from vitfx.support.progress import Silent, training_watcher
 from vitfx.training.config import PACKAGED, PRECISIONS, read_config, sets_image_size
 from vitfx.training.loader import pick_workers
 from vitfx.training.state import STATE

@@ -15,12 +15,12 @@ from benchmarks.opening import open_subject
 from benchmarks.sampling import Answer, LiveSampler, Sample, Walk, draw, stratum, walk
 from tests.support.benchmark_folder import CPU, write_checkpoint
 from vitfx.circuits.circuit import ATTRIBUTED, EXACT, GROUP, Circuit, Decision, Edge, Reader, Writer
-from vitfx.circuits.edge_graph import kl_divergence
 from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.protocol import Limits
 from vitfx.discovery.basis.settings import Settings
 from vitfx.discovery.methods.acdc import acdc
 from vitfx.discovery.methods.eap_acdc import eap_acdc
+from vitfx.graph.divergence import kl_divergence
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Silent
 

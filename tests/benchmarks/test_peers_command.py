@@ -12,7 +12,7 @@ from benchmarks.peers_table import speeds_at_equal_accuracy
 from benchmarks.results import read_known, write_record
 from tests.support.benchmark_folder import write_checkpoint
 from vitfx.support.errors import UserError
-from vitfx.training.curves import has_matplotlib
+from vitfx.support.pictures import has_matplotlib
 
 OPTIONS = ["--samples", "24", "--eval-samples", "50", "--rounds", "2", "--device", "cpu"]
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.circuits import made_up
-from vitfx.circuit_file import read_circuit
-from vitfx.circuits.circuit import Circuit
+from vitfx.circuits.circuit import Circuit, read_circuit
 from vitfx.support.errors import UserError
 
 

@@ -7,8 +7,9 @@ from passes.stream import read_sites
 from tests.support.checks import assert_equal, canonical, traced
 from tests.support.families import images
 from vitfx.circuits.circuit import EMBED, Edge, Writer
-from vitfx.circuits.edge_graph import EdgeGraph, kl_divergence
+from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.ablation import make_reference
+from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.verify import rewrite, tokens_of
 from vitfx.support.errors import UserError
 

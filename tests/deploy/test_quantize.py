@@ -13,10 +13,9 @@ from onnx import numpy_helper
 
 from vitfx.deploy.deployment import NAMES, default_deployment, deploy
 from vitfx.deploy.export import to_onnx, write_onnx
-from vitfx.deploy.quantize import Quantized, to_int8
+from vitfx.deploy.quantize import Quantized, to_float16, to_int8
 from vitfx.deploy.runtime import open_session
 from vitfx.graph.trace import to_canonical
-from vitfx.half import to_float16
 from vitfx.images.image_set import Images
 from vitfx.images.splits import open_data
 from vitfx.models.checkpoint import load_model

@@ -22,16 +22,15 @@ from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.protocol import Engine, Limits
 from vitfx.discovery.basis.settings import Settings
 from vitfx.discovery.engines import clean_run as streams
+from vitfx.discovery.engines.clean_run import mapped
 from vitfx.discovery.engines.head_engine import HeadEngine
 from vitfx.discovery.engines.reader_engine import ReaderEngine
 from vitfx.discovery.memory import GIB, Needed, fit, memory_needed
-from vitfx.discovery.methods.acdc import acdc
+from vitfx.discovery.methods.acdc import acdc, reverse
 from vitfx.discovery.methods.eap_acdc import eap_acdc
 from vitfx.discovery.run import prepare, whole_mlps
 from vitfx.graph.trace import to_canonical
 from vitfx.images.splits import open_data
-from vitfx.mapped import mapped
-from vitfx.order import reverse
 from vitfx.support.errors import UserError
 from vitfx.support.files import WriteError
 

@@ -13,11 +13,10 @@ from torch.fx import GraphModule
 from passes.plan import DeletionPlan
 from tests.support.checks import plan_of, traced
 from tests.support.families import SIZE, images
-from vitfx.artifact import save_artifact
 from vitfx.graph.trace import to_canonical
 from vitfx.graph.verify import rewrite
 from vitfx.images.preprocess import Preprocess
-from vitfx.models.checkpoint import load_model
+from vitfx.models.checkpoint import load_model, save_artifact
 
 PREPROCESS = Preprocess((SIZE, SIZE), mean=(0.1, 0.2, 0.3))
 CLASSES = tuple("abcdefg")

@@ -9,7 +9,7 @@ from passes.plan import DeletionPlan
 from passes.stream import read_sites
 from tests.support.checks import assert_equal, canonical
 from tests.support.families import images
-from vitfx.circuits.edge_graph import kl_divergence
+from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.verify import ablated_logits, rewrite, tokens_of
 from vitfx.pruning.compensation import Compensator
 from vitfx.pruning.cost_model import flops_price

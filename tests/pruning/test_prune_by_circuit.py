@@ -6,7 +6,7 @@ import vitfx
 from passes.stream import read_sites
 from tests.support.checks import assert_equal
 from tests.support.families import HandWritten, images, make, randomised
-from vitfx.circuits.edge_graph import kl_divergence
+from vitfx.graph.divergence import kl_divergence
 from vitfx.support.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""vitfx.low_rank: adapters change nothing at first, only they learn, and merged they are the same model."""
+"""vitfx.recovery.trainable: adapters change nothing at first, only they learn, and merged they are the same model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from passes.stream import is_canonical
 from tests.support.recover_runs import student
-from vitfx.low_rank import LowRank, add_adapters, merge_adapters
+from vitfx.recovery.trainable import LowRank, add_adapters, merge_adapters
 
 PIXELS = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from tests.support.recover_runs import CPU, data, run, settings, student, teacher
-from vitfx.recover_flow import FlowLog
-from vitfx.recovery.course import Course
+from vitfx.recovery.course import Course, FlowLog
 from vitfx.recovery.retrain import Store, recover
 from vitfx.support.progress import Silent
 from vitfx.training.gradient_flow import GradientFlow

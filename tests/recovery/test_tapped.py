@@ -1,4 +1,4 @@
-"""vitfx.tapped: streams behind sublayers, by the modules themselves."""
+"""vitfx.recovery.teacher: streams behind sublayers, by the modules themselves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from tests.support.recover_runs import student, teacher
 from vitfx.graph.stages import read_stages
-from vitfx.tapped import Tapped, shared_sublayers
+from vitfx.recovery.teacher import Tapped, shared_sublayers
 
 PIXELS = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 

@@ -10,8 +10,7 @@ import torch
 
 from passes.stream import read_sites
 from tests.support.recover_runs import run, student, teacher
-from vitfx.low_rank import LowRank
-from vitfx.recovery.trainable import ONLY, choose, neighbours, prepare
+from vitfx.recovery.trainable import ONLY, LowRank, choose, neighbours, prepare
 from vitfx.support.errors import UserError
 
 HEAD_GONE: dict[str, Any] = {"a1": (0,)}

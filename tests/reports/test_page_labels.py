@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import combinations
 
-from vitfx.page_labels import written
+from vitfx.reports.charts import written
 
 _LABEL = re.compile(r'<text x="([\d.]+)"( text-anchor="end")? y="([\d.]+)">(.*)</text>')
 

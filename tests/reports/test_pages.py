@@ -20,8 +20,7 @@ from tests.support.circuits import made_up
 from tests.support.pages import Page, read
 from tests.support.prune_runs import checkpoint, report, run
 from tests.support.recover_runs import npz, pruned_file
-from vitfx.circuit_file import read_circuit
-from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer
+from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer, read_circuit
 from vitfx.recover import main as recover_main
 from vitfx.reports import recover_text as recover_report
 from vitfx.reports.attention_maps import AttentionMap, AttentionMaps

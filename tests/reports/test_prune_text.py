@@ -18,8 +18,9 @@ from vitfx.graph.verify import Verification
 from vitfx.images.image_set import Images
 from vitfx.pruning.compensation import Compensated, Refitted
 from vitfx.pruning.prune_by_circuit import Pruned
-from vitfx.reports.prune_text import make_report, rows, to_markdown, to_table
+from vitfx.reports.prune_text import rows, to_markdown, to_table
 from vitfx.runs.prune_files import Measured
+from vitfx.runs.prune_record import make_report
 from vitfx.support.timing import Timing, ratio
 
 OLD = Cost(parameters=2000, flops=10_000, heads=4, neurons=32, sublayers=4)

@@ -11,8 +11,8 @@ import pytest
 from tests.reports.test_prune_text import made
 from tests.support.circuits import made_up
 from tests.test_report import folder, rounds
-from vitfx.recover_origin import origin_of
 from vitfx.reports.read_runs import Run
+from vitfx.runs.recover import origin_of
 
 KNOWN = {"model_fingerprint": "teacher's", "circuit_fingerprint": made_up("head").fingerprint()}
 

@@ -14,24 +14,22 @@ from torch.fx import GraphModule
 
 from tests.support.prune_runs import DIGITS, GREY, artifact, model, run_circuit
 from tests.support.recover_runs import npz
-from vitfx.artifact import save_artifact
-from vitfx.cli.rounds_options import Rounds
 from vitfx.deploy.deployment import NAMES, default_deployment
 from vitfx.deploy.runtime import open_session
 from vitfx.graph.trace import to_canonical
 from vitfx.images.image_set import Images
 from vitfx.images.splits import open_data
-from vitfx.models.checkpoint import load_model
+from vitfx.models.checkpoint import load_model, save_artifact
 from vitfx.pruning import target_bench as goal_bench
 from vitfx.pruning.goal import PARAMETERS, SPEEDUP, Goal, Target
 from vitfx.pruning.latency_table import LatencyTable
 from vitfx.pruning.prune_for_goal import compile_for_goal
 from vitfx.pruning.target_bench import Asked, Bench, Reference
-from vitfx.rounds_file import ARTIFACTS
 from vitfx.runs import prune_files as deliver
 from vitfx.runs import recover_measure
 from vitfx.runs import rounds as rounds_job
 from vitfx.runs.recover import RecoverJob
+from vitfx.runs.rounds_steps import ARTIFACTS, Rounds
 from vitfx.support.progress import Silent
 
 CPU = torch.device("cpu")

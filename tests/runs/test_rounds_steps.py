@@ -10,8 +10,18 @@ from pathlib import Path
 from rich.console import Console
 
 from vitfx.pruning.goal import FLOPS, SPEEDUP
-from vitfx.rounds_file import ARTIFACTS, ROUNDS, read_steps, write_steps
-from vitfx.runs.rounds_steps import PRUNED, RECOVERED, Step, missed, to_markdown, to_table
+from vitfx.runs.rounds_steps import (
+    ARTIFACTS,
+    PRUNED,
+    RECOVERED,
+    Step,
+    missed,
+    read_steps,
+    to_markdown,
+    to_table,
+    write_steps,
+)
+from vitfx.support.files import ROUNDS
 
 SETTINGS = {
     "model": "vit.pt", "target": "cpu:batch=8", "goal": "2× faster", "goal_kind": SPEEDUP, "rounds": 1, "minutes": 3.0,

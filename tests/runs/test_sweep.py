@@ -14,14 +14,13 @@ from tests.support.prune_runs import DIGITS, GREY, artifact, run_circuit
 from tests.support.recover_runs import npz
 from vitfx.graph.verify import tokens_of
 from vitfx.images.splits import open_data
-from vitfx.pareto_file import SWEEP
 from vitfx.prune import main
 from vitfx.pruning.cost_model import Price, flops_price
 from vitfx.pruning.iterative_pruner import State
 from vitfx.pruning.plan_file import PLAN_FILES, read_plan
 from vitfx.pruning.target_bench import Bench
 from vitfx.runs import sweep as pareto_job
-from vitfx.support.files import check_output
+from vitfx.support.files import SWEEP, check_output
 from vitfx.support.timing import Timing
 
 PLAIN = 1.1

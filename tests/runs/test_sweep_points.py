@@ -9,11 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from vitfx.pareto_file import SWEEP, read_points, write_points
-from vitfx.pareto_plot import draw_front
-from vitfx.runs.sweep_points import KNEE_RULE, Point, by_speed, knee, missed, read_speeds, to_markdown
+from vitfx.reports.points import KNEE_RULE
+from vitfx.runs.sweep_points import (
+    Point,
+    by_speed,
+    draw_front,
+    knee,
+    missed,
+    read_points,
+    read_speeds,
+    to_markdown,
+    write_points,
+)
 from vitfx.support.errors import UserError
-from vitfx.training.curves import png_bytes
+from vitfx.support.files import SWEEP
+from vitfx.support.pictures import png_bytes
 
 SETTINGS = {"model": "vit.pt", "target": "cpu:batch=8", "seed": 0}
 

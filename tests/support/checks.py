@@ -14,9 +14,10 @@ from passes.base import Pass, run_passes
 from passes.plan import DeletionPlan, SublayerDeletion
 from passes.stream import is_canonical, read_sites
 from tests.support.families import images, make
-from vitfx.discovery.basis.calibration import Alone, Calibration
+from vitfx.discovery.basis.calibration import Calibration
 from vitfx.graph.trace import Traced, to_canonical
 from vitfx.graph.verify import tokens_of
+from vitfx.support.processes import Alone
 
 
 @cache

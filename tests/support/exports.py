@@ -12,7 +12,7 @@ from vitfx.deploy.export import to_onnx
 from vitfx.models.weights import fingerprint
 
 EXPORTERS = (
-    "baseline",
+    "deploy.export",
     "runs.prune_files",
     "deploy.deployment",
     "pruning.target_bench",

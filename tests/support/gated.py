@@ -13,8 +13,9 @@ from tests.support.families import images
 from vitfx.circuits.circuit import LOGITS, Edge, Reader
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.ablation import make_reference
-from vitfx.discovery.basis.calibration import Alone, calibrate
+from vitfx.discovery.basis.calibration import calibrate
 from vitfx.images.image_set import Images
+from vitfx.support.processes import Alone
 
 GRANULARITIES = ("block", "head", "edge", "qkv")
 

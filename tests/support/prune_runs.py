@@ -13,12 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-import vitfx.baseline
+import vitfx.deploy.export
 import vitfx.runs.prune_files
-from vitfx.artifact import save_artifact
 from vitfx.graph.trace import to_canonical
 from vitfx.images.preprocess import Preprocess
-from vitfx.models.checkpoint import save_checkpoint
+from vitfx.models.checkpoint import save_artifact, save_checkpoint
 from vitfx.models.vit import ViT
 from vitfx.prune import main
 

@@ -13,11 +13,11 @@ from torch.fx import GraphModule
 from passes.plan import DeletionPlan, SublayerDeletion
 from passes.stream import read_sites
 from tests.support.prune_runs import DIGITS, GREY, model
-from vitfx.artifact import save_artifact
 from vitfx.graph.trace import to_canonical
 from vitfx.graph.verify import rewrite
 from vitfx.images.arrays import read_digits
 from vitfx.images.splits import open_data
+from vitfx.models.checkpoint import save_artifact
 from vitfx.recovery.data import RecoverData, open_recover_data
 from vitfx.recovery.retrain import Recovered, recover
 from vitfx.recovery.settings import RecoverSettings

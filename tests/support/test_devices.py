@@ -56,4 +56,4 @@ def test_no_other_file_quotes_the_name():
         for file in (root / folder).rglob("*.py")
         if quoted.search(file.read_text(encoding="utf-8"))
     }
-    assert found == {str(Path("vitfx", "device.py"))}
+    assert found == {str(Path("vitfx", "support", "devices.py"))}

@@ -20,16 +20,23 @@ from torch.fx import GraphModule
 
 from tests.support.discover_runs import read, run
 from tests.support.prune_runs import GREY, artifact, model
-from vitfx.discovery.basis.calibration import Alone
-from vitfx.discovery.basis.journal import FileJournal, NoJournal
+from vitfx.discovery.basis.journal import FileJournal, NoJournal, SharedJournal
 from vitfx.discovery.basis.protocol import Journal
 from vitfx.discovery.basis.settings import Settings
 from vitfx.discovery.run import discover
 from vitfx.graph.trace import to_canonical
 from vitfx.images.splits import open_data
-from vitfx.shared_journal import SharedJournal
 from vitfx.support.errors import UserError
-from vitfx.support.processes import OwnFailure, ToldElsewhere, first_says, on_each, on_first, open_share, share_device
+from vitfx.support.processes import (
+    Alone,
+    OwnFailure,
+    ToldElsewhere,
+    first_says,
+    on_each,
+    on_first,
+    open_share,
+    share_device,
+)
 from vitfx.support.progress import Silent
 
 ROOT = Path(__file__).parents[2]

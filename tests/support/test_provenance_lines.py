@@ -1,4 +1,4 @@
-from vitfx.provenance_lines import provenance_lines
+from vitfx.support.text import provenance_lines
 
 
 def test_all_that_a_report_depends_on_is_listed():

@@ -1,4 +1,4 @@
-"""vitfx.train_lines: lines where no bar is seen, bars where one is."""
+"""vitfx.support.progress: lines where no bar is seen, bars where one is."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-import vitfx.train_lines
-from vitfx.train_lines import training_watcher
+import vitfx.support.progress
+from vitfx.support.progress import training_watcher
 
 
 def test_a_log_is_told_the_state_once_nothing_was_said_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     now, printed = [0.0], io.StringIO()
-    monkeypatch.setattr(vitfx.train_lines, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(vitfx.support.progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with training_watcher(Console(file=printed)) as watcher:
         report = watcher.bar("decoding")
         for now[0], done in ((299, 1), (301, 2), (302, 3), (602, 4)):
@@ -29,7 +29,7 @@ def test_a_log_is_told_the_state_once_nothing_was_said_for_long(monkeypatch: pyt
 
 
 def test_a_terminal_has_its_bars_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vitfx.train_lines, "_SECONDS", 0.0)
+    monkeypatch.setattr(vitfx.support.progress, "_SECONDS", 0.0)
     console = Console(file=io.StringIO(), force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
     with training_watcher(console) as watcher:
         watcher.bar("decoding")(1, 4)

@@ -1,4 +1,4 @@
-"""vitfx.averaging: the recursion by hand, buffers too."""
+"""vitfx.training.optimizer: the recursion by hand, buffers too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitfx.averaging import make_average
+from vitfx.training.optimizer import make_average
 
 
 def test_the_average_is_the_recursion_with_its_warm_up() -> None:

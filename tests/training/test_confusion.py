@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from vitfx.discovery.basis.calibration import Alone
 from vitfx.images.pixel_cache import Pixels
 from vitfx.images.preprocess import Preprocess
+from vitfx.support.pictures import png_bytes
+from vitfx.support.processes import Alone
 from vitfx.training.confusion import Confusion, classes_csv, confuse, draw_confusion, matrix_csv, to_json
-from vitfx.training.curves import png_bytes
 
 GREY = Preprocess((1, 1), mean=(0.0,), std=(1.0,))
 CLASSES = ("ant", "bee, wild", "cat")

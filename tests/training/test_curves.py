@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from vitfx.support.errors import UserError
-from vitfx.training.curves import draw_curves, draw_flow, has_matplotlib, png_bytes
+from vitfx.support.pictures import has_matplotlib, png_bytes
+from vitfx.training.curves import draw_curves, draw_flow
 from vitfx.training.state import Epoch, Log
 
 LAYERS = ["embed", "blocks.0.mlp_$1", "head"]

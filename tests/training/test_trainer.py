@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import vitfx.training.trainer
-from vitfx.discovery.basis.calibration import Alone
 from vitfx.models.vit import ViT
+from vitfx.support.processes import Alone
 from vitfx.training.config import TrainConfig, read_config
 from vitfx.training.trainer import Trainer, make_trainer
 

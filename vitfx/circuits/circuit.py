@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vitfx.support.errors import UserError
@@ -165,3 +166,20 @@ class Circuit:
             return Circuit(decisions, record["kl"], record["settings"], record["origins"], record["details"])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise UserError(f"the circuit can't be read: {error!r}; give a circuit.json that vitfx wrote") from error
+
+
+def read_circuit(path: Path) -> Circuit:
+    """Raises UserError for anything but a circuit with edges."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}): give a circuit.json that vitfx wrote") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text: give a circuit.json that vitfx wrote") from error
+    try:
+        circuit = Circuit.from_json(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if not circuit.decisions:
+        raise UserError(f"{path} has no edges: give a circuit of a whole run")
+    return circuit

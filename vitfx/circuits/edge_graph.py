@@ -24,7 +24,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.nn import functional as F
 
 from passes.dialect import Attention
 from vitfx.circuits.circuit import EMBED, LOGITS, PARTS, Edge, Reader, Writer
@@ -200,9 +199,3 @@ class _Run:
         if self.reference is None or name not in self.reference:
             raise ValueError(f"edges of {name} are removed, but there is no reference for it")
         return self.reference[name]
-
-
-def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
-    """D_KL(softmax(logits) ‖ softmax(other)) for each image, float64 (N,), in nats. Below zero by rounding alone."""
-    ours, theirs = (F.log_softmax(one.double(), dim=-1) for one in (logits, other))
-    return torch.sum(ours.exp() * (ours - theirs), dim=-1)

@@ -11,9 +11,8 @@ from vitfx.deploy.deployment import NAMES
 from vitfx.discovery.basis.ablation import ABLATIONS
 from vitfx.discovery.basis.corruption import CORRUPTIONS
 from vitfx.discovery.basis.metric import METRICS
-from vitfx.discovery.basis.settings import METHODS, Settings
+from vitfx.discovery.basis.settings import METHODS, ORDERS, Settings
 from vitfx.models.architectures import KNOWN_ARCHES
-from vitfx.order import ORDERS
 from vitfx.support.errors import UserError
 
 _ONLY_FOR = {"order": ("acdc",), "metric": ("eap", "eap-ig"), "steps": ("eap-ig",)}

@@ -8,23 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vitfx.circuit_file import read_circuit
-from vitfx.circuits.circuit import Circuit
+from vitfx.circuits.circuit import Circuit, read_circuit
 from vitfx.cli.goal_options import SAMPLES, read_goal
 from vitfx.cli.options import given_settings, make_settings, threshold
-from vitfx.cli.rounds_options import Rounds, read_rounds
+from vitfx.cli.rounds_options import read_rounds
 from vitfx.deploy.deployment import default_deployment, read_rewrites
 from vitfx.deploy.precision_file import FP32, check_precision
 from vitfx.discovery.basis.settings import Settings
-from vitfx.pareto_file import SWEEP
 from vitfx.pruning.goal import Goal, Target
-from vitfx.rounds_file import ROUNDS
 from vitfx.runs.inputs import open_inputs
 from vitfx.runs.prune import Job
+from vitfx.runs.rounds_steps import Rounds
 from vitfx.runs.sweep_points import read_speeds
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
-from vitfx.support.files import JOURNAL, check_output
+from vitfx.support.files import JOURNAL, ROUNDS, SWEEP, check_output
 
 COMPENSATE_SAMPLES = 512
 

@@ -3,35 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
-from dataclasses import dataclass
 
-from vitfx.pruning.goal import PRICED, SPEEDUP, Goal
+from vitfx.pruning.goal import PRICED, Goal
+from vitfx.runs.rounds_steps import Rounds
 from vitfx.support.errors import UserError
 
 _GOALS = ", ".join(f"--{kind}" for kind in PRICED)
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """count: cuts on the way to the goal. minutes: of retraining behind each."""
-
-    count: int
-    minutes: float
-
-    def __post_init__(self) -> None:
-        """Raises UserError, naming the option and its value."""
-        if self.count < 1:
-            raise UserError(f"--rounds is {self.count}: give 1 or more")
-        if not (self.minutes > 0 and math.isfinite(self.minutes)):
-            raise UserError(f"--recover-minutes is {self.minutes:g}: give a number above 0")
-
-    def goals(self, goal: Goal, rewritten: float = 1.0) -> list[Goal]:
-        """What each round is to reach: every round cuts by the same factor, and the last one meets the goal. rewritten:
-        the speed-up before anything is cut, from which a speed-up is divided."""
-        first = min(max(rewritten, 1.0), goal.value) if goal.kind == SPEEDUP else 1.0
-        values = [first * (goal.value / first) ** (number / self.count) for number in range(1, self.count)]
-        return [Goal(goal.kind, value) for value in (*values, goal.value)]
 
 
 def add_rounds(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from vitfx.circuits.edge_graph import kl_divergence
+from vitfx.graph.divergence import kl_divergence
 from vitfx.images.image_set import Images, ImageSet
 from vitfx.support.timing import time_interleaved
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from vitfx.deploy.evaluate import Scores
 from vitfx.deploy.export import write_onnx
-from vitfx.deploy.quantize import to_int8
-from vitfx.half import to_float16
+from vitfx.deploy.quantize import to_float16, to_int8
 from vitfx.support.devices import is_gpu
 from vitfx.support.errors import UserError
 from vitfx.support.files import remove_results

@@ -1,4 +1,5 @@
-"""Static int8 quantization for CPUs, by ONNX Runtime's own tool: what is quantized, how, and on which images."""
+"""Fewer bits for an ONNX file: static int8 for CPUs, by ONNX Runtime's own tool, and float16 for CUDA, where it halves
+the bytes and gets the fused attention kernels that float32 does not."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
 
 from vitfx.deploy.export import INPUT
@@ -113,3 +115,10 @@ def _without_advice() -> Iterator[None]:
         yield
     finally:
         root.setLevel(before)
+
+
+def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with float16 weights and arithmetic; its input and output stay float32, its metadata as they are."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    return convert_float_to_float16(copied, keep_io_types=True)

@@ -43,7 +43,7 @@ def memory_needed(graph_module: GraphModule, images: Images, settings: Settings,
                       once more, and, however few images a process has, two forecasts of (e, e) in float64, where e
                       edges lead into the sublayer with most
 
-    Of the edge and the qkv graph every writer's change may lie in a file, see `vitfx.mapped`.
+    Of the edge and the qkv graph every writer's change may lie in a file, see `vitfx.discovery.engines.clean_run`.
     """
     pixels = images.pixels[:2].to(next(graph_module.parameters()).device)
     graph = EdgeGraph(graph_module, whole_mlps(graph_module), settings.granularity)

@@ -18,26 +18,24 @@ from passes.cost import measure_cost
 from vitfx.circuits.circuit import Circuit, Decision
 from vitfx.circuits.edge_graph import EdgeGraph, Paths
 from vitfx.discovery.basis.ablation import make_reference
-from vitfx.discovery.basis.calibration import Alone, Calibration, Share, calibrate
+from vitfx.discovery.basis.calibration import Calibration, calibrate
 from vitfx.discovery.basis.fidelity import fidelity
 from vitfx.discovery.basis.protocol import Engine, Journal, Limits
 from vitfx.discovery.basis.settings import RANKING, Settings
 from vitfx.discovery.engines.head_engine import HeadEngine
 from vitfx.discovery.engines.reader_engine import ReaderEngine
-from vitfx.discovery.methods.acdc import Order, acdc
-from vitfx.discovery.methods.attribution import score_edges
+from vitfx.discovery.methods.acdc import Order, acdc, by_attribution, forward, reverse
+from vitfx.discovery.methods.attribution import fisher, score_edges
 from vitfx.discovery.methods.eap_acdc import eap_acdc
 from vitfx.discovery.methods.forecast_accuracy import calibration_of
 from vitfx.discovery.methods.rank import below, least
 from vitfx.discovery.methods.unit_importance import fisher_scores, group_paths, stream_scores
-from vitfx.fisher import fisher
 from vitfx.graph.stages import Reference, read_stages
 from vitfx.graph.verify import tokens_of
 from vitfx.images.image_set import Images
 from vitfx.models.weights import fingerprint
-from vitfx.order import by_attribution, forward, reverse
 from vitfx.support.errors import UserError
-from vitfx.support.processes import on_each
+from vitfx.support.processes import Alone, Share, on_each
 from vitfx.support.progress import Watcher
 from vitfx.version import VERSION
 

@@ -1,4 +1,4 @@
-"""Model files in and out: every kind that vitfx takes becomes one `LoadedModel`."""
+"""Model files in and out: every kind that vitfx takes becomes one `LoadedModel`; artifacts are written here."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.architectures import KNOWN_ARCHES, build_from_arch, timm_preprocess
 from vitfx.models.exported import is_exported, load_exported
 from vitfx.models.factory import build_from_factory
+from vitfx.models.graph_json import encode
 from vitfx.models.huggingface import Logits, load_folder
 from vitfx.models.model_file import read_model_file, write_record
 from vitfx.models.weights import check_finite, fingerprint, load_weights, unwrap_state_dict
@@ -32,7 +34,7 @@ class LoadedModel:
     classes: the logits' names in order, None where the file does not say.
     data: the data set that the file names.
     source: what was loaded, for messages; fingerprint: sha256 of the weights, see `vitfx.models.weights.fingerprint`.
-    provenance: what an artifact says of its origin, see `vitfx.artifact.save_artifact`.
+    provenance: what an artifact says of its origin, see `vitfx.models.checkpoint.save_artifact`.
     """
 
     module: nn.Module
@@ -195,3 +197,27 @@ def _answering_logits(
     if classes is not None and len(classes) != answer.shape[1]:
         raise UserError(f"{source} names {len(classes)} classes but has {answer.shape[1]} logits: correct its classes")
     return module
+
+
+def save_artifact(
+    path: Path,
+    graph_module: GraphModule,
+    preprocess: Preprocess,
+    classes: tuple[str, ...] | None,
+    data: str | None,
+    provenance: dict[str, Any],
+) -> None:
+    """Writes what `vitfx.models.checkpoint.load_model` reads back as a canonical graph, without the original's code.
+
+    provenance: JSON-like facts: vitfx version, the original's fingerprint, settings, the circuit's fingerprint.
+    """
+    record = {
+        "format": ARTIFACT_FORMAT,
+        "graph": encode(graph_module),
+        "state_dict": {name: value.detach().cpu().contiguous() for name, value in graph_module.state_dict().items()},
+        "preprocess": preprocess.to_json(),
+        "classes": None if classes is None else list(classes),
+        "data": data,
+        "provenance": provenance,
+    }
+    write_record(path, record)

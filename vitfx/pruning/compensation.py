@@ -22,7 +22,7 @@ from torch.fx import GraphModule
 from passes.compensate import refitted
 from passes.least_squares import Moments, Ridge, ridge
 from passes.plan import DeletionPlan, Refit
-from vitfx.circuits.edge_graph import kl_divergence
+from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.narrow import Narrowed, narrow
 from vitfx.graph.stages import Stage, contribution, read_stages
 from vitfx.graph.verify import rewrite

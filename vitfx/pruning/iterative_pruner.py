@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from passes.plan import DeletionPlan, SublayerDeletion
-from vitfx.circuits.edge_graph import kl_divergence
+from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.stages import read_stages
 from vitfx.graph.verify import rewrite
 from vitfx.pruning.budget import select

@@ -11,13 +11,13 @@ from torch.fx import GraphModule
 
 from passes.plan import DeletionPlan
 from vitfx.circuits.circuit import Circuit
-from vitfx.circuits.edge_graph import kl_divergence
 from vitfx.circuits.liveness import make_plan
 from vitfx.discovery.basis.protocol import Journal
 from vitfx.discovery.basis.settings import Settings
 from vitfx.discovery.replay import replay
 from vitfx.discovery.run import Discovery, discover, journal_key, origins
 from vitfx.graph.canonical import read_module
+from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.verify import Verification, rewrite, verify
 from vitfx.images.image_set import Images
 from vitfx.pruning.compensation import Compensated, compensate

@@ -15,15 +15,14 @@ import onnx
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from vitfx.baseline import export_plain
 from vitfx.deploy.deployment import Deployment, deploy
-from vitfx.deploy.export import to_onnx
+from vitfx.deploy.export import export_plain, to_onnx
 from vitfx.deploy.lowering import lower
 from vitfx.deploy.precision_file import FP16
+from vitfx.deploy.quantize import to_float16
 from vitfx.deploy.runtime import OnnxModel, open_session
 from vitfx.graph.stages import read_stages
 from vitfx.graph.verify import rewrite, tokens_of
-from vitfx.half import to_float16
 from vitfx.pruning.cost_model import Price, flops_price, parameters_price
 from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, Goal, Target
 from vitfx.pruning.iterative_pruner import State

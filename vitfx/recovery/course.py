@@ -13,17 +13,16 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.optim import AdamW
 
-from vitfx.recover_flow import FlowLog
 from vitfx.recovery.checks import Check, best_of, held_out_logits, is_stale, scores
 from vitfx.recovery.data import Batch, RecoverData
 from vitfx.recovery.distill import unexplained
 from vitfx.recovery.settings import RecoverSettings, rate_factor
-from vitfx.recovery.teacher import Teacher
+from vitfx.recovery.teacher import Tapped, Teacher
 from vitfx.support.devices import synchronize
 from vitfx.support.errors import UserError
 from vitfx.support.interrupts import Interrupts
 from vitfx.support.progress import Watcher
-from vitfx.tapped import Tapped
+from vitfx.training.gradient_flow import GradientFlow
 from vitfx.training.optimizer import learning_rate
 from vitfx.training.precision import autocast, make_scaler
 from vitfx.training.state import Log, to_cpu
@@ -253,3 +252,31 @@ class Course:
         self.stopped = state["stopped"]
         # States of earlier versions have none.
         self.flow.rows = state.get("flow", [])
+
+
+_ADAPTED = ".parametrizations.weight.0"
+"""What a layer's adapter is called by torch, behind the layer's own name."""
+
+
+class FlowLog:
+    """rows: the state. One for each look, of the step behind it: `images` seen before that step, and `mean` and `max`
+    of the absolute gradients of each layer, as `GradientFlow` has them."""
+
+    def __init__(self, student: nn.Module) -> None:
+        self._gauge = GradientFlow(student)
+        self.rows: list[dict[str, Any]] = []
+
+    def follow(self, looked: int, seen: int) -> None:
+        """Takes the gradients as they are, where that was not done since the last look. Where they are not finite, the
+        next step's are taken.
+
+        looked: images seen before the last look; seen: before this step.
+        """
+        if self.rows and self.rows[-1]["images"] >= looked:
+            return
+        self._gauge.measure()
+        if found := self._gauge.take():
+            self.rows.append({"images": seen, **found})
+
+    def to_json(self) -> dict[str, Any]:
+        return {"layers": [name.removesuffix(_ADAPTED) for name in self._gauge.layers], "steps": self.rows}

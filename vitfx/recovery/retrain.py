@@ -17,20 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from vitfx.low_rank import merge_adapters
 from vitfx.models.weights import fingerprint
 from vitfx.recovery.checks import Check, best_of, held_out_logits
 from vitfx.recovery.course import Course
 from vitfx.recovery.data import VARIANTS, RecoverData, load
 from vitfx.recovery.distill import Objective
 from vitfx.recovery.settings import RecoverSettings
-from vitfx.recovery.teacher import Answers, Teacher, frozen, keep
-from vitfx.recovery.trainable import prepare
+from vitfx.recovery.teacher import Answers, Tapped, Teacher, frozen, keep, shared_sublayers
+from vitfx.recovery.trainable import merge_adapters, prepare
 from vitfx.support.errors import UserError
 from vitfx.support.files import writing
 from vitfx.support.interrupts import held_interrupts
 from vitfx.support.progress import Watcher
-from vitfx.tapped import Tapped, shared_sublayers
 from vitfx.training.precision import pick_precision
 from vitfx.training.state import Log, read_state, write_state
 

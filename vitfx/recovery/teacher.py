@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.fx import GraphModule
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
 
+from passes.stream import read_sites
 from vitfx.support.files import writing
-from vitfx.tapped import Tapped
 from vitfx.training.precision import autocast
 
 MOST_BYTES = 2**30
@@ -96,3 +96,25 @@ def frozen(module: GraphModule) -> GraphModule:
 def keep(data_images: int, variants: int | None, classes: int) -> bool:
     """Whether the answers to all images in so many variants are few enough to be kept; None: too many variants."""
     return variants is not None and 4 * data_images * variants * classes <= MOST_BYTES
+
+
+def shared_sublayers(student: GraphModule, teacher: GraphModule) -> tuple[str, ...]:
+    """The sublayers that both have, in their order."""
+    ours = {site.name for site in read_sites(student)}
+    return tuple(site.name for site in read_sites(teacher) if site.name in ours)
+
+
+class Tapped(nn.Module):
+    """(B, C, H, W) -> logits (B, K), and the streams (B, T, D) behind the named sublayers, by the graph's modules."""
+
+    def __init__(self, graph_module: GraphModule, names: Sequence[str]) -> None:
+        super().__init__()
+        adds = {site.name: site.add for site in read_sites(graph_module)}
+        graph, placed = Graph(), dict[Node, Node]()
+        logits = graph.graph_copy(graph_module.graph, placed)
+        graph.output((logits, tuple(placed[adds[name]] for name in names)))
+        self.graph_module = GraphModule(graph_module, graph)
+
+    def forward(self, pixels: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
+        logits, streams = self.graph_module(pixels)
+        return logits, streams

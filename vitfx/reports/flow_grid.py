@@ -17,7 +17,8 @@ _PALEST = 0.06
 
 
 def flow_grid(flow: Mapping[str, Any], name: str) -> str:
-    """flow: of `vitfx.recover_flow.FlowLog.to_json`. name: of the model. Nothing where no gradient was above zero."""
+    """flow: of `vitfx.recovery.course.FlowLog.to_json`. name: of the model. Nothing where no gradient was above
+    zero."""
     layers, steps = flow["layers"], flow["steps"]
     known = [
         (value, layer, step["images"])

@@ -130,3 +130,9 @@ def points_of_rounds(rounds: Mapping[str, Any]) -> tuple[Reached, ...]:
 
 def _runtime(provider: str) -> str:
     return provider.removesuffix("ExecutionProvider")
+
+
+KNEE_RULE = (
+    "the point that lies farthest below the straight line from the first to the last point, in KL over time, both as "
+    "shares of their ranges"
+)

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from passes.plan import DeletionPlan
-from vitfx.circuit_file import read_circuit
-from vitfx.circuits.circuit import Circuit
+from vitfx.circuits.circuit import Circuit, read_circuit
 from vitfx.circuits.view import read_sublayers
-from vitfx.pareto_file import SWEEP
 from vitfx.pruning.plan_file import PLAN, read_plan
 from vitfx.reports.points import PRUNE, Reached, kind_of, points_of, points_of_rounds, points_of_sweep
-from vitfx.rounds_file import ROUNDS
 from vitfx.support.errors import UserError
+from vitfx.support.files import ROUNDS, SWEEP
 
 REPORT, CIRCUIT = "report.json", "circuit.json"
 RESULTS = "give folders of finished runs, or JSON files of benchmarks.peers or benchmarks.runtimes"

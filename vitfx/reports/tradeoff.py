@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 
 from vitfx.reports.charts import Curve, plane
 from vitfx.reports.page import figure, section, table
-from vitfx.reports.points import Reached
-from vitfx.runs.sweep_points import KNEE_RULE
+from vitfx.reports.points import KNEE_RULE, Reached
 
 Named = Sequence[tuple[str, Sequence[Reached]]]
 """Runs: names and points."""

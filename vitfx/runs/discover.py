@@ -11,18 +11,16 @@ import torch
 from torch.fx import GraphModule
 
 from vitfx.circuits.circuit import Circuit
-from vitfx.discovery.basis.calibration import Share
 from vitfx.discovery.basis.fidelity import fidelity
-from vitfx.discovery.basis.journal import FileJournal
+from vitfx.discovery.basis.journal import FileJournal, SharedJournal
 from vitfx.discovery.basis.settings import Settings
 from vitfx.discovery.run import Discovery, discover, journal_key, origins
 from vitfx.discovery.stability import Outcome, stability
 from vitfx.images.image_set import Images, ImageSet
 from vitfx.runs.inputs import Inputs
-from vitfx.shared_journal import SharedJournal
 from vitfx.support.errors import UserError
 from vitfx.support.files import WriteError, write_aside
-from vitfx.support.processes import OwnFailure, ToldElsewhere, on_each, on_first
+from vitfx.support.processes import OwnFailure, Share, ToldElsewhere, on_each, on_first
 from vitfx.support.progress import Watcher
 
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from vitfx.baseline import export_plain
 from vitfx.deploy.deployment import Deployed, Deployment, deploy_forms
-from vitfx.deploy.export import ExportMismatch, compare_onnx, write_onnx
+from vitfx.deploy.export import ExportMismatch, compare_onnx, export_plain, write_onnx
 from vitfx.deploy.lowering import Normalising, plain_pixels
 from vitfx.deploy.onnx_forms import FORMS, Form
 from vitfx.graph.canonical import read_module

@@ -8,8 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from vitfx.provenance_lines import provenance_lines
-from vitfx.support.text import digits
+from vitfx.support.text import digits, provenance_lines
 
 Row = tuple[str, ...]
 

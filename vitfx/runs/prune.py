@@ -23,9 +23,10 @@ from vitfx.pruning.prune_for_goal import compile_for_goal
 from vitfx.pruning.target_bench import Asked, Reference
 from vitfx.reports.attention_maps import attention_maps
 from vitfx.reports.pages import prune_page
-from vitfx.reports.prune_text import make_report, to_markdown
+from vitfx.reports.prune_text import to_markdown
 from vitfx.runs.inputs import Inputs
 from vitfx.runs.prune_files import BATCHES, RESULTS, measure, write_files
+from vitfx.runs.prune_record import make_report
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import JOURNAL, UNFINISHED, WriteError, begin_results, remove_results, write_aside

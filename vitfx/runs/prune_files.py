@@ -14,16 +14,14 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from vitfx.artifact import save_artifact
-from vitfx.baseline import export_plain
 from vitfx.deploy.deployment import Deployment
 from vitfx.deploy.evaluate import Scores, evaluate
-from vitfx.deploy.export import ExportMismatch, compare_onnx, to_onnx, write_onnx
+from vitfx.deploy.export import ExportMismatch, compare_onnx, export_plain, to_onnx, write_onnx
 from vitfx.deploy.lowering import lower
 from vitfx.deploy.precision_file import FP32, HALVES
 from vitfx.deploy.runtime import OnnxModel, open_session
 from vitfx.images.image_set import Images, ImageSet
-from vitfx.models.checkpoint import LoadedModel
+from vitfx.models.checkpoint import LoadedModel, save_artifact
 from vitfx.pruning.plan_file import PLAN_FILES, write_plan
 from vitfx.pruning.prune_by_circuit import Pruned
 from vitfx.support.devices import synchronize

@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from vitfx.artifact import save_artifact
-from vitfx.baseline import export_plain
 from vitfx.deploy.deployment import Deployment, deploy
-from vitfx.deploy.export import ExportMismatch, compare_onnx, write_onnx
+from vitfx.deploy.export import ExportMismatch, compare_onnx, export_plain, write_onnx
 from vitfx.graph.canonical import read_module
 from vitfx.graph.trace import to_canonical
 from vitfx.images.image_set import ImageSet
-from vitfx.models.checkpoint import LoadedModel
-from vitfx.recover_origin import origin_of
+from vitfx.models.checkpoint import LoadedModel, save_artifact
 from vitfx.recovery.data import RecoverData, open_recover_data
 from vitfx.recovery.retrain import Recovered, Store, recover
 from vitfx.recovery.settings import RecoverSettings
 from vitfx.reports.attention_maps import attention_maps
 from vitfx.reports.pages import recover_page
-from vitfx.reports.recover_text import draw, make_report, to_markdown
+from vitfx.reports.points import PRUNE
+from vitfx.reports.read_runs import Run, read_run
+from vitfx.reports.recover_text import draw, to_markdown
 from vitfx.runs.inputs import Inputs
 from vitfx.runs.recover_measure import Row, measure
+from vitfx.runs.recover_record import make_report
 from vitfx.support.errors import UserError
 from vitfx.support.files import UNFINISHED, begin_results, remove_results, write_aside
 from vitfx.support.machine import environment, load_average
@@ -221,3 +221,20 @@ def _settings(job: RecoverJob) -> dict[str, Any]:
         "also_baseline": job.also_baseline,
         "deployment": job.deployment.to_json(),
     }
+
+
+def origin_of(model: LoadedModel, teacher: LoadedModel) -> Run | None:
+    """The run in whose folder the artifact lies, where that run made it of the teacher; else None.
+
+    Files that were moved apart or overwritten are no reason to fail: a page does without.
+    """
+    if model.provenance.get("model_fingerprint") != teacher.fingerprint:
+        return None
+    folder = Path(model.source).parent
+    try:
+        run = read_run(folder, str(folder))
+    except UserError:
+        return None
+    if run.kind != PRUNE or run.circuit is None:
+        return None
+    return run if run.circuit.fingerprint() == model.provenance.get("circuit_fingerprint") else None

@@ -10,7 +10,6 @@ from typing import Any
 from torch.fx import GraphModule
 
 from passes.cost import Cost, measure_cost
-from vitfx.cli.rounds_options import Rounds
 from vitfx.deploy.runtime import OnnxModel
 from vitfx.discovery.run import origins
 from vitfx.graph.canonical import read_module
@@ -23,12 +22,11 @@ from vitfx.pruning.goal_search import check_reach
 from vitfx.pruning.target_bench import Asked, Bench, Reference
 from vitfx.recovery.retrain import Store
 from vitfx.recovery.settings import SAMPLES, SAVE_SECONDS, RecoverSettings
-from vitfx.rounds_file import ARTIFACTS, read_steps, write_steps
 from vitfx.runs.beside_plain import measure_beside_plain
 from vitfx.runs.inputs import Inputs
 from vitfx.runs.prune import Job, run_job
 from vitfx.runs.recover import STATE, RecoverJob, run_recover
-from vitfx.runs.rounds_steps import PRUNED, RECOVERED, Step, to_markdown
+from vitfx.runs.rounds_steps import ARTIFACTS, PRUNED, RECOVERED, Rounds, Step, read_steps, to_markdown, write_steps
 from vitfx.support.files import remove_results, write_aside, writing
 from vitfx.support.machine import environment
 from vitfx.support.progress import Watcher

@@ -1,18 +1,26 @@
-"""The steps of pruning in rounds, as they were measured: a record, a table, Markdown."""
+"""The steps of pruning in rounds, as they were measured: a record, a table, Markdown.
+
+`rounds.json` is written before the first step and after every one, so that a run that was stopped goes on behind the
+last one."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
-from vitfx.provenance_lines import provenance_lines
-from vitfx.pruning.goal import SPEEDUP, reaches
+from vitfx.pruning.goal import SPEEDUP, Goal, reaches
 from vitfx.runs.beside_plain import BesidePlain
-from vitfx.support.text import digits, large
+from vitfx.support.errors import UserError
+from vitfx.support.files import ROUNDS, check_same, write_aside
+from vitfx.support.text import digits, large, provenance_lines
 
 PRUNED, RECOVERED = "pruned", "recovered"
 
@@ -114,3 +122,64 @@ def _rows(steps: Sequence[Step], settings: Mapping[str, Any], *, counts: bool) -
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.2%}"
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """count: cuts on the way to the goal. minutes: of retraining behind each."""
+
+    count: int
+    minutes: float
+
+    def __post_init__(self) -> None:
+        """Raises UserError, naming the option and its value."""
+        if self.count < 1:
+            raise UserError(f"--rounds is {self.count}: give 1 or more")
+        if not (self.minutes > 0 and math.isfinite(self.minutes)):
+            raise UserError(f"--recover-minutes is {self.minutes:g}: give a number above 0")
+
+    def goals(self, goal: Goal, rewritten: float = 1.0) -> list[Goal]:
+        """What each round is to reach: every round cuts by the same factor, and the last one meets the goal. rewritten:
+        the speed-up before anything is cut, from which a speed-up is divided."""
+        first = min(max(rewritten, 1.0), goal.value) if goal.kind == SPEEDUP else 1.0
+        values = [first * (goal.value / first) ** (number / self.count) for number in range(1, self.count)]
+        return [Goal(goal.kind, value) for value in (*values, goal.value)]
+
+
+ARTIFACTS = ("pruned.pt", "pruned.onnx")
+
+
+def read_steps(folder: Path, settings: Mapping[str, Any], *, force: bool) -> tuple[list[Step], dict[str, Any]]:
+    """Steps of an earlier run with the same settings, up to the first one whose files are gone, and the environment
+    that they were recorded with; nothing with force.
+
+    settings: all that a step depends on, fingerprints included, JSON-ready. Raises UserError where the file has rounds
+    of other settings, or is no such file.
+    """
+    path = folder / ROUNDS
+    if force or not path.exists():
+        return [], {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        earlier: dict[str, Any] = record["settings"]
+        environment: dict[str, Any] = record["environment"]
+        steps = [Step.from_json(one) for one in record["steps"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no record of rounds ({error!r}): name another folder with --out, or pass --force"
+        ) from error
+    check_same(path, "run", earlier, settings)
+    whole = takewhile(lambda one: all((folder / one.folder / name).is_file() for name in ARTIFACTS), steps)
+    return list(whole), environment
+
+
+def write_steps(
+    folder: Path, steps: Sequence[Step], settings: Mapping[str, Any], environment: Mapping[str, Any]
+) -> None:
+    """environment: of the machine that measured last, empty before the first step. Raises WriteError."""
+    record = {
+        "settings": dict(settings),
+        "environment": dict(environment),
+        "steps": [one.to_json() for one in steps],
+    }
+    write_aside(folder / ROUNDS, json.dumps(record, indent=1, ensure_ascii=False))

@@ -20,8 +20,6 @@ from vitfx.graph.canonical import read_module
 from vitfx.graph.verify import rewrite, verify
 from vitfx.images.image_set import Images
 from vitfx.models.graph_json import encode
-from vitfx.pareto_file import read_points, write_points
-from vitfx.pareto_plot import draw_front
 from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal_search import ROUNDS, Attempt
 from vitfx.pruning.iterative_pruner import Pursuit, State
@@ -30,12 +28,12 @@ from vitfx.pruning.prune_for_goal import SCORED
 from vitfx.pruning.target_bench import Asked, Bench
 from vitfx.runs.beside_plain import measure_beside_plain
 from vitfx.runs.prune import Job
-from vitfx.runs.sweep_points import Point, by_speed, to_markdown
+from vitfx.runs.sweep_points import Point, by_speed, draw_front, read_points, to_markdown, write_points
 from vitfx.support.errors import UserError
 from vitfx.support.files import remove_results, write_aside, writing
 from vitfx.support.machine import environment
+from vitfx.support.pictures import has_matplotlib, png_bytes
 from vitfx.support.progress import Watcher
-from vitfx.training.curves import has_matplotlib, png_bytes
 from vitfx.version import VERSION
 
 TABLE, PICTURE, ARTIFACT = "sweep.md", "sweep.png", "pruned.onnx"

@@ -1,25 +1,33 @@
-"""Models of rising speed along one Pareto front: accuracy and KL against measured time, and where the front bends."""
+"""Models of rising speed along one Pareto front: accuracy and KL against measured time, and where the front bends.
+
+`sweep.json` is written before the first point and after every one, so that a sweep that was stopped goes on behind its
+last one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
-from vitfx.provenance_lines import provenance_lines
 from vitfx.pruning.goal import reaches
+from vitfx.reports.points import KNEE_RULE
 from vitfx.runs.beside_plain import BesidePlain
 from vitfx.support.errors import UserError
-from vitfx.support.text import digits
-
-KNEE_RULE = (
-    "the point that lies farthest below the straight line from the first to the last point, in KL over time, both as "
-    "shares of their ranges"
-)
+from vitfx.support.files import SWEEP, check_same, write_aside
+from vitfx.support.text import digits, provenance_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,3 +159,74 @@ def _rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
         )
         for one in points
     ]
+
+
+def read_points(folder: Path, settings: Mapping[str, Any], *, force: bool) -> tuple[tuple[Point, ...], dict[str, Any]]:
+    """Points of an earlier run with the same settings, by rising speed-up, and the environment that they were recorded
+    with; nothing with force, or where there is no file.
+
+    settings: all that a point depends on, fingerprints included, JSON-ready. Raises UserError where the file has a
+    sweep of other settings, or is not one.
+    """
+    path = folder / SWEEP
+    if force or not path.exists():
+        return (), {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        earlier: dict[str, Any] = record["settings"]
+        environment: dict[str, Any] = record["environment"]
+        points = [Point.from_json(one) for one in record["points"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no sweep ({error!r}): name another folder with --out, or pass --force") from error
+    check_same(path, "sweep", earlier, settings)
+    return by_speed(points), environment
+
+
+def write_points(
+    folder: Path, points: Sequence[Point], settings: Mapping[str, Any], environment: Mapping[str, Any]
+) -> None:
+    """environment: of the machine that measured last, empty before the first point. Raises WriteError."""
+    bend = knee(points)
+    record = {
+        "settings": dict(settings),
+        "environment": dict(environment),
+        "knee": {"asked": None if bend is None else bend.asked, "found": bend is not None, "rule": KNEE_RULE},
+        "points": [one.to_json() for one in points],
+    }
+    write_aside(folder / SWEEP, json.dumps(record, indent=1, ensure_ascii=False))
+
+
+_LINE, _MARK = "#3b6fb6", "#c8553d"
+
+
+def draw_front(points: Sequence[Point], title: str) -> Figure:
+    """KL over time, and top-1 over time where the images have labels. points: two or more, by rising speed-up."""
+    from matplotlib.figure import Figure
+
+    labelled = points[0].accuracy is not None
+    figure = Figure(figsize=(10.5 if labelled else 6, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2 if labelled else 1, squeeze=False)[0]
+    bend = knee(points)
+    _panel(panels[0], points, [one.kl for one in points], bend)
+    panels[0].set(ylabel="D_KL from the original, nats an image", title=title)
+    ends = points[0], points[-1]
+    panels[0].plot([one.share for one in ends], [one.kl for one in ends], "--", color="#999", linewidth=0.8)
+    if labelled:
+        _panel(panels[1], points, [100 * (one.accuracy or 0.0) for one in points], bend)
+        whole = 100 * (points[0].plain_accuracy or 0.0)
+        panels[1].axhline(whole, color="#999", linewidth=0.8, linestyle=":", label=f"original, {whole:.2f} %")
+        panels[1].set(ylabel="top-1, %", title=f"{points[0].images} evaluation images")
+    for panel in panels:
+        panel.legend()
+    return figure
+
+
+def _panel(panel: Axes, points: Sequence[Point], values: Sequence[float], bend: Point | None) -> None:
+    panel.plot([one.share for one in points], values, color=_LINE, marker="o", markersize=4, label="pruned")
+    for one, value in zip(points, values, strict=True):
+        panel.annotate(
+            f"{one.speedup:.2f}×", (one.share, value), xytext=(4, 4), textcoords="offset points", fontsize="small"
+        )
+        if one is bend:
+            panel.plot(one.share, value, "*", color=_MARK, markersize=14, label=f"knee, {one.speedup:.2f}×")
+    panel.set(xlabel="share of the plain export's time")

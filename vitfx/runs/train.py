@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from vitfx.discovery.basis.calibration import Share
 from vitfx.images.image_set import ImageSet
 from vitfx.images.pixel_cache import open_pixels
 from vitfx.images.preprocess import Preprocess
@@ -20,13 +19,13 @@ from vitfx.runs.train_job import Data, TrainJob
 from vitfx.runs.train_record import training_report
 from vitfx.support.errors import UserError
 from vitfx.support.interrupts import held_interrupts
-from vitfx.support.processes import first_says, on_each, on_first
+from vitfx.support.pictures import has_matplotlib
+from vitfx.support.processes import Share, first_says, on_each, on_first
 from vitfx.support.progress import Watcher
 from vitfx.support.seeds import derive_seed, seed_generators
 from vitfx.training.augment import sample_transform
 from vitfx.training.board import Board, NoBoard, TensorBoard, check_tensorboard
 from vitfx.training.confusion import Confusion, confuse
-from vitfx.training.curves import has_matplotlib
 from vitfx.training.loader import BatchPlan, load_batches
 from vitfx.training.loop import Loop
 from vitfx.training.model import TrainModel, model_from, new_model

@@ -12,8 +12,9 @@ from typing import Any
 from vitfx.models.checkpoint import save_checkpoint
 from vitfx.runs.train_job import Data, TrainJob
 from vitfx.support.files import remove_results, write_aside, writing
+from vitfx.support.pictures import has_matplotlib, png_bytes
 from vitfx.training.confusion import Confusion, classes_csv, draw_confusion, matrix_csv
-from vitfx.training.curves import draw_curves, draw_flow, has_matplotlib, png_bytes
+from vitfx.training.curves import draw_curves, draw_flow
 from vitfx.training.model import TrainModel
 from vitfx.training.state import STATE, Log, write_history, write_state
 from vitfx.training.trainer import Trainer

@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vitfx.discovery.basis.calibration import Alone, Share
 from vitfx.support.devices import GPU, is_gpu, pick_device
 from vitfx.support.errors import UserError
 
@@ -166,3 +165,28 @@ def first_says(first: bool) -> Iterator[None]:
         if first:
             raise
         raise ToldElsewhere from error
+
+
+class Share(Protocol):
+    """One process's share of the images, among `world` processes that all run the same code."""
+
+    rank: int
+    world: int
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all processes, the same to the bit on each."""
+
+    def broadcast(self, value: Any) -> Any:
+        """The first process's value, on each."""
+
+
+class Alone:
+    """The only process: it holds all images."""
+
+    rank, world = 0, 1
+
+    def sum(self, value: Tensor) -> Tensor:
+        return value
+
+    def broadcast(self, value: Any) -> Any:
+        return value

@@ -1,6 +1,9 @@
-"""Numbers as tables show them."""
+"""Numbers as tables show them, and how a report in Markdown ends."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 
 def digits(value: float) -> str:
@@ -14,3 +17,18 @@ def large(count: int) -> str:
         if count >= unit:
             return f"{digits(count / unit)} {name}"
     return f"{count:,}"
+
+
+def provenance_lines(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
+    """Lines of two sections, a list each."""
+    return [
+        "",
+        "## Settings",
+        "",
+        *(f"- {key}: {value}" for key, value in settings.items()),
+        "",
+        "## Environment",
+        "",
+        *(f"- {key}: {value}" for key, value in environment.items()),
+        "",
+    ]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vitfx.discovery.basis.calibration import Share
 from vitfx.images.pixel_cache import Pixels
 from vitfx.images.preprocess import Preprocess
+from vitfx.support.processes import Share
 from vitfx.training.precision import autocast
 
 if TYPE_CHECKING:

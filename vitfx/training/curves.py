@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitfx.support.errors import UserError
 from vitfx.training.state import Log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_DPI = 120
-# The user's own matplotlibrc must not change the picture; "$" and "_" in a class's name are themselves.
-_STYLE: list[Any] = ["default", {"text.parse_math": False, "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}]
 _SMOOTHED = 200
 """Points that a curve of steps is drawn with at most; each is the mean of the steps that it stands for."""
-
-
-def has_matplotlib() -> bool:
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    return bool(matplotlib)
-
-
-def png_bytes(draw: Callable[[], Figure]) -> bytes:
-    """The figure that `draw` makes, as a PNG file. Raises UserError where matplotlib is missing."""
-    if not has_matplotlib():
-        raise UserError("pictures need matplotlib: pip install 'vitfx[plot]'")
-    from matplotlib import style
-
-    buffer = io.BytesIO()
-    with style.context(_STYLE):
-        draw().savefig(buffer, format="png", dpi=_DPI)
-    return buffer.getvalue()
 
 
 def draw_curves(log: Log, epoch_steps: int) -> Figure:

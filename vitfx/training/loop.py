@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vitfx.discovery.basis.calibration import Share
 from vitfx.support.devices import is_gpu
 from vitfx.support.errors import UserError
 from vitfx.support.interrupts import Interrupts
+from vitfx.support.processes import Share
 from vitfx.support.progress import Watcher
 from vitfx.training.board import Board
 from vitfx.training.confusion import Confusion

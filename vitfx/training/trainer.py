@@ -14,15 +14,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms import v2
 
-from vitfx.averaging import make_average
-from vitfx.discovery.basis.calibration import Share
 from vitfx.images.preprocess import Preprocess
 from vitfx.support.devices import is_gpu
+from vitfx.support.processes import Share
 from vitfx.support.seeds import derive_seed, seed_generators
 from vitfx.training.augment import batch_transform, mixing
 from vitfx.training.config import TrainConfig, TrainingConfig
 from vitfx.training.gradient_flow import GradientFlow
-from vitfx.training.optimizer import make_optimizer, make_schedule
+from vitfx.training.optimizer import make_average, make_optimizer, make_schedule
 from vitfx.training.precision import autocast, make_scaler
 from vitfx.training.state import to_cpu
 

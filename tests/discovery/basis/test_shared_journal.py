@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vitfx.circuits.circuit import Decision, Edge, Writer
-from vitfx.discovery.basis.calibration import Alone
-from vitfx.discovery.basis.journal import FileJournal
-from vitfx.shared_journal import SharedJournal
+from vitfx.discovery.basis.journal import FileJournal, SharedJournal
+from vitfx.support.processes import Alone
 
 
 def test_orders_of_another_number_of_processes_are_left_out(tmp_path: Path) -> None:

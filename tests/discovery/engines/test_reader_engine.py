@@ -15,8 +15,7 @@ from vitfx.discovery.basis.ablation import ABLATIONS, make_reference
 from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.protocol import Limits
 from vitfx.discovery.engines.reader_engine import ReaderEngine
-from vitfx.discovery.methods.acdc import acdc
-from vitfx.order import by_attribution
+from vitfx.discovery.methods.acdc import acdc, by_attribution
 
 COUNT = 20
 

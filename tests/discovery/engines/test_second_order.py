@@ -9,11 +9,11 @@ from tests.discovery.engines.test_reader_engine import Setting as ReaderSetting
 from tests.discovery.methods.test_acdc import Setting as HeadSetting
 from tests.support.gated import embedding, one_image, reference_of, run
 from vitfx.circuits.circuit import LOGITS, Edge
-from vitfx.circuits.edge_graph import kl_divergence
 from vitfx.discovery.basis.forecast import Curvature, Forecast, marginals
 from vitfx.discovery.basis.metric import fisher_probes
 from vitfx.discovery.engines.head_engine import HeadEngine
 from vitfx.discovery.engines.reader_engine import ReaderEngine
+from vitfx.graph.divergence import kl_divergence
 
 
 def visit_at(setting, stop):

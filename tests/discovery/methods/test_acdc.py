@@ -15,10 +15,9 @@ from vitfx.discovery.basis.ablation import ABLATIONS, make_reference
 from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.protocol import Limits
 from vitfx.discovery.engines.head_engine import HeadEngine
-from vitfx.discovery.methods.acdc import acdc
+from vitfx.discovery.methods.acdc import acdc, by_attribution
+from vitfx.discovery.methods.attribution import fisher
 from vitfx.discovery.methods.unit_importance import fisher_scores, group_paths
-from vitfx.fisher import fisher
-from vitfx.order import by_attribution
 
 PATHS = 3
 

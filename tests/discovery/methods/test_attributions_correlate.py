@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from vitfx.circuits.edge_graph import EdgeGraph, kl_divergence
+from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.ablation import make_reference
 from vitfx.discovery.basis.calibration import calibrate
+from vitfx.discovery.methods.attribution import eap, random_scores
 from vitfx.discovery.methods.unit_importance import fisher_scores, group_paths
 from vitfx.discovery.run import whole_mlps
-from vitfx.eap import eap
+from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.trace import to_canonical
 from vitfx.images.splits import open_data
 from vitfx.models.checkpoint import load_model
-from vitfx.random_scores import random_scores
 
 
 @pytest.fixture(scope="module")

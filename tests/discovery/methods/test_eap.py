@@ -3,8 +3,7 @@ import torch
 
 from tests.support.gated import GRANULARITIES, assert_scores, direct_metric, make_inputs, per_image
 from vitfx.discovery.basis.ablation import ABLATIONS, make_reference
-from vitfx.eap import eap
-from vitfx.fisher import fisher
+from vitfx.discovery.methods.attribution import eap, fisher
 from vitfx.graph.stages import Stage
 from vitfx.support.errors import UserError
 

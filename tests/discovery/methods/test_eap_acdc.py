@@ -9,7 +9,6 @@ import torch
 from tests.discovery.engines.test_reader_engine import Setting as ReaderSetting
 from tests.discovery.methods.test_acdc import Setting as HeadSetting
 from vitfx.circuits.circuit import ATTRIBUTED, GROUP, Edge, Reader, Writer
-from vitfx.circuits.edge_graph import kl_divergence
 from vitfx.discovery.basis.forecast import Forecast
 from vitfx.discovery.basis.journal import FileJournal, NoJournal
 from vitfx.discovery.basis.protocol import Limits, Trial
@@ -17,6 +16,7 @@ from vitfx.discovery.engines.head_engine import HeadEngine
 from vitfx.discovery.engines.reader_engine import ReaderEngine
 from vitfx.discovery.methods.eap_acdc import eap_acdc
 from vitfx.discovery.methods.sublayer_decision import LEAST, PROBES
+from vitfx.graph.divergence import kl_divergence
 
 
 @dataclass

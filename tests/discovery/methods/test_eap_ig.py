@@ -13,8 +13,7 @@ from tests.support.gated import (
 )
 from vitfx.circuits.circuit import EMBED
 from vitfx.discovery.basis.metric import METRICS
-from vitfx.eap import eap
-from vitfx.eap_ig import eap_ig
+from vitfx.discovery.methods.attribution import eap, eap_ig
 from vitfx.graph.stages import Stage
 from vitfx.support.errors import UserError
 

@@ -7,12 +7,9 @@ import torch
 
 from tests.support.gated import assert_scores, make_calibration, make_graph
 from vitfx.discovery.basis.ablation import make_reference
-from vitfx.discovery.basis.calibration import Alone
-from vitfx.eap import eap
-from vitfx.eap_ig import eap_ig
-from vitfx.edge_means import by_name, mean_of_edges
-from vitfx.fisher import fisher
-from vitfx.taylor import taylor
+from vitfx.discovery.methods.attribution import eap, eap_ig, fisher, taylor
+from vitfx.discovery.methods.edge_gradients import by_name, mean_of_edges
+from vitfx.support.processes import Alone
 
 METHODS = {
     "fisher": fisher,
@@ -68,14 +65,14 @@ def test_scores_do_not_depend_on_the_batch(method, monkeypatch):
     graph, calibration = make_graph("qkv"), make_calibration(5)
     reference = make_reference(graph, calibration.corrupted, "resample")
     expected = METHODS[method](graph, calibration, reference)
-    monkeypatch.setattr("vitfx.edge_means._BATCH", 2)
+    monkeypatch.setattr("vitfx.discovery.methods.edge_gradients._BATCH", 2)
     assert_scores(METHODS[method](graph, calibration, reference), expected, 1e-9)
 
 
 @pytest.mark.parametrize(("numbers", "batch"), [(3, 3), (2, 2), (0, 1), (100, 5)])
 def test_batches_fit_in_memory_and_progress_counts_images(numbers, batch, monkeypatch):
     graph, calibration = make_graph("edge"), make_calibration(5)
-    monkeypatch.setattr("vitfx.edge_means._NUMBERS", numbers * len(graph.writers) * 17 * 32)
+    monkeypatch.setattr("vitfx.discovery.methods.edge_gradients._NUMBERS", numbers * len(graph.writers) * 17 * 32)
     seen, sizes = [], []
 
     def of_batch(images):

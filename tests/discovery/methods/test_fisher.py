@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.support.gated import GRANULARITIES, assert_scores, make_inputs, per_image
-from vitfx.circuits.edge_graph import kl_divergence
 from vitfx.discovery.basis.ablation import make_reference
-from vitfx.fisher import fisher
+from vitfx.discovery.methods.attribution import fisher
+from vitfx.graph.divergence import kl_divergence
 
 CASES = [
     *((granularity, "mean", "vitfx") for granularity in GRANULARITIES),

@@ -1,5 +1,5 @@
 from tests.support.gated import make_graph
-from vitfx.random_scores import random_scores
+from vitfx.discovery.methods.attribution import random_scores
 
 
 def test_the_seed_alone_decides():

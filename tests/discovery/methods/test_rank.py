@@ -6,9 +6,9 @@ from tests.support.checks import canonical
 from vitfx.circuits.circuit import ATTRIBUTED, Circuit
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.circuits.liveness import make_plan
+from vitfx.discovery.methods.attribution import random_scores
 from vitfx.discovery.methods.rank import below, least
 from vitfx.graph.verify import rewrite
-from vitfx.random_scores import random_scores
 
 PATHS = {name: [range(0, 40), range(40, 48)] for name in ("m0", "m1", "m2")}
 TOKENS = 17

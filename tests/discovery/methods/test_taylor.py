@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.support.gated import assert_scores, direct_metric, make_inputs, per_image
-from vitfx.taylor import taylor
+from vitfx.discovery.methods.attribution import taylor
 
 
 @pytest.mark.parametrize("granularity", ["block", "head", "edge"])

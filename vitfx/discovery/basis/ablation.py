@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vitfx.circuits.circuit import EMBED
 from vitfx.circuits.edge_graph import EdgeGraph
-from vitfx.discovery.basis.calibration import Alone, Share
 from vitfx.graph.stages import Reference
+from vitfx.support.processes import Alone, Share
 
 ABLATIONS = ("zero", "mean", "position-mean", "resample")
 _BATCH = 32

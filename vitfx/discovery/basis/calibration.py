@@ -3,38 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vitfx.discovery.basis.corruption import corrupt
 from vitfx.images.image_set import Images
-
-
-class Share(Protocol):
-    """One process's share of the images, among `world` processes that all run the same code."""
-
-    rank: int
-    world: int
-
-    def sum(self, value: Tensor) -> Tensor:
-        """The sum over all processes, the same to the bit on each."""
-
-    def broadcast(self, value: Any) -> Any:
-        """The first process's value, on each."""
-
-
-class Alone:
-    """The only process: it holds all images."""
-
-    rank, world = 0, 1
-
-    def sum(self, value: Tensor) -> Tensor:
-        return value
-
-    def broadcast(self, value: Any) -> Any:
-        return value
+from vitfx.support.processes import Alone, Share
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from vitfx.circuits.circuit import Edge
-from vitfx.circuits.edge_graph import EdgeGraph, kl_divergence
-from vitfx.discovery.basis.calibration import Alone, Share
+from vitfx.circuits.edge_graph import EdgeGraph
+from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.stages import Reference, of_images
+from vitfx.support.processes import Alone, Share
 from vitfx.support.progress import Report
 
 _BATCH = 16

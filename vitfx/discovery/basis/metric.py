@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitfx.circuits.edge_graph import EdgeGraph, kl_divergence
+from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.calibration import Calibration
+from vitfx.graph.divergence import kl_divergence
 from vitfx.support.errors import UserError
 
 METRICS = ("kl", "loss", "logit-difference")

@@ -11,7 +11,6 @@ from vitfx.circuits.edge_graph import GRANULARITIES
 from vitfx.discovery.basis.ablation import ABLATIONS
 from vitfx.discovery.basis.corruption import CORRUPTIONS
 from vitfx.discovery.basis.metric import METRICS
-from vitfx.order import ORDERS
 from vitfx.support.errors import UserError
 
 METHODS = ("acdc", "eap-acdc", "eap", "eap-ig", "magnitude", "taylor", "random")
@@ -99,3 +98,8 @@ class Settings:
             raise UserError(
                 f"the circuit's settings can't be read ({error}): give a circuit that vitfx wrote"
             ) from error
+
+
+ORDERS = ("attribution", "reverse", "forward")
+"""attribution: the least attributed first. reverse: from the latest writer to the earliest, as the paper's own code has
+it. forward: from the earliest."""

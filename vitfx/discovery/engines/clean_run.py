@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +18,7 @@ from vitfx.discovery.basis.calibration import Calibration
 from vitfx.discovery.basis.protocol import BATCH, Chosen
 from vitfx.graph.narrow import Narrowed, narrow
 from vitfx.graph.stages import Reference, contribution, of_images
-from vitfx.mapped import mapped
+from vitfx.support.files import writing
 
 
 class CleanRun:
@@ -146,3 +150,19 @@ class CleanRun:
     def _there(self, changes: Tensor) -> Tensor:
         """Where the model is: what lies in a file is in the host's memory."""
         return changes.to(self.logits.device)
+
+
+def mapped(folder: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros of this shape, on the CPU, in a file of the folder that has no name: its room is free again once nothing
+    refers to the tensor, even if the process is killed.
+
+    Raises WriteError where the folder does not take that much.
+    """
+    count = math.prod(shape)
+    size = max(1, count * dtype.itemsize)
+    with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
+        file.truncate(size)
+        if hasattr(os, "posix_fallocate"):
+            # Without room for all of it the process would be killed at some write in the middle of its work.
+            os.posix_fallocate(file.fileno(), 0, size)
+        return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype, count=count).view(tuple(shape))

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from passes.plan import channels_of
 from vitfx.circuits.circuit import EMBED, Edge, Reader, Writer
-from vitfx.circuits.edge_graph import STREAM_READER, EdgeGraph, kl_divergence
+from vitfx.circuits.edge_graph import STREAM_READER, EdgeGraph
 from vitfx.discovery.basis.calibration import Calibration
 from vitfx.discovery.basis.forecast import Forecast
 from vitfx.discovery.basis.protocol import BATCH, Chosen, Trial, mean_kl
 from vitfx.discovery.engines.decided_stages import DecidedStage, decide, run_decided
 from vitfx.discovery.engines.second_order import ByAutograd, Tracked, second_order
+from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.narrow import narrow
 from vitfx.graph.stages import Reference, Stage, of_images
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vitfx.circuits.circuit import Reader, Writer
-from vitfx.circuits.edge_graph import EdgeGraph, kl_divergence
+from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.circuits.edge_table import Wiring
 from vitfx.discovery.basis.calibration import Calibration
 from vitfx.discovery.basis.protocol import Chosen, Trial, batches, mean_kl
@@ -22,6 +22,7 @@ from vitfx.discovery.engines.clean_run import CleanRun
 from vitfx.discovery.engines.downstream import Downstream
 from vitfx.discovery.engines.partial_sublayers import Units
 from vitfx.discovery.engines.sublayer_visit import SublayerVisit
+from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.stages import Reference
 
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitfx.circuits.edge_graph import kl_divergence
 from vitfx.discovery.basis.calibration import Calibration
 from vitfx.discovery.basis.forecast import Forecast
 from vitfx.discovery.basis.metric import fisher_probes
 from vitfx.discovery.basis.protocol import batches
+from vitfx.graph.divergence import kl_divergence
 
 BACKWARDS = 8
 """Images run at a time: gradients take more memory than a trial, and what is asked of the system is slow to come."""

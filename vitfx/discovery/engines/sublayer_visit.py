@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from vitfx.circuits.circuit import Edge
-from vitfx.circuits.edge_graph import kl_divergence
 from vitfx.circuits.edge_table import Wiring
 from vitfx.discovery.basis.forecast import Forecast
 from vitfx.discovery.basis.protocol import Chosen, Trial, batches, mean_kl
@@ -24,6 +23,7 @@ from vitfx.discovery.engines.clean_run import CleanRun
 from vitfx.discovery.engines.downstream import Downstream
 from vitfx.discovery.engines.partial_sublayers import Units
 from vitfx.discovery.engines.second_order import ByAutograd, Tracked, second_order
+from vitfx.graph.divergence import kl_divergence
 
 
 class SublayerVisit:

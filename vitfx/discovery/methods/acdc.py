@@ -2,12 +2,12 @@
 
 Readers are visited from the output backwards; of each edge into one the algorithm asks by how much removing it, on top
 of all removed before, raises D_KL(G‖H). Less than τ: the edge goes. The paper leaves the order of a reader's parents
-open; `vitfx.order` has several.
+open; `vitfx.discovery.methods.acdc` has several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from vitfx.circuits.circuit import BOUND, EXACT, Decision, Edge, Writer
@@ -51,3 +51,16 @@ def _decide(visit: Visit, edge: Edge, kl: float, limits: Limits) -> Decision:
     kept = not limits.allow(trial.kl, kl)
     basis = EXACT if trial.exact else BOUND
     return Decision(edge, kept, trial.kl - kl, trial.kl, basis, order=None if kept else trial.order)
+
+
+def by_attribution(scores: Mapping[str, float], visit: Visit) -> Sequence[Writer]:
+    """scores: by the edge's name. Ties stay in the order of the stream."""
+    return sorted(visit.writers, key=lambda writer: scores[Edge(writer, visit.reader).name])
+
+
+def reverse(visit: Visit) -> Sequence[Writer]:
+    return tuple(reversed(visit.writers))
+
+
+def forward(visit: Visit) -> Sequence[Writer]:
+    return visit.writers

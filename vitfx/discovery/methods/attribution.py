@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
+from vitfx.circuits.circuit import EMBED
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.calibration import Calibration
+from vitfx.discovery.basis.metric import check_metric, drawn_from, log_probability, make_metric
 from vitfx.discovery.basis.settings import Settings
+from vitfx.discovery.methods.edge_gradients import TrackedRun, by_name, embedding_of, mean_of_edges
 from vitfx.discovery.methods.magnitude import magnitude
-from vitfx.eap import eap
-from vitfx.eap_ig import eap_ig
-from vitfx.graph.stages import Reference
-from vitfx.random_scores import random_scores
+from vitfx.graph.stages import Reference, of_images
+from vitfx.support.errors import UserError
 from vitfx.support.progress import Report
-from vitfx.taylor import taylor
 
 
 def score_edges(
@@ -30,3 +33,110 @@ def score_edges(
         "random": lambda: random_scores(graph, settings.seed),
     }
     return methods[settings.method]()
+
+
+def eap(
+    graph: EdgeGraph, calibration: Calibration, reference: Reference, *, metric: str, progress: Report | None = None
+) -> dict[str, float]:
+    """EAP, edge attribution patching (Syed et al. 2024, "Attribution Patching Outperforms Automated Circuit Discovery",
+    arXiv:2310.10348): a first-order estimate of what removing an edge does to a metric, for all edges at once.
+
+    |mean over images of (ref_w − clean_w) · ∂metric/∂x_r at the clean run| for each edge w → r, by its name.
+
+    metric: one of METRICS, in whose unit the scores are. D_KL(clean ‖ ·) has no gradient at the clean run: `kl` takes
+    its quadratic form, see `fisher`. Two forward passes for `logit-difference`, else one, and one backward.
+    Raises UserError for an unknown metric.
+    """
+    check_metric(metric)
+    if metric == "kl":
+        return fisher(graph, calibration, reference, progress=progress)
+
+    def of_batch(images: slice) -> Tensor:
+        run = TrackedRun(graph, embedding_of(graph, calibration.clean[images]))
+        value = make_metric(metric, graph, calibration, images, run.logits)
+        return run.derivatives(value, run.deltas(reference, images))
+
+    return by_name(graph, mean_of_edges(graph, calibration, of_batch, progress).abs())
+
+
+def eap_ig(
+    graph: EdgeGraph,
+    calibration: Calibration,
+    reference: Reference,
+    *,
+    metric: str,
+    steps: int = 5,
+    progress: Report | None = None,
+) -> dict[str, float]:
+    """EAP-IG: edge attribution patching with integrated gradients (Hanna et al. 2024, "Have Faith in Faithfulness",
+    arXiv:2403.17806): gradients are taken along the way from the ablated embedding to the clean one.
+
+    |mean over images of (ref_w − clean_w) · 1/m Σ_k ∂metric/∂x_r at z' + k/m (z − z')|, k = 1 … m, by edge name.
+
+    z is the embedding of the image, z' its reference, m the steps; the last point is the clean run, whose gradient of
+    `kl` is zero (Hanna et al. 2024, equation 3). ref_w − clean_w is the clean run's. metric: one of METRICS, in whose
+    unit the scores are. m forward and backward passes. Raises UserError for an unknown metric, or less than one step.
+    """
+    check_metric(metric)
+    if steps < 1:
+        raise UserError(f"EAP-IG can't take {steps} steps: give 1 or more")
+
+    def of_batch(images: slice) -> Tensor:
+        clean = embedding_of(graph, calibration.clean[images])
+        ablated = of_images(reference[EMBED], images).to(clean)
+        run = TrackedRun(graph, clean)
+        value = make_metric(metric, graph, calibration, images, run.logits)
+        deltas = run.deltas(reference, images)
+        total = run.derivatives(value, deltas)
+        for step in range(1, steps):
+            point = torch.lerp(ablated.expand_as(clean), clean, step / steps)
+            total += TrackedRun(graph, point).derivatives(value, deltas)
+        return total / steps
+
+    return by_name(graph, mean_of_edges(graph, calibration, of_batch, progress).abs())
+
+
+def taylor(graph: EdgeGraph, calibration: Calibration, *, progress: Report | None = None) -> dict[str, float]:
+    """The first-order Taylor score of pruning, a baseline: how much the loss changes as an edge's activation goes to
+    zero (Molchanov et al. 2017, arXiv:1611.06440, equation 8; for heads, Michel et al. 2019, arXiv:1905.10650,
+    equation 2).
+
+    Mean over images of |clean_w · ∂loss/∂x_r| for each edge w → r, by its name, in nats an image. The absolute value
+    is each image's. It knows no reference: the gate goes towards zero.
+    """
+
+    def of_batch(images: slice) -> Tensor:
+        run = TrackedRun(graph, embedding_of(graph, calibration.clean[images]))
+        loss = make_metric("loss", graph, calibration, images, run.logits)
+        return run.derivatives(loss, run.deltas(None, images)).abs()
+
+    return by_name(graph, mean_of_edges(graph, calibration, of_batch, progress))
+
+
+def random_scores(graph: EdgeGraph, seed: int) -> dict[str, float]:
+    """The baseline that every other must beat: a number from [0, 1) for each edge by its name, drawn in the order
+    of `graph.edges()` from this seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return by_name(graph, torch.rand(len(graph.edges()), dtype=torch.float64, generator=generator))
+
+
+def fisher(
+    graph: EdgeGraph, calibration: Calibration, reference: Reference, *, progress: Report | None = None
+) -> dict[str, float]:
+    """The Fisher information of every edge: what removing it adds to the KL divergence, to second order.
+
+    An edge's gate is 1 where the edge is whole and 0 where the reader sees the writer's reference. D_KL(clean ‖ ·) has
+    no gradient at the clean run; its quadratic form there is ½·E[(∂ log p(y|x)/∂gate)²] with y drawn from the model
+    (Amari 1998; for pruning, Theis et al. 2018, arXiv:1801.05787, equation 6).
+
+    ½ · mean over images of (∂ log p(y|x)/∂gate)² for each edge, by its name, in nats an image.
+
+    One y is drawn for each image, with `calibration.draws`. One forward and one backward pass.
+    """
+
+    def of_batch(images: slice) -> Tensor:
+        run = TrackedRun(graph, embedding_of(graph, calibration.clean[images]))
+        drawn = drawn_from(run.logits, calibration.draws[images])
+        return run.derivatives(log_probability(drawn), run.deltas(reference, images)).square() / 2
+
+    return by_name(graph, mean_of_edges(graph, calibration, of_batch, progress))

@@ -20,7 +20,7 @@ from passes.dialect import Attention, Mlp, Sublayer
 from passes.plan import channels_of
 from vitfx.circuits.circuit import EMBED, Writer
 from vitfx.circuits.edge_graph import EdgeGraph
-from vitfx.edge_means import by_name
+from vitfx.discovery.methods.edge_gradients import by_name
 from vitfx.graph.stages import Stage
 
 
