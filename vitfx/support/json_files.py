@@ -1,0 +1,39 @@
+"""JSON files that say what they are: each has a `format`, and no reader guesses a kind by its keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitfx.support.errors import UserError
+from vitfx.support.files import write_aside
+
+
+def json_text(format: str, record: Mapping[str, Any]) -> str:
+    """format: such as "vitfx-report/1", the first key. Raises ValueError for NaN and infinity, which JSON lacks."""
+    return json.dumps({"format": format, **record}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, format: str, record: Mapping[str, Any]) -> None:
+    """Raises WriteError, and ValueError as `json_text` does."""
+    write_aside(path, json_text(format, record))
+
+
+def read_json(path: Path, format: str, advice: str) -> dict[str, Any]:
+    """The record that `write_json` wrote, without its `format`.
+
+    advice: ends the sentence of the error, such as "give a report.json that vitfx wrote". Raises UserError where the
+    file can't be read, is no JSON object, or has another format.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}): {advice}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): {advice}") from error
+    if not isinstance(record, dict) or record.get("format") != format:
+        kind = record.get("format") if isinstance(record, dict) else None
+        raise UserError(f"{path} is {'of no format' if kind is None else f'a {kind}'}, not a {format}: {advice}")
+    return {name: value for name, value in record.items() if name != "format"}
