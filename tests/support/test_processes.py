@@ -57,9 +57,9 @@ from pathlib import Path
 import torch
 import vitfx.discover
 torch.set_num_threads(1)
-from tests.discover_runs import run
+from tests.support.discover_runs import run
 from tests.test_share import RESUMED, RUNS, decided, exchanged, resumed
-from vitfx.share import open_share
+from vitfx.support.processes import open_share
 
 out = Path(sys.argv[1])
 with open_share(torch.device("cpu")) as share:
