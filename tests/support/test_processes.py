@@ -58,7 +58,7 @@ import torch
 import vitfx.discover
 torch.set_num_threads(1)
 from tests.support.discover_runs import run
-from tests.test_share import RESUMED, RUNS, decided, exchanged, resumed
+from tests.support.test_processes import RESUMED, RUNS, decided, exchanged, resumed
 from vitfx.support.processes import open_share
 
 out = Path(sys.argv[1])
