@@ -6,29 +6,23 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from rich.table import Table
-
-from benchmarks.tables import markdown_table
-
-_COLUMNS = ("FLOPs deleted", "method", "KL", "agreement", "top-1", "calibration KL", "discovery")
+from vitfx.support.tables import Table
 
 
 def table(record: dict[str, Any]) -> Table:
-    found = Table(title=_title(record), min_width=80)
-    for number, column in enumerate(_COLUMNS):
-        found.add_column(column, justify="left" if number == 1 else "right", no_wrap=number == 1)
-    before = None
-    for share, cells in _rows(record):
-        if before not in (None, share):
-            found.add_section()
-        before = share
-        found.add_row(*cells)
-    return found
+    """Share by share, method by method."""
+    rows, groups = [], []
+    for share in record["asked"]["flops"]:
+        for method, found in record["methods"].items():
+            rows.append(_cells(method, found, [row for row in found["rows"] if row["share"] == share]))
+            groups.append(share)
+    columns = ("FLOPs deleted", "method", "KL", "agreement", "top-1", "calibration KL", "discovery")
+    return Table(columns, rows, _title(record), left=(1,), groups=groups)
 
 
 def markdown(record: dict[str, Any]) -> str:
     """A title, the table and what its columns are."""
-    lines = [_title(record), "", *markdown_table(_COLUMNS, [cells for _, cells in _rows(record)], left=1)]
+    lines = [_title(record), "", *table(record).to_markdown()]
     machine = record["asked"]["environment"]
     preparation = statistics.median(one["preparation_seconds"] for one in record["methods"].values())
     lines += [
@@ -49,16 +43,6 @@ def _title(record: dict[str, Any]) -> str:
         f"{settings['granularity']} graph, {settings['ablation']} ablation, {settings['samples']} calibration and "
         f"{asked['evaluation_images']} evaluation images{accuracy}"
     )
-
-
-def _rows(record: dict[str, Any]) -> list[tuple[float, list[str]]]:
-    """Share by share, method by method."""
-    rows = []
-    for share in record["asked"]["flops"]:
-        for method, found in record["methods"].items():
-            alike = [one for one in found["rows"] if one["share"] == share]
-            rows.append((share, _cells(method, found, alike)))
-    return rows
 
 
 def _cells(method: str, found: dict[str, Any], alike: Sequence[dict[str, Any]]) -> list[str]:

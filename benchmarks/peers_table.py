@@ -4,31 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from benchmarks.tables import markdown_table
 from vitfx.reports.peers import BY_TIME
+from vitfx.support.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLUMNS = ("asked for", "peer", "FLOPs deleted", "top-1", "KL", "agreement", "speed-up", "made in")
-_LEFT = 1
 LOST = 0.01
 """Of top-1, at which peers are compared by their speed."""
 
 
 def table(record: dict[str, Any]) -> Table:
-    found = Table(title=_title(record), min_width=80)
-    for number, column in enumerate(_COLUMNS):
-        found.add_column(column, justify="left" if number == _LEFT else "right", no_wrap=number == _LEFT)
-    before = None
-    for row in _sorted(record):
-        if before not in (None, row["share"]):
-            found.add_section()
-        before = row["share"]
-        found.add_row(*_cells(row))
-    return found
+    rows = _sorted(record)
+    columns = ("asked for", "peer", "FLOPs deleted", "top-1", "KL", "agreement", "speed-up", "made in")
+    cells = [_cells(row, len(columns)) for row in rows]
+    return Table(columns, cells, _title(record), left=(1,), groups=[row["share"] for row in rows])
 
 
 def markdown(record: dict[str, Any]) -> str:
@@ -38,7 +28,7 @@ def markdown(record: dict[str, Any]) -> str:
     lines = [
         _title(record),
         "",
-        *markdown_table(_COLUMNS, [_cells(row) for row in rows], left=_LEFT),
+        *table(record).to_markdown(),
         "",
         "No training. KL is D_KL(original ‖ smaller) in nats an image; top-1 is followed by its standard error. All "
         f"is of the exported model on ONNX Runtime {machine['onnxruntime']}. Speed-up is the median over the rounds of "
@@ -114,10 +104,10 @@ def _sorted(record: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(record["rows"].values(), key=lambda row: row["share"])
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any], columns: int) -> list[str]:
     share = f"{row['share']:.0%}"
     if "refused" in row:
-        return [share, row["peer"], *("–" for _ in _COLUMNS[2:])]
+        return [share, row["peer"], *["–"] * (columns - 2)]
     top = "–" if row["accuracy"] is None else f"{row['accuracy']:.1%} ± {100 * row['standard_error']:.1f}"
     return [
         share,

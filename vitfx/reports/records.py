@@ -1,0 +1,295 @@
+"""The JSON records that commands write and reports read, with the `format` that each file has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NotRequired, TypedDict
+
+PRUNE_REPORT = "vitfx-prune-report/1"
+RECOVER_REPORT = "vitfx-recover-report/1"
+OPTIMIZE_REPORT = "vitfx-optimize-report/1"
+TRAIN_REPORT = "vitfx-train-report/1"
+SWEEP_RECORD = "vitfx-sweep/1"
+ROUNDS_RECORD = "vitfx-rounds/1"
+PEERS_RECORD = "vitfx-peers/1"
+RUNTIMES_RECORD = "vitfx-runtimes/1"
+
+Facts = Mapping[str, Any]
+"""Names and values that are listed as they are, such as settings and environment."""
+
+
+class Side(TypedDict):
+    """The baseline or the pruned model."""
+
+    loss: float | None  #: in nats, None without labels
+    accuracy: float | None  #: top-1, 0..1, None without labels
+    params: int
+    flops: int  #: of an image
+    heads: int
+    mlp_neurons: int
+    sublayers: int
+    latency_ms: dict[str, float]  #: medians by batch
+    latency_spread_ms: dict[str, list[float]]  #: tenth and ninetieth percentiles by batch
+    evaluation_seconds: float  #: over all evaluation images
+
+
+class PrecisionRecord(TypedDict):
+    """A third ONNX file, in other numbers than float32."""
+
+    name: str  #: "int8" or "fp16"
+    file: str
+    quantized: NotRequired[int]  #: linear maps
+    kept: NotRequired[list[str]]  #: operators that stay in float32
+    images: NotRequired[int]  #: that the ranges were calibrated on
+    loss: float | None
+    accuracy: float | None
+    kl: float
+    agreement: float
+    latency_ms: dict[str, float]
+    speedup_by_batch: dict[str, float]
+    evaluation_seconds: float
+
+
+class PruneImages(TypedDict):
+    calibration: int
+    evaluation: int
+    skipped: int  #: corrupt ones
+
+
+class CircuitRecord(TypedDict):
+    source: str | None  #: the file that it came from, None where this run discovered it
+    method: str
+    granularity: str
+    kl: float  #: of the circuit, in nats an image, on the calibration images
+    artifact_kl: float  #: of what was built from it
+    edges: int
+    removed: int
+    fingerprint: str
+    fidelity: Facts | None  #: of the circuit as it is, on the calibration images
+    calibration: Facts | None
+
+
+class CompensationRecord(TypedDict):
+    kind: str
+    images: int
+    held_out: int
+    kl: float | None
+    kl_mean: float | None
+    refits: list[dict[str, Any]]
+    sentence: str | None
+
+
+class PruneReport(TypedDict):
+    """report.json of `vitfx.prune`."""
+
+    baseline: Side
+    pruned: Side
+    kl: float  #: from the baseline, in nats an image
+    agreement: float  #: share of the images with the baseline's top-1
+    speedup: float  #: at `batch`
+    batch: int  #: at which the speed-up counts
+    speedup_by_batch: dict[str, float]
+    runtime: str  #: ONNX Runtime's provider
+    images: PruneImages
+    circuit: CircuitRecord
+    compensation: CompensationRecord
+    verify: Facts
+    deployment: Facts
+    precision: PrecisionRecord | None
+    notes: list[str]
+    settings: Facts
+    environment: Facts
+
+
+class Times(TypedDict):
+    evaluation_seconds: float
+    ms_per_image: float
+    ms_at_batch_1: float
+
+
+class RecoveredModel(TypedDict):
+    """A row of the table of models before and after retraining."""
+
+    name: str
+    loss: float | None
+    accuracy: float | None
+    kl: float
+    agreement: float
+    params: int
+    flops: int
+    runtimes: dict[str, Times]  #: by ONNX Runtime's provider
+
+
+class CheckRecord(TypedDict):
+    """A look at held-out images."""
+
+    progress: float  #: 0..1
+    images: int  #: seen in training so far
+    seconds: float
+    loss: float | None
+    accuracy: float | None
+    kl: float  #: from the teacher
+    agreement: float  #: with the teacher
+    lr: float
+    train_loss: float | None
+
+
+class FlowStep(TypedDict):
+    images: int  #: seen before the step
+    mean: list[float]  #: of the absolute gradients, by layer
+    max: list[float]
+
+
+class Flow(TypedDict):
+    layers: list[str]  #: from the image to the logits
+    steps: list[FlowStep]
+
+
+class CourseRecord(TypedDict):
+    """A retraining."""
+
+    checks: list[CheckRecord]
+    best: int  #: the position of the check whose weights are kept
+    steps: int
+    seconds: float
+    trained_parameters: int
+    precision: str
+    augment: str
+    told: list[str]
+    gradient_flow: Flow
+    losses: list[float]  #: means of stretches of steps
+    sentence: str  #: what was kept
+
+
+class RecoverImages(TypedDict):
+    training: int
+    held_out: int
+    labelled: bool
+    evaluation: int
+    skipped: int
+
+
+class RecoverReport(TypedDict):
+    """report.json of `vitfx.recover`."""
+
+    made_by: str
+    models: list[RecoveredModel]  #: the unpruned one first
+    recovery: CourseRecord
+    baseline_recovery: CourseRecord | None  #: the unpruned model's own retraining
+    won_back: float | None  #: share of the accuracy that pruning cost
+    images: RecoverImages
+    settings: Facts
+    environment: Facts
+
+
+class RewriteRecord(TypedDict):
+    name: str
+    changed: bool  #: whether there was anything to do
+    error: float | None  #: of the logits, relative, in float64
+    notes: list[str]
+    alone: dict[str, float]  #: time as a part of the canonical graph's, by batch
+
+
+class OptimizeImages(TypedDict):
+    count: int
+    of: str
+
+
+class OptimizeReport(TypedDict):
+    """report.json of `vitfx.optimize`."""
+
+    model: str
+    model_fingerprint: str
+    images: OptimizeImages
+    baseline: str  #: what baseline.onnx is
+    form: str  #: that was kept
+    portable: bool
+    settings: Facts
+    time_left: dict[str, float]  #: as a part of the baseline's, by batch
+    latency_ms: dict[str, dict[str, dict[str, float]]]  #: by batch and by "baseline" or "optimized"
+    forms: dict[str, dict[str, float]]  #: time left with all rewrites, by form and batch
+    rewrites: list[RewriteRecord]
+    verify: dict[str, float]  #: "float64" and "onnx"
+    notes: list[str]
+    environment: Facts
+
+
+class PointRecord(TypedDict):
+    """What a model of a sweep and of rounds has, measured beside the plain export of the original."""
+
+    speedup: float
+    ms: float
+    plain_ms: float
+    kl: float
+    agreement: float
+    accuracy: float | None
+    plain_accuracy: float | None
+    images: int
+    folder: str
+
+
+class SweepPoint(PointRecord):
+    asked: float | None  #: speed-up, None for exact rewrites alone
+    params: float  #: share that is left
+    flops: float  #: share that is left
+    rounds: int
+    points_lost: float | None  #: of top-1
+
+
+class Knee(TypedDict):
+    asked: float | None
+    found: bool
+    rule: str
+
+
+class SweepRecord(TypedDict):
+    """sweep.json."""
+
+    settings: Facts
+    environment: Facts  #: empty before the first point
+    knee: Knee
+    points: list[SweepPoint]
+
+
+class RoundStep(PointRecord):
+    round: int
+    kind: str  #: "pruned" or "recovered"
+    asked: float
+    params: int
+    flops: int
+    params_share: float
+    flops_share: float
+    said: str | None  #: what the retraining says of itself
+
+
+class RoundsRecord(TypedDict):
+    """rounds.json."""
+
+    settings: Facts
+    environment: Facts  #: empty before the first step
+    steps: list[RoundStep]
+
+
+class PeersRecord(TypedDict):
+    """What `benchmarks.peers` writes."""
+
+    asked: dict[str, Any]
+    rows: dict[str, dict[str, Any]]
+
+
+class RuntimesRecord(TypedDict):
+    """What `benchmarks.runtimes` writes."""
+
+    settings: Facts
+    environment: Facts
+    data: str
+    models: list[dict[str, str]]
+    latency: list[dict[str, Any]]
+    evaluation: dict[str, Any]
+
+
+class Made(TypedDict):
+    """What any record says of how it was made."""
+
+    settings: Facts
+    environment: Facts
