@@ -6,15 +6,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from vitfx.cli.exit_codes import ending
 from vitfx.reports.pages import compare_page
 from vitfx.reports.peers import read_peers
-from vitfx.reports.read_runs import RESULTS, Run, read_record, read_run
-from vitfx.reports.runtimes import has_runtimes, read_runtimes
+from vitfx.reports.read_runs import DAMAGES, Run, read_run
+from vitfx.reports.records import PEERS_RECORD, RUNTIMES_RECORD, PeersRecord, RuntimesRecord
+from vitfx.reports.runtimes import read_runtimes
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_new_file, write_aside
+from vitfx.support.json_files import read_any_json
 
+_RESULTS = "give folders of finished runs, or JSON files of benchmarks.peers or benchmarks.runtimes"
 _EXAMPLE = """example:
   python -m vitfx.report small/ smaller/ retrained/ --out compare.html
   python -m vitfx.report sweep/ rounds/ peers.json
@@ -35,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         _check_out(options.out, force=options.force)
         names = zip(options.runs, ends(options.runs), strict=True)
-        write_aside(options.out, _page([run for path, name in names for run in _read(path, name)]))
+        runs = [run for path, name in names for run in _read(path, name)]
+        for run in runs:
+            _check(run)
+        write_aside(options.out, compare_page(runs))
         print(f"{options.out} has the comparison")
 
     return ending(work)
@@ -56,32 +63,25 @@ def _read(path: Path, name: str) -> tuple[Run, ...]:
     if path.is_dir():
         return (read_run(path, name),)
     if not path.exists():
-        raise UserError(f"{path} is not there: {RESULTS}")
-    record = read_record(path, RESULTS)
-    return (read_runtimes(record, path, name),) if has_runtimes(record) else read_peers(record, path, name)
+        raise UserError(f"{path} is not there: {_RESULTS}")
+    format, record = read_any_json(path, (PEERS_RECORD, RUNTIMES_RECORD), _RESULTS)
+    if format == PEERS_RECORD:
+        return read_peers(cast(PeersRecord, record), path, name)
+    return (read_runtimes(cast(RuntimesRecord, record), path, name),)
 
 
-def _page(runs: list[Run]) -> str:
-    """Raises UserError where a report lacks what the page shows."""
-    try:
-        return compare_page(runs)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        for run in runs:
-            _try_alone(run)
-        raise UserError(f"the runs can't be shown together ({error!r}): give fewer of them") from error
-
-
-def _try_alone(run: Run) -> None:
+def _check(run: Run) -> None:
+    """Raises UserError where its report lacks what the page shows."""
     try:
         compare_page([run])
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except DAMAGES as error:
         raise UserError(f"{run.name} has a damaged report ({error!r}): give the folder of a finished run") from error
 
 
 def _check_out(out: Path, *, force: bool) -> None:
     """Raises UserError where the page can't go there."""
     if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--out {out} is no .html: give a name that ends in it")
+        raise UserError(f"--out {out} is not an .html file: give a name that ends in .html")
     check_new_file(out, force=force)
 
 

@@ -61,22 +61,12 @@ class CircuitRecord(TypedDict):
     method: str
     granularity: str
     kl: float  #: of the circuit, in nats an image, on the calibration images
-    artifact_kl: float  #: of what was built from it
+    artifact_kl: float | None  #: of what was built from it
     edges: int
     removed: int
     fingerprint: str
     fidelity: Facts | None  #: of the circuit as it is, on the calibration images
     calibration: Facts | None
-
-
-class CompensationRecord(TypedDict):
-    kind: str
-    images: int
-    held_out: int
-    kl: float | None
-    kl_mean: float | None
-    refits: list[dict[str, Any]]
-    sentence: str | None
 
 
 class PruneReport(TypedDict):
@@ -92,7 +82,7 @@ class PruneReport(TypedDict):
     runtime: str  #: ONNX Runtime's provider
     images: PruneImages
     circuit: CircuitRecord
-    compensation: CompensationRecord
+    compensation: Facts
     verify: Facts
     deployment: Facts
     precision: PrecisionRecord | None

@@ -11,10 +11,7 @@ from vitfx.support.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 _DPI = 120
-
-
 # The user's own matplotlibrc must not change the picture; "$" and "_" in a class's name are themselves.
 _STYLE: list[Any] = ["default", {"text.parse_math": False, "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}]
 

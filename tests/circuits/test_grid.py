@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
+from vitfx.reports.circuit_grid import dead_cells, has_costs, has_scores, score_grid, state_grid
 
 from passes.plan import DeletionPlan, SublayerDeletion
 from tests.support.circuits import made_up, of_edges
 from tests.support.pages import Page
 from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer
-from vitfx.reports.circuit_grid import dead_cells, has_costs, has_scores, score_grid, state_grid
 
 
 def circuit(*, paths: int = 2) -> Circuit:
