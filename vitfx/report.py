@@ -23,12 +23,13 @@ _EXAMPLE = """example:
   python -m vitfx.report small/ smaller/ retrained/ --out compare.html
   python -m vitfx.report sweep/ rounds/ peers.json
 
-Each folder is one that vitfx.prune or vitfx.recover wrote: its report.json is read, and its sweep.json (--sweep) or
-rounds.json (--rounds) where there is one. A file is one that python -m benchmarks.peers --out wrote, each peer is a
-curve, or python -m benchmarks.runtimes, bars for every batch and runtime. The page has all models in one table and two
-pictures, top-1 and KL against time, with the knees of sweeps marked, and then each run by itself. Times are shares of
-each run's own baseline, which was timed in turns with it, so that runs of other hours can be compared; runs of other
-machines or other images only as far as those are alike. A single run has its own report.html in its folder.
+Folders are those that vitfx.prune or vitfx.recover wrote: report.json is read, and sweep.json (of --sweep) or
+rounds.json (of --rounds) where there is one. Files are those of python -m benchmarks.peers --out, which give a curve
+for each peer, and of python -m benchmarks.runtimes, which give bars for every batch and runtime. The page shows all
+models in one table and two pictures, top-1 and KL against time, with the knees of sweeps marked, and then each run by
+itself. Times are shares of each run's own baseline, which was timed in turns with it, so runs made at different hours
+can be compared; runs on different machines or images only as far as those are alike. A single run's page is the
+report.html in its folder.
 
 exit code: 0, or 2 when something you gave can't be used; then nothing is written."""
 
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN",
         nargs="+",
         type=Path,
-        help="folders of finished runs, files of benchmarks.peers and .runtimes",
+        help="folders of finished runs, or files of benchmarks.peers and benchmarks.runtimes",
     )
     parser.add_argument("--out", type=Path, default=Path("compare.html"), help="the page (default compare.html)")
     parser.add_argument("--force", action="store_true", help="overwrite the page")

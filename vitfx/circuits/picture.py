@@ -32,7 +32,7 @@ _DPI = 144
 # The user's own matplotlibrc must not change the picture; "$" in a setting is a dollar.
 _STYLE: list[Any] = ["default", {"svg.hashsalt": "vitfx", "text.parse_math": False, "font.size": 9}]
 # Inches.
-_MARGIN, _GAP, _TOP, _BOTTOM, _TITLE = 0.35, 0.35, 0.95, 0.9, 0.4
+_MARGIN, _GAP, _TOP, _BOTTOM, _TITLE = 0.35, 0.35, 0.95, 1.0, 0.4
 _NARROWEST, _WIDTH = 4.5, 10.5
 # Pixels. No variables: not every program that shows SVG knows them.
 _EDGE, _LEAST, _LINE = 24, 720, 18
