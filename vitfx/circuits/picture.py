@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
@@ -21,7 +20,7 @@ from vitfx.circuits.view import (
     structurally_alive,
     writer_scores,
 )
-from vitfx.support.errors import UserError
+from vitfx.support.pictures import figure_bytes
 from vitfx.support.svg import drawing, element
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".svg", ".png")
 _DPI = 144
-# The user's own matplotlibrc must not change the picture; "$" in a setting is a dollar.
-_STYLE: list[Any] = ["default", {"svg.hashsalt": "vitfx", "text.parse_math": False, "font.size": 9}]
 # Inches.
 _MARGIN, _GAP, _TOP, _BOTTOM, _TITLE = 0.35, 0.35, 0.95, 1.0, 0.4
 _NARROWEST, _WIDTH = 4.5, 10.5
@@ -56,19 +53,14 @@ def picture_bytes(circuit: Circuit, suffix: str, edges: int) -> bytes:
     texts = _title(circuit), _facts(circuit, len(cells - alive), len(cells)), _caption(circuit, grid)
     if reads_stream(circuit) and suffix == ".svg":
         return _grid_svg(grid, *texts).encode()
-    try:
-        from matplotlib import style
-    except ImportError as error:
-        raise UserError("this picture needs matplotlib: pip install 'vitfx[plot]'") from error
-    metadata: dict[str, Any] = {"Date": None} if suffix == ".svg" else {}
-    buffer = io.BytesIO()
-    with style.context(_STYLE):
+
+    def draw() -> Figure:
         if reads_stream(circuit):
-            panels = [grid_panel(grid, "score of each edge", left=0.0)]
-        else:
-            panels = _edge_panels(circuit, sublayers, alive, grid, edges)
-        _compose(panels[0], panels[1:], texts).savefig(buffer, format=suffix[1:], dpi=_DPI, metadata=metadata)
-    return buffer.getvalue()
+            return _compose(grid_panel(grid, "score of each edge", left=0.0), (), texts)
+        left, *right = _edge_panels(circuit, sublayers, alive, grid, edges)
+        return _compose(left, right, texts)
+
+    return figure_bytes(draw, suffix, dpi=_DPI, grid=False)
 
 
 def _edge_panels(
@@ -171,8 +163,9 @@ def _caption(circuit: Circuit, grid: Grid) -> str:
     kept = [decision for decision in circuit.decisions if decision.kept]
     bounds = sum(decision.basis == BOUND for decision in kept)
     embedding = f"; the embedding, which has no cell, has {writer_scores(circuit).get(EMBED, 0.0):.3g}"
+    shown = "Colours are" if reads_stream(circuit) else "Colours and widths are"
     lines = [
-        f"Score: {score_unit(circuit)}. Colours and widths are logarithmic, over three decades at most.",
+        f"Score: {score_unit(circuit)}. {shown} logarithmic, over three decades at most.",
         f"{grid.alt.removesuffix('.')}{embedding}.",
     ]
     if bounds:

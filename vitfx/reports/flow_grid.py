@@ -37,7 +37,7 @@ def flow_grid(flow: Flow, name: str) -> Markup:
             title = element("title", f"{layer}, {step['images']:,} images: {value:.3g}")
             opacity = f"{_shade(value, least[0], most[0]):.3f}"
             place = {"x": _LABELS + column * wide, "y": _TOP + row * high, "width": wide, "height": high}
-            parts.append(element("rect", title, **place, fill="var(--heat)", fill_opacity=opacity))
+            parts.append(element("rect", title, class_="heat", **place, fill_opacity=opacity))
     bottom = _TOP + high * len(layers)
     for at, anchor, label in (
         (_LABELS, "start", digits(steps[0]["images"])),

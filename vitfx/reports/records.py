@@ -1,4 +1,7 @@
-"""The JSON records that commands write and reports read, with the `format` that each file has."""
+"""The JSON records that commands write and reports read, with the `format` that each file has.
+
+Where a record is made of other classes' `to_json`, it lists what reports read of it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,14 @@ PEERS_RECORD = "vitfx-peers/1"
 RUNTIMES_RECORD = "vitfx-runtimes/1"
 
 Facts = Mapping[str, Any]
-"""Names and values that are listed as they are, such as settings and environment."""
+"""Names and values that are listed as they are, such as settings."""
+
+
+class Made(TypedDict):
+    """What every record says of how it was made."""
+
+    settings: Facts
+    environment: Facts  #: versions and the machine, empty before the first measurement
 
 
 class Side(TypedDict):
@@ -34,26 +44,18 @@ class Side(TypedDict):
 
 
 class PrecisionRecord(TypedDict):
-    """A third ONNX file, in other numbers than float32."""
+    """A third ONNX file, in other numbers than float32; times are against the float32 baseline."""
 
     name: str  #: "int8" or "fp16"
     file: str
     quantized: NotRequired[int]  #: linear maps
     kept: NotRequired[list[str]]  #: operators that stay in float32
     images: NotRequired[int]  #: that the ranges were calibrated on
-    loss: float | None
     accuracy: float | None
     kl: float
     agreement: float
     latency_ms: dict[str, float]
     speedup_by_batch: dict[str, float]
-    evaluation_seconds: float
-
-
-class PruneImages(TypedDict):
-    calibration: int
-    evaluation: int
-    skipped: int  #: corrupt ones
 
 
 class CircuitRecord(TypedDict):
@@ -69,7 +71,7 @@ class CircuitRecord(TypedDict):
     calibration: Facts | None
 
 
-class PruneReport(TypedDict):
+class PruneReport(Made):
     """report.json of `vitfx.prune`."""
 
     baseline: Side
@@ -80,21 +82,13 @@ class PruneReport(TypedDict):
     batch: int  #: at which the speed-up counts
     speedup_by_batch: dict[str, float]
     runtime: str  #: ONNX Runtime's provider
-    images: PruneImages
+    images: dict[str, int]  #: for "calibration" and "evaluation", and "skipped" as corrupt
     circuit: CircuitRecord
     compensation: Facts
     verify: Facts
     deployment: Facts
     precision: PrecisionRecord | None
     notes: list[str]
-    settings: Facts
-    environment: Facts
-
-
-class Times(TypedDict):
-    evaluation_seconds: float
-    ms_per_image: float
-    ms_at_batch_1: float
 
 
 class RecoveredModel(TypedDict):
@@ -107,27 +101,22 @@ class RecoveredModel(TypedDict):
     agreement: float
     params: int
     flops: int
-    runtimes: dict[str, Times]  #: by ONNX Runtime's provider
+    runtimes: dict[str, dict[str, float]]  #: by provider: evaluation_seconds, ms_per_image, ms_at_batch_1
 
 
 class CheckRecord(TypedDict):
-    """A look at held-out images."""
+    """A look at held-out images; kl and agreement are from and with the teacher."""
 
-    progress: float  #: 0..1
     images: int  #: seen in training so far
-    seconds: float
     loss: float | None
     accuracy: float | None
-    kl: float  #: from the teacher
-    agreement: float  #: with the teacher
-    lr: float
-    train_loss: float | None
+    kl: float
+    agreement: float
 
 
 class FlowStep(TypedDict):
     images: int  #: seen before the step
     mean: list[float]  #: of the absolute gradients, by layer
-    max: list[float]
 
 
 class Flow(TypedDict):
@@ -159,7 +148,7 @@ class RecoverImages(TypedDict):
     skipped: int
 
 
-class RecoverReport(TypedDict):
+class RecoverReport(Made):
     """report.json of `vitfx.recover`."""
 
     made_by: str
@@ -168,8 +157,6 @@ class RecoverReport(TypedDict):
     baseline_recovery: CourseRecord | None  #: the unpruned model's own retraining
     won_back: float | None  #: share of the accuracy that pruning cost
     images: RecoverImages
-    settings: Facts
-    environment: Facts
 
 
 class RewriteRecord(TypedDict):
@@ -180,63 +167,46 @@ class RewriteRecord(TypedDict):
     alone: dict[str, float]  #: time as a part of the canonical graph's, by batch
 
 
-class OptimizeImages(TypedDict):
-    count: int
-    of: str
-
-
-class OptimizeReport(TypedDict):
+class OptimizeReport(Made):
     """report.json of `vitfx.optimize`."""
 
     model: str
-    model_fingerprint: str
-    images: OptimizeImages
+    images: Facts  #: their "count" and what they are "of"
     baseline: str  #: what baseline.onnx is
     form: str  #: that was kept
     portable: bool
-    settings: Facts
     time_left: dict[str, float]  #: as a part of the baseline's, by batch
     latency_ms: dict[str, dict[str, dict[str, float]]]  #: by batch and by "baseline" or "optimized"
     forms: dict[str, dict[str, float]]  #: time left with all rewrites, by form and batch
     rewrites: list[RewriteRecord]
     verify: dict[str, float]  #: "float64" and "onnx"
     notes: list[str]
-    environment: Facts
 
 
 class PointRecord(TypedDict):
-    """What a model of a sweep and of rounds has, measured beside the plain export of the original."""
+    """A model of a sweep or of rounds, measured beside the plain export of the original."""
 
     speedup: float
-    ms: float
-    plain_ms: float
     kl: float
     agreement: float
     accuracy: float | None
     plain_accuracy: float | None
-    images: int
-    folder: str
 
 
 class SweepPoint(PointRecord):
     asked: float | None  #: speed-up, None for exact rewrites alone
     params: float  #: share that is left
     flops: float  #: share that is left
-    rounds: int
-    points_lost: float | None  #: of top-1
 
 
 class Knee(TypedDict):
     asked: float | None
     found: bool
-    rule: str
 
 
-class SweepRecord(TypedDict):
+class SweepRecord(Made):
     """sweep.json."""
 
-    settings: Facts
-    environment: Facts  #: empty before the first point
     knee: Knee
     points: list[SweepPoint]
 
@@ -244,42 +214,25 @@ class SweepRecord(TypedDict):
 class RoundStep(PointRecord):
     round: int
     kind: str  #: "pruned" or "recovered"
-    asked: float
-    params: int
-    flops: int
     params_share: float
     flops_share: float
-    said: str | None  #: what the retraining says of itself
 
 
-class RoundsRecord(TypedDict):
+class RoundsRecord(Made):
     """rounds.json."""
 
-    settings: Facts
-    environment: Facts  #: empty before the first step
     steps: list[RoundStep]
 
 
 class PeersRecord(TypedDict):
     """What `benchmarks.peers` writes."""
 
-    asked: dict[str, Any]
-    rows: dict[str, dict[str, Any]]
+    asked: Facts
+    rows: Mapping[str, Facts]
 
 
-class RuntimesRecord(TypedDict):
+class RuntimesRecord(Made):
     """What `benchmarks.runtimes` writes."""
 
-    settings: Facts
-    environment: Facts
-    data: str
-    models: list[dict[str, str]]
-    latency: list[dict[str, Any]]
-    evaluation: dict[str, Any]
-
-
-class Made(TypedDict):
-    """What any record says of how it was made."""
-
-    settings: Facts
-    environment: Facts
+    models: list[Facts]
+    latency: list[Facts]

@@ -14,7 +14,7 @@ from passes.cost import Cost, measure_cost
 from vitfx.deploy.evaluate import Scores, evaluate
 from vitfx.deploy.runtime import OnnxModel, open_session
 from vitfx.images.image_set import ImageSet
-from vitfx.reports.records import RecoveredModel, Times
+from vitfx.reports.records import RecoveredModel
 from vitfx.support.devices import is_gpu, synchronize
 from vitfx.support.progress import Watcher
 from vitfx.support.timing import Timing, time_interleaved
@@ -71,7 +71,7 @@ class Measured:
         ]
 
 
-def _times(timed: Timed, name: str) -> Times:
+def _times(timed: Timed, name: str) -> dict[str, float]:
     seconds = timed.scores[name].seconds
     return {
         "evaluation_seconds": seconds,
