@@ -55,8 +55,14 @@ def _agreement(record: dict[str, Any]) -> Table:
         label = "" if difference is None else f", KL off by {difference:.0e} at most"
         shares[f"{record['whole_run']['method']}'s trials{label}"] = engine["all"]
     rows = [
-        (name, str(one["edges"]), str(one["agreeing"]), f"{one['share']:.1%}", f"{one['low']:.1%}–{one['high']:.1%}")
-        for name, one in shares.items()
+        (
+            name,
+            str(share["edges"]),
+            str(share["agreeing"]),
+            f"{share['share']:.1%}",
+            f"{share['low']:.1%}–{share['high']:.1%}",
+        )
+        for name, share in shares.items()
     ]
     title = "Decisions that are the naive loop's at the same state"
     return Table(("edges", "sampled", "equal", "share", "95 % (Wilson)"), rows, title)

@@ -50,12 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def ends(paths: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as few as tell them apart."""
+    """The last parts of each path, as few as tell them all apart."""
     parts = [path.absolute().parts for path in paths]
     for count in range(1, max(map(len, parts))):
-        found = [str(Path(*one[-count:])) for one in parts]
-        if len(set(found)) == len(set(parts)):
-            return found
+        names = [str(Path(*path[-count:])) for path in parts]
+        if len(set(names)) == len(set(parts)):
+            return names
     return [str(path.absolute()) for path in paths]
 
 

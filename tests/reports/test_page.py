@@ -14,7 +14,7 @@ SIGNS = "<b>\"&'"
 
 def test_all_that_is_given_is_text() -> None:
     parts = [
-        table(Table([SIGNS], [[SIGNS, SIGNS]]), SIGNS),
+        table(Table([SIGNS], [[SIGNS, SIGNS]], caption=SIGNS)),
         bullets([SIGNS]),
         paragraph(SIGNS),
         details(SIGNS, {SIGNS: SIGNS}),
@@ -34,5 +34,5 @@ def test_nothing_is_shown_of_nothing() -> None:
 
 
 def test_a_table_scrolls_by_keyboard_too() -> None:
-    box = Page(table(Table(["", "a"], [["row", "1"]]), "Numbers")).first["div"]
+    box = Page(table(Table(["", "a"], [["row", "1"]], caption="Numbers"))).first["div"]
     assert (box["tabindex"], box["role"], box["aria-label"]) == ("0", "region", "Numbers")

@@ -143,7 +143,8 @@ def score_grid(circuit: Circuit, dead: frozenset[str] = frozenset(), *, labelled
 
 def has_scores(circuit: Circuit) -> bool:
     """Some kept part is known to be worth something. A cut for a goal knows only what its dead were worth."""
-    return any(one.kept and one.edge.writer.sublayer != EMBED and strength(one.score) > 0 for one in circuit.decisions)
+    kept = [decision for decision in circuit.decisions if decision.kept and decision.edge.writer.sublayer != EMBED]
+    return any(strength(decision.score) > 0 for decision in kept)
 
 
 def has_costs(circuit: Circuit) -> bool:
@@ -157,11 +158,14 @@ def bound_writers(circuit: Circuit) -> frozenset[str]:
     """On the block and the head graph, the kept writers whose score is a bound."""
     if not reads_stream(circuit):
         return frozenset()
-    return frozenset(one.edge.writer.name for one in circuit.decisions if one.basis == BOUND and one.kept)
+    return frozenset(
+        decision.edge.writer.name for decision in circuit.decisions if decision.basis == BOUND and decision.kept
+    )
 
 
 def _writers(circuit: Circuit) -> Mapping[str, Writer]:
-    return {one.edge.writer.name: one.edge.writer for one in circuit.decisions if one.edge.writer.sublayer != EMBED}
+    writers = (decision.edge.writer for decision in circuit.decisions)
+    return {writer.name: writer for writer in writers if writer.sublayer != EMBED}
 
 
 def _weight(writer: Writer) -> int:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import LogNorm
 
-# Okabe and Ito 2008: told apart by the colour-blind too.
+# Okabe and Ito 2008: the colour-blind can tell them apart too.
 COLOURS = {
     "queries": "#0072b2",
     "keys": "#e69f00",

@@ -115,7 +115,7 @@ def grid_panel(grid: Grid, title: str, left: float) -> Panel:
 
 def layers_panel(sublayers: Sequence[Sublayer], live: Sequence[Decision]) -> Panel:
     """Readers' layers over writers' layers: scores added by colour, and how many edges."""
-    layers = list(range(max((one.layer for one in sublayers), default=0) + 1))
+    layers = list(range(max((sublayer.layer for sublayer in sublayers), default=0) + 1))
     writers, readers = [EMBED, *layers], [*layers, LOGITS]
     sums = layer_sums(live)
     norm = scale(total for total, _ in sums.values())
@@ -129,10 +129,10 @@ def layers_panel(sublayers: Sequence[Sublayer], live: Sequence[Decision]) -> Pan
             _paint_boxes(axes, [Box(x, y, 0.96, 0.96)], [fill], "none")
             if size >= _SMALLEST_WITH_TEXT:
                 axes.text(x, y, str(count), ha="center", va="center", fontsize=6, color=_ink(fill), zorder=4)
-        axes.set_xticks([at + 0.5 for at in range(len(writers))], [str(one) for one in writers])
+        axes.set_xticks([at + 0.5 for at in range(len(writers))], [str(layer) for layer in writers])
         axes.set_xlabel("writer's layer", fontsize=8)
         axes.set_ylabel("reader's layer", fontsize=8)
-        _tick_layers(axes, [str(one) for one in readers])
+        _tick_layers(axes, [str(layer) for layer in readers])
         _colour_bar(axes, norm, size * len(writers))
 
     title = "live edges between layers: scores added, and how many"

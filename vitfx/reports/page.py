@@ -40,9 +40,9 @@ def section(title: str, *parts: Markup) -> Markup:
     return _part("section", title, shown) if shown else Markup("")
 
 
-def table(table: Table, caption: str) -> Markup:
-    """A row's first cell names it. Where it is too wide it scrolls in a box of its own."""
-    return _part("table", table, caption)
+def table(table: Table) -> Markup:
+    """A row's first cell names it. Where it is too wide it scrolls in a box of its own. It must have a caption."""
+    return _part("table", table)
 
 
 def bullets(sentences: Sequence[str]) -> Markup:

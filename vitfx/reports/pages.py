@@ -32,6 +32,7 @@ from vitfx.reports.sections import (
 from vitfx.reports.tradeoff import divergence, points_table, tradeoff
 from vitfx.version import VERSION
 
+_CAPTION = "On evaluation images"
 _MADE = f"Written by vitfx {VERSION}. This file needs no other."
 
 
@@ -122,9 +123,9 @@ def _circuit(run: Run, prefix: str) -> Iterator[Markup]:
 
 
 def _pruned_summary(report: PruneReport, title: str) -> Markup:
-    table = replace(prune_text.to_table(report), columns=("", "baseline", "pruned", "compared"))
+    table = replace(prune_text.to_table(report), columns=("", "baseline", "pruned", "compared"), caption=_CAPTION)
     return summary(table, prune_text.facts(report), title)
 
 
 def _recovered_summary(report: RecoverReport, title: str) -> Markup:
-    return summary(recover_text.model_table(report), recover_text.facts(report), title)
+    return summary(replace(recover_text.model_table(report), caption=_CAPTION), recover_text.facts(report), title)

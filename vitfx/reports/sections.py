@@ -141,4 +141,4 @@ def surroundings(made: Made, title: str) -> Markup:
 
 
 def summary(models: Table, facts: Sequence[str], title: str) -> Markup:
-    return section(title, table(models, "On evaluation images"), bullets(facts))
+    return section(title, table(models), bullets(facts))

@@ -98,4 +98,5 @@ def points_table(runs: Named, title: str) -> Markup:
         ]
         for number, (name, point) in enumerate(named, 1)
     ]
-    return section(title, table(Table(_COLUMNS, rows), "Times are shares of each run's own baseline, timed beside it"))
+    caption = "Times are shares of each run's own baseline, timed beside it"
+    return section(title, table(Table(_COLUMNS, rows, caption=caption)))

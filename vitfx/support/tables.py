@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType
-    from rich.table import Table as RichTable
+from rich.box import SIMPLE
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
+from rich.table import Table as RichTable
+from rich.text import Text
 
 _UNBOUNDED = 10_000
 """Columns of a console on which any table fits."""
@@ -16,11 +17,11 @@ _UNBOUNDED = 10_000
 
 @dataclass(frozen=True)
 class Table:
-    """Plain text in every cell: no sign in it is markup. Consoles print it as it is; the HTML pages read its fields."""
+    """Plain text in every cell: no sign in it is markup. A console prints it as it is; pages read its fields."""
 
     columns: Sequence[str]  #: headings
     rows: Sequence[Sequence[str]]
-    title: str = ""  #: above it, on the console
+    title: str = ""  #: above it on the console
     caption: str = ""  #: below it on the console, above it in HTML
     left: Sequence[int] = (0,)  #: numbers of the columns that are aligned to the left
     groups: Sequence[object] = ()  #: each row's group, if any; the console draws a line between groups
@@ -32,9 +33,6 @@ class Table:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """The roomiest form in which no number is cut: side by side, closer, or a block for each row."""
-        from rich.measure import Measurement
-        from rich.text import Text
-
         if self.title:
             yield Text(self.title, style="bold")
         unbounded = options.update(max_width=_UNBOUNDED)
@@ -47,10 +45,6 @@ class Table:
 
     def _side_by_side(self, wrapped: bool, padding: int) -> RichTable:
         """wrapped: headings have a line for each word."""
-        from rich.box import SIMPLE
-        from rich.table import Table as RichTable
-        from rich.text import Text
-
         table = RichTable(box=SIMPLE, padding=(0, padding), show_header=any(self.columns))
         for index, column in enumerate(self.columns):
             heading = Text("\n".join(column.split()) if wrapped else column)
@@ -67,9 +61,6 @@ class Table:
 
     def _blocks(self) -> Iterator[RenderableType]:
         """A heading for each row, by its first left column, and under it the others: for narrow consoles."""
-        from rich.table import Table as RichTable
-        from rich.text import Text
-
         name = next(iter(self.left), 0)
         for row in self.rows:
             if row[name]:
