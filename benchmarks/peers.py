@@ -21,6 +21,7 @@ from vitfx.cli.exit_codes import GOES_ON, ending
 from vitfx.cli.goal_options import SAMPLES
 from vitfx.deploy.precision_file import FP32
 from vitfx.pruning.goal import Target, parse_target
+from vitfx.reports.records import PEERS_RECORD
 from vitfx.support.devices import NAMES
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
@@ -115,7 +116,11 @@ def compare(options: Options, watcher: Watcher) -> dict[str, Any]:
         seed=options.seed,
         watcher=watcher,
     )
-    record: dict[str, Any] = {"asked": match.asked, **read_known(options.out, match.asked, "rows")}
+    record: dict[str, Any] = {
+        "format": PEERS_RECORD,
+        "asked": match.asked,
+        **read_known(options.out, match.asked, "rows"),
+    }
     known = record["rows"]
 
     def keep(name: str, row: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -23,9 +22,10 @@ from benchmarks.workloads import RUNTIMES, variants
 from vitfx.cli.exit_codes import ending
 from vitfx.images.image_set import ImageSet
 from vitfx.images.splits import open_data
+from vitfx.reports.records import RUNTIMES_RECORD
 from vitfx.support.devices import NAMES, pick_device
 from vitfx.support.errors import UserError
-from vitfx.support.files import write_aside
+from vitfx.support.json_files import write_json
 from vitfx.support.machine import environment, load_average, usable_cores
 
 EXAMPLE = """example:
@@ -129,7 +129,7 @@ def _write(
         "latency": [row.to_json() for row in latency],
         "evaluation": asdict(evaluations),
     }
-    write_aside(settings.out, json.dumps(record, indent=2) + "\n")
+    write_json(settings.out, RUNTIMES_RECORD, record)
 
 
 def _parse(arguments: Sequence[str] | None) -> Settings:

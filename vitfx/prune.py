@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending
@@ -41,6 +40,7 @@ from vitfx.runs.sweep_points import to_table as sweep_table
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Silent, Watcher, console_watcher
+from vitfx.support.tables import Table
 
 _EXAMPLE = """example:
   python -m vitfx.prune demo --tau 0.001

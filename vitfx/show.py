@@ -19,9 +19,9 @@ _EXAMPLE = """example:
   python -m vitfx.show demo-pruned-tau0.001/circuit.json
   python -m vitfx.show circuit.json --out circuit.png --edges 100 --top 20
 
-The picture has the layers upwards, from the embedding to the logits: heads (a) and MLP paths (m) as cells, dead ones
-grey. A block or head graph has its cells coloured by score; an edge or qkv graph has its strongest kept edges drawn, by
-colour what they feed. Beside it stand heat maps of the scores by layer. It needs matplotlib: pip install 'vitfx[plot]'.
+The picture is a grid with the layers upwards: heads and MLP paths are cells, coloured by score, and the dead are
+crossed out. An edge or qkv graph has its strongest kept edges drawn beside it, from the embedding to the logits, by
+colour what they feed. PNG files and pictures with edges need matplotlib: pip install 'vitfx[plot]'.
 
 exit code: 0, or 2 when something you gave can't be used; then nothing is written."""
 

@@ -18,7 +18,8 @@ from vitfx.graph.verify import Verification
 from vitfx.images.image_set import Images
 from vitfx.pruning.compensation import Compensated, Refitted
 from vitfx.pruning.prune_by_circuit import Pruned
-from vitfx.reports.prune_text import rows, to_markdown, to_table
+from vitfx.reports.prune_text import to_markdown, to_table
+from vitfx.reports.records import PruneReport
 from vitfx.runs.prune_files import Measured
 from vitfx.runs.prune_record import make_report
 from vitfx.support.timing import Timing, ratio
@@ -44,7 +45,7 @@ def scores(labelled: bool) -> dict[str, Scores]:
     }
 
 
-def made(*, labelled: bool = True, notes: tuple[str, ...] = (), kind: str = "ridge", **changes: Any) -> dict[str, Any]:
+def made(*, labelled: bool = True, notes: tuple[str, ...] = (), kind: str = "ridge", **changes: Any) -> PruneReport:
     """A report that needs no run: pruned takes half the time at batch 1 and a tenth more at batch 64."""
     timings = {
         1: {"baseline": Timing((2.0, 2.2, 2.4)), "pruned": Timing((1.0, 1.1, 1.2))},
@@ -83,7 +84,7 @@ def test_the_record() -> None:
 
 
 def test_rows() -> None:
-    table = {title: rest for title, *rest in rows(made())}
+    table = {title: rest for title, *rest in to_table(made()).rows}
     assert table["test loss"] == ["1.0000", "1.5000", "+0.5000"]
     assert table["top-1"] == ["75.00%", "70.00%", "-5.00 points"]
     assert table["KL from the original"] == ["0", "0.2500", ""]
@@ -97,7 +98,7 @@ def test_rows() -> None:
 
 
 def test_without_labels_there_is_no_accuracy() -> None:
-    titles = [title for title, *_ in rows(made(labelled=False))]
+    titles = [title for title, *_ in to_table(made(labelled=False)).rows]
     assert "top-1" not in titles
     assert "test loss" not in titles
     assert "agreement with the original" in titles
@@ -106,7 +107,7 @@ def test_without_labels_there_is_no_accuracy() -> None:
 def test_a_model_without_mlps_has_no_ratio_of_them() -> None:
     found = copy.deepcopy(made())
     found["baseline"]["mlp_neurons"] = 0
-    assert ("MLP neurons", "0", "0", "") in rows(found)
+    assert ("MLP neurons", "0", "0", "") in to_table(found).rows
 
 
 def test_markdown() -> None:

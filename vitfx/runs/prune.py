@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,12 +23,14 @@ from vitfx.pruning.target_bench import Asked, Reference
 from vitfx.reports.attention_maps import attention_maps
 from vitfx.reports.pages import prune_page
 from vitfx.reports.prune_text import to_markdown
+from vitfx.reports.records import PRUNE_REPORT, PruneReport
 from vitfx.runs.inputs import Inputs
 from vitfx.runs.prune_files import BATCHES, RESULTS, measure, write_files
 from vitfx.runs.prune_record import make_report
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import JOURNAL, UNFINISHED, WriteError, begin_results, remove_results, write_aside
+from vitfx.support.json_files import write_json
 from vitfx.support.machine import environment
 from vitfx.support.progress import Watcher
 
@@ -89,7 +90,7 @@ class Job:
         }
 
 
-def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
+def run_job(job: Job, watcher: Watcher) -> PruneReport:
     """Compiles, writes and measures; the report. A journal in the folder keeps decisions until all is written.
 
     Raises UserError, VerificationError and ExportMismatch.
@@ -129,12 +130,12 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
     return report
 
 
-def _write_report(job: Job, pruned: Pruned, report: dict[str, Any]) -> None:
+def _write_report(job: Job, pruned: Pruned, report: PruneReport) -> None:
     model = job.inputs.model
     maps = attention_maps(
         pruned.original, pruned.module, pruned.plan, job.evaluation, job.settings.seed, model.preprocess, model.classes
     )
-    write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+    write_json(job.out / "report.json", PRUNE_REPORT, report)
     write_aside(job.out / "report.md", to_markdown(report))
     write_aside(job.out / "report.html", prune_page(report, pruned.circuit, pruned.plan, maps))
 
