@@ -19,7 +19,7 @@ from benchmarks.peers_table import draw, markdown, table
 from benchmarks.results import read_known, write_record
 from vitfx.cli.exit_codes import GOES_ON, ending
 from vitfx.cli.goal_options import SAMPLES
-from vitfx.deploy.precision_file import FP32
+from vitfx.deploy.precisions import FP32
 from vitfx.pruning.goal import Target, parse_target
 from vitfx.support.devices import NAMES
 from vitfx.support.errors import UserError

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, Goal, Target, parse_target
@@ -54,3 +57,12 @@ def test_a_target_says_widths_that_are_not_its_usual_ones():
 def test_other_targets_are_refused(text):
     with pytest.raises(UserError, match="is not understood: give a device and a batch"):
         parse_target(text)
+
+
+def test_a_goal_loads_neither_onnx_nor_an_exporter():
+    code = (
+        "import sys, vitfx.pruning.goal; "
+        "print(*(name for name in ('onnx', 'onnxruntime', 'onnxscript', 'torch.onnx') if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

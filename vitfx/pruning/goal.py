@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from vitfx.deploy.precision_file import FP16, FP32
+from vitfx.deploy.precisions import FP16, FP32
 from vitfx.support.devices import GPU
 from vitfx.support.errors import UserError
 

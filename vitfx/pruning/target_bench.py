@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from vitfx.deploy.deployment import Deployment, deploy
 from vitfx.deploy.export import export_plain, to_onnx
 from vitfx.deploy.lowering import lower
-from vitfx.deploy.precision_file import FP16
+from vitfx.deploy.precisions import FP16
 from vitfx.deploy.quantize import to_float16
 from vitfx.deploy.runtime import OnnxModel, open_session
 from vitfx.graph.stages import read_stages

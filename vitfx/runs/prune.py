@@ -12,7 +12,8 @@ import torch
 
 from vitfx.circuits.circuit import Circuit
 from vitfx.deploy.deployment import Deployment
-from vitfx.deploy.precision_file import FP32, write_precision
+from vitfx.deploy.precision_file import write_precision
+from vitfx.deploy.precisions import FP32
 from vitfx.discovery.basis.journal import FileJournal
 from vitfx.discovery.basis.settings import Settings
 from vitfx.images.image_set import Images, ImageSet
