@@ -23,10 +23,10 @@ from vitfx.deploy.deployment import NAMES, default_deployment
 from vitfx.graph.verify import rewrite
 from vitfx.pruning.cost_model import flops_price
 from vitfx.pruning.goal import FLOPS, SPEEDUP, Goal
-from vitfx.pruning.goal_search import attain
-from vitfx.pruning.iterative_pruner import Pursuit
+from vitfx.pruning.goal_search import reach_goal
+from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.pruning.prune_for_goal import SCORED
-from vitfx.pruning.target_bench import Asked, Bench
+from vitfx.pruning.target_bench import GoalRequest, TargetBench
 from vitfx.reports.peers import BY_TIME
 from vitfx.support.devices import pick_device
 
@@ -49,7 +49,7 @@ def _vitfx(given: Given) -> Build:
     price = flops_price(given.graph_module, given.pixels.shape[1:], given.tokens)
 
     def build(share: float) -> GraphModule:
-        return _made(given, attain(_pursuit(given), Goal(FLOPS, 1 - share), price, given.watcher).state.plan)
+        return _made(given, reach_goal(_pruner(given), Goal(FLOPS, 1 - share), price, given.watcher).state.plan)
 
     return build
 
@@ -59,23 +59,23 @@ def _vitfx_time(given: Given) -> Build:
     deployment = default_deployment(NAMES, pick_device(given.target.device), portable=False)
     original = copy.deepcopy(given.graph_module).cpu()
     # The bench looks at what kind of goal it is for, not at how much is asked.
-    asked = Asked(Goal(SPEEDUP, 2.0), given.target, deployment, given.seed)
-    bench = Bench(given.module, original, given.pixels.cpu(), asked, given.watcher)
+    asked = GoalRequest(Goal(SPEEDUP, 2.0), given.target, deployment, given.seed)
+    bench = TargetBench(given.module, original, given.pixels.cpu(), asked, given.watcher)
     price = bench.price()
     plain = bench.plain
     assert plain is not None
 
     def build(share: float) -> GraphModule:
         goal = Goal(SPEEDUP, plain / (price.whole * (1 - share)))
-        found = attain(_pursuit(given), goal, price, given.watcher, plain=plain, measure=bench.measure)
+        found = reach_goal(_pruner(given), goal, price, given.watcher, plain=plain, measure=bench.measure)
         return _made(given, found.state.plan)
 
     return build
 
 
-def _pursuit(given: Given) -> Pursuit:
+def _pruner(given: Given) -> IterativePruner:
     """A new one for each share, so that no row depends on which were made before it."""
-    return Pursuit(
+    return IterativePruner(
         given.graph_module, given.pixels, given.labels, scored=SCORED, seed=given.seed, watcher=given.watcher
     )
 

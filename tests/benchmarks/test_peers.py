@@ -68,7 +68,7 @@ def test_by_time_the_share_is_of_what_exact_rewrites_leave(given, monkeypatch):
         def measure(self, state):
             return self.plain / flops.total(state.kept)
 
-    monkeypatch.setattr(peer_models, "Bench", Ideal)
+    monkeypatch.setattr(peer_models, "TargetBench", Ideal)
     found = PEERS[BY_TIME](given)(0.2)
     head = unit_flops(given.sublayers["a0"], given.tokens) / given.cost.flops
     assert abs(deleted(found, given) - 0.2) < head

@@ -72,7 +72,7 @@ def test_command_makes_rows_and_goes_on(model, tmp_path, capsys, monkeypatch):
         (["--samples", "7"], "--samples is 7: give 8 or more"),
         (["--eval-samples", "0"], "--eval-samples is 0: give 1 or more"),
         (["--rounds", "0"], "--rounds is 0: give 1 or more"),
-        (["--target", "cpu:batch=0"], "--target cpu:batch=0 is not understood"),
+        (["--target", "cpu:batch=0"], "--target cpu:batch=0 is not a target"),
         (["--out", "nowhere/x.json"], "--out nowhere/x.json can't be written"),
         (["--plot", "nowhere/x.png"], "--plot nowhere/x.png can't be written"),
         (["--peers", "vbp", "--again", "corp"], "--again corp is not one of --peers"),

@@ -139,13 +139,14 @@ def test_the_console_shows_brackets_as_they_are() -> None:
 def test_compensation_is_told() -> None:
     found = made()
     said = (
-        "urvivors refitted on 448 images: on 64 others, D_KL from the original is 0.0500, 0.1500 with the mean in place"
+        "urvivors refitted on 448 images: on 64 others, D_KL from the original is 0.0500, against 0.1500 with only the "
+        "mean in place of deleted units"
     )
     assert found["compensation"] == {
         "kind": "ridge", "images": 448, "held_out": 64, "kl": 0.05, "kl_mean": 0.15,
         "refits": [{"name": "m1", "shrinkage": 0.1, "before": 2.0, "after": 1.0}],
-        "sentence": f"s{said} of the dead",
+        "sentence": f"s{said}",
     }  # fmt: skip
     assert json.loads(json.dumps(found)) == found
-    assert f"- S{said} of the dead.\n" in to_markdown(found)
-    assert f"- S{said} of the dead, so that the mean stays.\n" in to_markdown(made(kind="mean"))
+    assert f"- S{said}.\n" in to_markdown(found)
+    assert f"- S{said}, so the mean stays.\n" in to_markdown(made(kind="mean"))
