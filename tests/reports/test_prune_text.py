@@ -16,7 +16,7 @@ from vitfx.circuits.circuit import Circuit, Decision, Edge, Writer
 from vitfx.deploy.evaluate import Scores
 from vitfx.graph.verify import Verification
 from vitfx.images.image_set import Images
-from vitfx.pruning.compensation import Compensated, Refitted
+from vitfx.pruning.compensation import Compensated, RefitReport
 from vitfx.pruning.prune_by_circuit import Pruned
 from vitfx.reports.prune_text import rows, to_markdown, to_table
 from vitfx.runs.prune_files import Measured
@@ -58,7 +58,7 @@ def made(*, labelled: bool = True, notes: tuple[str, ...] = (), kind: str = "rid
     )
     circuit = Circuit(decisions, 0.1, SETTINGS, details={"fidelity": {"kl": 0.1}, "evaluation": {"kl": 0.2}})
     verification = Verification(1e-6, 3e-7, 4e-16, 64, OLD, NEW, NEW)
-    compensation = Compensated(DeletionPlan(), kind, (Refitted("m1", 0.1, 2.0, 1.0),), 448, 64, 0.05, 0.15)
+    compensation = Compensated(DeletionPlan(), kind, (RefitReport("m1", 0.1, 2.0, 1.0),), 448, 64, 0.05, 0.15)
     pruned = Pruned(None, None, circuit, None, verification, notes, compensation, 0.04)  # type: ignore[arg-type]
     images = Images(None, None, ("a", "b"), skipped=1)  # type: ignore[arg-type]
     return make_report(pruned, measured, images, SETTINGS | changes, {"vitfx": "0", "cpu": "slow"})

@@ -32,7 +32,7 @@ from vitfx.support.errors import UserError
 from vitfx.support.files import WriteError, writing
 from vitfx.support.machine import environment
 from vitfx.support.progress import Watcher
-from vitfx.support.timing import Timing, time_interleaved
+from vitfx.support.timing import Timing, batch_to_time, time_interleaved
 
 _ROUNDS, _SECONDS = 41, 8.0
 _EXAMPLES = 8
@@ -73,8 +73,7 @@ class TargetBench:
         self.reference = asked.reference or ReferenceModel(module, original)
         self.examples = pixels[:_EXAMPLES]
         self.device = pick_device(asked.target.device)
-        batch = asked.target.batch
-        self.batch = pixels.repeat(-(-batch // len(pixels)), 1, 1, 1)[:batch]
+        self.batch = batch_to_time(pixels, asked.target.batch)
         self.plain: float | None = None
         self.whole: float | None = None
 
