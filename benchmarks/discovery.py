@@ -94,7 +94,7 @@ def measure(options: DiscoveryOptions, watcher: Watcher) -> dict[str, Any]:
         "settings": settings.to_json() | {"sampled_edges": options.edges, "sampling_seed": options.seed},
         "circuit": None if options.circuit is None else options.circuit.fingerprint(),
         "environment": environment() | {"load_average_before": load, "device": options.device},
-        "model": {"source": options.model, "fingerprint": opened.model.fingerprint},
+        "model": {"source": opened.source, "fingerprint": opened.model.fingerprint},
         "data": {"name": opened.splits.name, "fingerprint": opened.sample.fingerprint(), **subject.facts},
         "naive_batch": BATCH,
         "edges": total,

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from benchmarks.comparison import BATCH, scored
 from benchmarks.peer_units import Given
-from benchmarks.subject import open_model_and_data
+from benchmarks.subject import Opened
 from passes.cost import measure_cost
 from vitfx.deploy.deployment import NAMES, default_deployment, deploy
 from vitfx.deploy.evaluate import evaluate
@@ -118,40 +118,29 @@ class Remembered:
 
 
 def open_match(
-    model: str,
-    data: str | None,
-    *,
-    samples: int,
-    evaluation: int,
-    target: Target,
-    rounds: int,
-    device: str,
-    seed: int,
-    watcher: Watcher,
+    opened: Opened, evaluation: ImageSet, target: Target, rounds: int, device: torch.device, watcher: Watcher
 ) -> Match:
-    """samples, evaluation: how many images. Raises UserError where model, data or device can't be used."""
-    runs_on = pick_device(device)
-    opened = open_model_and_data(model, data, samples, seed, watcher)
-    evaluated, images = opened.evaluation(evaluation), opened.images
+    """device: where peers are made. Raises UserError where the model can't be used."""
+    images = opened.images
     module = at_rest(opened.model.module).cpu()
     original = read_module(module, images.pixels, watcher).graph_module
-    graph_module = copy.deepcopy(original).to(runs_on)
-    pixels = images.pixels.to(runs_on)
-    labels = _answers(graph_module, pixels) if images.labels is None else images.labels.to(runs_on)
+    graph_module = copy.deepcopy(original).to(device)
+    pixels = images.pixels.to(device)
+    labels = _answers(graph_module, pixels) if images.labels is None else images.labels.to(device)
     facts = {
-        "model": {"source": model, "fingerprint": opened.model.fingerprint},
+        "model": {"source": opened.source, "fingerprint": opened.model.fingerprint},
         "data": {
             "name": opened.splits.name,
             "calibration": opened.sample.fingerprint(),
-            "evaluation": evaluated.fingerprint(),
+            "evaluation": evaluation.fingerprint(),
         },
-        "samples": samples,
-        "evaluation_images": len(evaluated),
-        "seed": seed,
-        "environment": environment() | {"device": str(runs_on)},
+        "samples": len(opened.sample),
+        "evaluation_images": len(evaluation),
+        "seed": opened.seed,
+        "environment": environment() | {"device": str(device)},
     }
-    given = Given(module, graph_module, pixels, labels, seed, watcher, target)
-    return Match(given, original, evaluated, target, rounds, facts)
+    given = Given(module, graph_module, pixels, labels, opened.seed, watcher, target)
+    return Match(given, original, evaluation, target, rounds, facts)
 
 
 @torch.no_grad()

@@ -12,18 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.command import (
-    CommonOptions,
-    add_common,
-    check_least,
-    check_names,
-    check_out,
-    make_parser,
-    read_finished,
-    read_names,
-    read_shares,
-    run_command,
-)
+from benchmarks import command
 from benchmarks.comparison import Comparison
 from benchmarks.methods_table import markdown, table
 from benchmarks.subject import Subject, open_subject
@@ -51,7 +40,7 @@ last finished run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodsOptions(CommonOptions):
+class MethodsOptions(command.CommonOptions):
     """What `benchmarks.methods` is asked for."""
 
     shares: tuple[float, ...]  #: of the FLOPs, 0 to 1
@@ -65,9 +54,9 @@ class MethodsOptions(CommonOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_names("methods", self.methods, METHODS)
-        check_least(1, eval_samples=self.eval_samples)
-        check_out("markdown", self.markdown)
+        command.check_names("methods", self.methods, METHODS)
+        command.check_least(1, eval_samples=self.eval_samples)
+        command.check_out("markdown", self.markdown)
 
     @property
     def settings(self) -> Settings:
@@ -82,7 +71,7 @@ class MethodsOptions(CommonOptions):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command(lambda: MethodsOptions(**vars(_parser().parse_args(arguments))), _work, lambda: GOES_ON)
+    return command.run_command(lambda: MethodsOptions(**vars(_parser().parse_args(arguments))), _work, lambda: GOES_ON)
 
 
 def _work(options: MethodsOptions, watcher: Watcher) -> list[Table]:
@@ -102,7 +91,10 @@ def compare(options: MethodsOptions, watcher: Watcher) -> dict[str, Any]:
     preparation = time.perf_counter() - begin
     evaluation = subject.opened.evaluation(options.eval_samples)
     asked = _asked(options, subject, evaluation)
-    record: dict[str, Any] = {"asked": asked, **read_finished(options.out, FORMAT, asked, "methods", "searches")}
+    record: dict[str, Any] = {
+        "asked": asked,
+        **command.read_finished(options.out, FORMAT, asked, "methods", "searches"),
+    }
     # Methods that are already in --out were run by an earlier call.
     call = {"load_average_before": load, "preparation_seconds": preparation}
     comparison = Comparison(subject, settings, options.shares, evaluation, watcher)
@@ -138,7 +130,7 @@ def _asked(options: MethodsOptions, subject: Subject, evaluation: ImageSet) -> d
         del settings[name]
     opened = subject.opened
     return {
-        "model": {"source": options.model, "fingerprint": opened.model.fingerprint},
+        "model": {"source": opened.source, "fingerprint": opened.model.fingerprint},
         "data": {"name": opened.splits.name, "evaluation": evaluation.fingerprint(), **subject.facts},
         "settings": settings,
         "flops": list(options.shares),
@@ -149,15 +141,15 @@ def _asked(options: MethodsOptions, subject: Subject, evaluation: ImageSet) -> d
 
 def _parser() -> argparse.ArgumentParser:
     default = Settings()
-    parser = make_parser(
+    parser = command.make_parser(
         "methods",
         "Deletes equal shares of a model's FLOPs by each method, without training, and evaluates what is left.",
         EXAMPLE,
     )
-    add_common(parser, "methods.json", "samples, draws and random scores")
+    command.add_common(parser, "methods.json", "samples, draws and random scores")
     add = parser.add_argument
-    add("--flops", dest="shares", type=read_shares, default="0.1,0.2,0.3,0.4", help="(default: %(default)s)")
-    add("--methods", type=read_names, default="random,magnitude,taylor,eap,eap-ig,acdc,eap-acdc",
+    add("--flops", dest="shares", type=command.read_shares, default="0.1,0.2,0.3,0.4", help="(default: %(default)s)")
+    add("--methods", type=command.read_names, default="random,magnitude,taylor,eap,eap-ig,acdc,eap-acdc",
         help="(default: %(default)s)")  # fmt: skip
     add("--granularity", choices=GRANULARITIES, default=default.granularity, help="(default: %(default)s)")
     add("--metric", choices=METRICS, default=default.metric, help="of eap and eap-ig (default: %(default)s)")

@@ -12,26 +12,17 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.command import (
-    CommonOptions,
-    add_common,
-    check_least,
-    check_names,
-    check_out,
-    make_parser,
-    read_finished,
-    read_names,
-    read_shares,
-    run_command,
-)
+from benchmarks import command
 from benchmarks.match import Match, open_match
 from benchmarks.measure import timed
 from benchmarks.peer_models import PEERS, version_of
 from benchmarks.peers_table import draw, markdown, table
+from benchmarks.subject import open_model_and_data
 from vitfx.cli.exit_codes import GOES_ON
 from vitfx.cli.goal_options import SAMPLES
 from vitfx.deploy.precisions import FP32
 from vitfx.pruning.goal import Target, parse_target
+from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
 from vitfx.support.json_files import write_json
@@ -51,7 +42,7 @@ peers that --again names. The torch-pruning peers need pip install 'vitfx[peers]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeersOptions(CommonOptions):
+class PeersOptions(command.CommonOptions):
     """What `benchmarks.peers` is asked for."""
 
     peers: tuple[str, ...]
@@ -66,23 +57,23 @@ class PeersOptions(CommonOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_names("peers", self.peers, PEERS)
-        check_names("again", self.again, PEERS)
+        command.check_names("peers", self.peers, PEERS)
+        command.check_names("again", self.again, PEERS)
         if missing := [peer for peer in self.again if peer not in self.peers]:
             raise UserError(f"--again {missing[0]} is not one of --peers: name it there as well")
         if self.target.precision != FP32:
             raise UserError(f"--target {self.target} asks for {self.target.precision}: all peers are timed in {FP32}")
         # With fewer, none are left to fit on beside those held out and those that choose the shrinkage.
-        check_least(8, samples=self.samples)
-        check_least(1, eval_samples=self.eval_samples, rounds=self.rounds)
-        check_out("markdown", self.markdown)
-        check_out("plot", self.plot)
+        command.check_least(8, samples=self.samples)
+        command.check_least(1, eval_samples=self.eval_samples, rounds=self.rounds)
+        command.check_out("markdown", self.markdown)
+        command.check_out("plot", self.plot)
         if self.plot is not None and not has_matplotlib():
             raise UserError("--plot needs matplotlib: pip install 'vitfx[plot]'")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command(lambda: PeersOptions(**vars(_parser().parse_args(arguments))), _work, lambda: GOES_ON)
+    return command.run_command(lambda: PeersOptions(**vars(_parser().parse_args(arguments))), _work, lambda: GOES_ON)
 
 
 def _work(options: PeersOptions, watcher: Watcher) -> list[Table]:
@@ -98,18 +89,11 @@ def compare(options: PeersOptions, watcher: Watcher) -> dict[str, Any]:
     """Makes the rows that are not in --out yet; the JSON record, which is written after each. Raises UserError."""
     versions = {peer: version_of(peer) for peer in options.peers}
     load = load_average()
-    match = open_match(
-        options.model,
-        options.data,
-        samples=options.samples,
-        evaluation=options.eval_samples,
-        target=options.target,
-        rounds=options.rounds,
-        device=options.device,
-        seed=options.seed,
-        watcher=watcher,
-    )
-    record: dict[str, Any] = {"asked": match.asked, **read_finished(options.out, FORMAT, match.asked, "rows")}
+    device = pick_device(options.device)
+    opened = open_model_and_data(options.model, options.data, options.samples, options.seed, watcher)
+    evaluation = opened.evaluation(options.eval_samples)
+    match = open_match(opened, evaluation, options.target, options.rounds, device, watcher)
+    record: dict[str, Any] = {"asked": match.asked, **command.read_finished(options.out, FORMAT, match.asked, "rows")}
     finished = record["rows"]
 
     def keep(name: str, row: dict[str, Any]) -> None:
@@ -151,15 +135,21 @@ def _rows(match: Match, peer: str, shares: Sequence[float]) -> Iterator[tuple[fl
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = make_parser(
+    parser = command.make_parser(
         "peers", "Deletes equal shares of a model's FLOPs by several methods and measures what is left.", EXAMPLE
     )
-    add_common(parser, "peers.json", "samples and random choices")
+    command.add_common(parser, "peers.json", "samples and random choices")
     add = parser.add_argument
-    add("--flops", dest="shares", type=read_shares, default="0.1,0.2,0.3,0.4,0.5",
+    add("--flops", dest="shares", type=command.read_shares, default="0.1,0.2,0.3,0.4,0.5",
         help="shares to delete, of the time for vitfx-time (default: %(default)s)")  # fmt: skip
-    add("--peers", type=read_names, default=",".join(PEERS), help="(default: %(default)s)")
-    add("--again", metavar="PEERS", type=read_names, default=(), help="those of --peers whose rows are made again")
+    add("--peers", type=command.read_names, default=",".join(PEERS), help="(default: %(default)s)")
+    add(
+        "--again",
+        metavar="PEERS",
+        type=command.read_names,
+        default=(),
+        help="peers whose rows are made again",
+    )
     add("--samples", type=int, default=SAMPLES, help="calibration images, the same for all (default: %(default)s)")
     add("--eval-samples", type=int, default=2000, help="evaluation images at most (default: %(default)s)")
     add("--target", type=parse_target, default=str(Target()), metavar="DEVICE:batch=N",

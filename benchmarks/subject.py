@@ -33,6 +33,7 @@ from vitfx.support.progress import Watcher
 class Opened:
     """A model and its images."""
 
+    source: str  #: as the user gave the model
     model: LoadedModel
     splits: Splits
     sample: ImageSet  #: the calibration images, not decoded
@@ -52,7 +53,7 @@ def open_model_and_data(model: str, data: str | None, samples: int, seed: int, w
         raise UserError(f"{model} does not name its data: pass images with --data, a folder, .npz or digits")
     splits = open_data(source, loaded.preprocess, loaded.classes)
     sample = splits.calibration.sample(samples, seed)
-    return Opened(loaded, splits, sample, sample.load(watcher.bar("loading")), seed)
+    return Opened(model, loaded, splits, sample, sample.load(watcher.bar("loading")), seed)
 
 
 @dataclass(frozen=True)

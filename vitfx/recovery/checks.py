@@ -32,7 +32,7 @@ class Check:
     train_loss: float | None  #: mean over the steps since the last check
 
     def missed(self, label_share: float) -> float:
-        """Nats an image between student and what is taught, without temperature: KL from the teacher, loss by labels."""
+        """Nats an image that the student misses, without temperature: KL from the teacher, loss by labels."""
         if not label_share:
             return self.kl
         assert self.loss is not None
