@@ -22,7 +22,7 @@ from vitfx.cli.goal_options import add_goal
 from vitfx.cli.options import add_discovery, add_inputs, add_loading, add_rewrites
 from vitfx.cli.prune_options import COMPENSATE_SAMPLES, open_job
 from vitfx.cli.rounds_options import add_rounds
-from vitfx.deploy.precision_file import FP32, PRECISIONS
+from vitfx.deploy.precisions import FP32, PRECISIONS
 from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.settings import RANKING, Settings
 from vitfx.images.image_set import Images

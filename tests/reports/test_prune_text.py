@@ -16,7 +16,7 @@ from vitfx.circuits.circuit import Circuit, Decision, Edge, Writer
 from vitfx.deploy.evaluate import Scores
 from vitfx.graph.verify import Verification
 from vitfx.images.image_set import Images
-from vitfx.pruning.compensation import Compensated, Refitted
+from vitfx.pruning.compensation import Compensated, RefitReport
 from vitfx.pruning.prune_by_circuit import Pruned
 from vitfx.reports.prune_text import to_markdown, to_table
 from vitfx.reports.records import PruneReport
@@ -59,7 +59,7 @@ def made(*, labelled: bool = True, notes: tuple[str, ...] = (), kind: str = "rid
     )
     circuit = Circuit(decisions, 0.1, SETTINGS, details={"fidelity": {"kl": 0.1}, "evaluation": {"kl": 0.2}})
     verification = Verification(1e-6, 3e-7, 4e-16, 64, OLD, NEW, NEW)
-    compensation = Compensated(DeletionPlan(), kind, (Refitted("m1", 0.1, 2.0, 1.0),), 448, 64, 0.05, 0.15)
+    compensation = Compensated(DeletionPlan(), kind, (RefitReport("m1", 0.1, 2.0, 1.0),), 448, 64, 0.05, 0.15)
     pruned = Pruned(None, None, circuit, None, verification, notes, compensation, 0.04)  # type: ignore[arg-type]
     images = Images(None, None, ("a", "b"), skipped=1)  # type: ignore[arg-type]
     return make_report(pruned, measured, images, SETTINGS | changes, {"vitfx": "0", "cpu": "slow"})
@@ -140,13 +140,14 @@ def test_the_console_shows_brackets_as_they_are() -> None:
 def test_compensation_is_told() -> None:
     found = made()
     said = (
-        "urvivors refitted on 448 images: on 64 others, D_KL from the original is 0.0500, 0.1500 with the mean in place"
+        "urvivors refitted on 448 images: on 64 others, D_KL from the original is 0.0500, against 0.1500 with only the "
+        "mean in place of deleted units"
     )
     assert found["compensation"] == {
         "kind": "ridge", "images": 448, "held_out": 64, "kl": 0.05, "kl_mean": 0.15,
         "refits": [{"name": "m1", "shrinkage": 0.1, "before": 2.0, "after": 1.0}],
-        "sentence": f"s{said} of the dead",
+        "sentence": f"s{said}",
     }  # fmt: skip
     assert json.loads(json.dumps(found)) == found
-    assert f"- S{said} of the dead.\n" in to_markdown(found)
-    assert f"- S{said} of the dead, so that the mean stays.\n" in to_markdown(made(kind="mean"))
+    assert f"- S{said}.\n" in to_markdown(found)
+    assert f"- S{said}, so the mean stays.\n" in to_markdown(made(kind="mean"))

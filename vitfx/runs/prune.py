@@ -11,7 +11,8 @@ import torch
 
 from vitfx.circuits.circuit import Circuit
 from vitfx.deploy.deployment import Deployment
-from vitfx.deploy.precision_file import FP32, write_precision
+from vitfx.deploy.precision_file import write_precision
+from vitfx.deploy.precisions import FP32
 from vitfx.discovery.basis.journal import FileJournal
 from vitfx.discovery.basis.settings import Settings
 from vitfx.images.image_set import Images, ImageSet
@@ -19,7 +20,7 @@ from vitfx.models.graph_json import encode
 from vitfx.pruning.goal import Goal, Target
 from vitfx.pruning.prune_by_circuit import Compensation, Pruned, compile_model
 from vitfx.pruning.prune_for_goal import compile_for_goal
-from vitfx.pruning.target_bench import Asked, Reference
+from vitfx.pruning.target_bench import GoalRequest, ReferenceModel
 from vitfx.reports.attention_maps import attention_maps
 from vitfx.reports.pages import prune_page
 from vitfx.reports.prune_text import to_markdown
@@ -43,7 +44,7 @@ class Job:
     circuit, circuit_file: what stands in place of discovery, if anything does; the settings are its own then. goal:
     what is looked for in place of discovery, and where it is measured. speeds: of a sweep, rising; the goal is the last
     then. deployment: how pruned.onnx is made. precision: of a third ONNX file, none for "fp32". reference: see
-    `Asked`."""
+    `GoalRequest`."""
 
     inputs: Inputs
     evaluation: ImageSet
@@ -59,7 +60,7 @@ class Job:
     goal: tuple[Goal, Target] | None = None
     precision: str = FP32
     speeds: tuple[float, ...] = ()
-    reference: Reference | None = None
+    reference: ReferenceModel | None = None
 
     @property
     def runs_on(self) -> torch.device:
@@ -175,7 +176,7 @@ def _discovered(job: Job, images: Images, journal: list[FileJournal], watcher: W
 def _for_goal(job: Job, images: Images, watcher: Watcher) -> Pruned:
     assert job.goal is not None
     goal, target = job.goal
-    asked = Asked(goal, target, job.deployment, job.settings.seed, fresh=job.force, reference=job.reference)
+    asked = GoalRequest(goal, target, job.deployment, job.settings.seed, fresh=job.force, reference=job.reference)
     module = job.inputs.model.module
     return compile_for_goal(module, images, asked, device=job.device, watcher=watcher, accept=encode)
 

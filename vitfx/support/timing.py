@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from vitfx.support.errors import UserError
 
@@ -101,6 +102,11 @@ def time_interleaved(
             by_time = math.ceil(done * min_seconds * 1e3 / spent_ms) if spent_ms else rounds
             progress(done, max(rounds, by_time, done))
     return {name: Timing(tuple(values)) for name, values in samples.items()}
+
+
+def batch_to_time(images: Tensor, size: int) -> Tensor:
+    """(size, C, H, W): the first images, repeated where there are fewer."""
+    return images.repeat(-(-size // len(images)), 1, 1, 1)[:size]
 
 
 def _milliseconds(run: Callable[[], None], wait: Callable[[], None]) -> float:

@@ -17,3 +17,15 @@ def test_calibration_tells_heads_from_paths():
     assert report["paths"]["rank_correlation"] == -1.0
     assert report["paths"]["agreement"] < 0.5
     assert calibration_of(heads[:3], 0.5) == {}
+
+
+@pytest.mark.parametrize(
+    ("measured", "correlation"),
+    [((1, 1, 2, 2, 3, 3), 0.9562), ((5, 4, 3, 2, 1, 0), -1.0), ((2, 2, 2, 2, 2, 2), None)],
+)
+def test_ties_share_a_rank(measured, correlation):
+    def decision(index, cost):
+        return Decision(Edge(Writer(f"a{index}"), Reader("logits")), True, cost, cost, PROBE, float(index))
+
+    report = calibration_of([decision(*pair) for pair in enumerate(measured)], 0.5)
+    assert report["heads"]["rank_correlation"] == correlation

@@ -29,7 +29,7 @@ def calibration_of(decisions: Sequence[Decision], tau: float) -> dict[str, Any]:
         same = (predicted * scales[kind] < tau) == (measured < tau)
         report[kind] = {
             "edges": len(pairs),
-            "rank_correlation": round(_spearman(predicted, measured), 4),
+            "rank_correlation": _rank_correlation(predicted, measured),
             "agreement": round(float(same.double().mean()), 4),
             "scale": scales[kind],
         }
@@ -57,6 +57,11 @@ def _pairs(decisions: Sequence[Decision], kind: str) -> list[tuple[float, float]
     ]
 
 
-def _spearman(left: torch.Tensor, right: torch.Tensor) -> float:
-    ranks = torch.stack([one.argsort().argsort().double() for one in (left, right)])
-    return float(torch.corrcoef(ranks)[0, 1])
+def _rank_correlation(predicted: torch.Tensor, measured: torch.Tensor) -> float | None:
+    """Spearman's; None where all predictions or all measurements are equal, which leaves it undefined."""
+    if any(len(values.unique()) == 1 for values in (predicted, measured)):
+        return None
+    # The import takes half a second, which other commands need not wait for.
+    from scipy.stats import spearmanr
+
+    return round(float(spearmanr(predicted, measured).statistic), 4)
