@@ -25,6 +25,7 @@ from vitfx.discovery.basis.protocol import Limits
 from vitfx.discovery.basis.settings import RANKING, Settings
 from vitfx.discovery.methods.acdc import acdc
 from vitfx.discovery.methods.eap_acdc import eap_acdc
+from vitfx.support.console import HelpFormatter, command
 from vitfx.support.devices import NAMES, pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
@@ -68,6 +69,7 @@ class Options:
             check_out(self.write_circuit, "write-circuit")
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 
@@ -202,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.discovery",
         description="Times discovery and the naive loop on a sample of edges, in turns, and compares their decisions.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", default="demo", help="model file (default: demo)")
     parser.add_argument("--data", help="images (default: what the model names)")

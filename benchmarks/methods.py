@@ -22,6 +22,7 @@ from vitfx.cli.exit_codes import GOES_ON, ending
 from vitfx.discovery.basis.metric import METRICS
 from vitfx.discovery.basis.settings import METHODS, Settings
 from vitfx.images.image_set import ImageSet
+from vitfx.support.console import HelpFormatter, command
 from vitfx.support.devices import NAMES, pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
@@ -63,6 +64,7 @@ class Options:
             check_out(self.markdown, "markdown")
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 
@@ -165,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.methods",
         description="Deletes equal shares of a model's FLOPs by each method (no training) and evaluates what is left.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("model", metavar="MODEL", nargs="?", default="demo", help="model file (default: demo)")

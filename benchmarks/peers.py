@@ -21,6 +21,7 @@ from vitfx.cli.exit_codes import GOES_ON, ending
 from vitfx.cli.goal_options import SAMPLES
 from vitfx.deploy.precision_file import FP32
 from vitfx.pruning.goal import Target, parse_target
+from vitfx.support.console import HelpFormatter, command
 from vitfx.support.devices import NAMES
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
@@ -83,6 +84,7 @@ class Options:
             raise UserError("--plot needs matplotlib: pip install 'vitfx[plot]'")
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 
@@ -184,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.peers",
         description="Deletes equal shares of a model's FLOPs in the ways of several methods and measures what is left.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("model", metavar="MODEL", nargs="?", default="demo", help="model file (default: demo)")

@@ -23,6 +23,7 @@ from benchmarks.workloads import RUNTIMES, variants
 from vitfx.cli.exit_codes import ending
 from vitfx.images.image_set import ImageSet
 from vitfx.images.splits import open_data
+from vitfx.support.console import HelpFormatter, command
 from vitfx.support.devices import NAMES, pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
@@ -62,6 +63,7 @@ class Settings:
         return asdict(self) | {"out": str(self.out)}
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     return ending(lambda: run(_parse(arguments), Console()))
 
@@ -138,7 +140,7 @@ def _parse(arguments: Sequence[str] | None) -> Settings:
         description="Compares models on torch, torch.compile and ONNX Runtime: times in turns, medians, ratios to "
         "the first model; then test loss, test accuracy and inference time over the evaluation images.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a folder that vitfx.prune wrote, or 2+ models")
     parser.add_argument("--data", help="images to evaluate on (default: what the models name)")

@@ -21,6 +21,7 @@ from vitfx.cli.exit_codes import ending
 from vitfx.images.pixel_cache import default_cache
 from vitfx.runs.train import make_plan, prepare
 from vitfx.runs.train_job import TrainJob
+from vitfx.support.console import HelpFormatter, command
 from vitfx.support.devices import NAMES, pick_device, synchronize
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
@@ -125,6 +126,7 @@ def _input_alone(batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> None:
         next(batches)
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 
@@ -146,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.training",
         description=(__doc__ or "").partition(": ")[2],
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--data", required=True, help="as of vitfx.train")
     parser.add_argument("--config", default="tiny-imagenet", help="as of vitfx.train (default tiny-imagenet)")

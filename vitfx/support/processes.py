@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -126,6 +126,14 @@ def on_first(share: Share, function: Callable[[], T]) -> T:
     if failed:
         raise error or ToldElsewhere
     return value
+
+
+@contextmanager
+def first_holds(share: Share, context: AbstractContextManager[None]) -> Iterator[None]:
+    """Enters a context on the first process alone. Raises what `on_first` does."""
+    with ExitStack() as stack:
+        on_first(share, lambda: stack.enter_context(context))
+        yield
 
 
 def on_each(share: Share, function: Callable[[], T]) -> T:

@@ -9,6 +9,10 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
+
+_WIDE = 110
+"""Columns of a terminal that has room for a bar beside its title and numbers."""
 
 Report = Callable[[int, int], None]
 """Called with how much is done, and how much there is."""
@@ -65,12 +69,13 @@ class ConsoleWatcher:
 @contextmanager
 def console_watcher(console: Console) -> Iterator[ConsoleWatcher]:
     """A watcher while the block runs; bars go away when they are full."""
+    # On a narrow terminal titles and details wrap, and numbers are what is kept whole.
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.description}", table_column=Column()),
+        *((BarColumn(bar_width=24),) if console.width >= _WIDE else ()),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[detail]}", table_column=Column()),
     )
     with Progress(*columns, console=console, transient=True) as progress:
         yield ConsoleWatcher(progress)
