@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from vitfx.images.pixel_cache import Pixels
 from vitfx.images.preprocess import Preprocess
+from vitfx.support.modes import evaluating
 from vitfx.support.processes import Share
 from vitfx.training.precision import autocast
 
@@ -60,23 +61,21 @@ def confuse(
     goes_on: told how many of this process's images are done; None is returned where it says no.
     """
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     counts = torch.zeros(classes * classes, dtype=torch.int64)
     loss = torch.zeros(1, dtype=torch.float64)
     mine = torch.arange(share.rank, len(pixels), share.world)
     done = 0
-    for indices in mine.split(batch):
-        labels = pixels.labels[indices]
-        with autocast(device, precision):
-            logits = model(preprocess(pixels.rows(indices).to(device)))
-        logits = logits.double().cpu()
-        counts += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
-        loss += cross_entropy(logits, labels, reduction="sum")
-        done += len(indices)
-        if not goes_on(done, len(mine)):
-            return None
-    model.train(was_training)
+    with evaluating(model):
+        for indices in mine.split(batch):
+            labels = pixels.labels[indices]
+            with autocast(device, precision):
+                logits = model(preprocess(pixels.rows(indices).to(device)))
+            logits = logits.double().cpu()
+            counts += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
+            loss += cross_entropy(logits, labels, reduction="sum")
+            done += len(indices)
+            if not goes_on(done, len(mine)):
+                return None
     total = share.sum(counts).reshape(classes, classes)
     return Confusion(total, float(share.sum(loss)) / len(pixels))
 
