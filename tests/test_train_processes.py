@@ -25,9 +25,9 @@ import vitfx.train
 import vitfx.runs.train_files
 vitfx.runs.train_files.has_matplotlib = lambda: False
 from tests.test_train_processes import OPTIONS
-from tests.train_runs import run_few
-from vitfx.share import open_share
-from vitfx.trainer import Trainer
+from tests.support.train_runs import run_few
+from vitfx.support.processes import open_share
+from vitfx.training.trainer import Trainer
 
 out, step = Path(sys.argv[1]), Trainer.step
 with open_share(torch.device("cpu")) as share:

@@ -16,8 +16,6 @@ from typing import Any
 from vitfx.support.errors import UserError
 
 JOURNAL = "discovery.jsonl"
-SWEEP = "sweep.json"
-ROUNDS = "rounds.json"
 UNFINISHED = "unfinished"
 """A file that stands in a run's folder until the last result is written, for runs that can't go on."""
 LOCK = ".lock"
@@ -95,25 +93,31 @@ def begin_results(folder: Path) -> None:
     """Makes the folder, with `UNFINISHED` in it until the caller removes that. Raises WriteError."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_aside(folder / UNFINISHED, "the command that made this folder was broken off\n")
+    write_aside(folder / UNFINISHED, "the command that made this folder has not finished\n")
 
 
 def remove_results(folder: Path, results: Sequence[str]) -> None:
-    """Takes earlier `results` (file names) out of the folder; anything else there is left alone."""
+    """Removes earlier `results` (file names) from the folder and nothing else."""
     for name in results:
         with writing(folder / name):
             (folder / name).unlink(missing_ok=True)
 
 
 def check_new_file(out: Path, *, force: bool) -> None:
-    """Raises UserError where a command can't write the one file that --out names, before it works for it."""
+    """Raises UserError where a command can't write the file that --out names; to be called before the work begins."""
     with writing(out):
         if not out.parent.is_dir():
             raise UserError(f"--out {out} is in a folder that does not exist: make {out.parent} first")
         if out.is_dir():
             raise UserError(f"--out {out} is a folder: give the name of a file in it")
         if out.exists() and not force:
-            raise UserError(f"{out} is there already: give another name with --out, or --force to overwrite it")
+            raise UserError(f"{out} already exists: give another name with --out, or --force to overwrite it")
+
+
+SWEEP = "sweep.json"
+
+
+ROUNDS = "rounds.json"
 
 
 def check_same(path: Path, what: str, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
