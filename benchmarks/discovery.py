@@ -25,7 +25,7 @@ from vitfx.discovery.basis.protocol import Limits
 from vitfx.discovery.basis.settings import RANKING, Settings
 from vitfx.discovery.methods.acdc import acdc
 from vitfx.discovery.methods.eap_acdc import eap_acdc
-from vitfx.support.console import HelpFormatter, command
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import NAMES, pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
@@ -69,7 +69,7 @@ class Options:
             check_out(self.write_circuit, "write-circuit")
 
 
-@command
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 

@@ -22,7 +22,7 @@ from vitfx.cli.exit_codes import GOES_ON, ending
 from vitfx.discovery.basis.metric import METRICS
 from vitfx.discovery.basis.settings import METHODS, Settings
 from vitfx.images.image_set import ImageSet
-from vitfx.support.console import HelpFormatter, command
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import NAMES, pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
@@ -64,7 +64,7 @@ class Options:
             check_out(self.markdown, "markdown")
 
 
-@command
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 

@@ -21,7 +21,7 @@ from vitfx.cli.exit_codes import GOES_ON, ending
 from vitfx.cli.goal_options import SAMPLES
 from vitfx.deploy.precision_file import FP32
 from vitfx.pruning.goal import Target, parse_target
-from vitfx.support.console import HelpFormatter, command
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import NAMES
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
@@ -84,7 +84,7 @@ class Options:
             raise UserError("--plot needs matplotlib: pip install 'vitfx[plot]'")
 
 
-@command
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 

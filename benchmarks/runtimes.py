@@ -23,7 +23,7 @@ from benchmarks.workloads import RUNTIMES, variants
 from vitfx.cli.exit_codes import ending
 from vitfx.images.image_set import ImageSet
 from vitfx.images.splits import open_data
-from vitfx.support.console import HelpFormatter, command
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import NAMES, pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
@@ -63,7 +63,7 @@ class Settings:
         return asdict(self) | {"out": str(self.out)}
 
 
-@command
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     return ending(lambda: run(_parse(arguments), Console()))
 

@@ -21,7 +21,7 @@ from vitfx.cli.exit_codes import ending
 from vitfx.images.pixel_cache import default_cache
 from vitfx.runs.train import make_plan, prepare
 from vitfx.runs.train_job import TrainJob
-from vitfx.support.console import HelpFormatter, command
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import NAMES, pick_device, synchronize
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
@@ -126,7 +126,7 @@ def _input_alone(batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> None:
         next(batches)
 
 
-@command
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
 

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from vitfx.support.console import command
+from vitfx.support.console import entry_point
 from vitfx.version import VERSION
 
 _COMMANDS = ("discover", "optimize", "prune", "recover", "report", "show", "train")
 
 
-@command
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ("--help",)
     if name in ("-h", "--help"):

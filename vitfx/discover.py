@@ -23,7 +23,7 @@ from vitfx.graph.canonical import read_module
 from vitfx.runs.discover import Discoveries
 from vitfx.runs.inputs import open_inputs
 from vitfx.runs.tau_sweep import circuit_path, read_sweep, record_path, sweep, to_table
-from vitfx.support.console import HelpFormatter, command
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_new_file
 from vitfx.support.locks import hold_file
@@ -59,7 +59,7 @@ class _Task:
     device: torch.device
 
 
-@command
+@entry_point
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # Before the processes know of each other, torchrun's own number is all that there is to tell them apart.

@@ -18,7 +18,7 @@ from vitfx.models.checkpoint import LoadedModel
 from vitfx.runs.inputs import open_inputs, open_model
 from vitfx.runs.optimize import OptimizeJob, run_optimize
 from vitfx.runs.optimize_text import to_table
-from vitfx.support.console import HelpFormatter, command
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_output
@@ -36,7 +36,7 @@ Nothing is pruned: the logits are the same to rounding. `python -m vitfx.prune` 
 what is dead."""
 
 
-@command
+@entry_point
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()

@@ -38,7 +38,7 @@ from vitfx.runs.sweep import run_sweep
 from vitfx.runs.sweep_points import missed as sweep_missed
 from vitfx.runs.sweep_points import to_table as sweep_table
 from vitfx.support.callable_module import make_callable
-from vitfx.support.console import HelpFormatter, command
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.locks import hold_folder
@@ -106,7 +106,7 @@ def prune(
     )
 
 
-@command
+@entry_point
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()

@@ -23,7 +23,7 @@ from vitfx.recovery.trainable import ONLY
 from vitfx.reports.recover_text import to_table
 from vitfx.runs.inputs import open_inputs
 from vitfx.runs.recover import STATE, RecoverJob, run_recover
-from vitfx.support.console import HelpFormatter, command
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import NAMES, pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_output
@@ -41,7 +41,7 @@ them: nearest to what is taught, with no fewer images right than before. The fol
 and retrained again, pruned.onnx, baseline.onnx and the report. The same command goes on where it was stopped."""
 
 
-@command
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()

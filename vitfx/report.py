@@ -12,7 +12,7 @@ from vitfx.reports.pages import compare_page
 from vitfx.reports.peers import read_peers
 from vitfx.reports.read_runs import RESULTS, Run, read_record, read_run
 from vitfx.reports.runtimes import has_runtimes, read_runtimes
-from vitfx.support.console import HelpFormatter, command
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_new_file, write_aside
 
@@ -30,7 +30,7 @@ machines or other images only as far as those are alike. A single run has its ow
 exit code: 0, or 2 when something you gave can't be used; then nothing is written."""
 
 
-@command
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 

@@ -12,7 +12,7 @@ from vitfx.circuits.circuit import read_circuit
 from vitfx.circuits.picture import SUFFIXES, picture_bytes
 from vitfx.circuits.summary import summary
 from vitfx.cli.exit_codes import ending
-from vitfx.support.console import HelpFormatter, command
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_new_file, write_aside
 
@@ -27,7 +27,7 @@ colour what they feed. Beside it stand heat maps of the scores by layer. It need
 exit code: 0, or 2 when something you gave can't be used; then nothing is written."""
 
 
-@command
+@entry_point
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     return ending(lambda: _show(options, Console()))

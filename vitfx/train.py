@@ -28,7 +28,7 @@ from vitfx.cli.exit_codes import GOES_ON, GOES_ON_UNFORCED, ending
 from vitfx.images.pixel_cache import default_cache
 from vitfx.runs.train import run_training
 from vitfx.runs.train_job import TrainJob
-from vitfx.support.console import HelpFormatter, command
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import NAMES
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_output
@@ -74,7 +74,7 @@ _KEYS = {
 _SIZES = ("width", "depth", "heads", "mlp", "patch")
 
 
-@command
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     first = os.environ.get("RANK", "0") == "0"

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from tests.support.circuits import made_up
-from vitfx.support.console import CLOSED_PIPE, command
+from vitfx.support.console import CLOSED_PIPE, entry_point
 from vitfx.support.progress import console_watcher
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,9 +32,9 @@ WRITER = """
 import sys
 from pathlib import Path
 from rich.console import Console
-from vitfx.support.console import command
+from vitfx.support.console import entry_point
 
-@command
+@entry_point
 def main(arguments=None):
     write = Console().print if sys.argv[1] == "rich" else print
     write("first")
@@ -77,7 +77,7 @@ def help_of(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_ready_for_its_streams(name: str) -> None:
-    assert hasattr(import_module(name).main, "__wrapped__"), f"{name}.main is not a vitfx.support.console.command"
+    assert hasattr(import_module(name).main, "__wrapped__"), f"{name}.main is not a vitfx.support.console.entry_point"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
@@ -115,7 +115,7 @@ def test_every_character_that_vitfx_writes_has_a_spelling() -> None:
     apart = {*IN_DOCSTRINGS, *map(chr, range(0xDC80, 0xDD00))}
     characters = sorted({character for character in "".join(strings) if not character.isascii()} - apart)
 
-    @command
+    @entry_point
     def main() -> int:
         print(*characters, sep="\n")
         return 3
@@ -128,7 +128,7 @@ def test_every_character_that_vitfx_writes_has_a_spelling() -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_a_files_name_that_is_no_text_goes_out_as_it_came_in(encoding: str) -> None:
-    @command
+    @entry_point
     def main() -> int:
         print(os.fsdecode(b"a\xff.json"))
         return 0
@@ -179,7 +179,7 @@ def test_no_standard_output_at_all() -> None:
 
 
 def test_another_broken_pipe_is_a_defect() -> None:
-    @command
+    @entry_point
     def main() -> int:
         raise BrokenPipeError
 

@@ -42,7 +42,7 @@ _SPELLED = {
 _P = ParamSpec("_P")
 
 
-def command(main: Callable[_P, int]) -> Callable[_P, int]:
+def entry_point(main: Callable[_P, int]) -> Callable[_P, int]:
     """Wraps the `main` of a command: what a stream can't encode is spelled out, and a closed pipe ends it quietly.
 
     The exit code is that of `main`, or `CLOSED_PIPE`.
