@@ -22,6 +22,7 @@ from vitfx.discovery.basis.protocol import Limits
 from vitfx.discovery.basis.settings import RANKING, Settings
 from vitfx.discovery.methods.acdc import acdc
 from vitfx.discovery.methods.eap_acdc import eap_acdc
+from vitfx.support.console import entry_point
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
@@ -61,6 +62,7 @@ class DiscoveryOptions(CommonOptions):
         check_out("write-circuit", self.write_circuit)
 
 
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(lambda: _options(arguments), _work)
 

@@ -20,6 +20,7 @@ from vitfx.cli.exit_codes import GOES_ON
 from vitfx.discovery.basis.metric import METRICS
 from vitfx.discovery.basis.settings import METHODS, Settings
 from vitfx.images.image_set import ImageSet
+from vitfx.support.console import entry_point
 from vitfx.support.devices import pick_device
 from vitfx.support.files import write_aside
 from vitfx.support.json_files import write_json
@@ -69,6 +70,7 @@ class MethodsOptions(command.CommonOptions):
         )
 
 
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     return command.run_command(lambda: MethodsOptions(**vars(_parser().parse_args(arguments))), _work, lambda: GOES_ON)
 

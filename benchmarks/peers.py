@@ -21,6 +21,7 @@ from vitfx.cli.goal_options import SAMPLES
 from vitfx.deploy.precisions import FP32
 from vitfx.pruning.goal import Target, parse_target
 from vitfx.reports.records import PEERS_RECORD
+from vitfx.support.console import entry_point
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
@@ -72,6 +73,7 @@ class PeersOptions(command.CommonOptions):
             raise UserError("--plot needs matplotlib: pip install 'vitfx[plot]'")
 
 
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     return command.run_command(lambda: PeersOptions(**vars(_parser().parse_args(arguments))), _work, lambda: GOES_ON)
 

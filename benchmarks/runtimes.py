@@ -21,6 +21,7 @@ from vitfx.cli.exit_codes import ending
 from vitfx.images.image_set import ImageSet
 from vitfx.images.splits import open_data
 from vitfx.reports.records import RUNTIMES_RECORD
+from vitfx.support.console import entry_point
 from vitfx.support.devices import NAMES, pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.json_files import write_json
@@ -58,6 +59,7 @@ class RuntimesOptions:
         return asdict(self) | {"out": str(self.out)}
 
 
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     return ending(lambda: run(_options(arguments), Console()))
 

@@ -18,6 +18,7 @@ from benchmarks.command import check_least, check_out, make_parser, run_command
 from vitfx.images.pixel_cache import default_cache
 from vitfx.runs.train import make_plan, prepare
 from vitfx.runs.train_job import TrainJob
+from vitfx.support.console import entry_point
 from vitfx.support.devices import NAMES, pick_device, synchronize
 from vitfx.support.json_files import write_json
 from vitfx.support.machine import environment, load_average
@@ -123,6 +124,7 @@ def _input_alone(batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> None:
         next(batches)
 
 
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(lambda: _options(_parser().parse_args(arguments)), _work)
 

@@ -257,7 +257,7 @@ def test_what_is_refused(path: Path, tmp_path: Path, capsys: Captured, case: str
 def test_where_a_circuit_can_not_go(path: Path, circuit: Path, tmp_path: Path, capsys: Captured) -> None:
     before = circuit.read_bytes()
     assert run(path, circuit) == 2
-    assert f"{circuit} is there already" in capsys.readouterr().err
+    assert f"{circuit} already exists" in capsys.readouterr().err
     assert circuit.read_bytes() == before
     assert run(path, tmp_path / "none" / "out.json") == 2
     assert "is in a folder that does not exist" in capsys.readouterr().err

@@ -197,7 +197,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureF
         assert sentence in capsys.readouterr().err
     out.write_text("mine")
     assert main([str(good), "--out", str(out)]) == 2
-    assert "is there already: give another name with --out, or --force" in capsys.readouterr().err
+    assert "already exists: give another name with --out, or --force" in capsys.readouterr().err
     assert out.read_text() == "mine"
     assert main([str(good), "--out", str(out), "--force"]) == 0
     read(out.read_text())

@@ -187,7 +187,7 @@ def test_a_name_keeps_its_threshold(written: Path) -> None:
 def test_a_picture_is_overwritten_only_when_told(capsys: pytest.CaptureFixture[str], written: Path) -> None:
     picture = written.with_suffix(".svg")
     picture.write_text("mine")
-    assert "is there already: give another name with --out, or --force" in refused(capsys, [str(written)])
+    assert "already exists: give another name with --out, or --force" in refused(capsys, [str(written)])
     assert picture.read_text() == "mine"
     assert main([str(written), "--force"]) == 0
     assert picture.read_bytes().startswith(b"<?xml")

@@ -14,6 +14,7 @@ from vitfx.reports.peers import read_peers
 from vitfx.reports.read_runs import DAMAGES, Run, read_run
 from vitfx.reports.records import PEERS_RECORD, RUNTIMES_RECORD, PeersRecord, RuntimesRecord
 from vitfx.reports.runtimes import read_runtimes
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_new_file, write_aside
 from vitfx.support.json_files import read_any_json
@@ -34,6 +35,7 @@ report.html in its folder.
 exit code: 0, or 2 when something you gave can't be used; then nothing is written."""
 
 
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
@@ -91,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m vitfx.report",
         description=(__doc__ or "").partition("\n")[0],
         epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "runs",
