@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from vitfx.deploy.deployment import Deployed, Deployment, deploy_forms
-from vitfx.deploy.export import ExportMismatch, compare_onnx, export_plain, write_onnx
+from vitfx.deploy.export import export_checked, export_plain, onnx_metadata
 from vitfx.deploy.lowering import Normalising, plain_pixels
 from vitfx.deploy.onnx_forms import FORMS, Form
 from vitfx.graph.canonical import read_module
@@ -20,12 +19,13 @@ from vitfx.models.checkpoint import LoadedModel
 from vitfx.runs.optimize_bench import Bench, fastest, measure_alone
 from vitfx.runs.optimize_text import to_markdown
 from vitfx.support.files import UNFINISHED, begin_results, remove_results, write_aside
+from vitfx.support.json_files import write_json
 from vitfx.support.machine import environment, load_average
 from vitfx.support.progress import Watcher
 from vitfx.support.timing import Ratio, Timing
-from vitfx.version import VERSION
 
 BASELINE, OPTIMIZED = "baseline.onnx", "optimized.onnx"
+FORMAT = "vitfx-optimize-report/1"
 RESULTS = (BASELINE, OPTIMIZED, "report.json", "report.md")
 
 
@@ -60,18 +60,17 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> dict[str, Any]:
     front = read_module(job.model.module, job.pixels, watcher)
     canonical = front.graph_module
     watcher.say("rewriting and exporting")
-    metadata = _metadata(job)
+    metadata = onnx_metadata(job.model, {}, job.deployment.preprocess(job.model.preprocess))
     deployed = deploy_forms(canonical, job.deployment, job.forms, job.pixels, metadata)
     begin_results(job.out)
     remove_results(job.out, RESULTS)
-    baseline = _export_baseline(job, canonical, metadata)
+    baseline = _export_baseline(job, canonical)
     bench = Bench(job.device, job.batches, job.pixels, job.model.preprocess if job.plain else None, watcher)
     forms = bench.against(job.out / BASELINE, {name: one.model for name, one in deployed.items()})
     chosen = fastest(forms)
     best = deployed[chosen]
     watcher.say(f"form {chosen} is the fastest" if len(forms) > 1 else f"form {chosen}")
-    write_onnx(best.model, job.out / OPTIMIZED)
-    error = _compare(job, canonical)
+    error = _export_optimized(job, best, canonical)
     alone = measure_alone(bench, canonical, job.deployment, FORMS[chosen]) if job.alone else {}
     final = bench.pair(job.out / BASELINE, job.out / OPTIMIZED)
     report = {
@@ -83,42 +82,26 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> dict[str, Any]:
         "notes": [*front.notes, *best.refusals],
         "environment": {**environment(), "device": str(job.device), "load_average_before": load},
     }
-    write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+    write_json(job.out / "report.json", FORMAT, report)
     write_aside(job.out / "report.md", to_markdown(report))
     remove_results(job.out, [UNFINISHED])
     return report
 
 
-def _metadata(job: OptimizeJob) -> dict[str, str]:
-    preprocess = job.deployment.preprocess(job.model.preprocess)
-    found = {
-        "vitfx": VERSION,
-        "model": job.model.source,
-        "model_fingerprint": job.model.fingerprint,
-        "preprocess": json.dumps(preprocess.to_json()),
-    }
-    return found if job.model.classes is None else {**found, "classes": json.dumps(job.model.classes)}
-
-
-def _export_baseline(job: OptimizeJob, canonical: GraphModule, metadata: dict[str, str]) -> str:
+def _export_baseline(job: OptimizeJob, canonical: GraphModule) -> str:
     """Writes baseline.onnx; what it is."""
-    metadata = {**metadata, "preprocess": json.dumps(job.model.preprocess.to_json())}
-    model, said = export_plain(job.model.module, canonical, job.pixels[:2], metadata)
-    write_onnx(model, job.out / BASELINE)
-    return said
+    model, source = export_plain(job.model.module, canonical, job.pixels[:2], onnx_metadata(job.model, {}))
+    export_checked(model, job.out / BASELINE, canonical, job.pixels)
+    return source
 
 
-def _compare(job: OptimizeJob, canonical: GraphModule) -> float:
-    """optimized.onnx against the graph that nothing was done to. Raises ExportMismatch, the file removed."""
-    pixels, module = job.pixels[:8], canonical
-    try:
-        if job.plain:
-            preprocess = job.model.preprocess
-            return compare_onnx(job.out / OPTIMIZED, Normalising(module, preprocess), plain_pixels(pixels, preprocess))
-        return compare_onnx(job.out / OPTIMIZED, module, pixels)
-    except ExportMismatch:
-        (job.out / OPTIMIZED).unlink()
-        raise
+def _export_optimized(job: OptimizeJob, best: Deployed, canonical: GraphModule) -> float:
+    """Writes optimized.onnx; how far it is from the graph that nothing was done to."""
+    path, preprocess = job.out / OPTIMIZED, job.model.preprocess
+    if job.plain:
+        plain = plain_pixels(job.pixels, preprocess)
+        return export_checked(best.model, path, Normalising(canonical, preprocess), plain)
+    return export_checked(best.model, path, canonical, job.pixels)
 
 
 def _facts(job: OptimizeJob, best: Deployed, chosen: str, baseline: str) -> dict[str, Any]:

@@ -4,33 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypedDict
 
 from vitfx.recovery.data import RecoverData
 from vitfx.recovery.retrain import Recovered
-from vitfx.runs.recover_measure import Measured
+from vitfx.runs.recover_measure import Measured, ModelRecord
 
+FORMAT = "vitfx-recover-report/1"
 _POINTS = 200
+
+
+class ImageCounts(TypedDict):
+    training: int
+    held_out: int
+    labelled: bool
+    evaluation: int
+    skipped: int
+
+
+class RecoverReport(TypedDict):
+    """report.json."""
+
+    made_by: str
+    models: list[ModelRecord]
+    recovery: dict[str, Any]  #: of `Recovered.to_json`, with "losses" and a "sentence"
+    baseline_recovery: dict[str, Any] | None  #: of the unpruned model, likewise
+    won_back: float | None
+    images: ImageCounts
+    settings: dict[str, Any]
+    environment: dict[str, Any]
 
 
 def make_report(
     command: str,
     settings: Mapping[str, Any],
-    found: Recovered,
-    again: Recovered | None,
+    recovered: Recovered,
+    baseline: Recovered | None,
     measured: Measured,
     data: RecoverData,
     environment: Mapping[str, Any],
-) -> dict[str, Any]:
-    """report.json. again: the unpruned model's own retraining, None where there was none."""
+) -> RecoverReport:
+    """baseline: the unpruned model's own retraining, None where there was none."""
     scores = measured.runtimes[0].scores[measured.names[0]]
     return {
         "made_by": command,
         "models": measured.to_json(),
-        "recovery": {**found.to_json(), "losses": _thinned(found.losses), "sentence": sentence(found)},
-        "baseline_recovery": None
-        if again is None
-        else {**again.to_json(), "losses": _thinned(again.losses), "sentence": sentence(again)},
+        "recovery": _course(recovered),
+        "baseline_recovery": None if baseline is None else _course(baseline),
         "won_back": won_back(measured),
         "images": {
             "training": len(data.train),
@@ -44,8 +64,12 @@ def make_report(
     }
 
 
+def _course(recovered: Recovered) -> dict[str, Any]:
+    return {**recovered.to_json(), "losses": _thinned(recovered.losses), "sentence": sentence(recovered)}
+
+
 def won_back(measured: Measured) -> float | None:
-    """The share of the accuracy that pruning cost which is there again; None without labels or without a loss."""
+    """The share of the lost accuracy that retraining won back; None without labels or without a loss."""
     scores = measured.runtimes[0].scores
     whole, before = scores["baseline"].accuracy, scores["pruned"].accuracy
     after = scores["pruned retrained"].accuracy
@@ -54,22 +78,22 @@ def won_back(measured: Measured) -> float | None:
     return (after - before) / (whole - before)
 
 
-def sentence(found: Recovered) -> str:
+def sentence(recovered: Recovered) -> str:
     """What was kept, and whether it is better than what was given."""
-    first, best = found.checks[0], found.checks[found.best]
-    if found.best == 0:
+    first, best = recovered.checks[0], recovered.checks[recovered.best]
+    if recovered.best == 0:
         return (
-            "no look was nearer to what is taught, with no fewer images right, than the one before the first step "
-            f"({first}): the model is as it was"
+            "no check came closer to what is taught, with no fewer images right, than the one before the first step "
+            f"({first}): the model is unchanged"
         )
     return (
-        f"of {len(found.checks)} looks the one nearest to what is taught is kept, after {best.images:,} images: "
+        f"of {len(recovered.checks)} checks the one closest to what is taught is kept, after {best.images:,} images: "
         f"{best}; before: {first}"
     )
 
 
 def _thinned(losses: Sequence[float]) -> list[float]:
-    """Means of so many stretches of steps at most."""
+    """Means over at most `_POINTS` stretches of steps."""
     count = min(_POINTS, len(losses))
     edges = [round(place * len(losses) / count) for place in range(count + 1)] if count else [0]
     return [sum(losses[a:b]) / (b - a) for a, b in pairwise(edges)]
