@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vitfx.graph.verify import rewrite
 from vitfx.pruning.cost_model import Price
-from vitfx.pruning.goal import DROP, PROMISED, SPEEDUP, Goal, reaches
+from vitfx.pruning.goal import DROP, PARAMETERS, PROMISED, SPEEDUP, Goal, reaches
 from vitfx.pruning.iterative_pruner import Pursuit, Standing, State
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
@@ -28,16 +29,14 @@ Speed = Callable[[State], float]
 
 @dataclass(frozen=True)
 class Attained:
-    """state: the model. speedup: measured; predicted: by the price; both None where the goal is none. met: whether it
-    is what was asked for. steps: every model on the way, JSON-ready: its total price, how it stood, and, where it was
-    measured, both speed-ups."""
+    """What a search ended with, whether or not it is what was asked for."""
 
     state: State
     standing: Standing
-    speedup: float | None
-    predicted: float | None
-    met: bool
+    speedup: float | None  #: measured; None where the goal is no speed-up
+    predicted: float | None  #: the same by the price
     steps: tuple[dict[str, Any], ...]
+    """Every model on the way, JSON-ready: its total price, how it stood, and, where it was measured, both speed-ups."""
 
 
 def said(standing: Standing) -> str:
@@ -94,6 +93,18 @@ class Attempt:
             self.steps[-1] |= {"predicted": predicted, "measured": found}
         return found
 
+    def to_count(self, most: float, parameters: bool) -> State:
+        """A finished model of at most this total price, and, for parameters, of at most so many: refits add biases that
+        the price does not count. Where even the least model has more, it is returned."""
+        state = self.pursuit.finish(self.to_price(most))
+        for _ in range(CORRECTIONS if parameters else 0):
+            module, total = rewrite(self.pursuit.original, state.plan).graph_module, self.price.total(state.kept)
+            excess = sum(parameter.numel() for parameter in module.parameters()) - most
+            if excess <= 0 or total <= self.price.floor:
+                break
+            state = self.pursuit.finish(self.cut(state, max(total - excess, self.price.floor)))
+        return state
+
     def within(self, goal: Goal) -> State:
         """The cheapest model found that keeps to a limit on accuracy or KL with survivors refitted on all images, which
         may change on which side of the limit a model lies."""
@@ -143,23 +154,23 @@ def attain(
 ) -> Attained:
     """price: in what the goal is counted in; for a limit on accuracy or KL, what is to be saved within it. plain,
     measure: for a speed-up. whole: what a share is of, the price of the model itself where it is None. A speed that was
-    predicted to be within reach and was not measured is no error: see `Attained.met`. Raises UserError where the goal
-    is out of reach, or needs labels that are not there."""
+    predicted to be within reach and was not measured is no error. Raises UserError where the goal is out of reach, or
+    needs labels that are not there."""
     if goal.kind == DROP and pursuit.labels is None:
         raise UserError("--max-drop needs labelled images: give images in class folders, or --max-kl instead")
     check_reach(goal, price, plain=plain, whole=whole)
     attempt = Attempt(pursuit, price, watcher)
-    found, predicted, met = None, None, True
+    found, predicted = None, None
     if goal.kind == SPEEDUP:
         assert plain is not None and measure is not None
         state, found = attempt.to_speed(goal.value, plain, measure)
         predicted = _predicted(price, state, plain)
-        state, met = pursuit.finish(state), reaches(found, goal.value)
+        state = pursuit.finish(state)
     elif goal.priced:
-        state = pursuit.finish(attempt.to_price(goal.value * (price.whole if whole is None else whole)))
+        state = attempt.to_count(goal.value * (price.whole if whole is None else whole), goal.kind == PARAMETERS)
     else:
         state = attempt.within(goal)
-    return Attained(state, pursuit.standing(state), found, predicted, met, tuple(attempt.steps))
+    return Attained(state, pursuit.standing(state), found, predicted, tuple(attempt.steps))
 
 
 def check_reach(goal: Goal, price: Price, *, plain: float | None = None, whole: float | None = None) -> None:

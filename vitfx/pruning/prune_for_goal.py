@@ -15,11 +15,11 @@ from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, W
 from vitfx.discovery.run import origins
 from vitfx.graph.canonical import read_module
 from vitfx.graph.stages import read_stages
-from vitfx.graph.verify import rewrite, verify
+from vitfx.graph.verify import Verification, rewrite, verify
 from vitfx.images.image_set import Images
 from vitfx.pruning.compensation import Compensated, divergence, with_means
 from vitfx.pruning.cost_model import Price
-from vitfx.pruning.goal import DROP
+from vitfx.pruning.goal import DROP, PARAMETERS, Goal
 from vitfx.pruning.goal_search import Attained, attain, said
 from vitfx.pruning.iterative_pruner import Pursuit
 from vitfx.pruning.prune_by_circuit import Pruned
@@ -72,14 +72,15 @@ def compile_for_goal(
     plan = found.state.plan
     artifact = rewrite(original, plan).graph_module.eval()
     verification = verify(original, artifact, plan, images.pixels[:_VERIFIED_IMAGES])
-    circuit = _circuit(original, found, price, asked, facts)
+    reached = _reached(asked.goal, found, verification, bench)
+    missed = None if reached is None else asked.goal.shortfall(reached)
+    circuit = _circuit(original, found, price, asked, facts, met=missed is None)
     held_out = len(pursuit.held_out)
-    notes = (*front.notes, _note(asked, found, held_out))
+    notes = (*front.notes, _note(asked, found, held_out, reached, missed))
     if not plan.deletions:
         need = "nothing had to be deleted for that" if asked.goal.priced else "nothing could be deleted within that"
         notes += (need,)
     made_up = _made_up(original, pursuit, found)
-    missed = None if found.met else f"measured {found.speedup:.2f}×"
     return Pruned(artifact, original, circuit, plan, verification, notes, made_up, found.standing.kl, missed)
 
 
@@ -92,15 +93,29 @@ def _made_up(original: GraphModule, pursuit: Pursuit, found: Attained) -> Compen
     return Compensated(plan, "ridge", images=fitted, held_out=held_out, kl=found.standing.kl, kl_mean=kl_mean)
 
 
-def _note(asked: Asked, found: Attained, held_out: int) -> str:
+def _reached(goal: Goal, found: Attained, verification: Verification, bench: Bench) -> float | None:
+    """The speed-up, or the share of parameters or FLOPs, that was measured; None for a limit on what is lost."""
+    if bench.whole is None:
+        return found.speedup
+    measured = verification.measured
+    return (measured.parameters if goal.kind == PARAMETERS else measured.flops) / bench.whole
+
+
+def _note(asked: Asked, found: Attained, held_out: int, reached: float | None, missed: str | None) -> str:
     counted = "" if asked.reference is None else ", counted from the original"
-    missed = "" if found.met else " and missed"
-    fast = "" if found.speedup is None else f"measured {found.speedup:.2f}×, predicted {found.predicted:.2f}×, "
+    verdict = "" if missed is None else " and missed"
+    measured = ""
+    if found.speedup is not None:
+        measured = f"measured {found.speedup:.2f}×, predicted {found.predicted:.2f}×, "
+    elif reached is not None:
+        measured = f"measured {100 * reached:.6g}%, "
     on = f"on {held_out} images held out from fitting"
-    return f"asked for {asked.goal}{counted}{missed}: {fast}{said(found.standing)} {on}"
+    return f"asked for {asked.goal}{counted}{verdict}: {measured}{said(found.standing)} {on}"
 
 
-def _circuit(original: GraphModule, found: Attained, price: Price, asked: Asked, facts: dict[str, str]) -> Circuit:
+def _circuit(
+    original: GraphModule, found: Attained, price: Price, asked: Asked, facts: dict[str, str], *, met: bool
+) -> Circuit:
     """The model as a circuit of the head graph: each head, and of each MLP what is kept and what is gone as a path."""
     gone = {deletion.name: deletion for deletion in found.state.plan.deletions}
     decisions = [Decision(Edge(Writer(EMBED)), True, 0.0, None, ATTRIBUTED)]
@@ -122,7 +137,7 @@ def _circuit(original: GraphModule, found: Attained, price: Price, asked: Asked,
             for index, (units, alive) in enumerate(one for one in groups if one[0])
         ]
     settings = {"method": "goal", "granularity": "head", "ablation": "mean", **asked.to_json()}
-    measured = {"speed-up": found.speedup, "predicted": found.predicted, "met": found.met}
+    measured = {"speed-up": found.speedup, "predicted": found.predicted, "met": met}
     steps = {"unit": price.unit, "whole": price.whole, "steps": list(found.steps), **measured}
     details = {"price": steps, "held out": asdict(found.standing)}
     return Circuit(tuple(decisions), found.standing.kl, settings, facts, details)

@@ -66,19 +66,19 @@ class CircuitRun(_Run):
 class Basis(TypedDict):
     """All that the models of a sweep or of rounds depend on, but the machine."""
 
-    vitfx: str
-    torch: str
-    images: str  #: sha256 of the calibration images
     model: str
-    model_fingerprint: str
     arch: str | None
     data: str
-    evaluation_fingerprint: str
     samples: int
     seed: int
     target: str
     deployment: dict[str, Any]
     device: str
+    vitfx: str
+    torch: str
+    model_fingerprint: str
+    images: str  #: sha256 of the calibration images
+    evaluation_fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,19 +107,19 @@ class _TargetRun(_Run):
     def basis(self, origins: Mapping[str, str], samples: int) -> Basis:
         """origins: of the original, see `vitfx.discovery.run.origins`. samples: calibration images that are whole."""
         return {
-            "vitfx": origins["vitfx"],
-            "torch": origins["torch"],
-            "images": origins["images"],
             "model": self.inputs.model.source,
-            "model_fingerprint": origins["model"],
             "arch": self.inputs.arch,
             "data": self.inputs.data,
-            "evaluation_fingerprint": self.evaluation.fingerprint(),
             "samples": samples,
             "seed": self.seed,
             "target": str(self.target),
             "deployment": self.deployment.to_json(),
             "device": str(self.device),
+            "vitfx": origins["vitfx"],
+            "torch": origins["torch"],
+            "model_fingerprint": origins["model"],
+            "images": origins["images"],
+            "evaluation_fingerprint": self.evaluation.fingerprint(),
         }
 
 

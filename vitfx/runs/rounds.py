@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch.fx import GraphModule
@@ -28,7 +27,8 @@ from vitfx.runs.prune import run_goal
 from vitfx.runs.prune_run import Basis, GoalRun, RoundsRun
 from vitfx.runs.recover import STATE, RecoverJob, run_recover
 from vitfx.runs.rounds_steps import ARTIFACTS, PRUNED, RECOVERED, Step, missed, read_steps, to_markdown, write_steps
-from vitfx.support.files import remove_results, write_aside, writing
+from vitfx.runs.step_file import begin_steps
+from vitfx.support.files import write_aside
 from vitfx.support.machine import environment
 from vitfx.support.progress import Watcher
 
@@ -164,7 +164,8 @@ def run_rounds(run: RoundsRun, watcher: Watcher) -> RoundsResult:
     steps, machine = read_steps(run.out, settings, force=run.force)
     if len(steps) < 2 * run.rounds.count:
         maker = _step_maker(run, front.graph_module, cost, images, watcher)
-        _begin(run.out, steps, settings, machine)
+        begin_steps(run.out, (TABLE, *ARTIFACTS))
+        write_steps(run.out, steps, settings, machine)
         machine = environment()
         steps = _complete(maker, steps, settings, machine)
     else:
@@ -185,14 +186,6 @@ def _step_maker(run: RoundsRun, original: GraphModule, cost: Cost, images: Image
     check_reach(run.goal, price, plain=bench.plain)
     goals = run.rounds.goals(run.goal, 1.0 if bench.plain is None else bench.plain / price.whole)
     return _StepMaker(run, goals, Reference(module, original), cost, bench, bench.open_plain(), watcher)
-
-
-def _begin(out: Path, steps: Sequence[Step], settings: RoundsSettings, machine: Mapping[str, Any]) -> None:
-    """The record is written before anything is made: it marks the folder of a run that was stopped."""
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    remove_results(out, (TABLE, *ARTIFACTS))
-    write_steps(out, steps, settings, machine)
 
 
 def _complete(

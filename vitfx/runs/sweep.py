@@ -28,9 +28,10 @@ from vitfx.pruning.prune_for_goal import SCORED
 from vitfx.pruning.target_bench import Asked, Bench
 from vitfx.runs.beside_plain import measure_beside_plain
 from vitfx.runs.prune_run import Basis, SweepRun
+from vitfx.runs.step_file import begin_steps
 from vitfx.runs.sweep_points import Point, by_speed, draw_front, missed, read_points, to_markdown, write_points
 from vitfx.support.errors import UserError
-from vitfx.support.files import remove_results, write_aside, writing
+from vitfx.support.files import write_aside, writing
 from vitfx.support.machine import environment
 from vitfx.support.pictures import has_matplotlib, png_bytes
 from vitfx.support.progress import Watcher
@@ -125,7 +126,8 @@ def run_sweep(run: SweepRun, watcher: Watcher) -> SweepResult:
     points = recorded
     if not {None, *run.speedups} <= {point.asked for point in recorded}:
         maker = _point_maker(run, front.graph_module, images, watcher)
-        _begin(run.out, recorded, settings, machine)
+        begin_steps(run.out, (TABLE, PICTURE))
+        write_points(run.out, recorded, settings, machine)
         machine = environment()
         points = _complete(maker, recorded, settings, machine)
     _present(run.out, points, settings, machine, watcher)
@@ -154,14 +156,6 @@ def _point_maker(run: SweepRun, original: GraphModule, images: Images, watcher: 
         align=run.target.align,
     )
     return _PointMaker(run, original, images, bench, price, bench.plain, pursuit, bench.open_plain(), watcher)
-
-
-def _begin(out: Path, points: Sequence[Point], settings: Basis, machine: Mapping[str, Any]) -> None:
-    """The record is written before anything is made: it marks the folder of a sweep that was stopped."""
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    remove_results(out, (TABLE, PICTURE))
-    write_points(out, points, settings, machine)
 
 
 def _complete(

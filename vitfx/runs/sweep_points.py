@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,7 @@ from rich.table import Table
 from vitfx.pruning.goal import reaches
 from vitfx.reports.points import KNEE_RULE
 from vitfx.runs.beside_plain import BesidePlain
-from vitfx.runs.step_file import StepFile
-from vitfx.support.errors import UserError
+from vitfx.runs.step_file import StepFile, read_range
 from vitfx.support.files import SWEEP
 from vitfx.support.text import digits, provenance_lines
 
@@ -61,13 +59,8 @@ class Point(BesidePlain):
 
 def read_speeds(text: str) -> tuple[float, ...]:
     """ "1.2:2.0:5" -> 1.2, 1.4, 1.6, 1.8 and 2.0. Raises UserError."""
-    try:
-        low, high, count = (kind(part) for kind, part in zip((float, float, int), text.split(":"), strict=True))
-    except ValueError as error:
-        raise UserError(f"--sweep {text} is not LOW:HIGH:COUNT: give one such as 1.2:2.0:5") from error
-    if not 1 < low < high < math.inf or count < 2:
-        raise UserError(f"--sweep {text} is not a range of speed-ups: give 1 < LOW < HIGH and a COUNT of 2 or more")
-    return tuple(float(f"{low + (high - low) * index / (count - 1):.4g}") for index in range(int(count)))
+    low, high, count = read_range("sweep", text, "1.2:2.0:5", above=1)
+    return tuple(float(f"{low + (high - low) * index / (count - 1):.4g}") for index in range(count))
 
 
 def by_speed(points: Iterable[Point]) -> tuple[Point, ...]:
