@@ -65,9 +65,8 @@ def _deliver(run: CircuitRun | GoalRun, pruned: Pruned, images: Images, watcher:
     remove_results(run.out, RESULTS)
     written = write_files(run.out, pruned, model, images, run.deployment, watcher)
     written = replace(written, precision=write_precision(run.out, run.precision, images.pixels))
-    measured = measure(
-        run.out, run.evaluation, run.onnx_device, written, watcher, batches=sorted({*BATCHES, run.batch})
-    )
+    batches = sorted({*BATCHES, run.batch})
+    measured = measure(run.out, run.evaluation, run.onnx_device, written, watcher, batches)
     report = make_report(pruned, measured, images, _settings(run, pruned, len(images)), environment(), run.batch)
     maps = attention_maps(
         pruned.original, pruned.module, pruned.plan, run.evaluation, run.seed, model.preprocess, model.classes
