@@ -88,7 +88,7 @@ def test_every_method(path: Path, tmp_path: Path, method: str, granularity: str)
 def test_a_resampled_circuit_is_not_run_on_other_images(path: Path, tmp_path: Path, capsys: Captured) -> None:
     assert run(path, tmp_path / "out.json", "--tau", "0.01", "--ablation", "resample") == 0
     assert "evaluation" not in read(tmp_path / "out.json").details
-    assert "a resampled circuit has values for its own calibration images alone" in capsys.readouterr().out
+    assert "a resampled circuit has values for its calibration images only" in capsys.readouterr().out
 
 
 def test_the_same_seed_gives_the_same_bytes(path: Path, circuit: Path, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_repeats(path: Path, tmp_path: Path, capsys: Captured) -> None:
     assert 0 < steady["overlap"]["edges"] < 1
     assert steady["survival"]["embed"] == 1
     assert sum(steady["kept_by"]["heads"]) == 4
-    assert "3 runs with other images and seeds; two of them have in common" in capsys.readouterr().out
+    assert "3 runs with other images and seeds; of what either of two keeps, both keep" in capsys.readouterr().out
     assert sorted(one.name for one in tmp_path.iterdir()) == ["first.json", "out.json", "second.json"]
 
 
@@ -265,7 +265,7 @@ def test_circuits_that_prune_refuses(path: Path, circuit: Path, tmp_path: Path, 
 
 
 REFUSED = {
-    "τ twice": (("--tau", "0.1", "--tau-sweep", "1e-3:1e-1:3"), "--tau-sweep sets the thresholds: leave --tau out"),
+    "τ twice": (("--tau", "0.1", "--tau-sweep", "1e-3:1e-1:3"), "--tau-sweep sets the thresholds: leave out --tau"),
     "no range": (("--tau-sweep", "1:2"), "--tau-sweep 1:2 is not LOW:HIGH:COUNT"),
     "backwards": (("--tau-sweep", "1:0.1:3"), "--tau-sweep 1:0.1:3 is not a range"),
     "one": (("--tau-sweep", "0.1:1:1"), "--tau-sweep 0.1:1:1 is not a range"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -16,13 +16,13 @@ from vitfx.deploy.lowering import Normalising, plain_pixels
 from vitfx.deploy.onnx_forms import FORMS, Form
 from vitfx.graph.canonical import read_module
 from vitfx.models.checkpoint import LoadedModel
-from vitfx.runs.optimize_bench import Bench, fastest, measure_alone
+from vitfx.runs.optimize_bench import OptimizeBench, fastest, measure_alone
 from vitfx.runs.optimize_text import to_markdown
 from vitfx.support.files import UNFINISHED, begin_results, remove_results, write_aside
 from vitfx.support.json_files import write_json
 from vitfx.support.machine import environment, load_average
 from vitfx.support.progress import Watcher
-from vitfx.support.timing import Ratio, Timing
+from vitfx.support.timing import Ratio
 
 BASELINE, OPTIMIZED = "baseline.onnx", "optimized.onnx"
 FORMAT = "vitfx-optimize-report/1"
@@ -31,17 +31,16 @@ RESULTS = (BASELINE, OPTIMIZED, "report.json", "report.md")
 
 @dataclass(frozen=True)
 class OptimizeJob:
-    """A checked command line. pixels: (2 or more, C, H, W), normalised; images: where they come from. forms: those to
-    choose from. batches: to be measured. alone: whether each rewrite is measured by itself as well."""
+    """A checked command line, with the model and the images open."""
 
     model: LoadedModel
-    pixels: Tensor
-    images: str
+    pixels: Tensor  #: (2 or more, C, H, W), normalised
+    images: str  #: where they come from
     rewrites: tuple[str, ...]
-    forms: tuple[Form, ...]
-    plain: bool
-    batches: tuple[int, ...]
-    alone: bool
+    forms: tuple[Form, ...]  #: to choose from
+    plain: bool  #: whether the file does the normalisation
+    batches: tuple[int, ...]  #: to measure
+    alone: bool  #: whether each rewrite is measured by itself as well
     device: torch.device
     out: Path
 
@@ -51,7 +50,26 @@ class OptimizeJob:
         return Deployment(self.rewrites, self.forms[0], self.model.preprocess if self.plain else None)
 
 
-def run_optimize(job: OptimizeJob, watcher: Watcher) -> dict[str, Any]:
+class OptimizeReport(TypedDict):
+    """report.json. Times are keyed by the batch."""
+
+    model: str
+    model_fingerprint: str
+    images: dict[str, Any]
+    baseline: str  #: what baseline.onnx is an export of
+    form: str
+    portable: bool
+    settings: dict[str, Any]
+    time_left: dict[str, float]  #: optimized by baseline, the median over the rounds
+    latency_ms: dict[str, dict[str, Any]]
+    forms: dict[str, dict[str, float]]
+    rewrites: list[dict[str, Any]]  #: each with its proof and its time alone as a share of the canonical graph's
+    verify: dict[str, float]
+    notes: list[str]
+    environment: dict[str, Any]
+
+
+def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
     """Writes baseline.onnx, optimized.onnx and the report, which it returns.
 
     Raises UserError, VerificationError and ExportMismatch.
@@ -65,18 +83,28 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> dict[str, Any]:
     begin_results(job.out)
     remove_results(job.out, RESULTS)
     baseline = _export_baseline(job, canonical)
-    bench = Bench(job.device, job.batches, job.pixels, job.model.preprocess if job.plain else None, watcher)
-    forms = bench.against(job.out / BASELINE, {name: one.model for name, one in deployed.items()})
+    bench = OptimizeBench(job.device, job.batches, job.pixels, job.model.preprocess if job.plain else None, watcher)
+    forms = bench.against(job.out / BASELINE, {name: candidate.model for name, candidate in deployed.items()})
     chosen = fastest(forms)
     best = deployed[chosen]
     watcher.say(f"form {chosen} is the fastest" if len(forms) > 1 else f"form {chosen}")
     error = _export_optimized(job, best, canonical)
     alone = measure_alone(bench, canonical, job.deployment, FORMS[chosen]) if job.alone else {}
     final = bench.pair(job.out / BASELINE, job.out / OPTIMIZED)
-    report = {
-        **_facts(job, best, chosen, baseline),
-        **_times(final),
-        "forms": {name: _paired(found) for name, found in forms.items()},
+    report: OptimizeReport = {
+        "model": job.model.source,
+        "model_fingerprint": job.model.fingerprint,
+        "images": {"count": len(job.pixels), "of": job.images},
+        "baseline": baseline,
+        "form": chosen,
+        "portable": FORMS[chosen].portable,
+        "settings": _settings(job, best),
+        "time_left": _paired({batch: ratio for batch, (ratio, _) in final.items()}),
+        "latency_ms": {
+            str(batch): {name: timing.to_json() for name, timing in timings.items()}
+            for batch, (_, timings) in final.items()
+        },
+        "forms": {name: _paired(ratios) for name, ratios in forms.items()},
         "rewrites": _rewrites(best, alone),
         "verify": {"float64": best.lowered.error, "onnx": error},
         "notes": [*front.notes, *best.refusals],
@@ -96,7 +124,7 @@ def _export_baseline(job: OptimizeJob, canonical: GraphModule) -> str:
 
 
 def _export_optimized(job: OptimizeJob, best: Deployed, canonical: GraphModule) -> float:
-    """Writes optimized.onnx; how far it is from the graph that nothing was done to."""
+    """Writes optimized.onnx; how far it is from the canonical graph."""
     path, preprocess = job.out / OPTIMIZED, job.model.preprocess
     if job.plain:
         plain = plain_pixels(job.pixels, preprocess)
@@ -104,40 +132,21 @@ def _export_optimized(job: OptimizeJob, best: Deployed, canonical: GraphModule) 
     return export_checked(best.model, path, canonical, job.pixels)
 
 
-def _facts(job: OptimizeJob, best: Deployed, chosen: str, baseline: str) -> dict[str, Any]:
+def _settings(job: OptimizeJob, best: Deployed) -> dict[str, Any]:
     return {
-        "model": job.model.source,
-        "model_fingerprint": job.model.fingerprint,
-        "images": {"count": len(job.pixels), "of": job.images},
-        "baseline": baseline,
-        "form": chosen,
-        "portable": FORMS[chosen].portable,
-        "settings": {
-            **job.deployment.to_json(),
-            "form": [form.name for form in job.forms],
-            "batches": list(job.batches),
-            "nodes": len(best.model.graph.node),
-        },
+        **job.deployment.to_json(),
+        "form": [form.name for form in job.forms],
+        "batches": list(job.batches),
+        "nodes": len(best.model.graph.node),
     }
 
 
-def _times(final: dict[int, tuple[Ratio, dict[str, Timing]]]) -> dict[str, Any]:
-    """time_left: optimized by baseline, the median over the rounds, by batch."""
-    return {
-        "time_left": {str(batch): one.paired for batch, (one, _) in final.items()},
-        "latency_ms": {
-            str(batch): {name: timing.to_json() for name, timing in timings.items()}
-            for batch, (_, timings) in final.items()
-        },
-    }
-
-
-def _paired(found: dict[int, Ratio]) -> dict[str, float]:
-    return {str(batch): one.paired for batch, one in found.items()}
+def _paired(ratios: dict[int, Ratio]) -> dict[str, float]:
+    return {str(batch): ratio.paired for batch, ratio in ratios.items()}
 
 
 def _rewrites(best: Deployed, alone: dict[str, dict[int, Ratio]]) -> list[dict[str, Any]]:
-    """Each with its proof and, where it was measured, its time alone as a part of the canonical graph's."""
+    """Each with its proof and, where it was measured, its time alone."""
     rows: list[dict[str, Any]] = [
         {"name": step.name, "changed": step.changed, "error": step.error, "notes": list(step.notes)}
         for step in best.lowered.steps
