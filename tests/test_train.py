@@ -183,7 +183,7 @@ def test_without_a_terminal_it_says_now_and_then_where_it_is(
         (["--batch", "1439"], "training.batch is 1439 and there are 1438 images"),
         (["--arch", "timm:vit_tiny_patch16_224"], "--width is for vitfx's own ViT, trained from scratch"),
         (["--workers", "-1"], "--workers -1 is negative"),
-        (["--save-seconds", "nan"], "--save-seconds nan is no time"),
+        (["--save-seconds", "nan"], "--save-seconds nan is not a time"),
         (["--config", "none.toml"], "--config none.toml is neither"),
         (["--set", "training.epoch=1"], "digits has the unknown key training.epoch"),
     ],
@@ -201,7 +201,7 @@ def test_options_that_make_no_training_are_refused(
 def test_images_without_classes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = image_folder(tmp_path / "photos", {"ant": 8})
     assert main(["--data", str(folder / "ant"), "--out", str(tmp_path / "out")]) == 2
-    assert "has no classes: training needs labelled images" in capsys.readouterr().err
+    assert "has no classes: give labelled images" in capsys.readouterr().err
 
 
 def test_what_is_there_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
