@@ -22,6 +22,7 @@ from vitfx.discovery.run import prepare
 from vitfx.graph.trace import to_canonical
 from vitfx.images.splits import open_data
 from vitfx.runs.discover import Discoveries
+from vitfx.runs.tau_sweep import circuit_path
 from vitfx.show import main as show
 from vitfx.support.errors import UserError
 
@@ -87,7 +88,7 @@ def test_every_method(path: Path, tmp_path: Path, method: str, granularity: str)
 def test_a_resampled_circuit_is_not_run_on_other_images(path: Path, tmp_path: Path, capsys: Captured) -> None:
     assert run(path, tmp_path / "out.json", "--tau", "0.01", "--ablation", "resample") == 0
     assert "evaluation" not in read(tmp_path / "out.json").details
-    assert "a resampled circuit has values for its own calibration images alone" in capsys.readouterr().out
+    assert "a resampled circuit has values for its calibration images only" in capsys.readouterr().out
 
 
 def test_the_same_seed_gives_the_same_bytes(path: Path, circuit: Path, tmp_path: Path) -> None:
@@ -116,6 +117,46 @@ def test_ctrl_c_and_on(path: Path, circuit: Path, tmp_path: Path, capsys: Captur
     assert "going on after 30 decisions" in capsys.readouterr().out
     assert [one.name for one in tmp_path.iterdir()] == ["out.json"]
     assert (tmp_path / "out.json").read_bytes() == circuit.read_bytes()
+
+
+def test_ctrl_c_with_force_loses_no_decision(path: Path, circuit: Path, tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "out.json"
+    out.write_text("of an earlier run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Discoveries, "_evaluation", _stop)
+        assert run(path, out, *QKV, "--force") == 130
+    assert capsys.readouterr().err == "\nstopped; the same command goes on where it stopped\n"
+    assert run(path, out, *QKV, "--force") == 0
+    assert f"going on after {len(read(circuit).decisions)} decisions" in capsys.readouterr().out
+    assert out.read_bytes() == circuit.read_bytes()
+
+
+def test_ctrl_c_in_a_forced_sweep_loses_no_threshold(path: Path, tmp_path: Path, capsys: Captured) -> None:
+    out, thresholds = tmp_path / "out.json", ("--tau-sweep", "1e-2:1e-1:2")
+    assert run(path, out, *thresholds, "--seed", "1") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitfx.runs.tau_sweep.circuit_path", _stop_at_second())
+        assert run(path, out, *thresholds, "--force") == 130
+    assert capsys.readouterr().err == "\nstopped; the same command goes on where it stopped\n"
+    assert run(path, out, *thresholds, "--force") == 0
+    assert "out-tau0.01.json is there already" in capsys.readouterr().out
+
+
+def _stop(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def _stop_at_second() -> Any:
+    """`circuit_path`, until the second threshold is to be discovered."""
+    asked: list[float] = []
+
+    def path(out: Path, tau: float) -> Path:
+        asked.append(tau)
+        if asked.count(0.1) == 2:
+            raise KeyboardInterrupt
+        return circuit_path(out, tau)
+
+    return path
 
 
 def test_ctrl_c_in_a_ranking_is_not_gone_on_from(
@@ -176,7 +217,7 @@ def test_repeats(path: Path, tmp_path: Path, capsys: Captured) -> None:
     assert 0 < steady["overlap"]["edges"] < 1
     assert steady["survival"]["embed"] == 1
     assert sum(steady["kept_by"]["heads"]) == 4
-    assert "3 runs with other images and seeds; two of them have in common" in capsys.readouterr().out
+    assert "3 runs with other images and seeds; of what either of two keeps, both keep" in capsys.readouterr().out
     assert sorted(one.name for one in tmp_path.iterdir()) == ["first.json", "out.json", "second.json"]
 
 
@@ -224,10 +265,10 @@ def test_circuits_that_prune_refuses(path: Path, circuit: Path, tmp_path: Path, 
 
 
 REFUSED = {
-    "τ twice": (("--tau", "0.1", "--tau-sweep", "1e-3:1e-1:3"), "--tau-sweep sets the thresholds: leave --tau out"),
+    "τ twice": (("--tau", "0.1", "--tau-sweep", "1e-3:1e-1:3"), "--tau-sweep sets the thresholds: leave out --tau"),
     "no range": (("--tau-sweep", "1:2"), "--tau-sweep 1:2 is not LOW:HIGH:COUNT"),
-    "backwards": (("--tau-sweep", "1:0.1:3"), "--tau-sweep 1:0.1:3 is no range"),
-    "one": (("--tau-sweep", "0.1:1:1"), "--tau-sweep 0.1:1:1 is no range"),
+    "backwards": (("--tau-sweep", "1:0.1:3"), "--tau-sweep 1:0.1:3 is not a range"),
+    "one": (("--tau-sweep", "0.1:1:1"), "--tau-sweep 0.1:1:1 is not a range"),
     "no repeats": (("--repeats", "0"), "--repeats 0 is too small"),
     "negative": (("--eval-samples", "-1"), "--eval-samples -1 is negative"),
     "not measured": (("--method", "eap", "--max-kl", "1"), "--max-kl is for methods that measure KL, eap ranks"),

@@ -188,7 +188,7 @@ def test_data(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_data_that_nothing_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = checkpoint(tmp_path / "m.pt", data=None)
     assert refused(capsys, tmp_path / "out", path).endswith(
-        "does not name its data: pass images with --data, a folder, .npz or digits"
+        "does not name its data: give images with --data, a folder, an .npz or digits"
     )
 
 
@@ -260,4 +260,4 @@ def test_one_whole_image_is_too_few(tmp_path: Path, capsys: pytest.CaptureFixtur
         "--corruption",
         "noise",
     )
-    assert said == f"{count - 1} of the {count} sampled images are corrupt: mend {images}"
+    assert said == f"{count - 1} of the {count} sampled images are corrupt: replace them in {images}"

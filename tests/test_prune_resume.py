@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import vitfx.discovery.methods.acdc
-from tests.support.prune_runs import EDGES, Stopped, artifact, discover, run
+from tests.support.prune_runs import EDGES, Stopped, artifact, discover, run, run_circuit
 from vitfx.circuits.circuit import Decision
 from vitfx.discovery.basis.journal import FileJournal
 from vitfx.support.files import JOURNAL
@@ -108,6 +108,36 @@ def test_ctrl_c(
     assert evaluations.count == EDGES
 
 
+def test_ctrl_c_with_force_loses_no_decision(
+    whole: Whole, tmp_path: Path, evaluations: Evaluations, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert interrupted(whole, tmp_path / "out", 5, "--force") == 130
+    assert capsys.readouterr().err == "\nstopped; the same command goes on where it stopped\n"
+    assert discover(whole.model, tmp_path / "out", "--tau", "0.01", "--force") == whole.circuit
+    assert evaluations.count == EDGES
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+@pytest.mark.parametrize("kind", ["circuit", "goal", "ranking"])
+def test_what_keeps_nothing_begins_anew(
+    kind: str, force: tuple[str, ...], whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "c.json").write_bytes(whole.circuit)
+    options = {
+        "circuit": ("--circuit", str(tmp_path / "c.json")),
+        "goal": ("--target-flops", "0.8", "--samples", "24"),
+        "ranking": ("--method", "eap", "--remove", "0.2", "--samples", "16", "--paths", "4"),
+    }[kind]
+    monkeypatch.setattr("vitfx.runs.prune.write_files", stop)
+    for _ in range(2):
+        assert run_circuit(whole.model, tmp_path / "out", *options, *force) == 130
+        assert capsys.readouterr().err == "\nstopped; the same command begins anew\n"
+
+
 def test_two_interruptions(whole: Whole, tmp_path: Path, evaluations: Evaluations) -> None:
     assert interrupted(whole, tmp_path / "out", after=3) == 130
     assert interrupted(whole, tmp_path / "out", after=4) == 130
@@ -123,7 +153,7 @@ def test_a_crash_in_the_export(
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr("vitfx.runs.prune_files._write", crash)
+        patch.setattr("vitfx.runs.prune_files.export_checked", crash)
         with pytest.raises(Stopped):
             run(whole.model, tmp_path / "out", "--tau", "0.01")
     assert evaluations.count == EDGES

@@ -53,7 +53,7 @@ def test_the_four_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert report["recovery"]["steps"] == report["baseline_recovery"]["steps"] == 6
     markdown = (out / "report.md").read_text()
     assert markdown.count("| pruned retrained | ") == markdown.count("| baseline retrained | ") == 1
-    assert "looks" in report["recovery"]["sentence"] or "no look was nearer" in report["recovery"]["sentence"]
+    assert "checks" in report["recovery"]["sentence"] or "no check came closer" in report["recovery"]["sentence"]
     loaded = load_model(str(out / "pruned.pt"))
     assert loaded.module.state_dict().keys() == student().state_dict().keys()
     to_canonical(loaded.module, torch.zeros(2, 1, 8, 8))
@@ -115,8 +115,28 @@ def test_what_ends_before_its_first_state_can_be_repeated(
         patch.setattr(Course, "run", stopped)
         assert run(tmp_path, "--epochs", "1", "--hidden", "0") == 130
     assert (tmp_path / "out" / "recovery.answers").exists()
-    assert "the same command goes on" in capsys.readouterr().err
+    assert capsys.readouterr().err == "\nstopped; the same command goes on where it stopped\n"
     check_output(tmp_path / "out", force=False, unfinished=STATE)
+
+
+def test_ctrl_c_with_force_says_what_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ("--epochs", "1", "--hidden", "0")
+    with monkeypatch.context() as patch:
+        patch.setattr(Course, "run", stopped)
+        assert run(tmp_path, *command, "--force") == 130
+    assert capsys.readouterr().err == "\nstopped; the same command begins anew\n"
+    with monkeypatch.context() as patch:
+        patch.setattr("vitfx.runs.recover.measure", stopped)
+        assert run(tmp_path, *command, "--force") == 130
+    assert capsys.readouterr().err == "\nstopped; the same command without --force goes on where it stopped\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(Course, "_step", stopped)
+        assert run(tmp_path, *command) == 0, "no step is made again"
 
 
 def test_labels_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -172,7 +172,7 @@ def test_without_a_terminal_it_says_now_and_then_where_it_is(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--data", "letters"], "--data letters is not there: give a folder of images, an .npz file, or digits"),
+        (["--data", "letters"], "--data letters does not exist: give a folder of images, an .npz file, or digits"),
         (["--epochs", "0"], "training.epochs is 0: give 1 or more"),
         (["--lr", "nan"], "training.lr is nan"),
         (["--lr", "1e30", "--set", "training.clip=0", "--epochs", "3"], "the loss is "),
@@ -181,9 +181,9 @@ def test_without_a_terminal_it_says_now_and_then_where_it_is(
         (["--drop-path", "1"], "ViT's drop_path is 1.0"),
         (["--device", "abacus"], "device 'abacus' is not one of"),
         (["--batch", "1439"], "training.batch is 1439, but there are 1438 images"),
-        (["--arch", "timm:vit_tiny_patch16_224"], "--width is for vitfx's own ViT from nothing"),
+        (["--arch", "timm:vit_tiny_patch16_224"], "--width is for vitfx's own ViT, trained from scratch"),
         (["--workers", "-1"], "--workers -1 is negative"),
-        (["--save-seconds", "nan"], "--save-seconds nan is no time"),
+        (["--save-seconds", "nan"], "--save-seconds nan is not a time"),
         (["--config", "none.toml"], "--config none.toml is neither"),
         (["--set", "training.epoch=1"], "digits has the unknown key training.epoch"),
     ],
@@ -201,7 +201,7 @@ def test_options_that_make_no_training_are_refused(
 def test_images_without_classes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = image_folder(tmp_path / "photos", {"ant": 8})
     assert main(["--data", str(folder / "ant"), "--out", str(tmp_path / "out")]) == 2
-    assert "has no classes: training needs labelled images" in capsys.readouterr().err
+    assert "has no classes: give labelled images" in capsys.readouterr().err
 
 
 def test_what_is_there_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,7 +211,7 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path, capsys: pytest.Capture
     assert "is not empty (it has notes)" in capsys.readouterr().err
     (tmp_path / "model.pt").write_text("mine")
     assert run(tmp_path / "model.pt") == 2
-    assert "is there already: give another --out, or --force" in capsys.readouterr().err
+    assert "exists already: give another --out, or --force" in capsys.readouterr().err
     assert (tmp_path / "model.pt").read_text() == "mine"
     assert run(tmp_path / "mine", "--force") == 0
     assert (tmp_path / "mine" / "notes").exists()

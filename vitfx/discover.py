@@ -36,33 +36,32 @@ _EXAMPLE = """example:
   python -m vitfx.prune demo --circuit circuit.json
 
   python -m vitfx.discover vit.pt --tau-sweep 1e-5:1e-1:9       a circuit for each τ, and a table
-  python -m vitfx.discover vit.pt --repeats 5                   what other images and seeds would have found
-  torchrun --nproc-per-node=4 -m vitfx.discover vit.pt          images shared out over four processes
+  python -m vitfx.discover vit.pt --repeats 5                   how much depends on the images and the seed
+  torchrun --nproc-per-node=4 -m vitfx.discover vit.pt          the images divided among four processes
 
-The same command goes on where it was stopped; methods that rank begin anew.
+If it is stopped, the same command goes on; methods that rank begin anew.
 exit code: 0; 2 when something you gave can't be used; 130 after Ctrl-C.
 """
 
 
-_MEMORY = "most memory for kept activations; an edge or qkv graph that needs more puts a part into a file beside --out"
+_MEMORY = "memory for activations, at most; an edge or qkv graph that needs more keeps a part in a file beside --out"
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A checked command line. taus: of the sweep, None where there is none. out: the circuit, or what the circuits of
-    the sweep are named after."""
+    """A checked command line."""
 
     options: argparse.Namespace
     settings: Settings
-    taus: tuple[float, ...] | None
-    out: Path
+    taus: tuple[float, ...] | None  #: of a sweep
+    out: Path  #: the circuit, or what the circuits of a sweep are named after
     device: torch.device
 
 
 @entry_point
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    # Before the processes know of each other, torchrun's own number is all that there is to tell them apart.
+    # Before the processes know of each other, only torchrun's number tells them apart.
     first = os.environ.get("RANK", "0") == "0"
     console = Console(quiet=not first)
 
@@ -74,22 +73,22 @@ def main(arguments: list[str] | None = None) -> int:
             first_holds(share, hold_file(task.out)),
             console_watcher(console) if first else nullcontext(Silent()) as watcher,
         ):
-            found = _run(task, share, watcher)
-        console.print(*found, highlight=False, markup=False, soft_wrap=True, sep="\n")
+            shown = _run(task, share, watcher)
+        console.print(*shown, highlight=False, markup=False, soft_wrap=True, sep="\n")
 
-    # What ranks keeps nothing but the circuits of a sweep.
+    # Methods that rank keep nothing but the circuits of a sweep.
     goes_on = options.method not in RANKING or options.tau_sweep is not None
     return ending(work, lambda: (GOES_ON if goes_on else BEGINS_ANEW) if first else "")
 
 
 def _check(options: argparse.Namespace) -> _Task:
-    """Raises UserError for what can be seen to be wrong without the model."""
+    """Raises UserError for what is wrong even without a look at the model."""
     given = given_settings(options)
     taus = None
     if options.tau_sweep is not None:
         for name in ("tau", "remove"):
             if name in given:
-                raise UserError(f"--tau-sweep sets the thresholds: leave --{name} out")
+                raise UserError(f"--tau-sweep sets the thresholds: leave out --{name}")
         taus = read_sweep(options.tau_sweep)
         given["tau"] = taus[0]
     settings = make_settings(given)
@@ -107,63 +106,63 @@ def _check(options: argparse.Namespace) -> _Task:
 
 
 def _check_out(out: Path, *, overwrites: bool) -> None:
-    """Raises UserError where a circuit can't go there. overwrites: a file that is there already is in the way."""
+    """Raises UserError where a circuit can't go there. overwrites: whether writing one would replace a file."""
     check_new_file(out, force=not overwrites)
     if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise UserError(f"{out.parent} does not allow new files: name another place with --out")
+        raise UserError(f"{out.parent} is not writable: name another place with --out")
 
 
 def _run(task: _Task, share: Share, watcher: Watcher) -> list[RenderableType]:
-    """What is to be printed. Raises UserError."""
+    """What to print. Raises UserError."""
     options, settings = task.options, task.settings
     inputs = on_each(share, lambda: open_inputs(options))
     if options.samples is None:
-        settings = replace(settings, samples=inputs.to_be_had(settings.samples))
+        settings = replace(settings, samples=inputs.at_most(settings.samples))
     watcher.say(inputs.splits.description)
     images = on_each(share, lambda: inputs.calibration(settings.samples, settings.seed, watcher.bar("loading")))
     with first_says(share.rank == 0):
         graph_module = read_module(inputs.model.module, images.pixels, watcher).graph_module.to(task.device)
         needed = memory_needed(graph_module, images, settings, share.world)
-        said, in_file = fit(needed, options.memory, share.world)
-        watcher.say(said)
+        sentence, in_file = fit(needed, options.memory, share.world)
+        watcher.say(sentence)
         job = Discoveries(
             inputs, graph_module, images, options.eval_samples, options.repeats, options.force, share, watcher, in_file
         )
         if task.taus is None:
-            return _told(job.run(settings, task.out), task)
+            return _shown(job.run(settings, task.out), task)
         rows = sweep(job, settings, task.taus, task.out)
         example = circuit_path(task.out, task.taus[0])
         return [to_table(rows), f"{record_path(task.out)} has the table", *_next(options, example)]
 
 
-def _told(outcome: Outcome, task: _Task) -> list[RenderableType]:
+def _shown(outcome: Outcome, task: _Task) -> list[RenderableType]:
     circuit = outcome.circuit
-    said: list[RenderableType] = [summary(circuit, task.options.top)]
+    shown: list[RenderableType] = [summary(circuit, task.options.top)]
     for name, where in (("fidelity", "calibration"), ("evaluation", "held-out")):
         if scores := circuit.details.get(name):
             accuracy = ""
             if scores["accuracy"] is not None:
                 accuracy = f", top-1 {scores['accuracy']:.2%} (whole model {scores['whole_accuracy']:.2%})"
-            said.append(
+            shown.append(
                 f"the circuit on {scores['images']:,} {where} images: KL {scores['kl']:.4f} nats, agreement with the "
                 f"whole model {scores['agreement']:.2%}{accuracy}"
             )
     if steady := circuit.details.get("stability"):
         others = "images and seeds" if steady["other_images"] else "seeds (all calibration images in each)"
-        said.append(
-            f"{steady['repeats']} runs with other {others}; two of them have in common, of what either keeps, "
+        shown.append(
+            f"{steady['repeats']} runs with other {others}; of what either of two keeps, both keep on average "
             + ", ".join(f"{share:.0%} of the {name}" for name, share in steady["overlap"].items())
         )
     if task.settings.ablation == "resample":
-        said.append("a resampled circuit has values for its own calibration images alone: it is not run on others")
+        shown.append("a resampled circuit has values for its calibration images only, so it is not run on others")
     (heads, all_heads), (paths, all_paths) = outcome.dead_of("a"), outcome.dead_of("m")
     names = ("attentions", "MLPs") if task.settings.granularity == "block" else ("heads", "MLP paths")
-    said.append(f"dead: {heads} of {all_heads} {names[0]}, {paths} of {all_paths} {names[1]}")
+    shown.append(f"dead: {heads} of {all_heads} {names[0]}, {paths} of {all_paths} {names[1]}")
     if len(outcome.dead) == len(outcome.writers):
-        less = "a smaller τ" if task.settings.remove is None else "a smaller --remove"
-        said.append(f"nothing of the image reaches the logits any more: choose {less}")
-        return [*said, f"{task.out} has the circuit"]
-    return [*said, f"{task.out} has the circuit", *_next(task.options, task.out)]
+        threshold_name = "τ" if task.settings.remove is None else "--remove"
+        shown.append(f"nothing of the image reaches the logits any more: choose a smaller {threshold_name}")
+        return [*shown, f"{task.out} has the circuit"]
+    return [*shown, f"{task.out} has the circuit", *_next(task.options, task.out)]
 
 
 def _next(options: argparse.Namespace, out: Path) -> list[str]:
@@ -190,23 +189,23 @@ def _parser() -> argparse.ArgumentParser:
     add_inputs(parser)
     add = parser.add_argument
     add("--out", type=Path, help="the circuit's file (default: MODEL-GRANULARITY-METHOD-tauτ.json)")
-    add("--force", action="store_true", help="replace a circuit that is there")
+    add("--force", action="store_true", help="replace an existing circuit")
     add(
         "--tau-sweep",
         metavar="LOW:HIGH:COUNT",
-        help="a circuit for each of COUNT thresholds from LOW to HIGH, evenly spaced in their logarithm, each in a "
-        "file of its own named after --out, and a table of what they cost",
+        help="a circuit for each of COUNT thresholds from LOW to HIGH, in equal ratios, each in its own file named "
+        "after --out, and a table of what they cost",
     )
     add(
         "--repeats",
         type=int,
         default=1,
-        help="runs with other calibration images and seeds, seed, seed + 1, …; says how much of the circuit they find "
-        "again; the circuit written is the first run's (default 1)",
+        help="run with other calibration images and seeds as well, seed, seed + 1, …, and tell how much of the circuit "
+        "they agree on; the circuit written is the first run's (default 1)",
     )
-    add("--eval-samples", type=int, default=500, help="held-out images to run the circuit on (default 500, 0 for none)")
+    add("--eval-samples", type=int, default=500, help="held-out images to run the circuit on, 0 for none (default 500)")
     add("--memory", type=float, metavar="GIB", help=_MEMORY)
-    add("--top", type=int, default=10, help="strongest edges listed (default 10)")
+    add("--top", type=int, default=10, help="how many of the strongest edges to list (default 10)")
     add_discovery(parser)
     add_loading(parser)
     return parser

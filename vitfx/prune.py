@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending
+from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending, going_on
 from vitfx.cli.goal_options import add_goal
 from vitfx.cli.options import add_discovery, add_inputs, add_loading, add_rewrites
-from vitfx.cli.prune_options import COMPENSATE_SAMPLES, open_job, unfinished_file
+from vitfx.cli.prune_options import COMPENSATE_SAMPLES, open_run, record_of
 from vitfx.cli.rounds_options import add_rounds
 from vitfx.deploy.precisions import FP32, PRECISIONS
 from vitfx.discovery.basis.journal import NoJournal
@@ -28,18 +29,17 @@ from vitfx.images.image_set import Images
 from vitfx.pruning.compensation import KINDS
 from vitfx.pruning.prune_by_circuit import Compensation, Pruned, compile_model
 from vitfx.reports.prune_text import to_table
-from vitfx.runs.prune import Job, run_job
-from vitfx.runs.rounds import RoundsJob, run_rounds
-from vitfx.runs.rounds_steps import Rounds
-from vitfx.runs.rounds_steps import missed as rounds_missed
+from vitfx.runs.prune import run_circuit, run_goal
+from vitfx.runs.prune_run import CircuitRun, GoalRun, PruneRun, RoundsRun, SweepRun
+from vitfx.runs.rounds import run_rounds
 from vitfx.runs.rounds_steps import to_table as rounds_table
 from vitfx.runs.sweep import run_sweep
-from vitfx.runs.sweep_points import missed as sweep_missed
 from vitfx.runs.sweep_points import to_table as sweep_table
 from vitfx.support.callable_module import make_callable
 from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
+from vitfx.support.files import ROUNDS, SWEEP
 from vitfx.support.locks import hold_folder
 from vitfx.support.progress import Silent, Watcher, console_watcher
 from vitfx.support.tables import Table
@@ -54,9 +54,9 @@ _EXAMPLE = """example:
   python -m vitfx.prune vit.pt --circuit circuit.json
   python -m vitfx.prune weights.safetensors --arch timm:vit_small_patch16_224 --data imagenet/
 
-τ is how much KL divergence (nats an image) one head or MLP path may cost to be deleted: more τ, more speed, less
-accuracy. The same command goes on where discovery, a sweep or rounds were stopped. `python -m vitfx.discover` finds a
-circuit and stops there, for you to look at; --circuit goes on from it."""
+A head or MLP path is deleted if that costs less than τ of KL divergence (nats an image): more τ, more speed, less
+accuracy. If discovery, a sweep or rounds are stopped, the same command goes on (a sweep or rounds without --force).
+`python -m vitfx.discover` finds a circuit and stops there, for you to look at; --circuit goes on from it."""
 
 
 def prune(
@@ -69,13 +69,13 @@ def prune(
     watcher: Watcher | None = None,
     **settings: Any,
 ) -> Pruned:
-    """Prunes any pre-LN ViT in memory and writes nothing.
+    """Prunes any pre-LN ViT in memory and writes nothing. Raises UserError and VerificationError.
 
-    model: maps (B, C, H, W) to logits (B, K), any batch; stays as it is. images: float32 (N, C, H, W), preprocessed as
-    the model wants them; all are used for calibration. labels: int64 (N,), for the corruption "swap". compensate: what
-    stands in for the dead, "none", "mean" or "ridge" (survivors are refitted, better with 500 images or more).
-    settings: fields of `vitfx.discovery.basis.settings.Settings` apart from `samples`. Raises UserError and
-    VerificationError.
+    model: maps (B, C, H, W) to logits (B, K), any batch; it is left as it is.
+    images: float32 (N, C, H, W), preprocessed for the model; all are used for calibration.
+    labels: int64 (N,), for the corruption "swap".
+    compensate: what makes up for deletions, "none", "mean" or "ridge", which refits survivors (give 500 images).
+    settings: fields of `vitfx.discovery.basis.settings.Settings` other than `samples`.
     """
     if images.dim() != 4 or not images.is_floating_point():
         raise UserError(
@@ -89,10 +89,10 @@ def prune(
         raise UserError(f"{len(images)} images are too few to calibrate on: give 2 or more")
     if compensate not in KINDS:
         raise UserError(f"compensate is {compensate!r}: choose one of {', '.join(KINDS)}")
-    unknown = set(settings) - {one.name for one in fields(Settings)} | settings.keys() & {"samples"}
+    unknown = set(settings) - {field.name for field in fields(Settings)} | settings.keys() & {"samples"}
     if unknown:
         raise UserError(
-            f"{min(unknown)} is no setting: give fields of vitfx.discovery.basis.settings.Settings apart from samples"
+            f"{min(unknown)} is not a setting: give fields of vitfx.discovery.basis.settings.Settings, not samples"
         )
     names = tuple(str(index) for index in range(len(images)))
     return compile_model(
@@ -108,45 +108,59 @@ def prune(
 
 @entry_point
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(given)
     console = Console()
-    goes_on = True
+    stopped: Callable[[], str] = _begins_anew
 
     def work() -> int:
-        nonlocal goes_on
+        nonlocal stopped
         with console_watcher(console) as watcher:
-            job, rounds = open_job(options)
-            decides = job.goal is None and job.circuit is None and job.settings.method not in RANKING
-            goes_on = rounds is not None or bool(job.speeds) or decides
-            invocation = shlex.join(
-                ["python", "-m", "vitfx.prune", *(sys.argv[1:] if arguments is None else arguments)]
-            )
-            with hold_folder(job.out, force=options.force, unfinished=unfinished_file(options)):
-                table, what, missed = _run(job, rounds, invocation, watcher)
+            run = open_run(options, shlex.join(["python", "-m", "vitfx.prune", *given]))
+            stopped = _stopped(run)
+            with hold_folder(run.out, force=options.force, unfinished=record_of(options)):
+                table, contents, missed = _carry_out(run, watcher)
         console.print(table)
-        console.print(f"{job.out}/ has {what}", highlight=False, markup=False, soft_wrap=True)
-        if not missed:
+        console.print(f"{run.out}/ has {contents}", highlight=False, markup=False, soft_wrap=True)
+        if missed is None:
             return 0
-        said = f"error: {missed}, but what was made is written; ask for less, or on a quieter machine"
-        print(said, file=sys.stderr)
+        print(f"error: the goal was missed ({missed}): the results are written all the same", file=sys.stderr)
         return 1
 
-    return ending(work, lambda: GOES_ON if goes_on else BEGINS_ANEW)
+    return ending(work, lambda: stopped())
 
 
-def _run(job: Job, rounds: Rounds | None, command: str, watcher: Watcher) -> tuple[Table, str, str | None]:
-    """What is shown, what the folder has, and which goal was missed, if one was."""
-    if rounds is not None:
-        steps, settings = run_rounds(RoundsJob(job, rounds, command), watcher)
-        short = rounds_missed(steps, settings)
-        return rounds_table(steps, settings), "the last round's model, and rounds.md", short
-    if job.speeds:
-        points = run_sweep(job, watcher)
-        return sweep_table(points), "the front and its models", sweep_missed(points)
-    report = run_job(job, watcher)
-    missed = report["settings"]["missed"]
-    what = f"{report['settings']['goal']} was asked for and missed: {missed}" if missed else None
-    return to_table(report), "the artifact and the report", what
+def _begins_anew() -> str:
+    return BEGINS_ANEW
+
+
+def _stopped(run: PruneRun) -> Callable[[], str]:
+    """What is said after Ctrl-C."""
+    match run:
+        case CircuitRun() if run.circuit is None and run.settings.method not in RANKING:
+            return lambda: GOES_ON
+        case SweepRun():
+            return going_on(run.out / SWEEP, force=run.force)
+        case RoundsRun():
+            return going_on(run.out / ROUNDS, force=run.force)
+        case _:
+            return _begins_anew
+
+
+def _carry_out(run: PruneRun, watcher: Watcher) -> tuple[Table, str, str | None]:
+    """What is shown, what the folder has, and the goal that was missed, if one was."""
+    match run:
+        case RoundsRun():
+            rounds = run_rounds(run, watcher)
+            return rounds_table(rounds.steps, rounds.settings), "the last round's model, and rounds.md", rounds.missed
+        case SweepRun():
+            sweep = run_sweep(run, watcher)
+            return sweep_table(sweep.points), "the front and its models", sweep.missed
+        case GoalRun():
+            result = run_goal(run, watcher)
+        case CircuitRun():
+            result = run_circuit(run, watcher)
+    return to_table(result.report), "the artifact and the report", result.missed
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -160,36 +174,37 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--circuit",
         type=Path,
-        help="a circuit.json that vitfx.discover wrote for this model and data: what is dead in it is deleted, "
-        "without another discovery, whose arguments are the circuit's own",
+        help="a circuit.json that vitfx.discover wrote for this model and data: what is dead in it is deleted, and "
+        "nothing is discovered; leave out discovery's arguments",
     )
-    parser.add_argument("--out", type=Path, help="folder for the results (default: of MODEL's name and what is asked)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: named after MODEL and the request)")
     parser.add_argument(
-        "--force", action="store_true", help="replace earlier results in the folder; for a goal, measure times anew"
+        "--force",
+        action="store_true",
+        help="replace earlier results in the folder; for a goal, time the model's parts anew",
     )
     parser.add_argument(
-        "--eval-samples", type=int, default=2000, help="evaluation images at most, 0 for all (default 2000)"
+        "--eval-samples", type=int, default=2000, help="evaluation images, at most; 0 for all (default 2000)"
     )
     parser.add_argument(
         "--compensate",
         choices=KINDS,
-        help="what makes up for the dead: ridge, survivors write with weights that are fitted towards the original's "
-        "residual stream, without training; mean, the dead leave their mean behind; none, nothing (default ridge, "
-        "which goals always have)",
+        help="what makes up for deletions: ridge, survivors' output weights are refitted, without training, so that "
+        "the residual stream stays near the original's; mean, each deletion leaves its mean behind; none (default "
+        "ridge, which goals always use)",
     )
     parser.add_argument(
         "--compensate-samples",
         type=int,
-        help=f"images to fit survivors on, at most (default {COMPENSATE_SAMPLES}; for a goal three quarters of "
+        help=f"images to refit survivors on, at most (default {COMPENSATE_SAMPLES}; for a goal three quarters of "
         "--samples)",
     )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default=FP32,
-        help="int8 (CPU) and fp16 (GPU) write pruned.onnx in these numbers as well, pruned-int8.onnx or "
-        "pruned-fp16.onnx, with accuracy and time of its own in the report; int8's ranges are calibrated on the "
-        "calibration images (default fp32)",
+        help="int8 (CPU) and fp16 (GPU) also write pruned-int8.onnx or pruned-fp16.onnx, with its own accuracy and "
+        "time in the report; int8 takes its ranges from the calibration images (default fp32)",
     )
     add_goal(parser)
     add_rounds(parser)

@@ -1,4 +1,4 @@
-"""Retrain a pruned model: it learns from the unpruned one, from labels, or both, and never ends worse than it began."""
+"""Retrain a pruned model: it learns from the unpruned one, from labels, or both, and never ends up worse."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vitfx.cli.exit_codes import GOES_ON, GOES_ON_UNFORCED, ending
+from vitfx.cli.exit_codes import ending, going_on
 from vitfx.cli.options import add_rewrites
 from vitfx.deploy.deployment import default_deployment, read_rewrites
 from vitfx.images.pixel_cache import default_cache
@@ -36,26 +36,29 @@ _EXAMPLES = """examples:
   python -m vitfx.recover small/pruned.pt --teacher vit.pt --data photos/ --epochs 5 --loss both --also-baseline
   python -m vitfx.recover small/pruned.pt --teacher vit.pt --data unlabelled/ --epochs 2 --only lora
 
-What is kept is the best of several looks at training images that were held out, the one before the first step among
-them: nearest to what is taught, with no fewer images right than before. The folder has pruned.pt, which can be pruned
-and retrained again, pruned.onnx, baseline.onnx and the report. The same command goes on where it was stopped."""
+Held-out training images decide which weights are kept. They are checked before the first step and several times after
+it, and the check that comes closest to what is taught wins, if it gets no fewer images right than the first.
+The folder has pruned.pt, which can be pruned and retrained again, pruned.onnx, baseline.onnx and the report. If it is
+stopped, the same command without --force goes on."""
 
 
 @entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
     console = Console()
+    stopped = going_on(_out(options) / STATE, force=options.force)
 
     def work() -> None:
         with console_watcher(console) as watcher:
-            job = _open(options, list(sys.argv[1:] if arguments is None else arguments))
+            job = _open(options, shlex.join(["python", "-m", "vitfx.recover", *given]))
             with hold_folder(job.out, force=job.force, unfinished=STATE):
                 report = run_recover(job, watcher)
         console.print(to_table(report))
         for line in (report["recovery"]["sentence"], f"{job.out}/ has the retrained model and the report"):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    return ending(work, lambda: GOES_ON_UNFORCED if options.force else GOES_ON)
+    return ending(work, stopped)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,25 +73,31 @@ def _parser() -> argparse.ArgumentParser:
     add("--teacher", required=True, help="the model that it was pruned from: checkpoint, weights, .pt2, folder, demo")
     add("--data", help="images, labelled or not: a folder, an .npz, or digits (default: what the artifact names)")
     add("--epochs", type=float, help="passes over the training images")
-    add("--minutes", type=float, help="in place of epochs: of the wall clock, for the retraining; the rate follows it")
+    add(
+        "--minutes",
+        type=float,
+        help="in place of epochs: retrain for so long by the clock, which the learning rate then follows",
+    )
     add("--out", type=Path, help="folder for the results (default: PRUNED's folder with -recovered)")
     add("--force", action="store_true", help="replace earlier results, or a run that was stopped")
     add(
-        "--also-baseline", action="store_true", help="the unpruned model gets as many steps, by labels, to compare with"
+        "--also-baseline",
+        action="store_true",
+        help="for comparison, retrain the unpruned model as many steps by labels",
     )
     _add_training(parser)
     add = parser.add_argument_group("running").add_argument
     add("--device", default="auto", help=f"{NAMES} (default auto)")
     add("--precision", choices=PRECISIONS, help="auto measures on a CPU whether bf16 is faster (default auto)")
-    add("--samples", type=int, default=SAMPLES, help=f"training images at most (default {SAMPLES:,})")
-    add("--eval-samples", type=int, default=2000, help="test images at most, 0 for all (default 2000)")
+    add("--samples", type=int, default=SAMPLES, help=f"training images, at most (default {SAMPLES:,})")
+    add("--eval-samples", type=int, default=2000, help="test images, at most; 0 for all (default 2000)")
     add(
         "--save-seconds", type=float, default=SAVE_SECONDS,
-        help=f"time between states to go on from (default {SAVE_SECONDS:g})",
+        help=f"seconds between saved states (default {SAVE_SECONDS:g})",
     )  # fmt: skip
     add("--cache", type=Path, help=f"folder for decoded images (default {default_cache()})")
-    add("--arch", help=f"what bare weights of the teacher are of: {KNOWN_ARCHES}")
-    add("--trust-pickle", action="store_true", help="load a pickled teacher, which may run any code")
+    add("--arch", help=f"the architecture of a teacher given as bare weights: {KNOWN_ARCHES}")
+    add("--trust-pickle", action="store_true", help="load a pickled teacher, which can run any code")
     add_rewrites(parser)
     return parser
 
@@ -100,55 +109,59 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add(
         "--loss",
         choices=LOSSES,
-        help="kd, the teacher's logits, without labels; ce, cross-entropy with labels; both (default kd)",
+        help="kd learns the teacher's logits, without labels; ce labels, by cross-entropy; both (default kd)",
     )
-    add("--temperature", type=float, help=f"of the teacher's logits (default {default.temperature:g})")
-    add("--ce-share", type=float, help=f"of cross-entropy in both, 0 to 1 (default {default.ce_share:g})")
+    add("--temperature", type=float, help=f"softens the logits of kd (default {default.temperature:g})")
+    add(
+        "--ce-share", type=float, help=f"share of cross-entropy with --loss both, 0 to 1 (default {default.ce_share:g})"
+    )
     add(
         "--hidden",
         type=float,
         metavar="WEIGHT",
-        help="also teach the residual stream behind each surviving sublayer, with this weight; 0 teaches logits alone, "
-        f"whose answers are kept: cheaper over many epochs (default {HIDDEN:g} with kd and both)",
+        help="also teach the residual stream after each surviving sublayer, with this weight; 0 teaches logits alone, "
+        f"which are kept and cheaper over many epochs (default {HIDDEN:g} with kd and both)",
     )
     add(
         "--only",
         choices=ONLY,
-        help="what is trained: all; compensating, the projections with which survivors write; norms-and-biases; "
-        "neighbours, the sublayers next to what was deleted; lora, low-rank adapters, merged at the end (default all)",
+        help="what is trained: all; compensating, survivors' output projections; norms-and-biases; neighbours, the "
+        "sublayers next to deletions; lora, low-rank adapters that are merged at the end (default all)",
     )
     add("--rank", type=int, help=f"of the adapters (default {default.rank})")
     add(
         "--lr",
         type=float,
-        help="highest learning rate (default 5e-5; 3e-4 compensating; 1e-3 lora, norms-and-biases; a fifth of these "
-        "without streams)",
+        help="highest learning rate (default 5e-5; 3e-4 with compensating; 1e-3 with lora, norms-and-biases; a fifth "
+        "of these with --hidden 0)",
     )
     add("--batch", type=int, help=f"images a step (default {default.batch})")
     add(
         "--augment",
         choices=AUGMENTS,
-        help="none; flip, mirror images in turn, the teacher's answers kept; crop, random crops, the teacher asked "
-        "anew; auto, flip where the teacher answers mirror images alike, else none (default auto)",
+        help="none; flip, images and their mirror images in turn, the teacher's logits kept; crop, random crops, each "
+        "shown to the teacher; auto, flip if the teacher answers mirror images alike, else none (default auto)",
     )
-    add("--checks", type=int, help=f"looks at held-out images, fewer in little time (default {default.checks})")
-    add("--held-out", type=int, help=f"training images for that, at most (default {default.held_out})")
-    add("--patience", type=int, help=f"looks better in nothing after which it stops (default {default.patience})")
-    add("--seed", type=int, help="of all draws (default 0)")
+    add("--checks", type=int, help=f"checks on held-out images, fewer in a short run (default {default.checks})")
+    add("--held-out", type=int, help=f"training images held out for checks, at most (default {default.held_out})")
+    add("--patience", type=int, help=f"stop after so many checks without improvement (default {default.patience})")
+    add("--seed", type=int, help="of all random draws (default 0)")
 
 
-def _open(options: argparse.Namespace, arguments: list[str]) -> RecoverJob:
+def _open(options: argparse.Namespace, command: str) -> RecoverJob:
     """Everything that can be wrong with what the user gave is found here or while tracing: nothing is written yet."""
-    given = {one.name: getattr(options, one.name) for one in fields(RecoverSettings) if hasattr(options, one.name)}
+    given = {
+        field.name: getattr(options, field.name) for field in fields(RecoverSettings) if hasattr(options, field.name)
+    }
     settings = RecoverSettings(**{name: value for name, value in given.items() if value is not None})
     for name, least in (("eval_samples", 0), ("samples", 1), ("save_seconds", 0)):
         if not getattr(options, name) >= least:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name):g}: give {least} or more")
     rewrites = read_rewrites(options.rewrites)
-    out = options.out or _default_out(Path(options.model))
+    out = _out(options)
     check_output(out, force=options.force, unfinished=STATE)
     device = pick_device(options.device)
-    # What says how to load stands for the teacher: the pruned model's file says it itself.
+    # The loading options are for the teacher: an artifact says itself how to load it.
     own = argparse.Namespace(
         **{**vars(options), "arch": None, "trust_pickle": False, "image_size": None, "mean": None, "std": None}
     )
@@ -157,7 +170,9 @@ def _open(options: argparse.Namespace, arguments: list[str]) -> RecoverJob:
         options.teacher, arch=options.arch, trust_pickle=options.trust_pickle, preprocess=inputs.model.preprocess
     )
     if inputs.model.classes and teacher.classes and inputs.model.classes != teacher.classes:
-        raise UserError(f"{options.teacher} has other classes than {options.model}: give the model it was pruned from")
+        raise UserError(
+            f"{options.teacher} and {options.model} have different classes: give the model that it was pruned from"
+        )
     evaluation = inputs.splits.evaluation
     if 0 < options.eval_samples < len(evaluation):
         evaluation = evaluation.sample(options.eval_samples, settings.seed)
@@ -174,13 +189,14 @@ def _open(options: argparse.Namespace, arguments: list[str]) -> RecoverJob:
         samples=options.samples,
         save_seconds=options.save_seconds,
         force=options.force,
-        command=shlex.join(["python", "-m", "vitfx.recover", *arguments]),
+        command=command,
     )
 
 
-def _default_out(model: Path) -> Path:
-    """Beside the folder of a run, or beside a file that is not named as one's artifact."""
-    return Path(f"{model.resolve().parent.name if model.name == 'pruned.pt' else model.stem}-recovered")
+def _out(options: argparse.Namespace) -> Path:
+    """By default named after the folder of a run, or after a file that is not named like a run's artifact."""
+    model = Path(options.model)
+    return options.out or Path(f"{model.resolve().parent.name if model.name == 'pruned.pt' else model.stem}-recovered")
 
 
 if __name__ == "__main__":

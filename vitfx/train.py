@@ -1,4 +1,4 @@
-"""Train a Vision Transformer on images in folders by class, from nothing or from weights that are there.
+"""Train a Vision Transformer on images in class folders, from scratch or from existing weights.
 
     python -m vitfx.train --data tiny-imagenet-200/
 
@@ -7,7 +7,7 @@ package was made by such a command, on two CPU cores in two minutes:
 
     python -m vitfx.train --data digits --out digits.pt
 
-Stochastic depth (Huang et al. 2016) is part of both recipes: a model that has learnt to do without any of its
+Stochastic depth (Huang et al. 2016) is part of both recipes: a model that has learnt to do without any one of its
 sublayers has some to spare, as large models do.
 """
 
@@ -20,14 +20,14 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from vitfx.cli.exit_codes import GOES_ON, GOES_ON_UNFORCED, ending
+from vitfx.cli.exit_codes import ending, going_on
 from vitfx.images.pixel_cache import default_cache
 from vitfx.runs.train import run_training
 from vitfx.runs.train_job import TrainJob
+from vitfx.runs.train_record import TrainReport
 from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import NAMES
 from vitfx.support.errors import UserError
@@ -45,13 +45,13 @@ _EXAMPLE = """example:
   python -m vitfx.train --data photos/ --init vit_b_16.pth --arch torchvision:vit_b_16 --lr 5e-5 --epochs 5
   torchrun --nproc-per-node=4 -m vitfx.train --data tiny-imagenet-200/
 
-To change a recipe, copy vitfx/training/configs/tiny-imagenet.toml, where every key is explained, and pass it with
---config; or write a file that begins with base = "tiny-imagenet" and holds what differs.
+To change a recipe, copy vitfx/training/configs/tiny-imagenet.toml, which explains every key, and pass the copy with
+--config; or write a file that begins with base = "tiny-imagenet" and has only what differs.
 
-The folder has best.pt (highest validation accuracy) and last.pt, which every other command of vitfx takes as MODEL;
-history.json, curves.png and gradient_flow.png, renewed as it goes; at the end confusion.csv, confusion.png, classes.csv
+The folder gets best.pt (highest validation accuracy) and last.pt, which every other command of vitfx takes as MODEL;
+history.json, curves.png and gradient_flow.png, updated as it goes; at the end confusion.csv, confusion.png, classes.csv
 and report.json. Ctrl-C, a crash or kill -9 loses at most --save-seconds: the same command, without --force, goes on,
-with the same batches and the same curve. With several nodes, --out and --cache must be folders that all of them see.
+with the same batches and the same curve. With several nodes, all must see the folders --out and --cache.
 """
 
 # Options that stand for a key of the configuration.
@@ -69,20 +69,22 @@ _KEYS = {
     "dropout": ("model.dropout", float, "chance that a value is dropped in training"),
     "drop_path": ("model.drop_path", float, "chance that the last block's sublayers are skipped in training"),
     "arch": ("model.arch", str, "vit (vitfx's own), timm:NAME or torchvision:NAME"),
-    "image_size": ("model.image_size", int, "side in pixels that images are resized to, by default that of --init"),
+    "image_size": ("model.image_size", int, "side in pixels to which images are resized, by default that of --init"),
 }
 _SIZES = ("width", "depth", "heads", "mlp", "patch")
 
 
 @entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    stopped = going_on(_folder(options) / STATE, force=options.force)
     first = os.environ.get("RANK", "0") == "0"
     console = Console(quiet=not first)
 
     def work() -> None:
         with first_says(first):
-            job = _check(options, list(sys.argv[1:] if arguments is None else arguments))
+            job = _check(options, shlex.join(["python", "-m", "vitfx.train", *given]))
         with (
             open_share(job.device) as share,
             first_holds(share, hold_folder(job.out, force=job.force, unfinished=STATE)),
@@ -91,8 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report = run_training(job, share, watcher)
         console.print(_summary(job, report), highlight=False, markup=False, soft_wrap=True)
 
-    going_on = GOES_ON_UNFORCED if options.force else GOES_ON
-    return ending(work, lambda: going_on if first else "")
+    return ending(work, stopped if first else str)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,14 +113,14 @@ def _parser() -> argparse.ArgumentParser:
         "--config", help=f"{', '.join(PACKAGED)} or FILE.toml (default: digits for digits, else tiny-imagenet)"
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="changes one value; may be repeated"
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one value; may be repeated"
     )
     for name, (key, kind, text) in _KEYS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{text} ({key})")
     parser.add_argument(
         "--init",
-        help="weights to begin with: a vitfx checkpoint, or bare weights with --arch; they bring the size and "
-        "normalisation of their images, and get a new classifier where the classes are others",
+        help="weights to start from: a vitfx checkpoint, or bare weights with --arch; images get the size and "
+        "normalisation that these were trained with, and other classes a new classifier",
     )
     parser.add_argument(
         "--out",
@@ -127,32 +128,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--force", action="store_true", help="replace earlier results, or a run that was stopped")
     parser.add_argument("--device", default="auto", help=f"{NAMES} (default auto)")
-    parser.add_argument("--workers", type=int, help="processes that augment (default: 0 on a CPU, 1 a core on a GPU)")
-    parser.add_argument("--cache", type=Path, help=f"folder for decoded images (default {default_cache()})")
     parser.add_argument(
-        "--save-seconds", type=float, default=120, help="time between states to go on from (default 120)"
+        "--workers", type=int, help="processes that augment (default: 0 on a CPU, one for each core with a GPU)"
     )
+    parser.add_argument("--cache", type=Path, help=f"folder for decoded images (default {default_cache()})")
+    parser.add_argument("--save-seconds", type=float, default=120, help="seconds between saved states (default 120)")
     parser.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard, in OUT/tensorboard")
     return parser
 
 
-def _check(options: argparse.Namespace, arguments: list[str]) -> TrainJob:
-    """Raises UserError for what can be seen to be wrong without the data."""
+def _check(options: argparse.Namespace, command: str) -> TrainJob:
+    """Raises UserError for what is wrong even without a look at the data."""
     given = {name: getattr(options, name) for name in _KEYS if getattr(options, name) is not None}
     name = options.config or ("digits" if options.data == "digits" else "tiny-imagenet")
     config = read_config(name, options.set, {_KEYS[key][0]: value for key, value in given.items()})
     arch = None if config.model.arch == "vit" else config.model.arch
     if (options.init or arch) and (sizes := [key for key in _SIZES if key in given]):
-        raise UserError(f"--{sizes[0]} is for vitfx's own ViT from nothing: leave it out with --arch and --init")
+        raise UserError(
+            f"--{sizes[0]} is for vitfx's own ViT, trained from scratch: leave it out with --arch and --init"
+        )
     if not options.save_seconds >= 0:
-        raise UserError(f"--save-seconds {options.save_seconds:g} is no time: give 0 or more")
+        raise UserError(f"--save-seconds {options.save_seconds:g} is not a time: give 0 or more")
     if options.data != "digits" and not Path(options.data).exists():
-        raise UserError(f"--data {options.data} is not there: give a folder of images, an .npz file, or digits")
+        raise UserError(f"--data {options.data} does not exist: give a folder of images, an .npz file, or digits")
     own_size = options.image_size is not None or sets_image_size(name, options.set)
     out, model_file = _out(options)
     check_output(out, force=options.force, unfinished=STATE)
     if model_file and model_file.exists() and not options.force and not (out / STATE).exists():
-        raise UserError(f"{model_file} is there already: give another --out, or --force to overwrite it")
+        raise UserError(f"{model_file} exists already: give another --out, or --force to overwrite it")
     device = share_device(options.device)
     return TrainJob(
         config=config,
@@ -168,21 +171,26 @@ def _check(options: argparse.Namespace, arguments: list[str]) -> TrainJob:
         image_size=config.model.image_size if own_size else None,
         tensorboard=options.tensorboard,
         force=options.force,
-        command=shlex.join(["python", "-m", "vitfx.train", *arguments]),
+        command=command,
     )
 
 
 def _out(options: argparse.Namespace) -> tuple[Path, Path | None]:
     """The folder, and the file that --out may name instead."""
+    folder = _folder(options)
+    if options.out is None or Path(options.out) == folder:
+        return folder, None
+    if Path(options.out).is_dir():
+        raise UserError(f"--out {options.out} is a folder: give the name of a file in it, or one without .pt")
+    return folder, Path(options.out)
+
+
+def _folder(options: argparse.Namespace) -> Path:
     out = Path(options.out or f"trained-{Path(options.data).resolve().stem}")
-    if out.suffix != ".pt":
-        return out, None
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder: give the name of a file in it, or one without .pt")
-    return out.with_suffix(""), out
+    return out.with_suffix("") if out.suffix == ".pt" else out
 
 
-def _summary(job: TrainJob, report: dict[str, Any]) -> str:
+def _summary(job: TrainJob, report: TrainReport) -> str:
     last, best = report["last"], report["best"]
     return (
         f"{last['accuracy']:.2%} of {last['images']} held-out images are classified correctly by the last weights, "

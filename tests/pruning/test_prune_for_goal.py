@@ -10,23 +10,25 @@ import onnx
 import pytest
 import torch
 
-from tests.support.prune_runs import SIZES, artifact, model, picture, report, run_circuit
+from tests.support.prune_runs import DIGITS, GREY, SIZES, artifact, model, picture, report, run_circuit
 from vitfx.circuits.circuit import Circuit
 from vitfx.circuits.summary import layer_rows
-from vitfx.cli.prune_options import open_job
+from vitfx.cli.prune_options import open_run
 from vitfx.deploy.deployment import NAMES, default_deployment
 from vitfx.graph.trace import to_canonical
 from vitfx.images.image_set import Images
-from vitfx.models.checkpoint import load_model
+from vitfx.models.checkpoint import load_model, save_artifact
 from vitfx.prune import _parser as parser
 from vitfx.prune import main
+from vitfx.pruning import goal_search
 from vitfx.pruning import target_bench as goal_bench
-from vitfx.pruning.goal import DROP, FLOPS, KL, SPEEDUP, Goal, Target
+from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, Goal, Target
 from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.pruning.latency_table import LatencyTable
 from vitfx.pruning.prune_for_goal import compile_for_goal
 from vitfx.pruning.target_bench import GoalRequest
 from vitfx.runs import prune as job
+from vitfx.runs.prune_run import GoalRun
 from vitfx.support.errors import UserError
 from vitfx.support.files import UNFINISHED, check_output
 from vitfx.support.progress import Silent
@@ -138,12 +140,50 @@ def test_a_goal_that_was_missed_is_told_and_not_called_met(tmp_path, capsys, tab
     out = tmp_path / "out"
     options = ["--target-speedup", "1.6", "--target", "cpu:batch=2", "--samples", "60"]
     assert run_circuit(artifact(tmp_path / "model.pt"), out, *options) == 1
-    assert "1.6× faster was asked for and missed: measured 1.25×" in capsys.readouterr().err
+    assert "the goal was missed (asked for 1.6× faster, measured 1.25×)" in capsys.readouterr().err
     found = report(out)
     assert found["settings"]["missed"] == "measured 1.25×"
     assert "at 1.6× faster (missed: measured 1.25×)" in (out / "report.md").read_text().splitlines()[0]
     assert list(found["speedup_by_batch"]) == ["1", "2", "64"]
     assert found["speedup"] == found["speedup_by_batch"]["2"]
+
+
+@pytest.fixture
+def without_biases():
+    """A model whose sublayers write without a bias, so that every refit adds one."""
+    bare = model()
+    for block in bare.blocks:
+        block.attention.out[0].bias = block.mlp[3].bias = None
+    return to_canonical(bare, torch.zeros(2, 1, 8, 8)).graph_module
+
+
+def parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_biases_of_refits_count(without_biases, images):
+    found = compile_for_goal(without_biases, images, asked(PARAMETERS, 0.7), device=CPU, watcher=Silent())
+    share = parameters(found.module) / parameters(without_biases)
+    assert found.plan.refits and 0.6 < share <= 0.7
+    assert found.missed is None
+    assert found.notes[-1].startswith(f"asked for 70% of the parameters: measured {100 * share:.6g}%, KL ")
+
+
+def test_a_share_that_was_missed_is_told(tmp_path, capsys, without_biases, monkeypatch):
+    """The biases are never made up for."""
+    monkeypatch.setattr(goal_search, "CORRECTIONS", 0)
+    save_artifact(tmp_path / "model.pt", without_biases, GREY, DIGITS, "digits", {})
+    out = tmp_path / "out"
+    assert run_circuit(tmp_path / "model.pt", out, "--target-params", "0.7", "--samples", "60") == 1
+    found = report(out)
+    measured = f"measured {100 * found['pruned']['params'] / found['baseline']['params']:.6g}%"
+    goal = "70% of the parameters"
+    error = capsys.readouterr().err
+    assert error == f"error: the goal was missed (asked for {goal}, {measured}): the results are written all the same\n"
+    assert found["settings"]["missed"] == measured
+    assert any(note.startswith(f"asked for {goal} and missed: {measured}, KL ") for note in found["notes"])
+    assert f"{goal} (missed: {measured})" in (out / "report.md").read_text().splitlines()[0]
+    assert json.loads((out / "circuit.json").read_text())["details"]["price"]["met"] is False
 
 
 def test_without_deletions_no_refit_is_claimed(images, table, monkeypatch):
@@ -211,9 +251,9 @@ def test_the_command_writes_all_that_a_run_with_tau_writes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--target-flops", "0.5", "--tau", "0.1"], "--target-flops stands in place of discovery: leave out --tau"),
-        (["--target-flops", "0.5", "--max-kl", "0.1"], "--target-flops and --max-kl are goals of their own: give one"),
-        (["--target-flops", "0.5", "--target-speedup", "2"], "are goals of their own: give one"),
+        (["--target-flops", "0.5", "--tau", "0.1"], "--target-flops replaces discovery: leave out --tau"),
+        (["--target-flops", "0.5", "--max-kl", "0.1"], "--target-flops and --max-kl are all goals: give one"),
+        (["--target-flops", "0.5", "--target-speedup", "2"], "are all goals: give one"),
         (["--target-speedup", "0.5"], "--target-speedup 0.5 is not faster"),
         (["--target", "cpu:batch=1"], "--target cpu:batch=1 is for a goal: give one, such as --target-speedup 1.5"),
         (["--target-speedup", "2", "--target", "fast"], None),
@@ -226,7 +266,7 @@ def test_the_command_writes_all_that_a_run_with_tau_writes(tmp_path):
             "fp16 is slow on cpu, for which ONNX Runtime has no float16",
         ),
         (["--sweep", "1.2:1.5:2", "--target", "cpu:fp16"], "leave out fp16 in --target cpu:fp16:batch=8"),
-        (["--target-params", "0.5", "--circuit", "c.json"], "looks for its own deletions: leave out --circuit"),
+        (["--target-params", "0.5", "--circuit", "c.json"], "chooses its own deletions: leave out --circuit"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path, capsys, options, said):
@@ -244,7 +284,7 @@ def test_fewer_images_than_the_default_are_no_error(tmp_path):
         picture(tmp_path / "photos" / "train" / str(index % 10) / f"{index}.png", index)
         picture(tmp_path / "photos" / "val" / str(index % 10) / f"{index}.png", index)
     options = [str(artifact(tmp_path / "model.pt")), "--target-flops", "0.9", "--data", str(tmp_path / "photos")]
-    job, _ = open_job(parser().parse_args([*options, "--out", str(tmp_path / "out")]))
-    assert job.settings.samples == 40
-    job, _ = open_job(parser().parse_args([*options, "--out", str(tmp_path / "out"), "--samples", "41"]))
-    assert job.settings.samples == 41
+    options += ["--out", str(tmp_path / "out")]
+    for more, samples in (([], 40), (["--samples", "41"], 41)):
+        run = open_run(parser().parse_args([*options, *more]), "prune")
+        assert isinstance(run, GoalRun) and run.samples == samples

@@ -14,7 +14,8 @@ from tests.support.prune_runs import GREY, artifact, run
 from vitfx.deploy.export import export_onnx
 from vitfx.images.splits import open_data
 from vitfx.models.checkpoint import load_model
-from vitfx.runs.prune_files import BATCHES, measure
+from vitfx.runs.prune_files import Written, measure
+from vitfx.runs.prune_run import BATCHES
 from vitfx.support.files import JOURNAL
 from vitfx.support.progress import Silent
 
@@ -35,7 +36,7 @@ def test_what_is_measured_is_what_lies_in_the_folder(folder: Path, monkeypatch: 
     monkeypatch.setattr(vitfx.runs.prune_files, "_ROUNDS", 3)
     monkeypatch.setattr(vitfx.runs.prune_files, "_SECONDS", 0.0)
     evaluation = open_data("digits", GREY).evaluation.sample(20, seed=0)
-    found = measure(folder, evaluation, torch.device("cpu"), 1e-7, Silent())
+    found = measure(folder, evaluation, torch.device("cpu"), Written(1e-7), Silent())
     assert found.provider == "CPUExecutionProvider"
     assert found.onnx_error == 1e-7
     assert found.scores["baseline"].agreement == 1
@@ -61,5 +62,5 @@ def test_an_onnx_file_that_is_not_the_artifact_ends_the_run(
     assert "differs from torch by" in said
     assert "Traceback" not in said
     assert (tmp_path / "out" / JOURNAL).exists()
-    assert not [one for one in (tmp_path / "out").iterdir() if one.name == "pruned.onnx" or one.stem == "report"]
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name == "pruned.onnx" or path.stem == "report"]
     assert json.loads((tmp_path / "out" / "circuit.json").read_text())["format"] == "vitfx-circuit/2"

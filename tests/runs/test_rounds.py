@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from vitfx.runs import prune_files as deliver
 from vitfx.runs import recover_measure
 from vitfx.runs import rounds as rounds_job
 from vitfx.runs.recover import RecoverJob
-from vitfx.runs.rounds_steps import ARTIFACTS, Rounds
+from vitfx.runs.rounds_steps import ARTIFACTS, Rounds, Step
 from vitfx.support.progress import Silent
 
 CPU = torch.device("cpu")
@@ -44,7 +45,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuple
         monkeypatch.setattr(module, "_SECONDS", 0.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     jobs: list[tuple[str, Any]] = []
-    for name in ("run_job", "run_recover"):
+    for name in ("run_goal", "run_recover"):
         run = getattr(rounds_job, name)
         monkeypatch.setattr(
             rounds_job, name, lambda job, watcher, n=name, run=run: jobs.append((n, job)) or run(job, watcher)
@@ -81,7 +82,7 @@ def test_two_rounds_and_the_same_command_again(
         "round-1/pruned", "round-1/recovered", "round-2/pruned", "round-2/recovered",
     ]  # fmt: skip
     assert [one["asked"] for one in steps] == pytest.approx([0.5**0.5] * 2 + [0.5] * 2)
-    assert [name for name, _ in made] == ["run_job", "run_recover"] * 2
+    assert [name for name, _ in made] == ["run_goal", "run_recover"] * 2
     whole = count(original())
     assert found["settings"]["original_params"] == whole
     for one in steps:
@@ -136,7 +137,7 @@ def test_two_rounds_and_the_same_command_again(
     made.clear()
     once = ("--target-params", "0.6", "--rounds", "1", "--recover-minutes", "0.01", "--seed", "1", "--force")
     assert rounds(path, out, *once) == 0
-    assert [name for name, _ in made] == ["run_job", "run_recover"]
+    assert [name for name, _ in made] == ["run_goal", "run_recover"]
     assert [one["asked"] for one in record(out)["steps"]] == [0.6, 0.6]
 
 
@@ -202,10 +203,52 @@ def test_fewer_images_than_the_default(tmp_path: Path, monkeypatch: pytest.Monke
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rounds_job, "run_job", stop)
+    monkeypatch.setattr(rounds_job, "run_goal", stop)
     images, out = str(npz(tmp_path, 40)), tmp_path / "out"
     assert run_circuit(artifact(tmp_path / "m.pt"), out, "--data", images, *BASE) == 130
     assert record(out)["settings"]["samples"] == len(open_data(images, GREY, DIGITS).calibration)
+
+
+def test_ctrl_c_with_force_says_what_goes_on(
+    tmp_path: Path, made: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    path, out = tmp_path / "m.pt", tmp_path / "out"
+    save_artifact(path, original(), GREY, DIGITS, "digits", {})
+    once = ("--target-params", "0.6", "--rounds", "1", "--recover-minutes", "0.01")
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds_job, "run_recover", stop)
+        assert rounds(path, out, *once, "--force") == 130
+    assert capsys.readouterr().err == "\nstopped; the same command without --force goes on where it stopped\n"
+    (first,) = record(out)["steps"]
+    made.clear()
+    assert rounds(path, out, *once) == 0
+    assert [name for name, _ in made] == ["run_recover"]
+    assert record(out)["steps"][0] == first
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds_job, "read_module", stop)
+        assert rounds(path, out, *once, "--force") == 130
+    assert capsys.readouterr().err == "\nstopped; the same command begins anew\n"
+
+
+def test_a_share_that_the_last_step_missed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rounds_job._StepMaker, "_measured", heavier(rounds_job._StepMaker._measured))
+    once = ("--target-params", "0.6", "--rounds", "1", "--recover-minutes", "0.01")
+    path = tmp_path / "m.pt"
+    save_artifact(path, original(), GREY, DIGITS, "digits", {})
+    assert rounds(path, tmp_path / "out", *once) == 1
+    said = "error: the goal was missed (asked for 60% of the parameters, measured 61%): the results are written"
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "out" / "rounds.md").exists()
+
+
+def heavier(measured: Callable[..., Step]) -> Callable[..., Step]:
+    """As if retraining had added parameters."""
+    return lambda *arguments: replace(measured(*arguments), params_share=0.61)
 
 
 def test_every_round_cuts_by_the_same_factor() -> None:
@@ -226,20 +269,20 @@ def test_a_speed_up_is_divided_from_what_rewrites_reach_alone() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--target-speedup", "2", "--rounds", "2"), "--rounds 2 does not say how long to retrain"),
+        (("--target-speedup", "2", "--rounds", "2"), "--rounds 2 does not say how long to retrain after each"),
         (("--target-speedup", "2", "--recover-minutes", "3"), "--recover-minutes 3 does not say in how many steps"),
         (("--target-speedup", "2", "--rounds", "0", "--recover-minutes", "3"), "--rounds is 0: give 1 or more"),
         (("--target-flops", "0.5", "--rounds", "2", "--recover-minutes", "0"), "--recover-minutes is 0: give a number"),
         (("--target-flops", "0.5", "--rounds", "2", "--recover-minutes", "nan"), "--recover-minutes is nan: give"),
         (
             ("--tau", "0.1", "--rounds", "2", "--recover-minutes", "1"),
-            "--rounds 2 needs a goal that can be divided, and",
+            "--rounds 2 needs a goal: give one of --target-speedup, ",
         ),
-        (("--max-drop", "1", "--rounds", "2", "--recover-minutes", "1"), "--rounds 2 needs a goal that can be divided"),
-        (("--max-kl", "1", "--rounds", "2", "--recover-minutes", "1"), "--rounds 2 needs a goal that can be divided"),
-        (("--sweep", "1.2:2:3", "--rounds", "2", "--recover-minutes", "1"), "--rounds 2 goes to one goal and --sweep"),
+        (("--max-drop", "1", "--rounds", "2", "--recover-minutes", "1"), "--rounds 2 can't divide --max-"),
+        (("--max-kl", "1", "--rounds", "2", "--recover-minutes", "1"), "--rounds 2 can't divide --max-"),
+        (("--sweep", "1.2:2:3", "--rounds", "2", "--recover-minutes", "1"), "--rounds 2 is for one goal and --sweep"),
         ((*BASE, "--precision", "int8"), "--rounds measures float32 alone: leave out --precision int8"),
-        ((*BASE, "--circuit", "c.json"), "--target-params looks for its own deletions: leave out --circuit"),
+        ((*BASE, "--circuit", "c.json"), "--target-params chooses its own deletions: leave out --circuit"),
         (("--target-params", "0.01", *BASE[2:]), "--target-params 0.01 is out of reach, for even without any"),
     ],
 )

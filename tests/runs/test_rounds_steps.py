@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vitfx.pruning.goal import FLOPS, SPEEDUP
+from vitfx.pruning.goal import FLOPS, PARAMETERS, SPEEDUP, Goal
 from vitfx.runs.rounds_steps import (
     ARTIFACTS,
     PRUNED,
@@ -68,10 +68,13 @@ def test_markdown_has_counts_and_shares() -> None:
 
 
 def test_the_last_step_is_held_against_the_goal() -> None:
-    slow = replace(STEP, speedup=1.9)
-    assert missed([STEP, slow], SETTINGS) == "2× faster was asked for and missed: measured 1.90×"
-    assert missed([slow, replace(STEP, speedup=1.95)], SETTINGS) is None
-    assert missed([slow], SETTINGS | {"goal_kind": FLOPS}) is None
+    fast = Goal(SPEEDUP, 2.0)
+    assert missed(replace(STEP, speedup=1.9), fast) == "asked for 2× faster, measured 1.90×"
+    assert missed(replace(STEP, speedup=1.95), fast) is None
+    assert missed(replace(STEP, params_share=0.6, speedup=1.0), Goal(FLOPS, 0.5)) is None
+    assert missed(replace(STEP, flops_share=0.501), Goal(FLOPS, 0.5)) == "asked for 50% of the FLOPs, measured 50.1%"
+    short = "asked for 50% of the parameters, measured 60%"
+    assert missed(replace(STEP, params_share=0.6), Goal(PARAMETERS, 0.5)) == short
 
 
 def test_the_file_is_read_again_with_the_machine_that_measured(tmp_path: Path) -> None:
@@ -82,4 +85,5 @@ def test_the_file_is_read_again_with_the_machine_that_measured(tmp_path: Path) -
         (tmp_path / STEP.folder / name).touch()
     assert read_steps(tmp_path, SETTINGS, force=False) == ([STEP], {"cpu": "slow"})
     assert read_steps(tmp_path, SETTINGS, force=True) == ([], {})
-    assert json.loads((tmp_path / ROUNDS).read_text())["environment"] == {"cpu": "slow"}
+    record = json.loads((tmp_path / ROUNDS).read_text())
+    assert (record["format"], record["environment"]) == ("vitfx-rounds/1", {"cpu": "slow"})

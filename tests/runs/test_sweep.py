@@ -136,14 +136,47 @@ def test_stopped_at_its_first_point_on_fewer_images_than_the_default(
     assert f"1024 samples are not to be had from {there} images" in capsys.readouterr().err
 
 
+def test_ctrl_c_with_force_says_what_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = artifact(tmp_path / "m.pt"), tmp_path / "out"
+    options = ("--sweep", "1.3:1.6:2")
+    measured = pareto_job.measure_beside_plain
+
+    def stop(*arguments: Any) -> Any:
+        if record(out)["points"]:
+            raise KeyboardInterrupt
+        return measured(*arguments)
+
+    monkeypatch.setattr(pareto_job, "measure_beside_plain", stop)
+    assert sweep(model, out, *options, "--force") == 130
+    assert capsys.readouterr().err == "\nstopped; the same command without --force goes on where it stopped\n"
+    (first,) = record(out)["points"]
+    monkeypatch.setattr(pareto_job, "measure_beside_plain", measured)
+    assert sweep(model, out, *options) == 0
+    assert "exact rewrites alone: rewritten/ is there already" in capsys.readouterr().out
+    assert record(out)["points"][0] == first
+
+    # Before anything is replaced there is nothing to go on from, and the same command does no harm.
+    before = (out / SWEEP).read_bytes()
+    monkeypatch.setattr(pareto_job, "read_module", _stop)
+    assert sweep(model, out, *options, "--force") == 130
+    assert capsys.readouterr().err == "\nstopped; the same command begins anew\n"
+    assert (out / SWEEP).read_bytes() == before
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (("--sweep", "1.2:2"), "--sweep 1.2:2 is not LOW:HIGH:COUNT"),
-        (("--sweep", "1.2:2:3", "--target-speedup", "1.5"), "--sweep and --target-speedup are goals of their own"),
-        (("--sweep", "1.2:2:3", "--max-kl", "0.1"), "--sweep and --max-kl are goals of their own"),
-        (("--sweep", "1.2:2:3", "--tau", "0.1"), "--sweep stands in place of discovery: leave out --tau"),
-        (("--sweep", "1.2:2:3", "--circuit", "c.json"), "--sweep looks for its own deletions: leave out --circuit"),
+        (("--sweep", "1.2:2:3", "--target-speedup", "1.5"), "--sweep and --target-speedup are both goals"),
+        (("--sweep", "1.2:2:3", "--max-kl", "0.1"), "--sweep and --max-kl are both goals"),
+        (("--sweep", "1.2:2:3", "--tau", "0.1"), "--sweep replaces discovery: leave out --tau"),
+        (("--sweep", "1.2:2:3", "--circuit", "c.json"), "--sweep chooses its own deletions: leave out --circuit"),
         (("--sweep", "1.2:2:3", "--precision", "int8"), "--sweep measures float32 alone: leave out --precision int8"),
         (("--sweep", "1.2:99:3"), "--sweep asks for up to 99× and even without any attention and MLP the model is"),
     ],

@@ -63,7 +63,7 @@ def test_what_is_no_range(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["1:2:3", "2:1.2:3", "1.2:2:1", "nan:2:3", "1.2:inf:3"])
 def test_ranges_that_are_none(text: str) -> None:
-    with pytest.raises(UserError, match=f"--sweep {text} is no range of speed-ups"):
+    with pytest.raises(UserError, match=f"--sweep {text} is not a range: give 1 < LOW"):
         read_speeds(text)
 
 
@@ -95,7 +95,7 @@ def test_speeds_more_than_3_percent_behind_are_missed() -> None:
         dataclasses.replace(one, speedup=share * one.speedup)
         for one, share in zip(FRONT[1:], (0.96, 0.98, 0.9), strict=True)
     ]
-    assert missed([FRONT[0], *behind]) == "1.25×, 2× faster was asked for and missed: measured 1.20×, 1.80×"
+    assert missed([FRONT[0], *behind]) == "asked for 1.25×, 2× faster, measured 1.20×, 1.80×"
     assert missed(FRONT) is None
 
 
@@ -107,6 +107,7 @@ def test_the_file_is_read_again(tmp_path: Path) -> None:
     write_points(tmp_path, FRONT, SETTINGS, {"cpu": "slow"})
     assert read_points(tmp_path, SETTINGS, force=False) == (FRONT, {"cpu": "slow"})
     record = json.loads((tmp_path / SWEEP).read_text())
+    assert record["format"] == "vitfx-sweep/1"
     assert record["knee"] == {"asked": 1.6, "found": True, "rule": KNEE_RULE}
     assert record["points"][3]["points_lost"] == pytest.approx(25)
     assert read_points(tmp_path, SETTINGS, force=True) == ((), {})
@@ -118,7 +119,7 @@ def test_a_file_of_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is of another sweep \(its seed is 0, not 1\)"):
         read_points(tmp_path, SETTINGS | {"seed": 1}, force=False)
     (tmp_path / SWEEP).write_text("{}")
-    with pytest.raises(UserError, match="is no sweep"):
+    with pytest.raises(UserError, match="is of no format, not a vitfx-sweep/1: name another folder"):
         read_points(tmp_path, SETTINGS, force=False)
 
 

@@ -47,7 +47,7 @@ def test_a_sweep(path: Path, tmp_path: Path, capsys: Captured) -> None:
     again = json.loads((tmp_path / "c-sweep.json").read_text())["sweep"]
     assert [one["fingerprint"] for one in again] == [one["fingerprint"] for one in rows]
     assert run(path, tmp_path / "c.json", *sweep, "--seed", "1") == 2
-    assert "c-tau0.001.json is there already, of other settings, model, images or --eval" in capsys.readouterr().err
+    assert "c-sweep.json is of another sweep (its seed is 0, not 1): give another name" in capsys.readouterr().err
 
     # Another range leaves what is there in the record, and its circuits are known again afterwards.
     assert run(path, tmp_path / "c.json", "--tau-sweep", "1e-2:1:3") == 0
@@ -57,7 +57,7 @@ def test_a_sweep(path: Path, tmp_path: Path, capsys: Captured) -> None:
     assert run(path, tmp_path / "c.json", *sweep) == 0
     assert capsys.readouterr().out.count("is there already") == 3
     assert run(path, tmp_path / "c.json", *sweep, "--eval-samples", "7") == 2
-    assert "or --eval-samples" in capsys.readouterr().err
+    assert "(its eval_samples is 40, not 7)" in capsys.readouterr().err
 
 
 def test_a_sweep_leaves_the_table_of_another(path: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -66,20 +66,23 @@ def test_a_sweep_leaves_the_table_of_another(path: Path, tmp_path: Path, capsys:
     before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
     other = ("--tau-sweep", "2e-2:2e-1:2", "--seed", "1")
     assert run(path, tmp_path / "c.json", *other) == 2
-    assert "c-tau0.01.json is there already, of other settings" in capsys.readouterr().err
+    assert "c-sweep.json is of another sweep (its seed is 0, not 1)" in capsys.readouterr().err
     assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
     (tmp_path / "c-sweep.json").write_text("notes")
     assert run(path, tmp_path / "c.json", *sweep) == 2
-    assert "c-sweep.json is there and is no table of a sweep" in capsys.readouterr().err
+    assert "c-sweep.json is not JSON (" in capsys.readouterr().err
     # The circuits have no row then, and are the same when they are found again.
     (tmp_path / "c-sweep.json").unlink()
+    assert run(path, tmp_path / "c.json", *sweep, "--seed", "1") == 2
+    assert "c-tau0.01.json is there already, of other settings, model or images" in capsys.readouterr().err
     assert run(path, tmp_path / "c.json", *sweep) == 0
-    assert "c-tau0.01.json has no row in the table, and is found again" in capsys.readouterr().out
+    assert "c-tau0.01.json has no row in the table, and is discovered again" in capsys.readouterr().out
     for name in ("c-tau0.01.json", "c-tau0.1.json"):
         assert (tmp_path / name).read_bytes() == before[name]
     assert run(path, tmp_path / "c.json", *other, "--force") == 0
-    (_, row) = json.loads((tmp_path / "c-sweep.json").read_text())["sweep"]
-    assert row["seconds"] > 0
+    record = json.loads((tmp_path / "c-sweep.json").read_text())
+    assert record["format"] == "vitfx-tau-sweep/1" and record["settings"]["seed"] == 1
+    assert [row["seconds"] > 0 for row in record["sweep"]] == [True, True]
 
 
 def test_a_threshold_that_was_broken_off_has_no_seconds(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from vitfx.deploy.export import ExportMismatch
 from vitfx.graph.verify import VerificationError
@@ -41,3 +42,26 @@ def ending(work: Callable[[], int | None], stopped: Callable[[], str] = lambda: 
 def _print_error(sentence: str, code: int) -> int:
     print(sentence, file=sys.stderr)
     return code
+
+
+def going_on(record: Path, *, force: bool) -> Callable[[], str]:
+    """For `ending`'s `stopped`, of a run that goes on from `record` unless --force was given.
+
+    With force the same command would begin anew: it goes on without it, once this run has written the record.
+    """
+    before = _stamp(record)
+
+    def sentence() -> str:
+        if not force:
+            return GOES_ON
+        return BEGINS_ANEW if _stamp(record) == before else GOES_ON_UNFORCED
+
+    return sentence
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino

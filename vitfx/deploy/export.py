@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir.passes.common as ir_passes
@@ -15,8 +17,11 @@ from torch._dynamo.exc import UserError as TracingError
 from torch.fx import GraphModule
 
 from vitfx.deploy.runtime import OnnxModel, open_session
+from vitfx.images.preprocess import Preprocess
+from vitfx.models.checkpoint import LoadedModel
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
+from vitfx.version import VERSION
 
 OPSET = 23
 BATCH = "batch"
@@ -24,6 +29,7 @@ INPUT = "pixels"
 OUTPUT = "logits"
 # Protocol buffers hold no more than this in one message, and the artifact is one file.
 _MOST_BYTES = 2**31 - 1
+_COMPARED_IMAGES = 8
 
 
 class ExportMismatch(Exception):
@@ -40,6 +46,20 @@ def write_onnx(model: onnx.ModelProto, path: Path) -> None:
     _require_free_batch(model)
     onnx.checker.check_model(model, full_check=True)
     write_aside(path, model.SerializeToString())
+
+
+def export_checked(model: onnx.ModelProto, path: Path, module: nn.Module, pixels: Tensor) -> float:
+    """Writes a model, compares the file with the module it was exported from, and removes it where they differ.
+
+    pixels: as `compare_onnx` takes them; eight are enough, and no more are compared. Returns the greatest relative
+    difference. Raises UserError as `write_onnx` does, and ExportMismatch.
+    """
+    write_onnx(model, path)
+    try:
+        return compare_onnx(path, module, pixels[:_COMPARED_IMAGES])
+    except ExportMismatch:
+        path.unlink()
+        raise
 
 
 def compare_onnx(path: Path, module: nn.Module, pixels: Tensor, tolerance: float = 1e-4) -> float:
@@ -161,3 +181,20 @@ def export_plain(
         raise
     except Exception:  # torch's exporter takes fewer modules than the tracer, and fails in its own ways.
         return to_onnx(canonical, example, metadata), OF_GRAPH
+
+
+def onnx_metadata(model: LoadedModel, facts: Mapping[str, Any], preprocess: Preprocess | None = None) -> dict[str, str]:
+    """What every ONNX file says of itself: the version of vitfx, the model that it comes from, how to prepare images,
+    the names of the classes, and `facts`.
+
+    preprocess: where the file wants another one than the model. What is not text goes in as JSON.
+    """
+    record: dict[str, Any] = {
+        "vitfx": VERSION,
+        "model": model.source,
+        "model_fingerprint": model.fingerprint,
+        "preprocess": (preprocess or model.preprocess).to_json(),
+        **({} if model.classes is None else {"classes": model.classes}),
+        **facts,
+    }
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in record.items()}

@@ -48,6 +48,15 @@ class Goal:
     def priced(self) -> bool:
         return self.kind in PRICED
 
+    def shortfall(self, measured: float) -> str | None:
+        """What was measured instead, in words; None where that meets the goal. Of speed-ups and shares alone.
+
+        measured: a speed-up, or the share that is left.
+        """
+        if self.kind == SPEEDUP:
+            return None if reaches(measured, self.value) else f"measured {measured:.2f}×"
+        return None if measured <= self.value else f"measured {100 * measured:.6g}%"
+
     def __str__(self) -> str:
         sentences = {
             SPEEDUP: f"{self.value:g}× faster",

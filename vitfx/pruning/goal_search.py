@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
+from vitfx.graph.verify import rewrite
 from vitfx.pruning.cost_model import Price
-from vitfx.pruning.goal import DROP, PROMISED, SPEEDUP, Goal, reaches
+from vitfx.pruning.goal import DROP, PARAMETERS, PROMISED, SPEEDUP, Goal, reaches
 from vitfx.pruning.iterative_pruner import HeldOutLoss, IterativePruner, State
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
@@ -39,13 +40,12 @@ class SearchStep(TypedDict):
 
 @dataclass(frozen=True)
 class GoalResult:
-    """What a search for a goal ended with."""
+    """What a search for a goal ended with, whether or not it is what was asked for."""
 
     state: State
     held_out_loss: HeldOutLoss
     speedup: float | None  #: measured, None where the goal is not a speed-up
     predicted: float | None  #: the speed-up by the price, None likewise
-    met: bool  #: whether the model is what was asked for
     steps: tuple[SearchStep, ...]  #: every model on the way
 
 
@@ -98,6 +98,18 @@ class GoalSearch:
         if self.steps:
             self.steps[-1] |= {"predicted": predicted, "measured": measured}
         return measured
+
+    def to_count(self, most: float, parameters: bool) -> State:
+        """A finished model of at most this total price, and, for parameters, of at most so many: refits add biases that
+        the price does not count. Where even the least model has more, it is returned."""
+        state = self.pruner.finish(self.to_price(most))
+        for _ in range(CORRECTIONS if parameters else 0):
+            module, total = rewrite(self.pruner.original, state.plan).graph_module, self.price.total(state.kept)
+            excess = sum(parameter.numel() for parameter in module.parameters()) - most
+            if excess <= 0 or total <= self.price.floor:
+                break
+            state = self.pruner.finish(self.cut(state, max(total - excess, self.price.floor)))
+        return state
 
     def within(self, goal: Goal) -> State:
         """The cheapest model found that keeps within a limit on accuracy or KL.
@@ -155,24 +167,24 @@ def reach_goal(
     plain, measure: for a speed-up
     whole: what a share is counted from; the model's own price where it is None
 
-    A speed that was predicted to be within reach and then measured to fall short is not an error: see `GoalResult.met`.
+    A speed that was predicted to be within reach and then measured to fall short is not an error.
     Raises UserError where the goal is out of reach, or needs labels and has none.
     """
     if goal.kind == DROP and pruner.labels is None:
         raise UserError("--max-drop needs labelled images: give images in class folders, or --max-kl instead")
     check_reach(goal, price, plain=plain, whole=whole)
     search = GoalSearch(pruner, price, watcher)
-    speedup, predicted, met = None, None, True
+    speedup, predicted = None, None
     if goal.kind == SPEEDUP:
         assert plain is not None and measure is not None
         state, speedup = search.to_speed(goal.value, plain, measure)
         predicted = _predicted(price, state, plain)
-        state, met = pruner.finish(state), reaches(speedup, goal.value)
+        state = pruner.finish(state)
     elif goal.priced:
-        state = pruner.finish(search.to_price(goal.value * (price.whole if whole is None else whole)))
+        state = search.to_count(goal.value * (price.whole if whole is None else whole), goal.kind == PARAMETERS)
     else:
         state = search.within(goal)
-    return GoalResult(state, pruner.held_out_loss(state), speedup, predicted, met, tuple(search.steps))
+    return GoalResult(state, pruner.held_out_loss(state), speedup, predicted, tuple(search.steps))
 
 
 def check_reach(goal: Goal, price: Price, *, plain: float | None = None, whole: float | None = None) -> None:

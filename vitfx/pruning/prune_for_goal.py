@@ -15,10 +15,11 @@ from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, W
 from vitfx.discovery.run import origins
 from vitfx.graph.canonical import read_module
 from vitfx.graph.stages import read_stages
+from vitfx.graph.verify import Verification
 from vitfx.images.image_set import Images
 from vitfx.pruning.compensation import Compensated, divergence, with_means
 from vitfx.pruning.cost_model import Price
-from vitfx.pruning.goal import DROP
+from vitfx.pruning.goal import DROP, PARAMETERS, Goal
 from vitfx.pruning.goal_search import GoalResult, reach_goal
 from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.pruning.prune_by_circuit import Pruned, carry_out
@@ -72,12 +73,13 @@ def compile_for_goal(
     result = reach_goal(pruner, asked.goal, price, watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole)
     plan = result.state.plan
     artifact, verification = carry_out(original, plan, images)
-    circuit = _circuit(original, result, price, asked, facts)
-    notes = (*front.notes, _note(asked, result, len(pruner.held_out)))
+    reached = _reached(asked.goal, result, verification, bench)
+    missed = None if reached is None else asked.goal.shortfall(reached)
+    circuit = _circuit(original, result, price, asked, facts, met=missed is None)
+    notes = (*front.notes, _note(asked, result, len(pruner.held_out), reached, missed))
     if not plan.deletions:
         notes += (f"nothing {'had to be deleted for' if asked.goal.priced else 'could be deleted within'} that",)
     compensated = _compensated(original, pruner, result)
-    missed = None if result.met else f"measured {result.speedup:.2f}×"
     return Pruned(artifact, original, circuit, plan, verification, notes, compensated, result.held_out_loss.kl, missed)
 
 
@@ -90,16 +92,28 @@ def _compensated(original: GraphModule, pruner: IterativePruner, result: GoalRes
     return Compensated(plan, "ridge", images=fitted, held_out=held_out, kl=result.held_out_loss.kl, kl_mean=kl_mean)
 
 
-def _note(asked: GoalRequest, result: GoalResult, held_out: int) -> str:
+def _reached(goal: Goal, result: GoalResult, verification: Verification, bench: TargetBench) -> float | None:
+    """The speed-up, or the share of parameters or FLOPs, that was measured; None for a limit on what is lost."""
+    if bench.whole is None:
+        return result.speedup
+    measured = verification.measured
+    return (measured.parameters if goal.kind == PARAMETERS else measured.flops) / bench.whole
+
+
+def _note(asked: GoalRequest, result: GoalResult, held_out: int, reached: float | None, missed: str | None) -> str:
     counted = "" if asked.reference is None else ", counted from the original"
-    missed = "" if result.met else " and missed"
-    speed = "" if result.speedup is None else f"measured {result.speedup:.2f}×, predicted {result.predicted:.2f}×, "
+    verdict = "" if missed is None else " and missed"
+    measured = ""
+    if result.speedup is not None:
+        measured = f"measured {result.speedup:.2f}×, predicted {result.predicted:.2f}×, "
+    elif reached is not None:
+        measured = f"measured {100 * reached:.6g}%, "
     on = f"on {held_out} images held out from fitting"
-    return f"asked for {asked.goal}{counted}{missed}: {speed}{result.held_out_loss} {on}"
+    return f"asked for {asked.goal}{counted}{verdict}: {measured}{result.held_out_loss} {on}"
 
 
 def _circuit(
-    original: GraphModule, result: GoalResult, price: Price, asked: GoalRequest, facts: dict[str, str]
+    original: GraphModule, result: GoalResult, price: Price, asked: GoalRequest, facts: dict[str, str], *, met: bool
 ) -> Circuit:
     """The model as a circuit of the head graph: every head, and for each MLP one path kept and one deleted."""
     deletions = {deletion.name: deletion for deletion in result.state.plan.deletions}
@@ -122,7 +136,7 @@ def _circuit(
             for index, (units, alive) in enumerate(group for group in groups if group[0])
         ]
     settings = {"method": "goal", "granularity": "head", "ablation": "mean", **asked.to_json()}
-    measured = {"speed-up": result.speedup, "predicted": result.predicted, "met": result.met}
+    measured = {"speed-up": result.speedup, "predicted": result.predicted, "met": met}
     steps = {"unit": price.unit, "whole": price.whole, "steps": list(result.steps), **measured}
     details = {"price": steps, "held out": asdict(result.held_out_loss)}
     return Circuit(tuple(decisions), result.held_out_loss.kl, settings, facts, details)

@@ -171,6 +171,7 @@ class OptimizeReport(Made):
     """report.json of `vitfx.optimize`."""
 
     model: str
+    model_fingerprint: str
     images: Facts  #: their "count" and what they are "of"
     baseline: str  #: what baseline.onnx is
     form: str  #: that was kept

@@ -19,18 +19,16 @@ _BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class BesidePlain:
-    """speedup: the plain export's time by the artifact's, tenth percentiles, at the target's batch; ms, plain_ms: their
-    medians. kl: mean D_KL(original ‖ artifact) in nats on `images` images; agreement: share of them with the original's
-    top-1. accuracy, plain_accuracy: top-1, 0..1, None without labels."""
+    """An artifact and the plain export, at the target's batch."""
 
-    speedup: float
-    ms: float
-    plain_ms: float
-    kl: float
-    agreement: float
-    accuracy: float | None
+    speedup: float  #: the plain export's time by the artifact's, tenth percentiles
+    ms: float  #: the artifact's median time
+    plain_ms: float  #: the plain export's
+    kl: float  #: mean D_KL(original ‖ artifact) in nats
+    agreement: float  #: the share of images with the original's top-1
+    accuracy: float | None  #: top-1, 0..1, None without labels
     plain_accuracy: float | None
-    images: int
+    images: int  #: that all but the times are measured on
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,14 +45,14 @@ def measure_beside_plain(bench: TargetBench, plain: OnnxModel, artifact: Path, i
         synchronize=partial(synchronize, bench.device),
         progress=bench.watcher.bar("evaluating"),
     )
-    found = scores[_PRUNED]
+    pruned = scores[_PRUNED]
     return BesidePlain(
         speedup=timings[_PLAIN].p10_ms / timings[_PRUNED].p10_ms,
         ms=timings[_PRUNED].median_ms,
         plain_ms=timings[_PLAIN].median_ms,
-        kl=found.kl,
-        agreement=found.agreement,
-        accuracy=found.accuracy,
+        kl=pruned.kl,
+        agreement=pruned.agreement,
+        accuracy=pruned.accuracy,
         plain_accuracy=scores[_PLAIN].accuracy,
-        images=found.images,
+        images=pruned.images,
     )

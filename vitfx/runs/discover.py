@@ -26,77 +26,76 @@ from vitfx.support.progress import Watcher
 
 @dataclass(frozen=True)
 class Discoveries:
-    """graph_module: on its device. images: the calibration images of the settings' seed. evaluated: how many held-out
-    images circuits are run on. repeats: runs of each circuit, with the seeds that follow. mapped: the largest part of
-    what is kept goes to a file beside the circuit."""
+    """What all discoveries of a command have in common."""
 
     inputs: Inputs
-    graph_module: GraphModule
-    images: Images
-    evaluated: int
-    repeats: int
+    graph_module: GraphModule  #: canonical, on its device
+    images: Images  #: calibration images of the settings' seed
+    evaluated: int  #: held-out images that circuits are run on, at most
+    repeats: int  #: runs of each circuit, with this seed and those that follow
     force: bool
     share: Share
     watcher: Watcher
-    mapped: bool = False
+    mapped: bool = False  #: whether most of what is kept in memory goes to a file beside the circuit
 
     @property
     def facts(self) -> dict[str, str]:
         return origins(self.graph_module, self.images)
 
     def begun(self, out: Path) -> bool:
-        """Whether an earlier run was broken off before it had written its circuit there."""
+        """Whether an earlier run was stopped before it had written its circuit there."""
         return any(self._journal_path(out, repeat).exists() for repeat in range(self.repeats))
 
     def run(self, settings: Settings, out: Path) -> Outcome:
-        """Discovers, as often as asked, and writes the first run's circuit, with what the others have to say of it.
+        """Discovers, as often as asked, and writes the first run's circuit, with how far the others agree with it.
 
-        Journals beside the file keep all decisions until then; a UserError of a discovery, which the same command would
-        end with again, takes its own away. Raises UserError, also where a journal is of another run.
+        Journals beside the file keep all decisions until then, except after a UserError of a discovery, in which the
+        same command would end again. Raises UserError, also where a journal is of another run.
         """
-        journals: list[FileJournal] = []
         evaluated = self._held_out(settings)
-        found = self._discover(settings, self.images, self._journal_path(out, 0), journals)
-        details = {**found.circuit.details, **self._evaluation(found, evaluated)}
-        outcomes = [Outcome.of(found)]
+        discovery, journal = self._discover(settings, self.images, self._journal_path(out, 0))
+        details = {**discovery.circuit.details, **self._evaluation(discovery, evaluated)}
+        outcomes, journals = [Outcome.of(discovery)], [journal]
         for repeat in range(1, self.repeats):
             again = replace(settings, seed=settings.seed + repeat)
             self.watcher.say(f"repeat {repeat + 1} of {self.repeats}, seed {again.seed}")
             images = on_each(self.share, lambda again=again: self._images(again))  # type: ignore[misc]
-            outcomes.append(Outcome.of(self._discover(again, images, self._journal_path(out, repeat), journals)))
+            repeated, journal = self._discover(again, images, self._journal_path(out, repeat))
+            outcomes.append(Outcome.of(repeated))
+            journals.append(journal)
         if self.repeats > 1:
             details["stability"] = {
                 **stability(outcomes),
                 "other_images": settings.samples < len(self.inputs.splits.calibration),
             }
-        circuit = replace(found.circuit, details=details)
+        circuit = replace(discovery.circuit, details=details)
         if self.share.rank == 0:
             write_aside(out, circuit.to_json())
         self._discard(journals)
         return replace(outcomes[0], circuit=circuit)
 
-    def _discover(self, settings: Settings, images: Images, path: Path, journals: list[FileJournal]) -> Discovery:
+    def _discover(self, settings: Settings, images: Images, path: Path) -> tuple[Discovery, FileJournal]:
         facts = origins(self.graph_module, images)
         key = journal_key(settings, facts, self._device)
         own = on_first(self.share, lambda: FileJournal(path, key, force=self.force))
-        journals.append(own)
         if len(own):
             self.watcher.say(f"going on after {len(own):,} decisions of an earlier run")
         journal = SharedJournal(own, self.share)
         try:
             folder = path.parent if self.mapped else None
-            return discover(self.graph_module, images, settings, facts, journal, self.watcher, self.share, folder)
+            discovery = discover(self.graph_module, images, settings, facts, journal, self.watcher, self.share, folder)
         except (WriteError, ToldElsewhere, OwnFailure):
             raise
         except UserError:
             self._discard([own])
             raise
+        return discovery, own
 
     def _images(self, settings: Settings) -> Images:
         return self.inputs.calibration(settings.samples, settings.seed, self.watcher.bar("loading"))
 
     def _held_out(self, settings: Settings) -> ImageSet | None:
-        """What the circuit is run on besides, this process's part of it; None for nothing. Raises UserError."""
+        """This process's part of the held-out images that the circuit is run on; None for none. Raises UserError."""
         held_out = self.inputs.splits.evaluation
         if not self.evaluated or settings.ablation == "resample":
             return None
@@ -108,15 +107,15 @@ class Discoveries:
             )
         return chosen.subset(range(self.share.rank, len(chosen), self.share.world))
 
-    def _evaluation(self, found: Discovery, mine: ImageSet | None) -> dict[str, Any]:
-        """How faithful the circuit is on images that discovery did not see."""
+    def _evaluation(self, discovery: Discovery, mine: ImageSet | None) -> dict[str, Any]:
+        """How faithful the circuit is on images that discovery did not see; mine: this process's part of them."""
         if mine is None:
             return {}
         images = on_each(self.share, lambda: mine.load(self.watcher.bar("loading")))
         scores = fidelity(
-            found.graph,
-            found.circuit.removed,
-            found.reference,
+            discovery.graph,
+            discovery.circuit.removed,
+            discovery.reference,
             images.pixels.to(self._device),
             None if images.labels is None else images.labels.to(self._device),
             self.share,
@@ -134,11 +133,11 @@ class Discoveries:
 
     def _discard(self, journals: Sequence[FileJournal]) -> None:
         if self.share.rank == 0:
-            for one in journals:
-                one.discard()
+            for journal in journals:
+                journal.discard()
 
 
 def matches(circuit: Circuit, settings: Settings, facts: dict[str, str], repeats: int) -> bool:
-    """Whether it is what these settings would find again."""
+    """Whether a discovery with these settings would give the same circuit."""
     runs = circuit.details.get("stability", {}).get("repeats", 1)
     return dict(circuit.settings) == settings.to_json() and dict(circuit.origins) == facts and runs == repeats

@@ -17,22 +17,24 @@ from vitfx.support.progress import Report
 
 @dataclass(frozen=True)
 class Inputs:
-    """data, arch: as the user gave them, so that a report says how to open the same again."""
+    """An open model with its images."""
 
     model: LoadedModel
     splits: Splits
-    data: str
-    arch: str | None
+    data: str  #: as the user gave it, so that a report says how to open the same again
+    arch: str | None  #: likewise
 
-    def to_be_had(self, samples: int) -> int:
-        """So many calibration images, or all that there are: for a default, which the user did not ask for."""
+    def at_most(self, samples: int) -> int:
+        """So many calibration images, or all that there are: for a default, not for a number that the user gave."""
         return min(samples, max(2, len(self.splits.calibration)))
 
     def calibration(self, samples: int, seed: int, progress: Report | None = None) -> Images:
         """Raises UserError where fewer than two are whole."""
         images = self.splits.calibration.sample(samples, seed).load(progress)
         if len(images) < 2:
-            raise UserError(f"{images.skipped} of the {samples} sampled images are corrupt: mend {self.data}")
+            raise UserError(
+                f"{images.skipped} of the {samples} sampled images are corrupt: replace them in {self.data}"
+            )
         return images
 
 
@@ -45,7 +47,7 @@ def open_inputs(options: argparse.Namespace) -> Inputs:
     model = open_model(options)
     data = options.data or model.data
     if data is None:
-        raise UserError(f"{options.model} does not name its data: pass images with --data, a folder, .npz or digits")
+        raise UserError(f"{options.model} does not name its data: give images with --data, a folder, an .npz or digits")
     splits = open_data(data, model.preprocess, model.classes)
     for part in (splits.calibration, splits.evaluation):
         _check_labels(model, part, data)
@@ -62,7 +64,7 @@ def open_model(options: argparse.Namespace) -> LoadedModel:
 def _preprocess(options: argparse.Namespace) -> Preprocess | None:
     if options.image_size is None:
         if options.mean or options.std:
-            raise UserError("--mean and --std need --image-size: give the size that the model was trained with")
+            raise UserError("--mean and --std need --image-size: give the size that the model was trained at")
         return None
     size = (options.image_size, options.image_size)
     default = Preprocess(size)
@@ -70,7 +72,7 @@ def _preprocess(options: argparse.Namespace) -> Preprocess | None:
 
 
 def _check_labels(model: LoadedModel, images: ImageSet, data: str) -> None:
-    """Without names, classes are matched by their position, and each needs a logit: UserError where one has none."""
+    """Classes without names are matched by their position. Raises UserError where one has no logit."""
     if images.labels is None:
         return
     with torch.no_grad():

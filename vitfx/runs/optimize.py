@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from vitfx.deploy.deployment import Deployed, Deployment, deploy_forms
-from vitfx.deploy.export import ExportMismatch, compare_onnx, export_plain, write_onnx
+from vitfx.deploy.export import export_checked, export_plain, onnx_metadata
 from vitfx.deploy.lowering import Normalising, plain_pixels
 from vitfx.deploy.onnx_forms import FORMS, Form
 from vitfx.graph.canonical import read_module
 from vitfx.models.checkpoint import LoadedModel
-from vitfx.reports.records import OPTIMIZE_REPORT, OptimizeReport
-from vitfx.runs.optimize_bench import Bench, fastest, measure_alone
+from vitfx.reports.records import OPTIMIZE_REPORT, OptimizeReport, RewriteRecord
+from vitfx.runs.optimize_bench import OptimizeBench, fastest, measure_alone
 from vitfx.runs.optimize_text import to_markdown
 from vitfx.support.files import UNFINISHED, begin_results, remove_results, write_aside
 from vitfx.support.json_files import write_json
 from vitfx.support.machine import environment, load_average
 from vitfx.support.progress import Watcher
-from vitfx.support.timing import Ratio, Timing
-from vitfx.version import VERSION
+from vitfx.support.timing import Ratio
 
 BASELINE, OPTIMIZED = "baseline.onnx", "optimized.onnx"
 RESULTS = (BASELINE, OPTIMIZED, "report.json", "report.md")
@@ -33,17 +31,16 @@ RESULTS = (BASELINE, OPTIMIZED, "report.json", "report.md")
 
 @dataclass(frozen=True)
 class OptimizeJob:
-    """A checked command line. pixels: (2 or more, C, H, W), normalised; images: where they come from. forms: those to
-    choose from. batches: to be measured. alone: whether each rewrite is measured by itself as well."""
+    """A checked command line, with the model and the images open."""
 
     model: LoadedModel
-    pixels: Tensor
-    images: str
+    pixels: Tensor  #: (2 or more, C, H, W), normalised
+    images: str  #: where they come from
     rewrites: tuple[str, ...]
-    forms: tuple[Form, ...]
-    plain: bool
-    batches: tuple[int, ...]
-    alone: bool
+    forms: tuple[Form, ...]  #: to choose from
+    plain: bool  #: whether the file does the normalisation
+    batches: tuple[int, ...]  #: to measure
+    alone: bool  #: whether each rewrite is measured by itself as well
     device: torch.device
     out: Path
 
@@ -62,109 +59,83 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
     front = read_module(job.model.module, job.pixels, watcher)
     canonical = front.graph_module
     watcher.say("rewriting and exporting")
-    metadata = _metadata(job)
+    metadata = onnx_metadata(job.model, {}, job.deployment.preprocess(job.model.preprocess))
     deployed = deploy_forms(canonical, job.deployment, job.forms, job.pixels, metadata)
     begin_results(job.out)
     remove_results(job.out, RESULTS)
-    baseline = _export_baseline(job, canonical, metadata)
-    bench = Bench(job.device, job.batches, job.pixels, job.model.preprocess if job.plain else None, watcher)
-    forms = bench.against(job.out / BASELINE, {name: one.model for name, one in deployed.items()})
+    baseline = _export_baseline(job, canonical)
+    bench = OptimizeBench(job.device, job.batches, job.pixels, job.model.preprocess if job.plain else None, watcher)
+    forms = bench.against(job.out / BASELINE, {name: candidate.model for name, candidate in deployed.items()})
     chosen = fastest(forms)
     best = deployed[chosen]
     watcher.say(f"form {chosen} is the fastest" if len(forms) > 1 else f"form {chosen}")
-    write_onnx(best.model, job.out / OPTIMIZED)
-    error = _compare(job, canonical)
+    error = _export_optimized(job, best, canonical)
     alone = measure_alone(bench, canonical, job.deployment, FORMS[chosen]) if job.alone else {}
     final = bench.pair(job.out / BASELINE, job.out / OPTIMIZED)
-    report = {
-        **_facts(job, best, chosen, baseline),
-        **_times(final),
-        "forms": {name: _paired(found) for name, found in forms.items()},
-        "rewrites": _rewrites(best, alone),
-        "verify": {"float64": best.lowered.error, "onnx": error},
-        "notes": [*front.notes, *best.refusals],
-        "environment": {**environment(), "device": str(job.device), "load_average_before": load},
-    }
-    typed = cast(OptimizeReport, report)
-    write_json(job.out / "report.json", OPTIMIZE_REPORT, typed)
-    write_aside(job.out / "report.md", to_markdown(typed))
-    remove_results(job.out, [UNFINISHED])
-    return typed
-
-
-def _metadata(job: OptimizeJob) -> dict[str, str]:
-    preprocess = job.deployment.preprocess(job.model.preprocess)
-    found = {
-        "vitfx": VERSION,
-        "model": job.model.source,
-        "model_fingerprint": job.model.fingerprint,
-        "preprocess": json.dumps(preprocess.to_json()),
-    }
-    return found if job.model.classes is None else {**found, "classes": json.dumps(job.model.classes)}
-
-
-def _export_baseline(job: OptimizeJob, canonical: GraphModule, metadata: dict[str, str]) -> str:
-    """Writes baseline.onnx; what it is."""
-    metadata = {**metadata, "preprocess": json.dumps(job.model.preprocess.to_json())}
-    model, said = export_plain(job.model.module, canonical, job.pixels[:2], metadata)
-    write_onnx(model, job.out / BASELINE)
-    return said
-
-
-def _compare(job: OptimizeJob, canonical: GraphModule) -> float:
-    """optimized.onnx against the graph that nothing was done to. Raises ExportMismatch, the file removed."""
-    pixels, module = job.pixels[:8], canonical
-    try:
-        if job.plain:
-            preprocess = job.model.preprocess
-            return compare_onnx(job.out / OPTIMIZED, Normalising(module, preprocess), plain_pixels(pixels, preprocess))
-        return compare_onnx(job.out / OPTIMIZED, module, pixels)
-    except ExportMismatch:
-        (job.out / OPTIMIZED).unlink()
-        raise
-
-
-def _facts(job: OptimizeJob, best: Deployed, chosen: str, baseline: str) -> dict[str, Any]:
-    return {
+    report: OptimizeReport = {
         "model": job.model.source,
         "model_fingerprint": job.model.fingerprint,
         "images": {"count": len(job.pixels), "of": job.images},
         "baseline": baseline,
         "form": chosen,
         "portable": FORMS[chosen].portable,
-        "settings": {
-            **job.deployment.to_json(),
-            "form": [form.name for form in job.forms],
-            "batches": list(job.batches),
-            "nodes": len(best.model.graph.node),
-        },
-    }
-
-
-def _times(final: dict[int, tuple[Ratio, dict[str, Timing]]]) -> dict[str, Any]:
-    """time_left: optimized by baseline, the median over the rounds, by batch."""
-    return {
-        "time_left": {str(batch): one.paired for batch, (one, _) in final.items()},
+        "settings": _settings(job, best),
+        "time_left": _paired({batch: ratio for batch, (ratio, _) in final.items()}),
         "latency_ms": {
             str(batch): {name: timing.to_json() for name, timing in timings.items()}
             for batch, (_, timings) in final.items()
         },
+        "forms": {name: _paired(ratios) for name, ratios in forms.items()},
+        "rewrites": _rewrites(best, alone),
+        "verify": {"float64": best.lowered.error, "onnx": error},
+        "notes": [*front.notes, *best.refusals],
+        "environment": {**environment(), "device": str(job.device), "load_average_before": load},
+    }
+    write_json(job.out / "report.json", OPTIMIZE_REPORT, report)
+    write_aside(job.out / "report.md", to_markdown(report))
+    remove_results(job.out, [UNFINISHED])
+    return report
+
+
+def _export_baseline(job: OptimizeJob, canonical: GraphModule) -> str:
+    """Writes baseline.onnx; what it is."""
+    model, source = export_plain(job.model.module, canonical, job.pixels[:2], onnx_metadata(job.model, {}))
+    export_checked(model, job.out / BASELINE, canonical, job.pixels)
+    return source
+
+
+def _export_optimized(job: OptimizeJob, best: Deployed, canonical: GraphModule) -> float:
+    """Writes optimized.onnx; how far it is from the canonical graph."""
+    path, preprocess = job.out / OPTIMIZED, job.model.preprocess
+    if job.plain:
+        plain = plain_pixels(job.pixels, preprocess)
+        return export_checked(best.model, path, Normalising(canonical, preprocess), plain)
+    return export_checked(best.model, path, canonical, job.pixels)
+
+
+def _settings(job: OptimizeJob, best: Deployed) -> dict[str, Any]:
+    return {
+        **job.deployment.to_json(),
+        "form": [form.name for form in job.forms],
+        "batches": list(job.batches),
+        "nodes": len(best.model.graph.node),
     }
 
 
-def _paired(found: dict[int, Ratio]) -> dict[str, float]:
-    return {str(batch): one.paired for batch, one in found.items()}
+def _paired(ratios: dict[int, Ratio]) -> dict[str, float]:
+    return {str(batch): ratio.paired for batch, ratio in ratios.items()}
 
 
-def _rewrites(best: Deployed, alone: dict[str, dict[int, Ratio]]) -> list[dict[str, Any]]:
-    """Each with its proof and, where it was measured, its time alone as a part of the canonical graph's."""
-    rows: list[dict[str, Any]] = [
-        {"name": step.name, "changed": step.changed, "error": step.error, "notes": list(step.notes)}
-        for step in best.lowered.steps
+def _rewrites(best: Deployed, alone: dict[str, dict[int, Ratio]]) -> list[RewriteRecord]:
+    """Each with its proof and, where it was measured, its time alone."""
+
+    def record(name: str, changed: bool, error: float | None, notes: tuple[str, ...]) -> RewriteRecord:
+        times = _paired(alone.get(name, {}))
+        return {"name": name, "changed": changed, "error": error, "notes": list(notes), "alone": times}
+
+    steps = best.lowered.steps
+    unproved = [name for name in alone if name not in {step.name for step in steps}]
+    return [
+        *(record(step.name, step.changed, step.error, step.notes) for step in steps),
+        *(record(name, True, None, ()) for name in unproved),
     ]
-    rows += [
-        {"name": name, "changed": True, "error": None, "notes": []}
-        for name in alone
-        if name not in {row["name"] for row in rows}
-    ]
-    return [{**row, "alone": _paired(alone.get(row["name"], {}))} for row in rows]

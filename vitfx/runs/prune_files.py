@@ -1,22 +1,19 @@
-"""From a pruned module to a folder of files: artifact, ONNX pair, circuit, plan, measurements, report."""
+"""From a pruned module to a folder of files: artifact, ONNX files, circuit, plan, and what was measured of them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
 from vitfx.deploy.deployment import Deployment
 from vitfx.deploy.evaluate import Scores, evaluate
-from vitfx.deploy.export import ExportMismatch, compare_onnx, export_plain, to_onnx, write_onnx
+from vitfx.deploy.export import export_checked, export_plain, onnx_metadata, to_onnx
 from vitfx.deploy.lowering import lower
 from vitfx.deploy.precision_file import HALVES
 from vitfx.deploy.precisions import FP32
@@ -25,6 +22,7 @@ from vitfx.images.image_set import Images, ImageSet
 from vitfx.models.checkpoint import LoadedModel, save_artifact
 from vitfx.pruning.plan_file import PLAN_FILES, write_plan
 from vitfx.pruning.prune_by_circuit import Pruned
+from vitfx.runs.prune_run import BATCHES
 from vitfx.support.devices import synchronize
 from vitfx.support.files import write_aside
 from vitfx.support.progress import Watcher
@@ -35,37 +33,31 @@ RESULTS = (
     "pruned.pt", "pruned.onnx", "baseline.onnx", "circuit.json", *PLAN_FILES, "report.json", "report.md",
     "report.html",
 )  # fmt: skip
-BATCHES = (1, 64)
-"""At which times are measured, whatever the run is for."""
 _EVALUATION_BATCH = 64
 _ROUNDS = 15
 _SECONDS = 4.0
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the two ONNX files did on the runtime. timings and ratios: by batch; a ratio is baseline by pruned.
+class Written:
+    """The ONNX files of a run."""
 
-    onnx_error: greatest |onnx − torch| by the greatest |torch| of the two files. deployment: see `Written`. precision:
-    how a third file, in other numbers, was made; its scores and timings are named after it.
-    """
-
-    provider: str
-    scores: Mapping[str, Scores]
-    timings: Mapping[int, Mapping[str, Timing]]
-    ratios: Mapping[int, Ratio]
-    onnx_error: float
-    deployment: Mapping[str, Any] = field(default_factory=dict)
-    precision: Mapping[str, Any] = field(default_factory=dict)
+    onnx_error: float  #: greatest |onnx − torch| by the greatest |torch| of baseline.onnx and pruned.onnx
+    deployment: Mapping[str, Any] = field(default_factory=dict)  #: how pruned.onnx was made, and what that changed
+    precision: Mapping[str, Any] = field(default_factory=dict)  #: how a third file was made, if there is one
 
 
 @dataclass(frozen=True)
-class Written:
-    """onnx_error: greatest relative difference of the two ONNX files from torch. deployment: how pruned.onnx was made
-    of the artifact, and what that changed."""
+class Measured:
+    """What the ONNX files did on the runtime. A third file is named after itself, without its suffix."""
 
-    onnx_error: float
-    deployment: dict[str, Any]
+    provider: str
+    scores: Mapping[str, Scores]
+    timings: Mapping[int, Mapping[str, Timing]]  #: by batch and model
+    ratios: Mapping[int, Ratio]  #: baseline by pruned, by batch
+    onnx_error: float  #: see `Written`
+    deployment: Mapping[str, Any] = field(default_factory=dict)  #: see `Written`
+    precision: Mapping[str, Any] = field(default_factory=dict)  #: see `Written`
 
 
 def write_files(
@@ -77,32 +69,20 @@ def write_files(
     rewrite is not exact.
     """
     watcher.say("exporting")
-    lowered = lower(pruned.module, deployment.graph_rewrites, images.pixels)
+    pixels = images.pixels
+    lowered = lower(pruned.module, deployment.graph_rewrites, pixels)
     write_aside(folder / "circuit.json", pruned.circuit.to_json())
     write_plan(folder, pruned.plan)
     provenance = _provenance(pruned, model)
     save_artifact(folder / "pruned.pt", pruned.module, model.preprocess, model.classes, model.data, provenance)
-    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in provenance.items()}
-    metadata |= {"preprocess": json.dumps(model.preprocess.to_json()), "precision": FP32}
-    if model.classes is not None:
-        metadata["classes"] = json.dumps(model.classes)
-    example = images.pixels[:2]
-    plain, said = export_plain(model.module, pruned.original, example, {**metadata, "role": "baseline"})
-    whole = _write(folder / "baseline.onnx", plain, pruned.original, images.pixels)
-    exported = to_onnx(lowered.graph_module, example, {**metadata, "role": "pruned"})
+    metadata = onnx_metadata(model, {**provenance, "precision": FP32})
+    baseline, source = export_plain(model.module, pruned.original, pixels[:2], {**metadata, "role": "baseline"})
+    errors = [export_checked(baseline, folder / "baseline.onnx", pruned.original, pixels)]
+    exported = to_onnx(lowered.graph_module, pixels[:2], {**metadata, "role": "pruned"})
     formed = deployment.formed(exported).model
-    small = _write(folder / "pruned.onnx", formed, lowered.graph_module, images.pixels)
+    errors.append(export_checked(formed, folder / "pruned.onnx", lowered.graph_module, pixels))
     applied = {"applied": list(lowered.applied), "float64": lowered.error}
-    return Written(max(whole, small), {**deployment.to_json(), **applied, "baseline": said})
-
-
-def _write(path: Path, model: onnx.ModelProto, module: GraphModule, pixels: Tensor) -> float:
-    write_onnx(model, path)
-    try:
-        return compare_onnx(path, module, pixels[:8])
-    except ExportMismatch:
-        path.unlink()
-        raise
+    return Written(max(errors), {**deployment.to_json(), **applied, "baseline": source})
 
 
 def _provenance(pruned: Pruned, model: LoadedModel) -> dict[str, Any]:
@@ -121,26 +101,28 @@ def measure(
     folder: Path,
     evaluation: ImageSet,
     device: torch.device,
-    onnx_error: float,
+    written: Written,
     watcher: Watcher,
-    others: Sequence[str] = (),
     batches: Sequence[int] = BATCHES,
 ) -> Measured:
-    """Runs both ONNX files, and `others` beside them, over the evaluation images and times them at these batches, in
-    turns, on ONNX Runtime. device: where they run."""
+    """Runs the ONNX files over the evaluation images and times them at these batches, in turns, on ONNX Runtime.
+    device: where they run."""
+    others = [Path(written.precision["file"]).stem] if written.precision else []
     sessions = {name: _open(folder / f"{name}.onnx", device) for name in ("baseline", "pruned", *others)}
-    wait = partial(synchronize, device)
     scores = evaluate(
         {name: session.run for name, session in sessions.items()},
         evaluation,
         batch=_EVALUATION_BATCH,
-        synchronize=wait,
+        synchronize=partial(synchronize, device),
         progress=watcher.bar("evaluating"),
     )
     sample = next(evaluation.batches(max(batches))).pixels
     timings = {batch: _time(sessions, sample, batch, device, watcher) for batch in batches}
-    ratios = {batch: ratio(found["baseline"], found["pruned"]) for batch, found in timings.items()}
-    return Measured(sessions["pruned"].provider, scores, timings, ratios, onnx_error)
+    ratios = {batch: ratio(by_model["baseline"], by_model["pruned"]) for batch, by_model in timings.items()}
+    provider = sessions["pruned"].provider
+    return Measured(
+        provider, scores, timings, ratios, written.onnx_error, dict(written.deployment), dict(written.precision)
+    )
 
 
 def _open(path: Path, device: torch.device) -> OnnxModel:

@@ -21,19 +21,18 @@ def make_report(
     environment: Mapping[str, Any],
     batch: int | None = None,
 ) -> PruneReport:
-    """report.json. latency_ms: median by batch; speedup: baseline's time by pruned's at `batch`, or the largest, which
-    is then named."""
+    """batch: that the speed-up is for, the largest by default."""
     batch = batch or max(measured.ratios)
     precision = precision_record(measured.precision, measured.scores, measured.timings)
-    ratios = {str(batch): ratio.paired for batch, ratio in measured.ratios.items()}
+    speedups = {str(size): ratio.paired for size, ratio in measured.ratios.items()}
     return {
         "baseline": _side("baseline", pruned.verification.before, measured),
         "pruned": _side("pruned", pruned.verification.measured, measured),
         "kl": measured.scores["pruned"].kl,
         "agreement": measured.scores["pruned"].agreement,
-        "speedup": ratios[str(batch)],
+        "speedup": speedups[str(batch)],
         "batch": batch,
-        "speedup_by_batch": ratios,
+        "speedup_by_batch": speedups,
         "runtime": measured.provider,
         "images": {
             "calibration": len(calibration),
@@ -55,8 +54,6 @@ def make_report(
 
 
 def _circuit(pruned: Pruned, source: str | None) -> CircuitRecord:
-    """fidelity: of the circuit as it is, on the calibration images. artifact_kl: see `Pruned`. source: the file that it
-    came from, None where this run discovered it."""
     circuit = pruned.circuit
     return {
         "source": source,
@@ -74,6 +71,7 @@ def _circuit(pruned: Pruned, source: str | None) -> CircuitRecord:
 
 def _side(name: str, cost: Cost, measured: Measured) -> Side:
     scores = measured.scores[name]
+    timings = {str(batch): by_model[name] for batch, by_model in measured.timings.items()}
     return {
         "loss": scores.loss,
         "accuracy": scores.accuracy,
@@ -82,9 +80,7 @@ def _side(name: str, cost: Cost, measured: Measured) -> Side:
         "heads": cost.heads,
         "mlp_neurons": cost.neurons,
         "sublayers": cost.sublayers,
-        "latency_ms": {str(batch): found[name].median_ms for batch, found in measured.timings.items()},
-        "latency_spread_ms": {
-            str(batch): [found[name].p10_ms, found[name].p90_ms] for batch, found in measured.timings.items()
-        },
+        "latency_ms": {batch: timing.median_ms for batch, timing in timings.items()},
+        "latency_spread_ms": {batch: [timing.p10_ms, timing.p90_ms] for batch, timing in timings.items()},
         "evaluation_seconds": scores.seconds,
     }

@@ -1,8 +1,7 @@
-"""One run of `vitfx.recover`: the pruned model retrained, on wish the unpruned one as well, exported, measured."""
+"""One run of `vitfx.recover`: retrains the pruned model, and the unpruned one if asked to, exports and measures."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch.fx import GraphModule
 
 from vitfx.deploy.deployment import Deployment, deploy
-from vitfx.deploy.export import ExportMismatch, compare_onnx, export_plain, write_onnx
+from vitfx.deploy.export import export_checked, export_plain, onnx_metadata
 from vitfx.graph.canonical import read_module
 from vitfx.graph.trace import to_canonical
 from vitfx.images.image_set import ImageSet
@@ -46,22 +45,21 @@ _EXAMPLES = 8
 
 @dataclass(frozen=True)
 class RecoverJob:
-    """A checked command line. inputs: the pruned model and its data. samples: training images at most. command: as a
-    user would type it."""
+    """A checked command line, with the models and the data open."""
 
-    inputs: Inputs
+    inputs: Inputs  #: the pruned model and its data
     teacher: LoadedModel
-    evaluation: ImageSet
+    evaluation: ImageSet  #: what the models are measured on
     settings: RecoverSettings
-    also_baseline: bool
-    deployment: Deployment
+    also_baseline: bool  #: whether the unpruned model is retrained as well
+    deployment: Deployment  #: how pruned.onnx is made
     device: torch.device
     out: Path
-    cache: Path
-    samples: int
-    save_seconds: float
+    cache: Path  #: of decoded images
+    samples: int  #: training images, at most
+    save_seconds: float  #: between two states
     force: bool
-    command: str
+    command: str  #: as a user would type it
 
 
 @dataclass(frozen=True)
@@ -84,22 +82,26 @@ def run_recover(job: RecoverJob, watcher: Watcher) -> RecoverReport:
         held_out=job.settings.held_out, samples=job.samples, seed=job.settings.seed,
     )  # fmt: skip
     if job.also_baseline and not data.labelled:
-        raise UserError("--also-baseline needs labels, for the unpruned model has no teacher: give images by class")
+        raise UserError(
+            "--also-baseline needs labels, because the unpruned model has no teacher: give images in class folders"
+        )
     models = _open(job, data, watcher)
     begin_results(job.out)
     stores = {name: Store(job.out / name, job.save_seconds, job.force) for name in (STATE, BASELINE_STATE)}
     if not any(store.path.exists() for store in stores.values()):
         remove_results(job.out, RESULTS)
-    found = recover(
+    recovered = recover(
         models.pruned, models.teacher, data, job.settings, device=job.device, watcher=watcher, store=stores[STATE]
     )
-    again = _baseline(job, models, data, found, stores[BASELINE_STATE], watcher) if job.also_baseline else None
-    rows = _export(job, models, found, again, data, watcher)
+    baseline = None
+    if job.also_baseline:
+        baseline = _retrain_baseline(job, models, data, recovered.steps, stores[BASELINE_STATE], watcher)
+    rows = _export(job, models, recovered, baseline, data, watcher)
     measured = measure(rows, job.evaluation, job.device, watcher)
-    report = make_report(job.command, _settings(job), found, again, measured, data, {
+    report = make_report(job.command, _settings(job), recovered, baseline, measured, data, {
         **environment(), "device": str(job.device), "load_average_before": load,
     })  # fmt: skip
-    _write_report(job, models.teacher, found.module, report, watcher)
+    _write_report(job, models.teacher, recovered.module, report, watcher)
     for store in stores.values():
         store.discard()
     remove_results(job.out, [UNFINISHED])
@@ -128,42 +130,50 @@ def _open(job: RecoverJob, data: RecoverData, watcher: Watcher) -> _Models:
     return _Models(to_canonical(job.inputs.model.module, pixels[:2]).graph_module, teacher)
 
 
-def _baseline(
-    job: RecoverJob, models: _Models, data: RecoverData, found: Recovered, store: Store, watcher: Watcher
+def _retrain_baseline(
+    job: RecoverJob, models: _Models, data: RecoverData, steps: int, store: Store, watcher: Watcher
 ) -> Recovered:
-    """The unpruned model, as many steps on the same images by their labels: it has nobody to learn from."""
+    """The unpruned model, as many steps on the same images by their labels: it has no teacher."""
     settings = _by_labels(job.settings)
-    watcher.say(f"the unpruned model gets {found.steps:,} steps as well, by labels, at up to {settings.rate:g}")
+    watcher.say(
+        f"the unpruned model is retrained for {steps:,} steps as well, by labels, at a rate of up to {settings.rate:g}"
+    )
     return recover(
         models.teacher, models.teacher, data, settings,
-        device=job.device, watcher=watcher, store=store, steps=found.steps,
+        device=job.device, watcher=watcher, store=store, steps=steps,
     )  # fmt: skip
 
 
 def _by_labels(settings: RecoverSettings) -> RecoverSettings:
-    """For the unpruned model. Its steps are as many whatever the looks say, of which the best is kept."""
+    """For the unpruned model, which takes all its steps whatever the checks say, and keeps the best of them."""
     rate = settings.lr if settings.only == "all" else None
     return replace(settings, loss="ce", hidden=0.0, only="all", lr=rate, patience=settings.checks + 1)
 
 
 def _export(
-    job: RecoverJob, models: _Models, found: Recovered, again: Recovered | None, data: RecoverData, watcher: Watcher
+    job: RecoverJob,
+    models: _Models,
+    recovered: Recovered,
+    baseline: Recovered | None,
+    data: RecoverData,
+    watcher: Watcher,
 ) -> list[Row]:
-    """Writes artifacts and ONNX files. Unpruned models as torch exports them, pruned ones as deployed."""
+    """Writes artifacts and ONNX files: unpruned models as torch exports them, pruned ones as deployed. baseline: the
+    unpruned model's own retraining."""
     watcher.say("exporting")
     pixels = data.preprocess(data.train.rows(torch.arange(min(_EXAMPLES, len(data.train)))))
-    facts = {"vitfx": VERSION, "model": job.inputs.model.source, "teacher": job.teacher.source}
-    metadata = {**facts, "preprocess": json.dumps(job.inputs.model.preprocess.to_json())}
-    if job.inputs.model.classes is not None:
-        metadata["classes"] = json.dumps(job.inputs.model.classes)
+    metadata = onnx_metadata(job.inputs.model, {"teacher": job.teacher.source})
 
     def plain(module: GraphModule, name: str) -> Path:
-        model, _ = export_plain(job.teacher.module if name == BASELINE else module, module, pixels[:2], metadata)
-        return _write(job.out / f"{name}.onnx", model, module, pixels)
+        source = job.teacher.module if name == BASELINE else module
+        model, _ = export_plain(source, module, pixels[:2], metadata)
+        export_checked(model, job.out / f"{name}.onnx", module, pixels)
+        return job.out / f"{name}.onnx"
 
     def small(module: GraphModule, path: Path) -> Path:
-        made = deploy(module, job.deployment, pixels, metadata)
-        return _write(path, made.model, made.lowered.graph_module, pixels)
+        deployed = deploy(module, job.deployment, pixels, metadata)
+        export_checked(deployed.model, path, deployed.lowered.graph_module, pixels)
+        return path
 
     aside = small(models.pruned, job.out / ".before.onnx")
     before = aside.read_bytes()
@@ -172,25 +182,15 @@ def _export(
         Row(BASELINE, models.teacher, plain(models.teacher, BASELINE)),
         Row(PRUNED, models.pruned, before),
     ]
-    if again is not None:
-        _save(job, job.out / f"{RETRAINED}.pt", again, job.teacher, _by_labels(job.settings))
-        rows.append(Row("baseline retrained", again.module, plain(again.module, RETRAINED)))
-    _save(job, job.out / "pruned.pt", found, job.inputs.model, job.settings)
-    rows.append(Row("pruned retrained", found.module, small(found.module, job.out / "pruned.onnx")))
+    if baseline is not None:
+        _save(job, job.out / f"{RETRAINED}.pt", baseline, job.teacher, _by_labels(job.settings))
+        rows.append(Row("baseline retrained", baseline.module, plain(baseline.module, RETRAINED)))
+    _save(job, job.out / "pruned.pt", recovered, job.inputs.model, job.settings)
+    rows.append(Row("pruned retrained", recovered.module, small(recovered.module, job.out / "pruned.onnx")))
     return rows
 
 
-def _write(path: Path, model: Any, module: GraphModule, pixels: torch.Tensor) -> Path:
-    write_onnx(model, path)
-    try:
-        compare_onnx(path, module, pixels)
-    except ExportMismatch:
-        path.unlink()
-        raise
-    return path
-
-
-def _save(job: RecoverJob, path: Path, found: Recovered, model: LoadedModel, settings: RecoverSettings) -> None:
+def _save(job: RecoverJob, path: Path, recovered: Recovered, model: LoadedModel, settings: RecoverSettings) -> None:
     """model: what was retrained."""
     provenance = {
         **model.provenance,
@@ -201,12 +201,12 @@ def _save(job: RecoverJob, path: Path, found: Recovered, model: LoadedModel, set
             "teacher": job.teacher.source,
             "teacher_fingerprint": job.teacher.fingerprint,
             "settings": settings.to_json(),
-            "steps": found.steps,
+            "steps": recovered.steps,
             "made_by": job.command,
         },
     }
     known = job.inputs.model
-    save_artifact(path, found.module, known.preprocess, known.classes, known.data, provenance)
+    save_artifact(path, recovered.module, known.preprocess, known.classes, known.data, provenance)
 
 
 def _settings(job: RecoverJob) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def _settings(job: RecoverJob) -> dict[str, Any]:
 def origin_of(model: LoadedModel, teacher: LoadedModel) -> Run | None:
     """The run in whose folder the artifact lies, where that run made it of the teacher; else None.
 
-    Files that were moved apart or overwritten are no reason to fail: a page does without.
+    Files that were moved apart or overwritten are no reason to fail: the page leaves the circuit out.
     """
     if model.provenance.get("model_fingerprint") != teacher.fingerprint:
         return None

@@ -1,4 +1,4 @@
-"""Models before and after retraining, side by side on ONNX Runtime: the seed project's table."""
+"""Models before and after retraining, side by side on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -25,36 +25,34 @@ _ROUNDS, _SECONDS = 15, 4.0
 
 @dataclass(frozen=True)
 class Row:
-    """A model of the table. onnx: its file, or the file's bytes."""
+    """A model of the table."""
 
     name: str
     module: GraphModule
-    onnx: Path | bytes
+    onnx: Path | bytes  #: its file, or the file's bytes
 
 
 @dataclass(frozen=True)
 class Timed:
-    """On one runtime. scores: of each model over the evaluation images, with the seconds that it took. single: one
-    image at a time."""
+    """All models on one runtime."""
 
     provider: str
-    scores: Mapping[str, Scores]
-    single: Mapping[str, Timing]
+    scores: Mapping[str, Scores]  #: over the evaluation images
+    single: Mapping[str, Timing]  #: one image at a time
 
 
 @dataclass(frozen=True)
 class Measured:
-    """costs: by model. runtimes: the CPU's, and the GPU's where one is used."""
+    """All models on all runtimes."""
 
-    costs: Mapping[str, Cost]
-    runtimes: tuple[Timed, ...]
+    costs: Mapping[str, Cost]  #: by model
+    runtimes: tuple[Timed, ...]  #: the CPU's, and the GPU's where one is used
 
     @property
     def names(self) -> list[str]:
         return list(self.costs)
 
     def to_json(self) -> list[RecoveredModel]:
-        """A record for each model."""
         first = self.runtimes[0]
         return [
             {
@@ -65,7 +63,7 @@ class Measured:
                 "agreement": first.scores[name].agreement,
                 "params": self.costs[name].parameters,
                 "flops": self.costs[name].flops,
-                "runtimes": {one.provider: _times(one, name) for one in self.runtimes},
+                "runtimes": {timed.provider: _times(timed, name) for timed in self.runtimes},
             }
             for name in self.names
         ]
@@ -85,9 +83,9 @@ def measure(rows: Sequence[Row], evaluation: ImageSet, device: torch.device, wat
     devices = [torch.device("cpu"), *([device] if is_gpu(device) else [])]
     pixels = next(evaluation.batches(1)).pixels
     runtimes = []
-    for one in devices:
-        sessions = {row.name: open_session(row.onnx, one) for row in rows}
-        runtimes.append(_timed(sessions, evaluation, pixels, one, watcher))
+    for runs_on in devices:
+        sessions = {row.name: open_session(row.onnx, runs_on) for row in rows}
+        runtimes.append(_timed(sessions, evaluation, pixels, runs_on, watcher))
     costs = {row.name: measure_cost(row.module, pixels.shape[1:]) for row in rows}
     return Measured(costs, tuple(runtimes))
 

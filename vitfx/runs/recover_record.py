@@ -17,19 +17,19 @@ _POINTS = 200
 def make_report(
     command: str,
     settings: Mapping[str, Any],
-    found: Recovered,
-    again: Recovered | None,
+    recovered: Recovered,
+    baseline: Recovered | None,
     measured: Measured,
     data: RecoverData,
     environment: Mapping[str, Any],
 ) -> RecoverReport:
-    """report.json. again: the unpruned model's own retraining, None where there was none."""
+    """baseline: the unpruned model's own retraining, None where there was none."""
     scores = measured.runtimes[0].scores[measured.names[0]]
     return {
         "made_by": command,
         "models": measured.to_json(),
-        "recovery": _course(found),
-        "baseline_recovery": None if again is None else _course(again),
+        "recovery": _course(recovered),
+        "baseline_recovery": None if baseline is None else _course(baseline),
         "won_back": won_back(measured),
         "images": {
             "training": len(data.train),
@@ -43,13 +43,13 @@ def make_report(
     }
 
 
-def _course(found: Recovered) -> CourseRecord:
-    record = {**found.to_json(), "losses": _thinned(found.losses), "sentence": sentence(found)}
+def _course(recovered: Recovered) -> CourseRecord:
+    record = {**recovered.to_json(), "losses": _thinned(recovered.losses), "sentence": sentence(recovered)}
     return cast(CourseRecord, record)
 
 
 def won_back(measured: Measured) -> float | None:
-    """The share of the accuracy that pruning cost which is there again; None without labels or without a loss."""
+    """The share of the lost accuracy that retraining won back; None without labels or without a loss."""
     scores = measured.runtimes[0].scores
     whole, before = scores["baseline"].accuracy, scores["pruned"].accuracy
     after = scores["pruned retrained"].accuracy
@@ -58,22 +58,22 @@ def won_back(measured: Measured) -> float | None:
     return (after - before) / (whole - before)
 
 
-def sentence(found: Recovered) -> str:
+def sentence(recovered: Recovered) -> str:
     """What was kept, and whether it is better than what was given."""
-    first, best = found.checks[0], found.checks[found.best]
-    if found.best == 0:
+    first, best = recovered.checks[0], recovered.checks[recovered.best]
+    if recovered.best == 0:
         return (
-            "no look was nearer to what is taught, with no fewer images right, than the one before the first step "
-            f"({first}): the model is as it was"
+            "no check came closer to what is taught, with no fewer images right, than the one before the first step "
+            f"({first}): the model is unchanged"
         )
     return (
-        f"of {len(found.checks)} looks the one nearest to what is taught is kept, after {best.images:,} images: "
+        f"of {len(recovered.checks)} checks the one closest to what is taught is kept, after {best.images:,} images: "
         f"{best}; before: {first}"
     )
 
 
 def _thinned(losses: Sequence[float]) -> list[float]:
-    """Means of so many stretches of steps at most."""
+    """Means over at most `_POINTS` stretches of steps."""
     count = min(_POINTS, len(losses))
     edges = [round(place * len(losses) / count) for place in range(count + 1)] if count else [0]
     return [sum(losses[a:b]) / (b - a) for a, b in pairwise(edges)]

@@ -1,10 +1,9 @@
-"""One run of `vitfx.prune --rounds`: prune, recover, prune, recover, each by the job of its own command."""
+"""One run of `vitfx.prune --rounds`: prune, recover, prune, recover, each as its own command does it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch.fx import GraphModule
@@ -24,74 +23,95 @@ from vitfx.recovery.retrain import Store
 from vitfx.recovery.settings import SAMPLES, SAVE_SECONDS, RecoverSettings
 from vitfx.runs.beside_plain import measure_beside_plain
 from vitfx.runs.inputs import Inputs
-from vitfx.runs.prune import Job, run_job
+from vitfx.runs.prune import run_goal
+from vitfx.runs.prune_run import Basis, GoalRun, RoundsRun
 from vitfx.runs.recover import STATE, RecoverJob, run_recover
-from vitfx.runs.rounds_steps import ARTIFACTS, PRUNED, RECOVERED, Rounds, Step, read_steps, to_markdown, write_steps
-from vitfx.support.files import remove_results, write_aside, writing
+from vitfx.runs.rounds_steps import ARTIFACTS, PRUNED, RECOVERED, Step, missed, read_steps, to_markdown, write_steps
+from vitfx.runs.step_file import begin_steps
+from vitfx.support.files import write_aside
 from vitfx.support.machine import environment
 from vitfx.support.progress import Watcher
 
 TABLE = "rounds.md"
 
 
+class RoundsSettings(Basis):
+    """All that a step depends on, but the machine."""
+
+    original_params: int
+    original_flops: int
+    goal: str
+    goal_kind: str
+    goal_value: float
+    rounds: int
+    minutes: float
+    recovery: dict[str, Any]
+
+
 @dataclass(frozen=True)
-class RoundsJob:
-    """job: whose goal is that of the last round. command: as a user would type it."""
+class RoundsResult:
+    """Finished rounds."""
 
-    job: Job
-    rounds: Rounds
-    command: str
+    steps: list[Step]
+    settings: RoundsSettings
+    missed: str | None  #: the goal that was missed and what was measured, in words
 
 
 @dataclass(frozen=True)
-class Runner:
-    """Makes steps. goals: of each round. original: with its canonical graph; cost: of that. bench: of the original.
-    plain: the session of its plain export."""
+class _StepMaker:
+    """Makes steps."""
 
-    work: RoundsJob
-    goals: list[Goal]
+    run: RoundsRun
+    goals: list[Goal]  #: of each round
     original: ReferenceModel
-    cost: Cost
-    bench: TargetBench
-    plain: OnnxModel
+    cost: Cost  #: of the original
+    bench: TargetBench  #: of the original
+    plain: OnnxModel  #: the session of its plain export
     watcher: Watcher
 
     def prune(self, number: int, goal: Goal) -> Step:
-        """What the round before left is pruned, or the original. Raises what `run_job` raises."""
-        job = self.work.job
-        assert job.goal is not None
-        first = number == 1
-        # The bench has just measured the original anew if that was asked for.
-        fresh = job.force and not first
-        inputs = job.inputs if first else self._inputs(number - 1, RECOVERED)
-        reference = None if first else self.original
-        out = job.out / step_folder(number, PRUNED)
-        run_job(
-            replace(job, inputs=inputs, goal=(goal, job.goal[1]), out=out, force=fresh, reference=reference),
+        """Prunes what the round before left, or the original. Raises what `run_goal` raises."""
+        run, first = self.run, number == 1
+        out = run.out / step_folder(number, PRUNED)
+        run_goal(
+            GoalRun(
+                inputs=run.inputs if first else self._inputs(number - 1, RECOVERED),
+                evaluation=run.evaluation,
+                device=run.device,
+                out=out,
+                # With force the bench has just measured the original anew.
+                force=run.force and not first,
+                deployment=run.deployment,
+                target=run.target,
+                samples=run.samples,
+                seed=run.seed,
+                goal=goal,
+                reference=None if first else self.original,
+            ),
             self.watcher,
         )
-        # Of a retraining that was stopped, of a model that is no more.
-        Store(job.out / step_folder(number, RECOVERED) / STATE).discard()
+        # What an earlier retraining left is of a model that is no more.
+        Store(run.out / step_folder(number, RECOVERED) / STATE).discard()
         return self._measured(number, PRUNED, goal, None)
 
     def recover(self, number: int, goal: Goal) -> Step:
         """Raises what `run_recover` raises."""
-        job = self.work.job
+        run = self.run
         report = run_recover(
             RecoverJob(
                 inputs=self._inputs(number, PRUNED),
-                teacher=job.inputs.model,
-                evaluation=job.evaluation,
-                settings=recovery_settings(self.work),
+                teacher=run.inputs.model,
+                evaluation=run.evaluation,
+                settings=recovery_settings(run),
                 also_baseline=False,
-                deployment=job.deployment,
-                device=job.device,
-                out=job.out / step_folder(number, RECOVERED),
+                deployment=run.deployment,
+                device=run.device,
+                out=run.out / step_folder(number, RECOVERED),
                 cache=default_cache(),
                 samples=SAMPLES,
                 save_seconds=SAVE_SECONDS,
                 force=False,
-                command=self.work.command,
+                command=run.command,
             ),
             self.watcher,
         )
@@ -99,12 +119,12 @@ class Runner:
 
     def _inputs(self, number: int, kind: str) -> Inputs:
         """The data of the original with the model of a step."""
-        path = self.work.job.out / step_folder(number, kind) / "pruned.pt"
-        return replace(self.work.job.inputs, model=load_model(str(path)), arch=None)
+        path = self.run.out / step_folder(number, kind) / "pruned.pt"
+        return replace(self.run.inputs, model=load_model(str(path)), arch=None)
 
-    def _measured(self, number: int, kind: str, goal: Goal, said: str | None) -> Step:
-        folder = self.work.job.out / step_folder(number, kind)
-        beside = measure_beside_plain(self.bench, self.plain, folder / "pruned.onnx", self.work.job.evaluation)
+    def _measured(self, number: int, kind: str, goal: Goal, sentence: str | None) -> Step:
+        folder = self.run.out / step_folder(number, kind)
+        beside = measure_beside_plain(self.bench, self.plain, folder / "pruned.onnx", self.run.evaluation)
         module = load_model(str(folder / "pruned.pt")).module
         assert isinstance(module, GraphModule)
         cost = measure_cost(module, self.bench.examples.shape[1:])
@@ -117,7 +137,7 @@ class Runner:
             flops=cost.flops,
             params_share=cost.parameters / self.cost.parameters,
             flops_share=cost.flops / self.cost.flops,
-            said=said,
+            said=sentence,
             folder=step_folder(number, kind),
         )
 
@@ -126,86 +146,75 @@ def step_folder(number: int, kind: str) -> str:
     return f"round-{number}/{kind}"
 
 
-def recovery_settings(work: RoundsJob) -> RecoverSettings:
-    return RecoverSettings(minutes=work.rounds.minutes, seed=work.job.settings.seed)
+def recovery_settings(run: RoundsRun) -> RecoverSettings:
+    return RecoverSettings(minutes=run.rounds.minutes, seed=run.seed)
 
 
-def run_rounds(work: RoundsJob, watcher: Watcher) -> tuple[list[Step], dict[str, Any]]:
-    """All steps, and the settings. Steps that an earlier run of the same command finished are not made again.
+def run_rounds(run: RoundsRun, watcher: Watcher) -> RoundsResult:
+    """Makes the steps that are missing; those that an earlier run of the same command finished are not made again.
 
     Raises UserError, VerificationError, ExportMismatch, and KeyboardInterrupt after Ctrl-C; what was done before is
     recorded by then.
     """
-    job = work.job
-    watcher.say(job.inputs.splits.description)
-    images = job.inputs.calibration(job.settings.samples, job.settings.seed, watcher.bar("loading"))
-    front = read_module(job.inputs.model.module, images.pixels, watcher)
+    images = run.calibration(watcher)
+    front = read_module(run.inputs.model.module, images.pixels, watcher)
     encode(front.graph_module)
     cost = measure_cost(front.graph_module, images.pixels.shape[1:])
-    settings = _settings(work, images, origins(front.graph_module, images), cost)
-    steps, machine = read_steps(job.out, settings, force=job.force)
-    if len(steps) < 2 * work.rounds.count:
-        runner = _runner(work, front.graph_module, cost, images, watcher)
-        _begin(job.out, steps, settings, machine)
+    settings = _settings(run, run.basis(origins(front.graph_module, images), len(images)), cost)
+    steps, machine = read_steps(run.out, settings, force=run.force)
+    if len(steps) < 2 * run.rounds.count:
+        maker = _step_maker(run, front.graph_module, cost, images, watcher)
+        begin_steps(run.out, (TABLE, *ARTIFACTS))
+        write_steps(run.out, steps, settings, machine)
         machine = environment()
-        _complete(runner, steps, settings, machine)
+        steps = _complete(maker, steps, settings, machine)
     else:
         watcher.say("all rounds are there already")
-    last = job.out / steps[-1].folder
+    last = run.out / steps[-1].folder
     for name in ARTIFACTS:
-        write_aside(job.out / name, (last / name).read_bytes())
-    write_aside(job.out / TABLE, to_markdown(steps, settings, machine))
-    return steps, settings
+        write_aside(run.out / name, (last / name).read_bytes())
+    write_aside(run.out / TABLE, to_markdown(steps, settings, machine))
+    return RoundsResult(steps, settings, missed(steps[-1], run.goal))
 
 
-def _runner(work: RoundsJob, original: GraphModule, cost: Cost, images: Images, watcher: Watcher) -> Runner:
-    """Raises UserError where the goal is out of reach: that is told now, not after the rounds before the last."""
-    job = work.job
-    assert job.goal is not None
-    module = job.inputs.model.module
-    asked = GoalRequest(*job.goal, job.deployment, job.settings.seed, fresh=job.force)
+def _step_maker(run: RoundsRun, original: GraphModule, cost: Cost, images: Images, watcher: Watcher) -> _StepMaker:
+    """Raises UserError where the goal is out of reach: now, not after the rounds before the last."""
+    module = run.inputs.model.module
+    asked = GoalRequest(run.goal, run.target, run.deployment, run.seed, fresh=run.force)
     bench = TargetBench(module, original, images.pixels, asked, watcher)
     price = bench.price()
-    check_reach(job.goal[0], price, plain=bench.plain)
-    goals = work.rounds.goals(job.goal[0], 1.0 if bench.plain is None else bench.plain / price.whole)
-    return Runner(work, goals, ReferenceModel(module, original), cost, bench, bench.open_plain(), watcher)
+    check_reach(run.goal, price, plain=bench.plain)
+    goals = run.rounds.goals(run.goal, 1.0 if bench.plain is None else bench.plain / price.whole)
+    return _StepMaker(run, goals, ReferenceModel(module, original), cost, bench, bench.open_plain(), watcher)
 
 
-def _begin(out: Path, steps: list[Step], settings: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
-    """What is recorded is written before anything is made: by this file a run that was stopped is known."""
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    remove_results(out, (TABLE, *ARTIFACTS))
-    write_steps(out, steps, settings, machine)
-
-
-def _complete(runner: Runner, steps: list[Step], settings: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
-    """Makes what is missing in `steps`, and records every one at once."""
-    job, rounds, watcher = runner.work.job, runner.work.rounds, runner.watcher
-    for one in steps:
-        watcher.say(f"{one.name}: {one.folder}/ is there already")
-    goals = enumerate(runner.goals, 1)
-    wanted = [(number, goal, make) for number, goal in goals for make in (runner.prune, runner.recover)]
+def _complete(
+    maker: _StepMaker, recorded: Sequence[Step], settings: RoundsSettings, machine: Mapping[str, Any]
+) -> list[Step]:
+    """All steps. Makes those that are missing, and records every one at once."""
+    run, watcher, steps = maker.run, maker.watcher, list(recorded)
+    for step in steps:
+        watcher.say(f"{step.name}: {step.folder}/ is there already")
+    goals = enumerate(maker.goals, 1)
+    wanted = [(number, goal, make) for number, goal in goals for make in (maker.prune, maker.recover)]
     for number, goal, make in wanted[len(steps) :]:
-        watcher.say(f"round {number} of {rounds.count}, {goal}: {make.__name__}")
-        steps.append(make(number, goal))
-        made = steps[-1]
-        watcher.say(f"{made.name}: measured {made.speedup:.3f}×, KL {made.kl:.4f}, {made.folder}/")
-        write_steps(job.out, steps, settings, machine)
+        watcher.say(f"round {number} of {run.rounds.count}, {goal}: {make.__name__}")
+        step = make(number, goal)
+        steps.append(step)
+        watcher.say(f"{step.name}: measured {step.speedup:.3f}×, KL {step.kl:.4f}, {step.folder}/")
+        write_steps(run.out, steps, settings, machine)
+    return steps
 
 
-def _settings(work: RoundsJob, images: Images, facts: Mapping[str, str], cost: Cost) -> dict[str, Any]:
-    """All that a step depends on but the machine."""
-    assert work.job.goal is not None
-    goal = work.job.goal[0]
+def _settings(run: RoundsRun, basis: Basis, cost: Cost) -> RoundsSettings:
     return {
-        **work.job.basis(facts, len(images)),
+        **basis,
         "original_params": cost.parameters,
         "original_flops": cost.flops,
-        "goal": str(goal),
-        "goal_kind": goal.kind,
-        "goal_value": goal.value,
-        "rounds": work.rounds.count,
-        "minutes": work.rounds.minutes,
-        "recovery": recovery_settings(work).to_json(),
+        "goal": str(run.goal),
+        "goal_kind": run.goal.kind,
+        "goal_value": run.goal.value,
+        "rounds": run.rounds.count,
+        "minutes": run.rounds.minutes,
+        "recovery": recovery_settings(run).to_json(),
     }

@@ -1,11 +1,7 @@
-"""The steps of pruning in rounds, as they were measured: a record, a table, Markdown.
-
-`rounds.json` is written before the first step and after every one, so that a run that was stopped goes on behind the
-last one."""
+"""The steps of pruning in rounds, as they were measured: a record, a table, Markdown."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +9,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from vitfx.pruning.goal import SPEEDUP, Goal, reaches
+from vitfx.pruning.goal import FLOPS, PARAMETERS, SPEEDUP, Goal
 from vitfx.reports.records import ROUNDS_RECORD, Facts
 from vitfx.runs.beside_plain import BesidePlain
+from vitfx.runs.step_file import StepFile
 from vitfx.support.errors import UserError
-from vitfx.support.files import ROUNDS, check_same
-from vitfx.support.json_files import write_json
+from vitfx.support.files import ROUNDS
 from vitfx.support.tables import Table, markdown_report
 from vitfx.support.text import digits, large
 
@@ -27,19 +23,17 @@ PRUNED, RECOVERED = "pruned", "recovered"
 
 @dataclass(frozen=True, kw_only=True)
 class Step(BesidePlain):
-    """One model. round: from 1. kind: what was done, `PRUNED` or `RECOVERED`. asked: the round's value of the goal.
-    params, flops: what is left; params_share, flops_share: of the original's. said: what the retraining says of itself.
-    folder: where its files are, beside rounds.json."""
+    """One model."""
 
-    round: int
-    kind: str
-    asked: float
+    round: int  #: from 1
+    kind: str  #: `PRUNED` or `RECOVERED`
+    asked: float  #: the round's value of the goal
     params: int
     flops: int
-    params_share: float
-    flops_share: float
-    said: str | None
-    folder: str
+    params_share: float  #: of the original's
+    flops_share: float  #: likewise
+    said: str | None  #: what the retraining reports of itself
+    folder: str  #: of its files, beside rounds.json
 
     @property
     def name(self) -> str:
@@ -51,12 +45,11 @@ class Step(BesidePlain):
         return Step(**record)
 
 
-def missed(steps: Sequence[Step], settings: Mapping[str, Any]) -> str | None:
-    """What the last step fell short of, in words; None where it is what was asked for."""
-    last = steps[-1]
-    if settings["goal_kind"] != SPEEDUP or reaches(last.speedup, last.asked):
-        return None
-    return f"{last.asked:g}× faster was asked for and missed: measured {last.speedup:.2f}×"
+def missed(last: Step, goal: Goal) -> str | None:
+    """How the last step falls short of the goal, in words; None where it meets it."""
+    shares = {SPEEDUP: last.speedup, PARAMETERS: last.params_share, FLOPS: last.flops_share}
+    shortfall = goal.shortfall(shares[goal.kind])
+    return None if shortfall is None else f"asked for {goal}, {shortfall}"
 
 
 def to_table(steps: Sequence[Step], settings: Facts) -> Table:
@@ -108,10 +101,10 @@ def _table(steps: Sequence[Step], settings: Facts, *, counts: bool) -> Table:
 
 @dataclass(frozen=True)
 class Rounds:
-    """count: cuts on the way to the goal. minutes: of retraining behind each."""
+    """How a goal is divided."""
 
-    count: int
-    minutes: float
+    count: int  #: cuts on the way to the goal
+    minutes: float  #: of retraining after each
 
     def __post_init__(self) -> None:
         """Raises UserError, naming the option and its value."""
@@ -121,8 +114,10 @@ class Rounds:
             raise UserError(f"--recover-minutes is {self.minutes:g}: give a number above 0")
 
     def goals(self, goal: Goal, rewritten: float = 1.0) -> list[Goal]:
-        """What each round is to reach: every round cuts by the same factor, and the last one meets the goal. rewritten:
-        the speed-up before anything is cut, from which a speed-up is divided."""
+        """What each round must reach: every round cuts by the same factor, and the last one meets the goal.
+
+        rewritten: the speed-up before anything is cut, from which a speed-up is divided.
+        """
         first = min(max(rewritten, 1.0), goal.value) if goal.kind == SPEEDUP else 1.0
         values = [first * (goal.value / first) ** (number / self.count) for number in range(1, self.count)]
         return [Goal(goal.kind, value) for value in (*values, goal.value)]
@@ -131,37 +126,18 @@ class Rounds:
 ARTIFACTS = ("pruned.pt", "pruned.onnx")
 
 
-def read_steps(folder: Path, settings: Mapping[str, Any], *, force: bool) -> tuple[list[Step], dict[str, Any]]:
-    """Steps of an earlier run with the same settings, up to the first one whose files are gone, and the environment
-    that they were recorded with; nothing with force.
+_FILE = StepFile(ROUNDS_RECORD, "run", "steps", Step.from_json)
 
-    settings: all that a step depends on, fingerprints included, JSON-ready. Raises UserError where the file has rounds
-    of other settings, or is no such file.
-    """
-    path = folder / ROUNDS
-    if force or not path.exists():
-        return [], {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        earlier: dict[str, Any] = record["settings"]
-        environment: dict[str, Any] = record["environment"]
-        steps = [Step.from_json(one) for one in record["steps"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is no record of rounds ({error!r}): name another folder with --out, or pass --force"
-        ) from error
-    check_same(path, "run", earlier, settings)
-    whole = takewhile(lambda one: all((folder / one.folder / name).is_file() for name in ARTIFACTS), steps)
-    return list(whole), environment
+
+def read_steps(folder: Path, settings: Mapping[str, object], *, force: bool) -> tuple[list[Step], dict[str, Any]]:
+    """Steps of an earlier run, up to the first one whose files are gone, and the machine: see `StepFile.read`."""
+    steps, machine = _FILE.read(folder / ROUNDS, settings, force=force)
+    whole = takewhile(lambda step: all((folder / step.folder / name).is_file() for name in ARTIFACTS), steps)
+    return list(whole), machine
 
 
 def write_steps(
-    folder: Path, steps: Sequence[Step], settings: Mapping[str, Any], environment: Mapping[str, Any]
+    folder: Path, steps: Sequence[Step], settings: Mapping[str, object], machine: Mapping[str, Any]
 ) -> None:
-    """environment: of the machine that measured last, empty before the first step. Raises WriteError."""
-    record = {
-        "settings": dict(settings),
-        "environment": dict(environment),
-        "steps": [one.to_json() for one in steps],
-    }
-    write_json(folder / ROUNDS, ROUNDS_RECORD, record)
+    """See `StepFile.write`."""
+    _FILE.write(folder / ROUNDS, [step.to_json() for step in steps], settings, machine)

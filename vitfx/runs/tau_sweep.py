@@ -2,36 +2,57 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from vitfx.circuits.circuit import Circuit
 from vitfx.discovery.basis.settings import Settings
 from vitfx.discovery.stability import Outcome
 from vitfx.runs.discover import Discoveries, matches
+from vitfx.runs.step_file import StepFile, read_range
 from vitfx.support.errors import UserError
-from vitfx.support.files import write_aside
+from vitfx.support.machine import environment
 from vitfx.support.processes import on_first
 from vitfx.support.tables import Table
 
+_ADVICE = "give another name with --out, or --force to replace it"
+
+
+class Row(TypedDict):
+    """One threshold in the table."""
+
+    tau: float
+    file: str
+    fingerprint: str
+    edges: int
+    removed: int
+    heads: int
+    dead_heads: int
+    paths: int
+    dead_paths: int
+    kl: float
+    fidelity: dict[str, Any]
+    eval_samples: int
+    evaluation: dict[str, Any] | None
+    overlap: dict[str, float] | None
+    seconds: float | None  #: None where an earlier run was stopped and nobody knows how long it had taken
+
+
+def _read_row(record: dict[str, Any]) -> Row:
+    """Raises KeyError and TypeError for anything but a row."""
+    return cast(Row, {name: record[name] for name in Row.__annotations__})
+
+
+_FILE = StepFile("vitfx-tau-sweep/1", "sweep", "sweep", _read_row, _ADVICE)
+
 
 def read_sweep(text: str) -> tuple[float, ...]:
-    """ "1e-5:1e-1:9" -> 9 thresholds from 1e-5 to 1e-1, each as many times the one before, to four digits.
-
-    Raises UserError.
-    """
-    try:
-        low, high, count = (kind(part) for kind, part in zip((float, float, int), text.split(":"), strict=True))
-    except ValueError as error:
-        raise UserError(f"--tau-sweep {text} is not LOW:HIGH:COUNT: give for example 1e-5:1e-1:9") from error
-    if not (0 < low < high < math.inf) or count < 2:
-        raise UserError(f"--tau-sweep {text} is no range: give 0 < LOW < HIGH, and a COUNT of 2 or more")
-    return tuple(float(f"{low * (high / low) ** (index / (count - 1)):.4g}") for index in range(int(count)))
+    """ "1e-5:1e-1:9" -> 9 thresholds from 1e-5 to 1e-1, in equal ratios, to four digits. Raises UserError."""
+    low, high, count = read_range("tau-sweep", text, "1e-5:1e-1:9", above=0)
+    return tuple(float(f"{low * (high / low) ** (index / (count - 1)):.4g}") for index in range(count))
 
 
 def circuit_path(out: Path, tau: float) -> Path:
@@ -42,61 +63,57 @@ def record_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}-sweep.json")
 
 
-def sweep(job: Discoveries, settings: Settings, taus: Sequence[float], out: Path) -> list[dict[str, Any]]:
-    """A circuit file for each τ beside `out`, and the table of them as JSON; circuits that an earlier run with the same
-    settings wrote, of these τ or others, are not discovered again and stay in the table's file. Raises UserError where
-    another file would be overwritten, or another sweep's table."""
-    facts = job.facts
+def sweep(job: Discoveries, settings: Settings, taus: Sequence[float], out: Path) -> list[Row]:
+    """Writes a circuit for each τ beside `out`, and the table of them. Circuits that an earlier run with the same
+    settings wrote, of these τ or others, are not discovered again and stay in the table.
 
-    def known() -> dict[float, dict[str, Any]]:
-        rows = _known_rows(record_path(out), force=job.force)
-        found = {}
-        for tau in dict.fromkeys([*taus, *rows]):
-            path, row = circuit_path(out, tau), rows.get(tau)
-            circuit = _circuit_at(path)
-            own = circuit is not None and matches(circuit, replace(settings, tau=tau), facts, job.repeats)
-            own = own and (row is None or row.get("eval_samples") == job.evaluated)
-            if circuit is not None and own and row is not None and row["fingerprint"] == circuit.fingerprint():
-                found[tau] = row
-            elif path.exists() and not own and not job.force:
-                raise UserError(
-                    f"{path} is there already, of other settings, model, images or --eval-samples: give another name "
-                    "with --out, or --force to replace it"
-                )
-        return found
-
-    rows = on_first(job.share, known)
+    Returns the rows of `taus`. Raises UserError where another file or another sweep's table would be overwritten.
+    """
+    shared = {**settings.to_json(), "eval_samples": job.evaluated, "repeats": job.repeats, **job.facts}
+    del shared["tau"]
+    rows = on_first(job.share, lambda: _known(job, settings, taus, out, shared))
     for tau in taus:
         if tau in rows:
             job.watcher.say(f"τ = {tau:g}: {rows[tau]['file']} is there already")
             continue
-        path = circuit_path(out, tau)
-        again = path.exists() and not job.force
-        job.watcher.say(
-            f"τ = {tau:g}" + (f": {path.name} has no row in the table, and is found again" if again else "")
-        )
-        # Of a run that was broken off nobody knows how long it took until then.
-        begun, start = job.begun(path), time.perf_counter()
-        outcome = job.run(replace(settings, tau=tau), path)
-        rows[tau] = _row(outcome, path, job.evaluated, None if begun else time.perf_counter() - start)
+        rows[tau] = _discover(job, replace(settings, tau=tau), circuit_path(out, tau))
         if job.share.rank == 0:
-            done = [rows[one] for one in sorted(rows)]
-            write_aside(record_path(out), json.dumps({"sweep": done}, indent=1, ensure_ascii=False))
+            _FILE.write(record_path(out), [rows[done] for done in sorted(rows)], shared, environment())
     return [rows[tau] for tau in taus]
 
 
-def _known_rows(path: Path, *, force: bool) -> dict[float, dict[str, Any]]:
-    """What an earlier run recorded; nothing, with `force`, of a file that is something else. Raises UserError."""
+def _known(
+    job: Discoveries, settings: Settings, taus: Sequence[float], out: Path, shared: Mapping[str, object]
+) -> dict[float, Row]:
+    """The rows whose circuits are there; with force, a table of something else is left out. Raises UserError."""
+    facts, table = job.facts, record_path(out)
     try:
-        return {row["tau"]: row for row in json.loads(path.read_text(encoding="utf-8"))["sweep"]}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if force:
-            return {}
-        raise UserError(
-            f"{path} is there and is no table of a sweep: give another name with --out, or --force to replace it"
-        ) from error
+        recorded, _ = _FILE.read(table, shared)
+    except UserError:
+        if not job.force:
+            raise
+        recorded = []
+    rows = {row["tau"]: row for row in recorded}
+    known = {}
+    for tau in dict.fromkeys([*taus, *rows]):
+        path, row = circuit_path(out, tau), rows.get(tau)
+        circuit = _circuit_at(path)
+        own = circuit is not None and matches(circuit, replace(settings, tau=tau), facts, job.repeats)
+        if circuit is not None and own and row is not None and row["fingerprint"] == circuit.fingerprint():
+            known[tau] = row
+        elif path.exists() and not own and not job.force:
+            raise UserError(f"{path} is there already, of other settings, model or images: {_ADVICE}")
+    return known
+
+
+def _discover(job: Discoveries, settings: Settings, path: Path) -> Row:
+    again = ""
+    if path.exists() and not job.force:
+        again = f": {path.name} has no row in the table, and is discovered again"
+    job.watcher.say(f"τ = {settings.tau:g}{again}")
+    begun, start = job.begun(path), time.perf_counter()
+    outcome = job.run(settings, path)
+    return _row(outcome, path, job.evaluated, None if begun else time.perf_counter() - start)
 
 
 def _circuit_at(path: Path) -> Circuit | None:
@@ -106,7 +123,7 @@ def _circuit_at(path: Path) -> Circuit | None:
         return None
 
 
-def _row(outcome: Outcome, path: Path, evaluated: int, seconds: float | None) -> dict[str, Any]:
+def _row(outcome: Outcome, path: Path, evaluated: int, seconds: float | None) -> Row:
     circuit = outcome.circuit
     (heads, all_heads), (paths, all_paths) = outcome.dead_of("a"), outcome.dead_of("m")
     return {

@@ -1,11 +1,11 @@
-"""One training from its settings to its report: data, model, course, files."""
+"""One run of `vitfx.train`: data, model, loop, files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -16,7 +16,7 @@ from vitfx.images.splits import open_data
 from vitfx.models.weights import fingerprint
 from vitfx.runs.train_files import BOARD, Files
 from vitfx.runs.train_job import Data, TrainJob
-from vitfx.runs.train_record import training_report
+from vitfx.runs.train_record import TrainReport, training_report
 from vitfx.support.errors import UserError
 from vitfx.support.interrupts import held_interrupts
 from vitfx.support.pictures import has_matplotlib
@@ -34,7 +34,7 @@ from vitfx.training.state import STATE, Log, read_state
 from vitfx.training.trainer import Trainer, make_trainer
 
 
-def run_training(job: TrainJob, share: Share, watcher: Watcher) -> dict[str, Any]:
+def run_training(job: TrainJob, share: Share, watcher: Watcher) -> TrainReport:
     """Trains, evaluates and writes; the report. Goes on where a run with the same settings stopped.
 
     Raises UserError, and KeyboardInterrupt after Ctrl-C.
@@ -43,8 +43,8 @@ def run_training(job: TrainJob, share: Share, watcher: Watcher) -> dict[str, Any
         check_tensorboard()
     made, data = prepare(job, share, watcher)
     key = _key(job, made, data)
-    found = on_first(share, lambda: read_state(job.out / STATE, key, force=job.force))
-    log, parts = found or (Log(), None)
+    state = on_first(share, lambda: read_state(job.out / STATE, key, force=job.force))
+    log, parts = state or (Log(), None)
     made.module.to(job.device)
     if parts is None:
         precision, why = on_first(share, partial(_precision, job, made, data))
@@ -63,7 +63,7 @@ def run_training(job: TrainJob, share: Share, watcher: Watcher) -> dict[str, Any
     elif share.rank == 0:
         files.begin()
     if share.rank == 0 and not has_matplotlib():
-        watcher.say("curves are not drawn, for matplotlib is missing: pip install 'vitfx[plot]'")
+        watcher.say("curves are not drawn because matplotlib is missing: pip install 'vitfx[plot]'")
     _run_loop(job, share, watcher, trainer, plan, log, data, made.preprocess, files)
     return _finish(job, share, watcher, files, why)
 
@@ -74,7 +74,7 @@ def prepare(job: TrainJob, share: Share, watcher: Watcher) -> tuple[TrainModel, 
     def make() -> tuple[TrainModel, ImageSet, ImageSet, tuple[str, ...], str]:
         splits = open_data(job.data, job.config.preprocess)
         if splits.classes is None or len(splits.classes) < 2:
-            raise UserError(f"{job.data} has no classes: training needs labelled images of two classes or more")
+            raise UserError(f"{job.data} has no classes: give labelled images of two classes or more")
         seed_generators(derive_seed(job.config.training.seed, "weights"), job.device)
         if job.init is None:
             made = new_model(job.config.model, job.config.preprocess, len(splits.classes))
@@ -95,9 +95,9 @@ def prepare(job: TrainJob, share: Share, watcher: Watcher) -> tuple[TrainModel, 
             (validation, made.preprocess.size, "decoding validation images"),
         )
     ]
-    for one in pixels:
-        if one.skipped:
-            watcher.say(f"{one.skipped} corrupt images are left out")
+    for part in pixels:
+        if part.skipped:
+            watcher.say(f"{part.skipped} corrupt images are left out")
     return made, Data(pixels[0], pixels[1], tuple(classes), description)
 
 
@@ -106,13 +106,13 @@ def _plan_size(job: TrainJob, count: int, world: int) -> None:
 
 
 def make_plan(job: TrainJob, data: Data, share: Share) -> BatchPlan:
-    """Which of the images this process's steps see."""
+    """Which images each step of this process sees."""
     training = job.config.training
     return BatchPlan(len(data.train), training.batch, training.epochs, training.seed, share.rank, share.world)
 
 
 def _key(job: TrainJob, made: TrainModel, data: Data) -> str:
-    """Everything that the weights depend on: with the same key a state is one of this run."""
+    """Everything that the weights depend on: a state with the same key belongs to this run."""
     record = {
         "config": job.config.to_json(),
         "model": [made.factory, made.kwargs, made.preprocess.to_json()],
@@ -132,7 +132,7 @@ def _run_loop(
     job: TrainJob, share: Share, watcher: Watcher, trainer: Trainer, plan: BatchPlan, log: Log, data: Data,
     preprocess: Preprocess, files: Files,
 ) -> None:  # fmt: skip
-    def evaluate(goes_on: Any) -> Confusion | None:
+    def evaluate(goes_on: Callable[[int, int], bool]) -> Confusion | None:
         return confuse(
             trainer.evaluated, data.validation, preprocess, len(data.classes),
             batch=job.config.training.batch, precision=trainer.precision, share=share, goes_on=goes_on,
@@ -154,16 +154,16 @@ def _run_loop(
             board.close()
 
 
-def _finish(job: TrainJob, share: Share, watcher: Watcher, files: Files, why: str) -> dict[str, Any]:
-    """The last weights, in full precision, on all validation images; then the state has done its work."""
+def _finish(job: TrainJob, share: Share, watcher: Watcher, files: Files, why: str) -> TrainReport:
+    """Evaluates the last weights, in full precision, on all validation images, and writes the results."""
     bar = watcher.bar("evaluating")
-    found = confuse(
+    last = confuse(
         files.trainer.evaluated, files.data.validation, files.made.preprocess, len(files.data.classes),
         batch=job.config.training.batch, precision="fp32", share=share,
         goes_on=lambda done, total: bar(done, total) is None,
     )  # fmt: skip
-    assert found is not None
-    report = training_report(job, files.made, files.data, files.trainer, files.log, found, why, share.world)
+    assert last is not None
+    report = training_report(job, files.made, files.data, files.trainer, files.log, last, why, share.world)
     if share.rank == 0:
-        files.finish(found, report)
+        files.finish(last, report)
     return report

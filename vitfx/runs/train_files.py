@@ -6,11 +6,11 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from vitfx.models.checkpoint import save_checkpoint
 from vitfx.reports.records import TRAIN_REPORT
 from vitfx.runs.train_job import Data, TrainJob
+from vitfx.runs.train_record import TrainReport
 from vitfx.support.files import remove_results, write_aside, writing
 from vitfx.support.json_files import write_json
 from vitfx.support.pictures import has_matplotlib, png_bytes
@@ -61,13 +61,14 @@ class Files:
             self._draw()
             self._drawn = time.monotonic()
 
-    def finish(self, found: Confusion, report: dict[str, Any]) -> None:
+    def finish(self, last: Confusion, report: TrainReport) -> None:
+        """last: of the last weights, on the validation images."""
         self._draw()
         out, classes = self.job.out, self.data.classes
-        write_aside(out / "confusion.csv", matrix_csv(found, classes))
-        write_aside(out / "classes.csv", classes_csv(found, classes))
+        write_aside(out / "confusion.csv", matrix_csv(last, classes))
+        write_aside(out / "classes.csv", classes_csv(last, classes))
         if has_matplotlib():
-            write_aside(out / "confusion.png", png_bytes(lambda: draw_confusion(found, classes)))
+            write_aside(out / "confusion.png", png_bytes(lambda: draw_confusion(last, classes)))
         if self.job.model_file is not None:
             self._save_model(self.job.model_file)
         write_json(out / "report.json", TRAIN_REPORT, report)
@@ -77,7 +78,7 @@ class Files:
         if not has_matplotlib():
             return
         write_aside(self.job.out / "curves.png", png_bytes(lambda: draw_curves(self.log, self.epoch_steps)))
-        if any(one.flow for one in self.log.epochs):
+        if any(epoch.flow for epoch in self.log.epochs):
             layers = self.trainer.flow.layers
             write_aside(self.job.out / "gradient_flow.png", png_bytes(lambda: draw_flow(self.log, layers)))
 

@@ -13,28 +13,28 @@ from vitfx.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What was asked for. out: a folder; model_file: where the last weights go as well. init, arch, image_size: see
-    `vitfx.training.model`; image_size is None where the user gave none. command: as a user would type it.
-    """
+    """A checked command line."""
 
     config: TrainConfig
     data: str
-    out: Path
-    model_file: Path | None
-    cache: Path
+    out: Path  #: a folder
+    model_file: Path | None  #: where the last weights go as well
+    cache: Path  #: of decoded images
     device: torch.device
-    workers: int
-    save_seconds: float
-    init: str | None
-    arch: str | None
-    image_size: int | None
+    workers: int  #: processes that augment
+    save_seconds: float  #: between two states
+    init: str | None  #: see `vitfx.training.model`
+    arch: str | None  #: likewise
+    image_size: int | None  #: None where the user gave none
     tensorboard: bool
     force: bool
-    command: str
+    command: str  #: as a user would type it
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
+    """The images."""
+
     train: Pixels
     validation: Pixels
     classes: tuple[str, ...]

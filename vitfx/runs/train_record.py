@@ -1,9 +1,9 @@
-"""The report of a training: what was asked for, on what and with what it was done, and what came of it."""
+"""report.json of `vitfx.train`: what was asked for, the images and the machine, and the result."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypedDict
 
 from vitfx.images.pixel_cache import Pixels
 from vitfx.runs.train_job import Data, TrainJob
@@ -14,12 +14,29 @@ from vitfx.training.state import Log
 from vitfx.training.trainer import Trainer
 
 
+class TrainReport(TypedDict):
+    """report.json."""
+
+    made_by: str
+    settings: dict[str, Any]
+    seeds: dict[str, Any]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    environment: dict[str, Any]
+    seconds: float
+    epochs: list[dict[str, Any]]
+    best: dict[str, Any]  #: the epoch with the highest accuracy
+    last: dict[str, Any]  #: the last weights on the validation images, in full precision
+    notes: list[str]
+
+
 def training_report(
     job: TrainJob, made: TrainModel, data: Data, trainer: Trainer, log: Log, last: Confusion, why: str, processes: int
-) -> dict[str, Any]:
-    """Ready for JSON. last: the last weights on the validation images, in full precision."""
+) -> TrainReport:
+    """why: the reason for the precision."""
+    assert log.best is not None, "a training has an epoch at least"
     config = job.config.to_json()
-    # Weights that were there bring the size of their images.
+    # With --init the weights decide the size of the images.
     height, width = made.preprocess.size
     config["model"]["image_size"] = height if height == width else [height, width]
     return {
@@ -43,7 +60,7 @@ def training_report(
             "factory": made.factory,
             "kwargs": made.kwargs,
             "preprocess": made.preprocess.to_json(),
-            "parameters": sum(one.numel() for one in made.module.parameters()),
+            "parameters": sum(parameter.numel() for parameter in made.module.parameters()),
             "told": list(made.notes),
         },
         "data": {
@@ -54,12 +71,12 @@ def training_report(
         },
         "environment": environment(),
         "seconds": log.seconds,
-        "epochs": [{key: value for key, value in asdict(one).items() if key != "flow"} for one in log.epochs],
-        "best": None if log.best is None else {"epoch": log.best.number, "accuracy": log.best.accuracy},
+        "epochs": [{key: value for key, value in asdict(epoch).items() if key != "flow"} for epoch in log.epochs],
+        "best": {"epoch": log.best.number, "accuracy": log.best.accuracy},
         "last": to_json(last, data.classes),
         "notes": [
             "epochs are evaluated in the training's precision, last in fp32",
-            "best was picked by its accuracy on the validation images, last was not",
+            "best was chosen by its accuracy on the validation images, last was not",
         ],
     }
 

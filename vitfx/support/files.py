@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from vitfx.support.errors import UserError
 
@@ -114,19 +112,4 @@ def check_new_file(out: Path, *, force: bool) -> None:
             raise UserError(f"{out} already exists: give another name with --out, or --force to overwrite it")
 
 
-SWEEP = "sweep.json"
-
-
-ROUNDS = "rounds.json"
-
-
-def check_same(path: Path, what: str, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raises UserError, naming the first difference. path: the file that `earlier` was read from, a record of `what`.
-    settings: of this run, JSON-ready."""
-    wanted = json.loads(json.dumps(settings))
-    for name in sorted(wanted.keys() | earlier.keys()):
-        if wanted.get(name) != earlier.get(name):
-            raise UserError(
-                f"{path} is of another {what} (its {name} is {earlier.get(name)}, not {wanted.get(name)}): name "
-                "another folder with --out, or pass --force to replace it"
-            )
+SWEEP, ROUNDS = "sweep.json", "rounds.json"
