@@ -64,7 +64,7 @@ def open_run(options: argparse.Namespace, command: str) -> PruneRun:
         raise UserError(f"--compensate-samples {options.compensate_samples} is too small: give 2 or more")
     precision = _precision(options, asked)
     out = _out(options, settings, goal)
-    check_output(out, force=options.force, unfinished=record_of(options))
+    check_output(out, force=options.force, unfinished=unfinished_file(options))
     device = pick_device(options.device)
     onnx_device = device if asked is None else pick_device(asked.target.device)
     check_precision(precision, onnx_device)
@@ -100,7 +100,7 @@ def open_run(options: argparse.Namespace, command: str) -> PruneRun:
     return GoalRun(**timed, goal=asked.goal, precision=precision)
 
 
-def record_of(options: argparse.Namespace) -> str:
+def unfinished_file(options: argparse.Namespace) -> str:
     """The file in the folder of results that a run which was stopped goes on from."""
     if options.rounds is not None:
         return ROUNDS
