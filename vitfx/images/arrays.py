@@ -80,7 +80,8 @@ def _to_uint8(path: Path, images: np.ndarray) -> np.ndarray:
         raise UserError(
             f"images of {path} goes from {images.min()} to {images.max()}: give uint8, or floats from 0 to 1"
         )
-    return np.rint(images * 255).astype(np.uint8)
+    pixels: np.ndarray = np.rint(images * 255).astype(np.uint8)
+    return pixels
 
 
 def _names_of(path: Path, labels: np.ndarray) -> tuple[list[str], list[str]]:

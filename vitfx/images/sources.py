@@ -94,12 +94,14 @@ def _decode_torchvision(data: bytes, channels: int) -> torch.Tensor:
     mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
     image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
     # 16-bit PNGs come as uint16.
-    return F.to_dtype(image, torch.uint8, scale=True)
+    pixels: torch.Tensor = F.to_dtype(image, torch.uint8, scale=True)
+    return pixels
 
 
 def _decode_pil(data: bytes, channels: int) -> torch.Tensor:
     with Image.open(io.BytesIO(data)) as image:
-        return F.pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
+        pixels: torch.Tensor = F.pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
+        return pixels
 
 
 @dataclass(frozen=True)

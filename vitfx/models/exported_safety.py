@@ -72,7 +72,7 @@ def without_code(path: Path) -> io.BytesIO:
 
 def _check_tensor_list(record: dict[str, Any]) -> None:
     for name, entry in record["config"].items():
-        if entry["use_pickle"] or not _TENSOR.fullmatch(entry["path_name"]):
+        if entry["use_pickle"] is not False or not _TENSOR.fullmatch(entry["path_name"]):
             raise UnsafeError(f"the pickled object {name!r}")
         if not _NAME.fullmatch(name):
             raise UnsafeError(f"the tensor name {name!r}")
@@ -99,7 +99,7 @@ def _check_text(text: str, key: str) -> None:
     if key in ("target", "as_operator"):
         safe = _is_safe_operator(text)
     elif key in ("in_spec", "out_spec"):
-        safe = not text or _is_safe_tree(json.loads(text)[1])
+        safe = not text or _is_safe_tree(json.loads(text))
     elif key == "expr_str":
         safe = _EXPRESSION.fullmatch(text) is not None
     elif key in ("as_string", "as_strings"):
@@ -121,10 +121,11 @@ def _is_safe_operator(text: str) -> bool:
     return isinstance(getattr(getattr(torch.ops.aten, operator, None), overload, None), torch._ops.OpOverload)
 
 
-def _is_safe_tree(tree: Any) -> bool:
-    return (
-        isinstance(tree, dict)
-        and tree["type"] in _TREE_TYPES
-        and _TREE_CONTEXT.fullmatch(tree["context"] or "") is not None
-        and all(_is_safe_tree(child) for child in tree["children_spec"])
-    )
+def _is_safe_tree(tree: object) -> bool:
+    match tree:
+        case [int(), inner]:
+            return _is_safe_tree(inner)
+        case {"type": type_name, "context": str() | None as context, "children_spec": list() as children}:
+            is_known = type_name in _TREE_TYPES and _TREE_CONTEXT.fullmatch(context or "") is not None
+            return is_known and all(map(_is_safe_tree, children))
+    return False

@@ -70,7 +70,8 @@ class ViT(nn.Module):
         patches = self.embed(images)
         class_token = repeat(self.class_token, "1 1 d -> b 1 d", b=patches.shape[0])
         tokens = torch.cat([class_token, patches], dim=1) + self.positions
-        return self.head(self.norm(self.blocks(self.dropout(tokens)))[:, 0])
+        logits: torch.Tensor = self.head(self.norm(self.blocks(self.dropout(tokens)))[:, 0])
+        return logits
 
 
 class Block(nn.Module):
@@ -90,7 +91,8 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.drop_path(self.attention(self.attention_norm(x)))
-        return x + self.drop_path(self.mlp(self.mlp_norm(x)))
+        out: torch.Tensor = x + self.drop_path(self.mlp(self.mlp_norm(x)))
+        return out
 
 
 class Attention(nn.Module):
@@ -106,7 +108,8 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attention_dropout if self.training else 0.0)
-        return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+        out: torch.Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+        return out
 
 
 def _check_counts(**counts: int) -> None:
