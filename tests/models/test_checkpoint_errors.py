@@ -126,7 +126,7 @@ def test_a_trusted_pickle_does_run(tmp_path: Path) -> None:
     ("changes", "sentence"),
     [
         ({"format": "vitfx-checkpoint/9"}, "has the format 'vitfx-checkpoint/9', this vitfx reads"),
-        ({"format": None}, "has the format None"),
+        ({"format": None}, "has the format 'None'"),
         (
             {"factory": "os:system", "kwargs": {"command": "true"}},
             "factory 'os:system' is not one that a checkpoint may name",

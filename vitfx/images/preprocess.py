@@ -11,7 +11,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, in_a_line
 
 _INTERPOLATIONS = tuple(mode.value for mode in InterpolationMode)
 
@@ -31,13 +31,16 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.interpolation not in _INTERPOLATIONS:
-            raise UserError(f"interpolation {self.interpolation!r} is not one of {', '.join(_INTERPOLATIONS)}")
+            name = in_a_line(self.interpolation)
+            raise UserError(f"interpolation {name!r} is not one of {', '.join(_INTERPOLATIONS)}")
         if not isinstance(self.antialias, bool):
-            raise UserError(f"antialias is {self.antialias!r}: give true or false")
+            raise UserError(f"antialias is {in_a_line(self.antialias)}: give true or false")
         if not _are(self.size, int) or len(self.size) != 2 or min(self.size) < 1:
-            raise UserError(f"the image size is {self.size}: give (height, width), 1 pixel or more each")
+            raise UserError(f"the image size is {in_a_line(self.size)}: give (height, width), 1 pixel or more each")
         if not _are(self.mean, int | float) or not _are(self.std, int | float) or min(self.std, default=1) <= 0:
-            raise UserError(f"mean is {self.mean} and std is {self.std}: give finite numbers, std above 0")
+            raise UserError(
+                f"mean is {in_a_line(self.mean)} and std is {in_a_line(self.std)}: give finite numbers, std above 0"
+            )
         if len(self.mean) != len(self.std) or not self.mean:
             raise UserError(
                 f"mean has {len(self.mean)} values and std has {len(self.std)}: give one of each for every channel"
@@ -66,7 +69,7 @@ class Preprocess:
         """Reads a checkpoint's `preprocess`; raises UserError for anything that is not one."""
         known = Preprocess.__dataclass_fields__
         if not isinstance(record, Mapping):
-            raise UserError(f"preprocess is {record!r}: give an object with the keys {', '.join(known)}")
+            raise UserError(f"preprocess is {in_a_line(record)}: give an object with the keys {', '.join(known)}")
         if unknown := sorted(str(key) for key in record if key not in known):
             raise UserError(f"preprocess has the unknown keys {', '.join(unknown)}: known are {', '.join(known)}")
         if "size" not in record:

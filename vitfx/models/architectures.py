@@ -12,9 +12,8 @@ from torch import nn
 
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.factory import import_extra, is_classifier
-from vitfx.models.model_file import in_a_line
 from vitfx.models.weights import load_weights
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, in_a_line
 
 KNOWN_ARCHES = "torchvision:NAME, timm:NAME or hf:DIR"
 

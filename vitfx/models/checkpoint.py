@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -19,9 +21,9 @@ from vitfx.models.exported import is_exported, load_exported
 from vitfx.models.factory import build_from_factory
 from vitfx.models.graph_json import decode, encode
 from vitfx.models.huggingface import Logits, load_folder
-from vitfx.models.model_file import in_a_line, read_model_file, write_record
+from vitfx.models.model_file import read_model_file, write_record
 from vitfx.models.weights import check_finite, fingerprint, load_weights, unwrap_state_dict
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, in_a_line
 
 CHECKPOINT_FORMAT = "vitfx-checkpoint/1"
 ARTIFACT_FORMAT = "vitfx-artifact/1"
@@ -153,7 +155,7 @@ def read_record(record: Mapping[str, Any], source: str) -> ModelRecord:
     form = record.get("format")
     if form not in (CHECKPOINT_FORMAT, ARTIFACT_FORMAT):
         raise UserError(
-            f"{source} has the format {form!r}, this vitfx reads {CHECKPOINT_FORMAT} and {ARTIFACT_FORMAT}: "
+            f"{source} has the format {in_a_line(form)!r}, this vitfx reads {CHECKPOINT_FORMAT} and {ARTIFACT_FORMAT}: "
             "load it with the vitfx that wrote it"
         )
     types = {"preprocess": dict, "classes": list | tuple, "data": str, "provenance": dict}
@@ -206,7 +208,8 @@ def _answering_logits(
     """`module`, wrapped where it answers with a record, once it has given logits for a batch of blank images."""
     shape = (2, preprocess.channels, *preprocess.size)
     try:
-        with torch.no_grad():
+        # torch.fx prints a traceback of what goes wrong in a graph before it raises it.
+        with torch.no_grad(), redirect_stderr(io.StringIO()):
             answer = module(torch.zeros(shape))
     except Exception as error:  # What a model raises on images of another size is its own affair.
         raise UserError(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,9 +14,9 @@ from torch.export import ExportedProgram
 
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.exported_safety import GRAPH_MEMBER, UnsafeError, without_code
-from vitfx.models.model_file import in_a_line, zip_members
+from vitfx.models.model_file import zip_members
 from vitfx.models.weights import check_finite
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, in_a_line
 
 
 def is_exported(path: Path) -> bool:
@@ -41,7 +44,8 @@ def load_exported(path: Path, *, trust_pickle: bool) -> tuple[nn.Module, Preproc
             f"{path} is a broken torch.export program ({in_a_line(error)}): export the model again"
         ) from error
     try:
-        program = torch.export.load(archive)
+        with _unlogged():
+            program = torch.export.load(archive)
         shapes = _input_shapes(program)
         exported = program.module(check_guards=False)
         # The exported module itself refuses .eval(), which everything after this calls.
@@ -56,6 +60,17 @@ def load_exported(path: Path, *, trust_pickle: bool) -> tuple[nn.Module, Preproc
     check_finite(program.state_dict, str(path))
     channels, height, width = _image_shape(shapes, path)
     return module, Preprocess(size=(height, width)) if channels == 3 else None
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Without torch's log of what it can't load, a traceback: the error says the same."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(level)
 
 
 def _input_shapes(program: ExportedProgram) -> list[torch.Size]:

@@ -14,8 +14,7 @@ from typing import Any
 import torchvision
 from torch import nn
 
-from vitfx.models.model_file import in_a_line
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, in_a_line
 
 Arguments = Mapping[type, str]
 """The names of arguments by their type. An `int` does for a `float`, and for a `list`, which is of numbers or names;
@@ -63,6 +62,8 @@ _FACTORIES: Mapping[str, Arguments] = {
     r"transformers(\.models\.[a-z]\w*(\.modeling_\w+)?)?:\w+ForImageClassification\w*": _TRANSFORMERS,
 }
 _EXAMPLES = "torchvision.models:VisionTransformer, timm:create_model or transformers:ViTForImageClassification"
+# No number of layers, classes or pixels is larger; with more, a library would build for hours.
+_LARGEST = 10**6
 _EXTRAS = {"timm": "timm", "transformers": "hf"}
 
 
@@ -112,8 +113,8 @@ def check_arguments(given: Mapping[str, Any], arguments: Arguments, owner: str) 
                 f"{owner} {name!r}, is none that a file may give: leave it out, or export the model instead"
             )
         if not _is_of(value, kinds[name]):
-            advice = "leave it out" if kinds[name] is type(None) else f"give a value of type {kinds[name].__name__}"
-            raise UserError(f"{owner} {name!r}, is {str(value)[:60]!r}: {advice}")
+            advice = "leave it out" if kinds[name] is type(None) else f"give a {kinds[name].__name__} that fits"
+            raise UserError(f"{owner} {name!r}, is {in_a_line(value)!r}: {advice}")
 
 
 def is_classifier(library: str, name: object) -> bool:
@@ -149,9 +150,18 @@ def _find(factory: str, library: str) -> Any:
     return make
 
 
+def to_size(digits: str) -> int:
+    """A whole number out of JSON; raises ValueError where it is too large for a model's."""
+    if len(digits) > 9 or abs(number := int(digits)) > _LARGEST:
+        raise ValueError(f"{digits[:20]} is larger than {_LARGEST}")
+    return number
+
+
 def _is_of(value: object, kind: type) -> bool:
     if value is None:
         return True
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return False
     if kind is type(None):
         return value is False
     if kind is float:

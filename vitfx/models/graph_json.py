@@ -19,8 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from passes.aten import is_attribute_of
 from passes.dialect import AddConstant, Attention, Mlp
-from vitfx.models.model_file import in_a_line
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, in_a_line
 
 _MODULES: dict[str, type[nn.Module]] = {part.__name__: part for part in (Attention, Mlp, AddConstant, nn.LayerNorm)}
 _PYTHON = {

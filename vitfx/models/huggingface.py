@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from vitfx.images.preprocess import Preprocess
-from vitfx.models.factory import TIMM, check_arguments, import_extra, is_classifier
-from vitfx.models.model_file import in_a_line
+from vitfx.models.factory import TIMM, check_arguments, import_extra, is_classifier, to_size
 from vitfx.models.weights import check_finite, load_weights
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, in_a_line
 
 # Pillow's numbers for ways to resample, which preprocessor_config.json uses.
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -88,10 +87,12 @@ def _read_config(folder: Path, transformers: Any) -> dict[str, Any]:
         raise UserError(f"{path} is of a quantized model: save the model in float32")
     # timm's own folders say no model_type.
     model_type = record.setdefault("model_type", "timm_wrapper" if "architecture" in record else None)
-    if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
+    configs, classifiers = transformers.CONFIG_MAPPING, transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    # Others, such as depth estimators, load their backbone from elsewhere when they are only configured.
+    if not (isinstance(model_type, str) and model_type in configs and configs[model_type] in classifiers):
         raise UserError(
-            f"{path} is of the model_type {model_type!r}, which transformers {transformers.__version__} does not have "
-            "(code in the folder is never run): export the model with torch.export.save instead"
+            f"{path} is of the model_type {in_a_line(model_type)!r}, of which transformers {transformers.__version__} "
+            "has no image classifier (code in the folder is never run): export the model with torch.export.save instead"
         )
     if model_type == "timm_wrapper":
         if not is_classifier("timm", record.get("architecture")):
@@ -108,14 +109,14 @@ def _without(value: Any, keys: tuple[str, ...]) -> Any:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        return _object(json.loads(path.read_text(encoding="utf-8")), path)
+        return _object(json.loads(path.read_text(encoding="utf-8"), parse_int=to_size), path)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({in_a_line(error)}): save the model and its processor again") from error
 
 
 def _object(value: Any, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds {str(value)[:60]!r}, not an object: save the model and its processor again")
+        raise UserError(f"{path} holds {in_a_line(value)!r}, not an object: save the model and its processor again")
     return value
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, in_a_line
 from vitfx.support.files import write_aside
 
 
@@ -61,11 +61,6 @@ def pickled_code(error: Exception) -> str | None:
     """
     named = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
     return named and named[1]
-
-
-def in_a_line(error: Exception) -> str:
-    """An error of a library as part of a sentence: its type where it says nothing, and never more than 300 letters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def zip_members(path: Path) -> tuple[str, ...]:

@@ -13,3 +13,8 @@ class NothingPrunable(UserError):
 
     def __init__(self) -> None:
         super().__init__("no attention and no MLP is left in the model: give one that has something to take apart")
+
+
+def in_a_line(value: object) -> str:
+    """A library's error, or a value out of a file, as part of a sentence: without line breaks, 300 letters at most."""
+    return " ".join(str(value).split())[:300] or type(value).__name__
