@@ -129,7 +129,7 @@ SETTINGS: dict[str, tuple[tuple[object, ...], str]] = {
     "NaN limit": (("--max-kl", "nan"), "--max-kl nan is not a limit: give a number of nats, 0 or more"),
     "negative limit": (("--max-kl", "-1"), "--max-kl -1.0 is not a limit"),
     "no samples": (("--samples", 0), "--samples 0 is too small: give 2 or more"),
-    "too many samples": (("--samples", 1439), "1439 samples are not to be had from 1438 images: ask for 1 to 1438"),
+    "too many samples": (("--samples", 1439), "can't sample 1439 of 1438 images: ask for 1 to 1438"),
     "no paths": (("--paths", 0), "--paths 0 is too small: give 1 or more"),
     "negative seed": (("--seed", -1), "--seed -1 is too small: give 0 or more"),
     "negative evaluation": (("--eval-samples", -1), "--eval-samples -1 is negative: give a number of images, 0 for"),
@@ -260,4 +260,4 @@ def test_one_whole_image_is_too_few(tmp_path: Path, capsys: pytest.CaptureFixtur
         "--corruption",
         "noise",
     )
-    assert said == f"{count - 1} of the {count} sampled images are corrupt: mend {images}"
+    assert said == f"{count - 1} of the {count} sampled images are corrupt: repair {images}"

@@ -51,7 +51,7 @@ def open_job(options: argparse.Namespace) -> tuple[Job, Rounds | None]:
     check_precision(precision, runs_on)
     inputs = open_inputs(options)
     if circuit is None and "samples" not in given:
-        settings = replace(settings, samples=inputs.to_be_had(settings.samples))
+        settings = replace(settings, samples=inputs.available(settings.samples))
     evaluation = inputs.splits.evaluation
     if 0 < options.eval_samples < len(evaluation):
         evaluation = evaluation.sample(options.eval_samples, settings.seed)

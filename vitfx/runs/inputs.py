@@ -17,30 +17,29 @@ from vitfx.support.progress import Report
 
 @dataclass(frozen=True)
 class Inputs:
-    """data, arch: as the user gave them, so that a report says how to open the same again."""
+    """The model and its data set, opened."""
 
     model: LoadedModel
     splits: Splits
-    data: str
-    arch: str | None
+    data: str  #: as the user gave it, for a report that says how to open the same again
+    arch: str | None  #: likewise
 
-    def to_be_had(self, samples: int) -> int:
-        """So many calibration images, or all that there are: for a default, which the user did not ask for."""
+    def available(self, samples: int) -> int:
+        """This many calibration images, or all that there are: for a default, which the user did not ask for."""
         return min(samples, max(2, len(self.splits.calibration)))
 
     def calibration(self, samples: int, seed: int, progress: Report | None = None) -> Images:
         """Raises UserError where fewer than two are whole."""
         images = self.splits.calibration.sample(samples, seed).load(progress)
         if len(images) < 2:
-            raise UserError(f"{images.skipped} of the {samples} sampled images are corrupt: mend {self.data}")
+            raise UserError(f"{images.skipped} of the {samples} sampled images are corrupt: repair {self.data}")
         return images
 
 
 def open_inputs(options: argparse.Namespace) -> Inputs:
-    """Loads the model and opens its data. options: with the arguments of `vitfx.cli.options.add_inputs` and
-    `add_loading`.
+    """Loads the model and opens its data; raises UserError.
 
-    Raises UserError.
+    options: with the arguments of `vitfx.cli.options.add_inputs` and `add_loading`
     """
     model = open_model(options)
     data = options.data or model.data
@@ -53,7 +52,7 @@ def open_inputs(options: argparse.Namespace) -> Inputs:
 
 
 def open_model(options: argparse.Namespace) -> LoadedModel:
-    """The model alone. Raises UserError."""
+    """Loads the model alone; raises UserError."""
     return load_model(
         options.model, arch=options.arch, trust_pickle=options.trust_pickle, preprocess=_preprocess(options)
     )
@@ -62,7 +61,7 @@ def open_model(options: argparse.Namespace) -> LoadedModel:
 def _preprocess(options: argparse.Namespace) -> Preprocess | None:
     if options.image_size is None:
         if options.mean or options.std:
-            raise UserError("--mean and --std need --image-size: give the size that the model was trained with")
+            raise UserError("--mean and --std need --image-size: give the size that the model was trained at")
         return None
     size = (options.image_size, options.image_size)
     default = Preprocess(size)
@@ -70,13 +69,13 @@ def _preprocess(options: argparse.Namespace) -> Preprocess | None:
 
 
 def _check_labels(model: LoadedModel, images: ImageSet, data: str) -> None:
-    """Without names, classes are matched by their position, and each needs a logit: UserError where one has none."""
+    """Classes without names are matched by position. Raises UserError where one has no logit."""
     if images.labels is None:
         return
     with torch.no_grad():
         logits = model.module(torch.zeros(2, model.preprocess.channels, *model.preprocess.size)).shape[1]
     if max(images.labels) >= logits:
         raise UserError(
-            f"{data} has at least {max(images.labels) + 1} classes and the model {logits} logits: "
+            f"{data} has at least {max(images.labels) + 1} classes and the model has {logits} logits: "
             "give the data that it was trained on, or images without class folders"
         )
