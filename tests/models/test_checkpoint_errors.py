@@ -74,7 +74,7 @@ def test_the_record_that_the_others_break_is_whole(tmp_path: Path) -> None:
 
 def test_a_missing_file(tmp_path: Path) -> None:
     path = tmp_path / "none.pt"
-    assert refused(path) == f"{path} is not there: give the path of a model file, or demo for the built-in model"
+    assert refused(path) == f"{path} does not exist: give the path of a model file, or demo for the built-in model"
 
 
 @pytest.mark.parametrize("length", [0, 10, 200, -1, -300])
@@ -231,7 +231,7 @@ def test_position_embeddings_that_make_no_square(tmp_path: Path) -> None:
 
 def test_a_module_that_does_not_answer_with_logits(tmp_path: Path) -> None:
     said = refused(tmp_path / "model.pt", Pooled(), trust_pickle=True)
-    assert "answers two images with (2, 8, 8), not with (2, classes) logits" in said
+    assert "returns (2, 8, 8) for two images, not (2, classes) logits" in said
 
 
 def test_a_module_that_does_not_say_its_image_size(tmp_path: Path) -> None:

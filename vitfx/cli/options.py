@@ -34,9 +34,10 @@ def add_discovery(parser: argparse.ArgumentParser) -> None:
     add(
         "--method",
         choices=METHODS,
-        help="acdc measures what removing each edge costs (exact, but slow on graphs with many edges); eap-acdc predicts "
-        "this from gradients and measures only close calls (for the edge and qkv graphs); the others rank edges: eap, "
-        f"eap-ig and taylor by gradients, magnitude by weights, random as the baseline (default {default.method})",
+        help="acdc measures what removing each edge costs (exact, but slow on graphs with many edges); eap-acdc "
+        "predicts this from gradients and measures only close calls (for the edge and qkv graphs); the others rank "
+        "edges: eap, eap-ig and taylor by gradients, magnitude by weights, random as the baseline "
+        f"(default {default.method})",
     )
     add(
         "--granularity",
@@ -57,8 +58,8 @@ def add_discovery(parser: argparse.ArgumentParser) -> None:
     add(
         "--remove",
         type=float,
-        help="for methods that rank, instead of --tau: the fraction to remove, 0 to 1, of the model's FLOPs on the block "
-        "and head graphs, and of the edges on the others",
+        help="for methods that rank, instead of --tau: the fraction to remove, 0 to 1, of the model's FLOPs on the "
+        "block and head graphs, and of the edges on the others",
     )
     add(
         "--order",

@@ -117,7 +117,7 @@ def _classes(weights: Mapping[str, torch.Tensor], heads: list[str]) -> dict[str,
 def _image_size(
     argument: str, weights: Mapping[str, torch.Tensor], positions: str, patches: str, prefix: int
 ) -> dict[str, int]:
-    """The image's side, where the patches make a square; else nothing, and the shapes' misfit is told on loading.
+    """The image's side, where the patches make a square; else nothing, and loading reports the misfit.
 
     positions, patches: the names of the two weights that show it.
     prefix: how many positions are not patches'.

@@ -71,15 +71,15 @@ def load_model(
 ) -> LoadedModel:
     """Loads a model from `spec`: "demo", or the path of a file or of a Hugging Face folder.
 
-    arch: what a bare state_dict belongs to: "torchvision:vit_b_16", "timm:NAME", "hf:DIR".
-    trust_pickle: unpickle whole modules, which runs code that stands in the file.
-    preprocess: instead of what the file or the library says.
+    arch: the model of a bare state_dict: "torchvision:vit_b_16", "timm:NAME", "hf:DIR"
+    trust_pickle: unpickle whole modules, which runs any code in the file
+    preprocess: replaces what the file or the library says
 
     Raises UserError for anything that cannot be loaded safely and completely.
     """
     path = Path(str(resources.files("vitfx.models") / "demo" / "digits.pt")) if spec == "demo" else Path(spec)
     if not path.exists():
-        raise UserError(f"{spec} is not there: give the path of a model file, or demo for the built-in model")
+        raise UserError(f"{spec} does not exist: give the path of a model file, or demo for the built-in model")
     try:
         parts = _load(path, arch, trust_pickle)
     except UserError:
@@ -87,7 +87,7 @@ def load_model(
     except Exception as error:  # Every reader refuses what it knows; a damaged file may hold what nobody thought of.
         raise UserError(f"{spec} can't be read as a model ({in_a_line(error)}): give a whole file") from error
     preprocess = preprocess or parts.preprocess or _guess_preprocess(parts.module, spec)
-    module = _answering_logits(parts.module.eval(), preprocess, parts.classes, spec)
+    module = _returning_logits(parts.module.eval(), preprocess, parts.classes, spec)
     weights = fingerprint(module.state_dict())
     return LoadedModel(module, preprocess, parts.classes, parts.data, spec, weights, parts.provenance)
 
@@ -105,8 +105,8 @@ def save_checkpoint(
 ) -> None:
     """Writes a checkpoint that `load_model` reads: the same arguments give the same bytes.
 
-    factory: "module:callable" that makes the model from `kwargs`, such as "torchvision.models:VisionTransformer".
-    made_by: the command that trained it.
+    factory: "module:callable" that makes the model from `kwargs`, such as "torchvision.models:VisionTransformer"
+    made_by: the command that trained it
     """
     size, mean, std = list(preprocess.size), list(preprocess.mean), list(preprocess.std)
     record = {
@@ -202,16 +202,16 @@ def _guess_preprocess(module: nn.Module, source: str) -> Preprocess:
     return Preprocess(size=(size, size))
 
 
-def _answering_logits(
+def _returning_logits(
     module: nn.Module, preprocess: Preprocess, classes: tuple[str, ...] | None, source: str
 ) -> nn.Module:
-    """`module`, wrapped where it answers with a record, once it has given logits for a batch of blank images."""
+    """`module`, wrapped where it returns a record, once it has returned logits for a batch of blank images."""
     shape = (2, preprocess.channels, *preprocess.size)
     try:
         # torch.fx prints a traceback of what goes wrong in a graph before it raises it.
         with torch.no_grad(), redirect_stderr(io.StringIO()):
             answer = module(torch.zeros(shape))
-    except Exception as error:  # What a model raises on images of another size is its own affair.
+    except Exception as error:  # Each model fails in its own way on images of another size.
         raise UserError(
             f"{source} does not take images of {shape[1]}×{shape[2]}×{shape[3]} ({in_a_line(error)}): "
             "give the --image-size, --mean and --std that it was trained with"
@@ -220,7 +220,7 @@ def _answering_logits(
         module, answer = Logits(module).eval(), answer.logits
     if not isinstance(answer, torch.Tensor) or answer.ndim != 2 or answer.shape[0] != 2:
         form = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
-        raise UserError(f"{source} answers two images with {form}, not with (2, classes) logits: give a classifier")
+        raise UserError(f"{source} returns {form} for two images, not (2, classes) logits: give a classifier")
     if classes is not None and len(classes) != answer.shape[1]:
         raise UserError(f"{source} names {len(classes)} classes but has {answer.shape[1]} logits: correct its classes")
     return module

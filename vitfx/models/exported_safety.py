@@ -1,4 +1,4 @@
-"""Copies a torch.export archive without what in it could run code.
+"""Copies a torch.export archive without anything that could run as code.
 
 `torch.export.load` (torch 2.14, torch/export/pt2_archive/_package.py and torch/_export/serde/serialize.py) unpickles
 sample inputs, tensor subclasses and custom objects with weights_only=False, loads compiled libraries, evaluates shape
@@ -43,18 +43,18 @@ _FILE_OPERATORS = ("from_file", "save")
 
 
 class UnsafeError(Exception):
-    """What in the archive could run code, in a few words."""
+    """The part of an archive that could run as code, in a few words."""
 
 
 def without_code(path: Path) -> io.BytesIO:
-    """A copy of the archive of which every part has been looked at; raises UnsafeError."""
+    """A copy of the archive with every part checked; raises UnsafeError."""
     copy = io.BytesIO()
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as out:
         root = archive.namelist()[0].partition("/")[0]
         for member in archive.namelist():
             part = member.removeprefix(f"{root}/")
             if part == _EXAMPLE_INPUTS:
-                # A pickle, and nothing needs it.
+                # A pickle that nothing needs.
                 out.writestr(f"model/{part}", b"")
             elif part == GRAPH_MEMBER:
                 out.writestr(f"model/{part}", json.dumps(_checked(json.loads(archive.read(member)), "")))

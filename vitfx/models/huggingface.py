@@ -23,7 +23,7 @@ _ELSEWHERE = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_
 
 
 class Logits(nn.Module):
-    """Takes a model that answers with a record and keeps the logits: (B, C, H, W) -> (B, K)."""
+    """Wraps a model that returns a record and keeps the logits: (B, C, H, W) -> (B, K)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def load_folder(
 ) -> tuple[nn.Module, Preprocess, tuple[str, ...] | None]:
     """The classifier, its preprocessing and its class names from `folder` (config.json and weights).
 
-    weights: a state_dict to load instead of the folder's own.
+    weights: a state_dict to load instead of the folder's own
 
     Raises UserError where the folder holds no image classifier, or one whose weights are missing or do not fit.
     """
@@ -122,7 +122,7 @@ def _object(value: Any, path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Without the library's progress bar and its load report: what it would report is told as a UserError."""
+    """Without the library's progress bar and load report: a UserError says what the report would."""
     log = transformers.utils.logging
     verbosity, bar = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -167,6 +167,6 @@ def _height_width(size: Any, path: Path) -> tuple[int, int]:
 
 def _class_names(config: Any) -> tuple[str, ...] | None:
     names = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
-    # transformers makes these up where the model was saved without names.
+    # transformers invents these where the model was saved without names.
     invented = all(name == f"LABEL_{position}" for position, name in enumerate(names))
     return None if invented else names

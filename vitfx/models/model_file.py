@@ -1,4 +1,4 @@
-"""Model files: opened without running code that stands in them, written whole or not at all."""
+"""Model files: read without running any code in them, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read_model_file(path: Path, *, trust_pickle: bool) -> Any:
         )
     try:
         with warnings.catch_warnings():
-            # torch warns of pickles from elsewhere before it refuses them.
+            # torch warns of foreign pickles before it refuses them.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:

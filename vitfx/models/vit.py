@@ -17,11 +17,12 @@ class ViT(nn.Module):
 
     Takes (B, channels, image_size, image_size), gives logits (B, classes).
 
-    width: of the residual stream; mlp: hidden neurons of each MLP.
-    dropout: on the embedded tokens, hidden neurons and each sublayer's output; attention_dropout: on attention weights,
-        which costs the fused kernel on CPUs.
-    drop_path: the chance that the last block's sublayers are skipped for an image in training, growing linearly
-        from 0 at the first block (stochastic depth, Huang et al. 2016).
+    width: of the residual stream
+    mlp: hidden neurons of each MLP
+    dropout: on the embedded tokens, hidden neurons and each sublayer's output
+    drop_path: the probability that the last block's sublayers are skipped for an image in training; it grows linearly
+        from 0 at the first block (stochastic depth, Huang et al. 2016)
+    attention_dropout: on attention weights; rules out the fused kernel on CPUs
 
     Raises UserError for arguments that make no model.
     """
@@ -61,7 +62,7 @@ class ViT(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads, mlp, dropout, attention_dropout, rate) for rate in rates))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
-        # As large as embedded patches are: from 0.02, which is common, small data sets take far longer to be learnt.
+        # The scale of embedded patches: with the usual 0.02, training on small data sets takes far longer.
         nn.init.normal_(self.class_token, std=0.5)
         nn.init.normal_(self.positions, std=0.5)
 
@@ -120,7 +121,7 @@ def _check_counts(**counts: int) -> None:
 
 def _check_divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
     if whole % part:
-        raise UserError(f"ViT's {whole_name} {whole} is not a multiple of its {part_name} {part}: change one")
+        raise UserError(f"ViT's {whole_name} {whole} is not a multiple of its {part_name} {part}: change one of them")
 
 
 def _check_chances(**chances: float) -> None:
