@@ -98,7 +98,7 @@ def test_code_in_a_folder_does_not_run(
         {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
         {"model_type": "timm_wrapper", "architecture": "hf-hub:someone/model"},
         {"model_type": "timm_wrapper", "architecture": "hf_hub:someone/model"},
-        {"model_type": "timm_wrapper", "architecture": "local-dir:/tmp"},
+        {"model_type": "timm_wrapper", "architecture": "local-dir:/models"},
         {"model_type": "timm_wrapper", "architecture": 3},
         {"model_type": "timm_wrapper", "architecture": "resnet18", "model_args": {"checkpoint_path": "a.pth"}},
         {
@@ -146,7 +146,7 @@ def test_models_with_a_backbone_to_download_are_refused(tmp_path: Path, name: ob
 
 
 @pytest.mark.parametrize(
-    "name", ["hf-hub:a/b", "hf_hub:a/b", "local-dir:/tmp", "a/b", "vit_tiny_patch16_224:x", 3, None]
+    "name", ["hf-hub:a/b", "hf_hub:a/b", "local-dir:/models", "a/b", "vit_tiny_patch16_224:x", 3, None]
 )
 def test_timm_models_from_elsewhere_are_refused(tmp_path: Path, name: object) -> None:
     contents = record(factory="timm:create_model", kwargs={"model_name": name})
@@ -164,7 +164,7 @@ FACTORIES: dict[str, dict[str, Any]] = {
 }
 ARGUMENTS = {
     "weights": "DEFAULT", "weights_backbone": "DEFAULT", "pretrained": True, "checkpoint_path": "a.pth",
-    "cache_dir": "/tmp", "pretrained_cfg": {"url": "http://a"}, "pretrained_cfg_overlay": {"hf_hub_id": "a/b"},
+    "cache_dir": "/models", "pretrained_cfg": {"url": "http://a"}, "pretrained_cfg_overlay": {"hf_hub_id": "a/b"},
     "pretrained_cfg_": 1, "backbone": "resnet18", "use_pretrained_backbone": True, "backbone_config": {},
     "auto_map": LOCAL, "attn_implementation": "kernels-community/a", "quantization_config": {}, "block_fn": "os.system",
     "progress": True, "url": "http://a", "features_only": True, 3: 4,
