@@ -273,11 +273,11 @@ REFUSED = {
     "negative": (("--eval-samples", "-1"), "--eval-samples -1 is negative"),
     "not measured": (("--method", "eap", "--max-kl", "1"), "--max-kl is for methods that measure KL, eap ranks"),
     "not ranked": (("--remove", "0.1"), "--remove is for the methods that rank, acdc decides by --tau"),
-    "twice": (("--remove", "0.1", "--tau", "1", "--method", "eap"), "--remove 0.1 stands in place of --tau"),
+    "twice": (("--remove", "0.1", "--tau", "1", "--method", "eap"), "--remove 0.1 replaces --tau"),
     "not looked at": (("--steps", "3"), "--steps is for eap-ig, not acdc: leave it out"),
     "no groups": (
         ("--granularity", "block", "--paths", "4"),
-        "--paths 4 groups neurons of MLPs, which block takes whole",
+        "--paths 4 splits MLPs, which the block graph keeps whole",
     ),
     "memory": (("--memory", "1e-6"), "--memory 1e-06 GiB is too little for the "),
     "no memory": (("--memory", "-1"), "--memory -1 is no amount"),

@@ -88,8 +88,8 @@ def folder(path: Path, images: int = 0) -> Path:
 
 Make = Callable[[Path], tuple[object, ...]]
 MODELS: dict[str, tuple[Make, str]] = {
-    "missing file": (lambda t: (t / "none.pt",), "none.pt is not there: give the path of a model file, or demo"),
-    "truncated checkpoint": (lambda t: (truncated(t / "m.pt"),), "m.pt is cut short or no model file: give a whole"),
+    "missing file": (lambda t: (t / "none.pt",), "none.pt does not exist: give the path of a model file, or demo"),
+    "truncated checkpoint": (lambda t: (truncated(t / "m.pt"),), "m.pt is cut short or no model file"),
     "pickled module": (lambda t: (pickled(t / "m.pt", Cnn()),), "pass --trust-pickle if you trust where"),
     "weights of another model": (
         lambda t: (checkpoint(t / "m.pt", kwargs=SIZES | {"depth": 3}),),
@@ -101,7 +101,7 @@ MODELS: dict[str, tuple[Make, str]] = {
     ),
     "weights without a model": (
         lambda t: (pickled_weights(t / "m.pt"),),
-        "holds weights alone: say with --arch what model they are of",
+        "holds only weights: name their model with --arch",
     ),
     "NaN weights": (
         lambda t: (with_weights(t / "m.pt", **{"head.bias": torch.full((10,), torch.nan)}),),
@@ -129,7 +129,7 @@ SETTINGS: dict[str, tuple[tuple[object, ...], str]] = {
     "NaN limit": (("--max-kl", "nan"), "--max-kl nan is not a limit: give a number of nats, 0 or more"),
     "negative limit": (("--max-kl", "-1"), "--max-kl -1.0 is not a limit"),
     "no samples": (("--samples", 0), "--samples 0 is too small: give 2 or more"),
-    "too many samples": (("--samples", 1439), "1439 samples are not to be had from 1438 images: ask for 1 to 1438"),
+    "too many samples": (("--samples", 1439), "can't sample 1439 of 1438 images: ask for 1 to 1438"),
     "no paths": (("--paths", 0), "--paths 0 is too small: give 1 or more"),
     "negative seed": (("--seed", -1), "--seed -1 is too small: give 0 or more"),
     "negative evaluation": (("--eval-samples", -1), "--eval-samples -1 is negative: give a number of images, 0 for"),
@@ -143,7 +143,7 @@ DATA: dict[str, tuple[Make, str]] = {
     "one image": (lambda t: (folder(t / "one", images=1),), "one"),
     "classes without a logit": (
         lambda t: (archive(t / "images.npz", classes=12),),
-        "has at least 12 classes and the model 10 logits: give the data that it was trained on",
+        "has at least 12 classes and the model has 10 logits: give the data that it was trained on",
     ),
 }
 
@@ -194,7 +194,7 @@ def test_data_that_nothing_names(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_code_in_a_pickle_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": Code(tmp_path / "marker")}, tmp_path / "m.pt")
-    assert "unpickling would run whatever stands in it" in refused(capsys, tmp_path / "out", tmp_path / "m.pt")
+    assert "which would run when it is unpickled" in refused(capsys, tmp_path / "out", tmp_path / "m.pt")
     assert not (tmp_path / "marker").exists()
 
 

@@ -117,7 +117,7 @@ def _run(task: _Task, share: Share, watcher: Watcher) -> list[RenderableType]:
     options, settings = task.options, task.settings
     inputs = on_each(share, lambda: open_inputs(options))
     if options.samples is None:
-        settings = replace(settings, samples=inputs.at_most(settings.samples))
+        settings = replace(settings, samples=inputs.available(settings.samples))
     watcher.say(inputs.splits.description)
     images = on_each(share, lambda: inputs.calibration(settings.samples, settings.seed, watcher.bar("loading")))
     with first_says(share.rank == 0):

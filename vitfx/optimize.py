@@ -72,7 +72,7 @@ def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -
     if options.data or model.data:
         try:
             inputs = open_inputs(options)
-            return inputs.calibration(inputs.at_most(_IMAGES), 0, watcher.bar("loading")).pixels, inputs.data
+            return inputs.calibration(inputs.available(_IMAGES), 0, watcher.bar("loading")).pixels, inputs.data
         except UserError as error:
             if options.data:
                 raise

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending, going_on
 from vitfx.cli.goal_options import add_goal
 from vitfx.cli.options import add_discovery, add_inputs, add_loading, add_rewrites
-from vitfx.cli.prune_options import COMPENSATE_SAMPLES, open_run, record_of
+from vitfx.cli.prune_options import COMPENSATE_SAMPLES, open_run, unfinished_file
 from vitfx.cli.rounds_options import add_rounds
 from vitfx.deploy.precisions import FP32, PRECISIONS
 from vitfx.discovery.basis.journal import NoJournal
@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
         with console_watcher(console) as watcher:
             run = open_run(options, shlex.join(["python", "-m", "vitfx.prune", *given]))
             stopped = _stopped(run)
-            with hold_folder(run.out, force=options.force, unfinished=record_of(options)):
+            with hold_folder(run.out, force=options.force, unfinished=unfinished_file(options)):
                 table, contents, missed = _carry_out(run, watcher)
         console.print(table)
         console.print(f"{run.out}/ has {contents}", highlight=False, markup=False, soft_wrap=True)

@@ -81,7 +81,7 @@ def test_npz_floats_and_class_names(tmp_path: Path) -> None:
         ({"images": np.zeros((4, 4, 4), np.int64)}, "type int64"),
         ({"images": np.full((4, 4, 4), 1.5)}, "1.5"),
         ({"images": np.full((4, 4, 4), np.nan)}, "nan"),
-        ({"images": np.array([None] * 4)}, "no .npz file of plain arrays"),
+        ({"images": np.array([None] * 4)}, "not an .npz file of plain arrays"),
         ({"images": np.zeros((4, 4, 4), np.uint8), "labels": np.arange(3)}, "for 4 images"),
         ({"images": np.zeros((4, 4, 4), np.uint8), "labels": np.zeros(4)}, "type float64"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": [-1, 0]}, "from -1 to 0"),
@@ -98,7 +98,7 @@ def test_npz_that_is_none(tmp_path: Path) -> None:
     np.savez_compressed(path, images=np.random.default_rng(0).integers(0, 256, (9, 9, 9), dtype=np.uint8))
     for broken in (path.read_bytes()[:300], b"text", b""):
         path.write_bytes(broken)
-        assert "no .npz file of plain arrays" in refusal(path)
+        assert "not an .npz file of plain arrays" in refusal(path)
     with path.open("wb") as file:
         np.save(file, np.zeros((3, 4, 4), np.uint8))
-    assert "no .npz file of plain arrays" in refusal(path)
+    assert "not an .npz file of plain arrays" in refusal(path)

@@ -103,8 +103,8 @@ def test_samples_differ_with_the_seed_and_need_no_labels() -> None:
 
 
 @pytest.mark.parametrize("count", [-1, 0, 6])
-def test_samples_that_are_not_to_be_had(count: int) -> None:
-    with pytest.raises(UserError, match=f"{count} samples are not to be had from 5 images"):
+def test_more_samples_than_there_are_or_none(count: int) -> None:
+    with pytest.raises(UserError, match=f"can't sample {count} of 5 images"):
         in_memory([0] * 5).sample(count, 0)
 
 

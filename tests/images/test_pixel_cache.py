@@ -132,3 +132,15 @@ def test_the_cache_is_where_the_system_says(monkeypatch: pytest.MonkeyPatch, tmp
     assert default_cache() == tmp_path / "vitfx"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_cache() == Path.home() / ".cache" / "vitfx"
+
+
+def test_pixels_lie_in_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a source, they would be read from a file named None."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "None").write_bytes(bytes(12))
+    labels, memory = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    for wrong in ((None, None), (memory, tmp_path / "None")):
+        with pytest.raises(ValueError, match="give one of the two"):
+            Pixels((1, 3, 2, 2), labels, 0, "", *wrong)
+    for right in ((memory, None), (None, tmp_path / "None")):
+        assert not Pixels((1, 3, 2, 2), labels, 0, "", *right).rows(torch.tensor([0])).any()

@@ -25,8 +25,8 @@ def test_values_are_scaled_then_normalised() -> None:
     [
         ({"size": (0, 8)}, r"the image size is \(0, 8\): give \(height, width\), 1 pixel or more each"),
         ({"size": (8, 8, 8)}, "the image size is"),
-        ({"mean": (0.5,)}, "mean has 1 channels and std has 3: give as many of both"),
-        ({"mean": (), "std": ()}, "mean has 0 channels"),
+        ({"mean": (0.5,)}, "mean has 1 values and std has 3: give one of each for every channel"),
+        ({"mean": (), "std": ()}, "mean has 0 values"),
         ({"mean": (math.nan,), "std": (1.0,)}, r"mean is \(nan,\) and std is \(1.0,\): give finite numbers, std above"),
         ({"mean": (0.0,), "std": (0.0,)}, "std above 0"),
         ({"mean": (0.0,), "std": (math.inf,)}, "give finite numbers"),

@@ -133,7 +133,7 @@ def test_stopped_at_its_first_point_on_fewer_images_than_the_default(
     assert record(out)["settings"]["samples"] == there < 1024
     capsys.readouterr()
     assert run_circuit(model, out, *options, "--samples", "1024") == 2
-    assert f"1024 samples are not to be had from {there} images" in capsys.readouterr().err
+    assert f"can't sample 1024 of {there} images" in capsys.readouterr().err
 
 
 def test_ctrl_c_with_force_says_what_goes_on(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -210,3 +211,13 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
         new_model(arch("timm:vit_tinny"), PREPROCESS, 3)
     with pytest.raises(UserError, match="--arch keras:vit is not one of"):
         new_model(arch("keras:vit"), PREPROCESS, 3)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"kwargs": [1]}, {"factory": 3}, {"state_dict": 5}, {"preprocess": {"size": 8}}, {"classes": 7}]
+)
+def test_a_damaged_checkpoint_is_refused_in_a_sentence(tmp_path: Path, changes: dict[str, object]) -> None:
+    demo = Path(str(resources.files("vitfx.models") / "demo" / "digits.pt"))
+    torch.save(torch.load(demo) | changes, tmp_path / "a.pt")
+    with pytest.raises(UserError):
+        model_from(str(tmp_path / "a.pt"), None, CONFIG, list("0123456789"), None)

@@ -16,7 +16,7 @@ from vitfx.models.architectures import KNOWN_ARCHES
 from vitfx.support.errors import UserError
 
 _ONLY_FOR = {"order": ("acdc",), "metric": ("eap", "eap-ig"), "steps": ("eap-ig",)}
-"""Settings that other methods do not look at."""
+"""The methods that read a setting, where the others ignore it."""
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
@@ -24,65 +24,71 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="checkpoint, artifact, weights, .pt2, Hugging Face folder, or demo"
     )
-    parser.add_argument("--data", help="images: a folder, an .npz, or digits (default: what the checkpoint names)")
+    parser.add_argument("--data", help="images: a folder, an .npz file, or digits (default: the checkpoint's data set)")
 
 
 def add_discovery(parser: argparse.ArgumentParser) -> None:
-    """The fields of `Settings`. What is not given is None, and has the default that the help names."""
+    """The fields of `Settings`. An argument that is not given is None; its default is the one that the help names."""
     add = parser.add_argument_group("discovery").add_argument
     default = Settings()
     add(
         "--method",
         choices=METHODS,
-        help="acdc asks of every edge what removing it costs (exact, slow on graphs of many edges); eap-acdc predicts "
-        "that by gradients and asks where it is close (for the edge and the qkv graph); the others rank: eap, eap-ig "
-        f"and taylor by gradients, magnitude by weights, random is what any must beat (default {default.method})",
+        help="acdc measures what removing each edge costs (exact, but slow on graphs with many edges); eap-acdc "
+        "predicts this from gradients and measures only close calls (for the edge and qkv graphs); the others rank "
+        "edges: eap, eap-ig and taylor by gradients, magnitude by weights, random as the baseline "
+        f"(default {default.method})",
     )
     add(
         "--granularity",
         choices=GRANULARITIES,
-        help="what an edge is: block, a whole sublayer's output; head, a head's or MLP path's; edge, who reads whom; "
-        "qkv, the same with a head's queries, keys and values apart; 12 layers of 6 heads and 8 paths have 25, 169, "
-        f"6,793 and 18,025 edges, and acdc's time goes with them (default {default.granularity})",
+        help="what an edge is: block, a whole sublayer's output; head, the output of a head or MLP path; edge, a "
+        "connection from a writer to a reader; qkv, the same with separate queries, keys and values; 12 layers of 6 "
+        "heads and 8 paths have 25, 169, 6,793 and 18,025 edges, and acdc's time grows with them "
+        f"(default {default.granularity})",
     )
     add(
         "--tau",
         type=float,
-        help="an edge goes if removing it, on top of those gone before, raises D_KL(model ‖ circuit) by less than τ "
-        "nats an image: more τ, smaller circuit, less faithful; for methods that rank, if its score is less than τ, "
-        f"in the score's own unit (default {default.tau})",
+        help="remove an edge if that raises D_KL(model ‖ circuit), with all edges removed so far, by less than τ nats "
+        "per image: a larger τ gives a smaller, less faithful circuit; for methods that rank, remove an edge if its "
+        f"score is below τ, in the score's own unit (default {default.tau})",
     )
-    add("--max-kl", type=float, help="greatest KL of the whole circuit, nats an image (default: no limit)")
+    add("--max-kl", type=float, help="largest KL of the whole circuit, in nats per image (default: no limit)")
     add(
         "--remove",
         type=float,
-        help="for methods that rank, in place of τ: share to remove, 0 to 1, of the model's FLOPs on the block and the "
-        "head graph, of the edges on the others",
+        help="for methods that rank, instead of --tau: the fraction to remove, 0 to 1, of the model's FLOPs on the "
+        "block and head graphs, and of the edges on the others",
     )
     add(
         "--order",
         choices=ORDERS,
-        help="in which order acdc asks for a reader's edges: attribution, the least attributed first; reverse, from "
-        f"the latest writer to the earliest, as the paper's code does; forward (default {default.order})",
+        help="the order in which acdc visits a reader's edges: attribution, from the lowest attribution up; reverse, "
+        f"from the last writer to the first, as in the paper's code; forward (default {default.order})",
     )
     add("--metric", choices=METRICS, help=f"what eap and eap-ig differentiate (default {default.metric})")
-    add("--steps", type=int, help=f"eap-ig's points between ablated and clean (default {default.steps})")
-    add("--ablation", choices=ABLATIONS, help=f"what stands in for a removed writer (default {default.ablation})")
-    add("--corruption", choices=CORRUPTIONS, help=f"how corrupted inputs are made (default {default.corruption})")
-    add("--samples", type=int, help=f"calibration images (default {default.samples})")
-    add("--paths", type=int, help=f"groups of hidden neurons an MLP, not on block (default {default.paths})")
-    add("--seed", type=int, help=f"of the sample, the corruption and all draws (default {default.seed})")
+    add("--steps", type=int, help=f"eap-ig's steps between ablated and clean (default {default.steps})")
+    add("--ablation", choices=ABLATIONS, help=f"what replaces a removed writer's output (default {default.ablation})")
+    add("--corruption", choices=CORRUPTIONS, help=f"how inputs are corrupted (default {default.corruption})")
+    add("--samples", type=int, help=f"number of calibration images (default {default.samples})")
+    add(
+        "--paths",
+        type=int,
+        help=f"groups of hidden neurons per MLP, except on the block graph (default {default.paths})",
+    )
+    add("--seed", type=int, help=f"seed of the sample, the corruption and all draws (default {default.seed})")
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """How the model file is read, and where the model runs."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, or a GPU by torch's name (default auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, or torch's name of a GPU (default auto)")
     add = parser.add_argument_group("loading").add_argument
-    add("--arch", help=f"what bare weights are of: {KNOWN_ARCHES}")
-    add("--trust-pickle", action="store_true", help="load a pickled module, which may run any code")
-    add("--image-size", type=int, help="pixels, where the file does not say")
-    add("--mean", type=float, nargs="+", help="of the channels, values in 0..1 (default ImageNet's)")
-    add("--std", type=float, nargs="+", help="of the channels (default ImageNet's)")
+    add("--arch", help=f"the model that bare weights belong to: {KNOWN_ARCHES}")
+    add("--trust-pickle", action="store_true", help="load pickled modules, which can run any code")
+    add("--image-size", type=int, help="side of the images in pixels, if the file does not say")
+    add("--mean", type=float, nargs="+", help="of each channel, on a scale of 0 to 1 (default ImageNet's)")
+    add("--std", type=float, nargs="+", help="of each channel (default ImageNet's)")
 
 
 def add_rewrites(parser: argparse.ArgumentParser) -> None:
@@ -92,30 +98,30 @@ def add_rewrites(parser: argparse.ArgumentParser) -> None:
         "--rewrites",
         default="all",
         metavar="all|none|NAME,NAME",
-        help=f"rewrites that change no value, on or off by name: {', '.join(NAMES)} (default all)",
+        help=f"the exact rewrites to apply, by name: {', '.join(NAMES)} (default all)",
     )
-    add("--portable", action="store_true", help="standard ONNX operators only, none of ONNX Runtime's own")
+    add("--portable", action="store_true", help="use only standard ONNX operators, none of ONNX Runtime's own")
 
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The discovery arguments that the user gave."""
-    found = {one.name: getattr(options, one.name) for one in fields(Settings)}
-    return {name: value for name, value in found.items() if value is not None}
+    values = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def make_settings(given: dict[str, Any]) -> Settings:
-    """Raises UserError, also where an argument would not be looked at."""
+    """Raises UserError, also for an argument that would be ignored."""
     settings = Settings(**given)
     if "tau" in given and "remove" in given:
-        raise UserError(f"--remove {settings.remove} stands in place of --tau: give one of them")
+        raise UserError(f"--remove {settings.remove} replaces --tau: give only one of them")
     for name, methods in _ONLY_FOR.items():
         if name in given and settings.method not in methods:
             raise UserError(f"--{name} is for {' and '.join(methods)}, not {settings.method}: leave it out")
     if "paths" in given and settings.granularity == "block":
-        raise UserError(f"--paths {settings.paths} groups neurons of MLPs, which block takes whole: leave it out")
+        raise UserError(f"--paths {settings.paths} splits MLPs, which the block graph keeps whole: leave it out")
     return settings
 
 
 def threshold(settings: Settings) -> str:
-    """What decided, as a part of a file's name."""
+    """The threshold as a part of a file's name."""
     return f"tau{settings.tau:g}" if settings.remove is None else f"remove{settings.remove:g}"

@@ -70,7 +70,7 @@ def open_run(options: argparse.Namespace, command: str) -> PruneRun:
     check_precision(precision, onnx_device)
     inputs = open_inputs(options)
     if circuit is None and "samples" not in given:
-        settings = replace(settings, samples=inputs.at_most(settings.samples))
+        settings = replace(settings, samples=inputs.available(settings.samples))
     evaluation = inputs.splits.evaluation
     if 0 < options.eval_samples < len(evaluation):
         evaluation = evaluation.sample(options.eval_samples, settings.seed)

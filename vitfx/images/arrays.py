@@ -10,7 +10,7 @@ import numpy as np
 
 from vitfx.support.errors import UserError
 
-# Labels are positions among the classes: a larger one is a slip, such as a time stamp or an identifier.
+# Labels are positions among the classes: a larger one is a mistake, such as a time stamp or an identifier.
 _MOST_CLASSES = 100_000
 
 # uint8 (N, C, H, W); the name of each image's class; all class names in order.
@@ -33,8 +33,8 @@ def read_npz(path: Path, channels: int) -> Arrays:
             arrays = {key: file[key] for key in ("images", "labels") if key in file.files}
             known = ", ".join(file.files) or "nothing"
     # TypeError: a single array, as numpy.save writes it.
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as reason:
-        raise UserError(f"{path} is no .npz file of plain arrays: write it with numpy.savez") from reason
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is not an .npz file of plain arrays: write it with numpy.savez") from error
     if "images" not in arrays:
         raise UserError(f"{path} holds {known} and no array named images: use numpy.savez(images=...)")
     pixels = _to_uint8(path, _channels_first(path, arrays["images"], channels))
@@ -43,7 +43,7 @@ def read_npz(path: Path, channels: int) -> Arrays:
     labels = arrays["labels"]
     if labels.shape != (len(pixels),):
         raise UserError(
-            f"labels of {path} has the shape {labels.shape} for {len(pixels)} images: give one label an image"
+            f"labels of {path} has the shape {labels.shape} for {len(pixels)} images: give one label per image"
         )
     return pixels, *_names_of(path, labels)
 
@@ -56,18 +56,20 @@ def _channels_first(path: Path, images: np.ndarray, channels: int) -> np.ndarray
         raise UserError(f"images of {path} is empty: give at least one image")
     if images.ndim == 3:
         return images[:, None]
-    # The model's own number of channels tells most about which axis is meant, transparency least.
+    # The model's own number of channels is the best sign of which axis holds them, four with transparency the worst.
     convertible = ((1, 3), (4,)) if channels in (1, 3) else ((1,),)
     for accepted in ((channels,), *convertible):
         first, last = images.shape[1] in accepted, images.shape[3] in accepted
         if first and last:
             raise UserError(
-                f"images of {path} has the shape {images.shape}, where the channels may be first or last:"
-                f" resize the images so that one side differs"
+                f"images of {path} has the shape {images.shape}, where the channels may be first or last: "
+                "resize the images so that one side differs"
             )
         if first or last:
             return images if first else images.transpose(0, 3, 1, 2)
-    raise UserError(f"images of {path} has the shape {images.shape} and the model takes {channels} channels")
+    raise UserError(
+        f"images of {path} has the shape {images.shape}, and the model takes {channels} channels: give as many"
+    )
 
 
 def _to_uint8(path: Path, images: np.ndarray) -> np.ndarray:
@@ -80,7 +82,8 @@ def _to_uint8(path: Path, images: np.ndarray) -> np.ndarray:
         raise UserError(
             f"images of {path} goes from {images.min()} to {images.max()}: give uint8, or floats from 0 to 1"
         )
-    return np.rint(images * 255).astype(np.uint8)
+    pixels: np.ndarray = np.rint(images * 255).astype(np.uint8)
+    return pixels
 
 
 def _names_of(path: Path, labels: np.ndarray) -> tuple[list[str], list[str]]:

@@ -20,16 +20,12 @@ _CHUNK = 256
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Decoded images, ready for the model.
+    """Decoded images, ready for the model."""
 
-    pixels: float32 (N, C, H, W), preprocessed. labels: int64 (N,), or None where no classes are known.
-    names: one for each image. skipped: how many corrupt images were left out.
-    """
-
-    pixels: torch.Tensor
-    labels: torch.Tensor | None
+    pixels: torch.Tensor  #: float32 (N, C, H, W), preprocessed
+    labels: torch.Tensor | None  #: int64 (N,), or None where no classes are known
     names: tuple[str, ...]
-    skipped: int = 0
+    skipped: int = 0  #: corrupt images that were left out
 
     def __len__(self) -> int:
         return len(self.names)
@@ -37,14 +33,11 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images that are known by name and class and not decoded yet.
-
-    labels: positions among the classes, or None where no classes are known.
-    """
+    """Images that are known by name and class and not decoded yet."""
 
     names: tuple[str, ...]
     sources: tuple[ImageSource, ...]
-    labels: tuple[int, ...] | None
+    labels: tuple[int, ...] | None  #: positions among the classes, or None where no classes are known
     preprocess: Preprocess
 
     def __len__(self) -> int:
@@ -61,7 +54,7 @@ class ImageSet:
         same on every machine, and the sample of 64 is the beginning of the sample of 128. Raises UserError.
         """
         if not 1 <= count <= len(self):
-            raise UserError(f"{count} samples are not to be had from {len(self)} images: ask for 1 to {len(self)}")
+            raise UserError(f"can't sample {count} of {len(self)} images: ask for 1 to {len(self)}")
         by_class: defaultdict[int, list[int]] = defaultdict(list)
         for index in hash_order(self.names, seed):
             by_class[self.labels[index] if self.labels is not None else 0].append(index)
@@ -72,9 +65,9 @@ class ImageSet:
         return self.subset([index for _, _, index in ranked[:count]])
 
     def load(self, progress: Callable[[int, int], None] | None = None) -> Images:
-        """All images, decoded; progress is called with how many are done and how many there are.
+        """All images, decoded. Corrupt ones are left out and counted; raises UserError where none is left.
 
-        Corrupt images are left out and counted. Raises UserError where none is left.
+        progress: called with how many images are done and how many there are
         """
         pixels = torch.empty(len(self), self.preprocess.channels, *self.preprocess.size)
         kept: list[int] = []
@@ -85,7 +78,7 @@ class ImageSet:
             kept += whole
             if progress is not None:
                 progress(stop, len(self))
-        self._refuse_none(len(kept))
+        self._check_some(len(kept))
         return self._images(pixels[: len(kept)], kept, len(self) - len(kept))
 
     def batches(self, batch_size: int) -> Iterator[Images]:
@@ -104,7 +97,7 @@ class ImageSet:
                 if pending is not None:
                     yield pending
                 pending, skipped = self._images(pixels, whole, skipped), 0
-        self._refuse_none(0 if pending is None else len(pending))
+        self._check_some(0 if pending is None else len(pending))
         if pending is not None:
             yield replace(pending, skipped=pending.skipped + skipped)
 
@@ -139,14 +132,14 @@ class ImageSet:
             whole.append(index)
         pixels = torch.empty(len(whole), self.preprocess.channels, *self.preprocess.size)
         # Resizing a batch gives the same values as resizing each image, many times faster.
-        for alike in by_shape.values():
-            places = [place for place, _ in alike]
-            pixels[places] = self.preprocess(torch.stack([image for _, image in alike]))
+        for same_shape in by_shape.values():
+            places = [place for place, _ in same_shape]
+            pixels[places] = self.preprocess(torch.stack([image for _, image in same_shape]))
         return pixels, whole
 
-    def _refuse_none(self, left: int) -> None:
-        if not left:
-            raise UserError(f"all {len(self)} images are corrupt, {self.names[0]} first: check the data")
+    def _check_some(self, whole: int) -> None:
+        if not whole:
+            raise UserError(f"all {len(self)} images are corrupt (first: {self.names[0]}): check the data")
 
 
 def hash_order(names: Sequence[str], seed: int) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vitfx.images.arrays import read_digits, read_npz
-from vitfx.images.sources import ArrayImage, ImageSource, Listing, StoredImage, list_folder, list_tars
+from vitfx.images.sources import ANNOTATIONS, ArrayImage, FolderReader, ImageSource, Listing, StoredImage, list_tars
 from vitfx.support.errors import UserError
 
 _EVALUATION_PARTS = ("val", "valid", "validation", "test")
@@ -16,24 +16,22 @@ _EVALUATION_PARTS = ("val", "valid", "validation", "test")
 
 @dataclass(frozen=True)
 class Part:
-    """Images in the order of their names, and the name of each one's class where it is known."""
+    """Some images of a data set, in the order of their names."""
 
-    title: str
+    title: str  #: its folder's name, empty where the data set has no parts
     names: tuple[str, ...]
     sources: tuple[ImageSource, ...]
-    labels: tuple[str, ...] | None
+    labels: tuple[str, ...] | None  #: the name of each image's class, where they are known
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One part that is still to be split, or a training and an evaluation part.
-
-    classes: all class names in the order of their labels, None where no image has a class.
-    """
+    """One part that is still to be split, or a training and an evaluation part."""
 
     name: str
     parts: tuple[Part, ...]
-    classes: tuple[str, ...] | None
+    classes: tuple[str, ...] | None  #: all class names in the order of their labels, None where no image has a class
+    left_out: tuple[str, ...] = ()  #: links in the folder to images that are taken already
 
 
 def read_layout(spec: str, channels: int) -> Layout:
@@ -56,8 +54,8 @@ def read_layout(spec: str, channels: int) -> Layout:
         raise UserError(f"{spec} is neither a folder nor an .npz file: pass the folder that holds the images")
     if path.name == spec and path.suffix != ".npz":
         raise UserError(
-            f"the model names the data set {spec!r} and there is no folder of that name here:"
-            f" pass the data set's folder with --data"
+            f"the model names the data set {spec!r}, and there is no folder of that name here: "
+            "pass the data set's folder with --data"
         )
     raise UserError(f"there is no folder or file {spec}: check the path given with --data")
 
@@ -70,23 +68,29 @@ def _layout_of_arrays(name: str, pixels: np.ndarray, labels: list[str] | None, c
 
 def _layout_of_folder(root: Path) -> Layout:
     # Of several the first: val goes before test, which often comes without labels.
-    evaluation = next(filter(None, (_find_part(root, part) for part in _EVALUATION_PARTS)), None)
-    parts = [part for part in (_find_part(root, "train"), evaluation) if part is not None]
-    parts = parts or [_labelled("", list_folder(root))]
-    for part in parts:
+    evaluation = next((part for part in _EVALUATION_PARTS if _is_part(root, part)), None)
+    titles = [part for part in ("train", evaluation) if part and _is_part(root, part)] or [""]
+    reader = FolderReader([root / title for title in titles if (root / title).is_dir()])
+    left_out = sorted(link.relative_to(root).as_posix() for link in reader.left_out)
+    parts = []
+    for title in titles:
+        folder = root / title
+        part = _labelled(title, reader.listing(folder) if folder.is_dir() else list_tars(_tars(root, title), title))
         if not part.names:
-            raise UserError(f"no images are in {root / part.title}: pass a folder of .jpg or .png files")
-    name = root.resolve().name
+            hint = f" but those that {left_out[0]} shares with another folder" if left_out else ""
+            raise UserError(f"no images are in {folder}{hint}: pass a folder of .jpg or .png files")
+        parts.append(part)
     labels = {label for part in parts for label in part.labels or ()}
-    return Layout(name, tuple(parts), tuple(sorted(labels)) or None)
+    return Layout(root.resolve().name, tuple(parts), tuple(sorted(labels)) or None, tuple(left_out))
 
 
-def _find_part(root: Path, part: str) -> Part | None:
-    """The folder `part`, or else the tar files whose names begin with it."""
-    if (root / part).is_dir():
-        return _labelled(part, list_folder(root / part))
-    tars = [path for path in sorted(root.glob(f"{part}*.tar")) if path.is_file()]
-    return _labelled(part, list_tars(tars, part)) if tars else None
+def _is_part(root: Path, part: str) -> bool:
+    """Whether there is a folder `part`, or else tar files whose names begin with it."""
+    return (root / part).is_dir() or bool(_tars(root, part))
+
+
+def _tars(root: Path, part: str) -> list[Path]:
+    return [path for path in sorted(root.glob(f"{part}*.tar")) if path.is_file()]
 
 
 def _labelled(part: str, listing: Listing) -> Part:
@@ -97,7 +101,7 @@ def _labelled(part: str, listing: Listing) -> Part:
     if listing.annotations is not None:
         annotated = _read_annotations(listing.annotations)
         if missing := [path for path in images if Path(path).name not in annotated]:
-            raise UserError(f"val_annotations.txt has no line for {missing[0]}: take the images' own file")
+            raise UserError(f"{ANNOTATIONS} has no line for {missing[0]}: use the file that came with the images")
         labels = tuple(annotated[Path(path).name] for path in images)
     elif len(flat) == len(images) or {path.split("/")[0] for path in images} == {"images"}:
         labels = None
@@ -114,5 +118,5 @@ def _read_annotations(file: StoredImage) -> dict[str, str]:
     lines = file.read().decode(errors="replace").splitlines()
     fields = [line.split() for line in lines if line.strip()]
     if broken := [number for number, field in enumerate(fields, 1) if len(field) < 2]:
-        raise UserError(f"line {broken[0]} of val_annotations.txt has no class: take the images' own file")
+        raise UserError(f"line {broken[0]} of {ANNOTATIONS} has no class: use the file that came with the images")
     return {field[0]: field[1] for field in fields}

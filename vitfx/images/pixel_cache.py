@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from vitfx.images.image_set import ImageSet
-from vitfx.images.preprocess import Preprocess
 from vitfx.support.errors import UserError
 from vitfx.support.files import writing
 
 IN_MEMORY = 64 * 2**20
-"""Bytes up to which images are decoded anew for each run, in seconds, rather than kept on the disk."""
+"""Bytes up to which images are decoded for each run, in seconds, instead of being kept on the disk."""
 
 _PIXELS, _INDEX = "pixels.bin", "index.json"
 _CHUNK = 256
@@ -31,17 +30,18 @@ _DAY = 24 * 3600
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """Decoded images. labels: int64 (N,). skipped: corrupt images that were left out.
+    """Decoded images, in memory or in a file. Raises ValueError where they are in neither, or in both."""
 
-    fingerprint: sha256 of the undecoded images with their names and labels.
-    """
+    shape: tuple[int, int, int, int]  #: (N, C, H, W)
+    labels: Tensor  #: int64 (N,)
+    skipped: int  #: corrupt images that were left out
+    fingerprint: str  #: sha256 of the undecoded images with their names and labels
+    memory: Tensor | None  #: uint8 (N, C, H, W)
+    path: Path | None  #: of a file with the same bytes
 
-    shape: tuple[int, int, int, int]
-    labels: Tensor
-    skipped: int
-    fingerprint: str
-    memory: Tensor | None
-    path: Path | None
+    def __post_init__(self) -> None:
+        if (self.memory is None) == (self.path is None):
+            raise ValueError("pixels lie either in memory or in a file: give one of the two")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -50,13 +50,13 @@ class Pixels:
         """uint8 (B, C, H, W), a copy."""
         if self.memory is not None:
             return self.memory[indices]
-        # Mapped anew for each batch, in microseconds: nothing to be passed to worker processes but the path.
+        # Mapped for each batch, in microseconds, so that worker processes need nothing but the path.
         mapped = np.memmap(str(self.path), dtype=np.uint8, mode="r", shape=self.shape)
         return torch.from_numpy(mapped[indices.numpy()])
 
 
 def default_cache() -> Path:
-    """vitfx's folder in XDG_CACHE_HOME, which is ~/.cache where nothing else is said."""
+    """vitfx's folder in XDG_CACHE_HOME, or in ~/.cache where that is not set."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitfx"
 
 
@@ -70,51 +70,38 @@ def open_pixels(
 ) -> Pixels:
     """All whole images of a labelled set, resized to `size` (height, width), as `Preprocess` resizes them.
 
-    folder: where decoded images are kept, found again by what they were made of; written aside, then renamed.
+    folder: where decoded images are kept, to be found again by what they were made of
+    in_memory: bytes up to which they are kept in memory instead
 
     Raises UserError where the set has no labels or no whole image, or the folder can't be written.
     """
     if images.labels is None:
-        raise UserError("training needs labels: give images in folders by class")
-    given = images.preprocess
-    zero, one = (0.0,) * given.channels, (1.0,) * given.channels
-    plain = ImageSet(
-        images.names, images.sources, None, Preprocess(size, given.interpolation, given.antialias, zero, one)
-    )
+        raise UserError("training needs labels: give images in a folder for each class")
+    channels = images.preprocess.channels
+    unscaled = replace(images.preprocess, size=size, mean=(0.0,) * channels, std=(1.0,) * channels)
+    plain = replace(images, labels=None, preprocess=unscaled)
     key = plain.fingerprint()
-    shape = (len(images), given.channels, *size)
+    shape = (len(images), channels, *size)
+    memory: Tensor | None = None
+    path: Path | None = None
     if int(np.prod(shape)) <= in_memory:
         chunks: list[Tensor] = []
         kept = _decode(plain, lambda chunk: chunks.append(torch.from_numpy(chunk)), progress)
-        return _pixels(images, kept, shape, key, torch.cat(chunks), None)
-    entry = folder / key[:32]
-    if not _is_whole(entry, shape):
-        _write_entry(entry, shape, plain, progress)
-    kept = json.loads((entry / _INDEX).read_text())
-    return _pixels(images, kept, shape, key, None, entry / _PIXELS)
-
-
-def _pixels(
-    images: ImageSet,
-    kept: list[int],
-    shape: tuple[int, int, int, int],
-    key: str,
-    memory: Tensor | None,
-    path: Path | None,
-) -> Pixels:
-    labels = torch.tensor(images.labels)
-    whole = (len(kept), *shape[1:])
-    return Pixels(whole, labels[kept], len(images) - len(kept), _with_labels(key, images), memory, path)
-
-
-def _with_labels(key: str, images: ImageSet) -> str:
-    return hashlib.sha256(json.dumps([key, images.labels]).encode()).hexdigest()
+        memory = torch.cat(chunks)
+    else:
+        entry = folder / key[:32]
+        if not _is_whole(entry, shape):
+            _write_entry(entry, shape, plain, progress)
+        kept, path = json.loads((entry / _INDEX).read_text()), entry / _PIXELS
+    labelled = hashlib.sha256(json.dumps([key, images.labels]).encode()).hexdigest()
+    labels = torch.tensor(images.labels)[kept]
+    return Pixels((len(kept), *shape[1:]), labels, len(images) - len(kept), labelled, memory, path)
 
 
 def _decode(
     plain: ImageSet, take: Callable[[np.ndarray], object], progress: Callable[[int, int], None] | None
 ) -> list[int]:
-    """Gives `take` uint8 (M, C, H, W) at a time; the positions of those that are whole."""
+    """Gives uint8 (M, C, H, W) to `take`, batch by batch; returns the positions of the images that are whole."""
     position = {name: index for index, name in enumerate(plain.names)}
     kept: list[int] = []
     done = 0
@@ -139,7 +126,7 @@ def _is_whole(entry: Path, shape: tuple[int, int, int, int]) -> bool:
 def _write_entry(
     entry: Path, shape: tuple[int, int, int, int], plain: ImageSet, progress: Callable[[int, int], None] | None
 ) -> None:
-    """Decodes into a folder of this run's own; an entry that another run has made whole by then stays as it is."""
+    """Decodes into a folder of this run's own. An entry that another run has completed by then stays as it is."""
     with writing(entry, "--cache"):
         entry.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(entry)
@@ -150,7 +137,7 @@ def _write_entry(
             (aside / _INDEX).write_text(json.dumps(kept))
             if not _is_whole(entry, shape):
                 entry.mkdir(exist_ok=True)
-                # File by file, so that a run which reads here misses none; the index, which makes it whole, last.
+                # File by file, so that a run that reads here misses none. The index completes the entry: it is last.
                 for name in (_PIXELS, _INDEX):
                     (aside / name).replace(entry / name)
         finally:
@@ -158,7 +145,7 @@ def _write_entry(
 
 
 def _remove_leftovers(entry: Path) -> None:
-    """What a run that was killed had written of this entry; another run may still be at a younger one."""
-    for one in entry.parent.glob(f".{entry.name}.*.partial"):
-        if one.stat().st_mtime < time.time() - _DAY:
-            shutil.rmtree(one, ignore_errors=True)
+    """Removes what killed runs had written of this entry; a run may still be writing a younger one."""
+    for partial in entry.parent.glob(f".{entry.name}.*.partial"):
+        if partial.stat().st_mtime < time.time() - _DAY:
+            shutil.rmtree(partial, ignore_errors=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -19,11 +21,12 @@ from torchvision.transforms.v2 import functional as F
 from vitfx.support.errors import UserError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+ANNOTATIONS = "val_annotations.txt"
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG"
 
 
 class CorruptImageError(Exception):
-    """The bytes of one image do not decode to a whole image."""
+    """The bytes of an image do not decode to a whole one."""
 
 
 class ImageSource(Protocol):
@@ -61,8 +64,8 @@ class StoredImage:
         Raises CorruptImageError, and UserError where the file itself can't be read.
         """
         data = self.read()
-        # torchvision is twice as fast as PIL, gives the same pixels and is as strict with
-        # truncated files, but it reads neither BMP nor TIFF and gives films a fourth axis.
+        # torchvision is twice as fast as PIL, gives the same pixels and is as strict with truncated files,
+        # but it reads neither BMP nor TIFF and gives animations a fourth axis.
         decode = _decode_torchvision if data.startswith((_JPEG, _PNG)) else _decode_pil
         try:
             return decode(data, channels)
@@ -94,12 +97,14 @@ def _decode_torchvision(data: bytes, channels: int) -> torch.Tensor:
     mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
     image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
     # 16-bit PNGs come as uint16.
-    return F.to_dtype(image, torch.uint8, scale=True)
+    pixels: torch.Tensor = F.to_dtype(image, torch.uint8, scale=True)
+    return pixels
 
 
 def _decode_pil(data: bytes, channels: int) -> torch.Tensor:
     with Image.open(io.BytesIO(data)) as image:
-        return F.pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
+        pixels: torch.Tensor = F.pil_to_tensor(image.convert("L" if channels == 1 else "RGB"))
+        return pixels
 
 
 @dataclass(frozen=True)
@@ -114,16 +119,74 @@ class Listing:
         # Names that start with a dot are the system's, such as macOS's "._photo.jpg".
         seen = {path: file for path, file in files if "/." not in f"/{path}"}
         images = {path: seen[path] for path in sorted(seen) if PurePosixPath(path).suffix.lower() in ENDINGS}
-        return Listing(images, seen.get("val_annotations.txt"))
+        return Listing(images, seen.get(ANNOTATIONS))
 
 
-def list_folder(folder: Path) -> Listing:
-    """All images below `folder`, links followed."""
-    return Listing.of(
-        ((Path(parent) / file).relative_to(folder).as_posix(), StoredImage(Path(parent) / file))
-        for parent, _, files in os.walk(folder, followlinks=True)
-        for file in files
-    )
+class FolderReader:
+    """Lists folders so that each real folder and each real image is taken once, whatever links lead to it.
+
+    What really lies in the folders goes before what links lead to; of several links, the one nearest to the top counts,
+    then the first by name.
+    """
+
+    left_out: list[Path]  #: links to what is taken elsewhere, to themselves, or to folders that they are in
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.left_out = []
+        self._roots = [Path(os.path.realpath(folder)) for folder in folders]
+        self._taken: set[tuple[int, int]] = set()
+        self._files: dict[Path, dict[str, StoredImage]] = {folder: {} for folder in folders}
+        self._links: list[tuple[int, str, Path]] = []
+        for folder in folders:
+            self._walk(folder, folder)
+        while self._links:
+            _, link, folder = heappop(self._links)
+            self._follow(folder, Path(link))
+
+    def listing(self, folder: Path) -> Listing:
+        """All images below one of the folders."""
+        return Listing.of(self._files[folder].items())
+
+    def _walk(self, folder: Path, start: Path) -> None:
+        for parent, folders, files in os.walk(start):
+            # Names that start with a dot are the system's.
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            if not self._take(Path(parent).stat()):
+                self.left_out.append(Path(parent))
+                folders.clear()
+                continue
+            images = [name for name in files if not name.startswith(".") and name.lower().endswith(ENDINGS)]
+            for name in folders + images:
+                path = Path(parent, name)
+                status = path.lstat()
+                if stat.S_ISLNK(status.st_mode):
+                    heappush(self._links, (len(path.parts), str(path), folder))
+                elif name not in folders:
+                    self._take(status)
+                    self._add(folder, path)
+            if ANNOTATIONS in files:
+                self._add(folder, Path(parent, ANNOTATIONS))
+
+    def _follow(self, folder: Path, link: Path) -> None:
+        # Path.resolve raises where a link leads to itself.
+        real, place = Path(os.path.realpath(link)), Path(os.path.realpath(link.parent))
+        if link.is_dir() and not any(root.is_relative_to(real) for root in (*self._roots, place)):
+            self._walk(folder, link)
+        elif link.is_dir() or real == place / link.name or (link.exists() and not self._take(link.stat())):
+            self.left_out.append(link)
+        else:
+            # Where it leads nowhere, reading the image says so.
+            self._add(folder, link)
+
+    def _take(self, status: os.stat_result) -> bool:
+        """Whether this folder or file was not taken before."""
+        identity = (status.st_dev, status.st_ino)
+        new = identity not in self._taken
+        self._taken.add(identity)
+        return new
+
+    def _add(self, folder: Path, path: Path) -> None:
+        self._files[folder][path.relative_to(folder).as_posix()] = StoredImage(path)
 
 
 def list_tars(paths: Iterable[Path], part: str) -> Listing:

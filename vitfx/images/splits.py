@@ -18,42 +18,46 @@ _EVALUATION_SHARE = 0.2
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """A data set's two disjoint parts: `calibration` for discovery and fitting, `evaluation` for the report.
-
-    classes: the names that labels count, None where neither the model nor the data has any.
-    """
+    """A data set's two disjoint parts."""
 
     name: str
-    calibration: ImageSet
-    evaluation: ImageSet
-    classes: tuple[str, ...] | None
-    description: str
+    calibration: ImageSet  #: for discovery and fitting
+    evaluation: ImageSet  #: for the report
+    classes: tuple[str, ...] | None  #: what labels are positions in, None where neither model nor data names classes
+    description: str  #: a line for the user
 
 
 def open_data(spec: str, preprocess: Preprocess, classes: Sequence[str] | None = None) -> Splits:
-    """Opens a data set; images are decoded later.
+    """Opens a data set; images are decoded later. Without an evaluation part a fixed 20 % of each class is set aside.
 
-    spec: a folder (Tiny ImageNet as folders or as tar files, train/ and val/ with class folders, class
-    folders alone, or images alone), an .npz file with `images` and maybe `labels`, or "digits".
-    Without an evaluation part a fixed 20 % of each class is set aside. classes: the model's, in the order
-    of its logits; labels are matched with them by name. Raises UserError for whatever is not usable.
+    spec: a folder (Tiny ImageNet as folders or as tar files, train/ and val/ with class folders, class folders alone,
+        or images alone), an .npz file with `images` and maybe `labels`, or "digits"
+    classes: the model's, in the order of its logits; labels are matched with them by name
+
+    Raises UserError for whatever is not usable.
     """
     layout = read_layout(spec, preprocess.channels)
     order = layout.classes if classes is None else tuple(classes)
     sets = [_label(part, order, preprocess) for part in layout.parts]
     if len(sets) == 1:
         sets = _split(sets[0], layout)
-        kind = f"a fixed 20 % of {'each class' if sets[0].has_labels else 'the images'}, set aside"
+        origin = f"a fixed 20 % of {'each class' if sets[0].has_labels else 'the images'}, set aside"
         titles = [layout.parts[0].title or "the images"] * 2
     else:
-        kind = "as the data set divides them"
+        origin = "as the data set divides them"
         titles = [part.title for part in layout.parts]
     calibration, evaluation = sets
     description = (
         f"{layout.name}: {len(calibration)} images of {titles[0]} for calibration,"
-        f" {len(evaluation)} of {titles[1]} for evaluation ({kind})"
+        f" {len(evaluation)} of {titles[1]} for evaluation ({origin})"
     )
+    if layout.left_out:
+        description += f"; links to images that are taken already are left out: {_named(layout.left_out)}"
     return Splits(layout.name, calibration, evaluation, order, description)
+
+
+def _named(links: Sequence[str]) -> str:
+    return ", ".join(links[:3]) + (f" and {len(links) - 3} more" if len(links) > 3 else "")
 
 
 def _label(part: Part, classes: tuple[str, ...] | None, preprocess: Preprocess) -> ImageSet:
@@ -64,8 +68,8 @@ def _label(part: Part, classes: tuple[str, ...] | None, preprocess: Preprocess) 
     if unknown := sorted(used - position.keys()):
         raise UserError(
             f"the model does not know the class {unknown[0]!r} of {part.title or 'the data'}"
-            f" ({len(unknown)} of {len(used)} classes are unknown to it): name classes as the model does,"
-            f" such as {classes[0]!r}"
+            f" ({len(unknown)} of {len(used)} classes are unknown to it): name classes as the model does, such as"
+            f" {classes[0]!r}"
         )
     if twice := sorted(name for name in used if classes.count(name) > 1):
         raise UserError(f"the model has two classes named {twice[0]!r}: give its classes names that differ")

@@ -1,7 +1,7 @@
 """Model files and architectures, in and out.
 
-Imports graph, images and support. Checkpoints name `vitfx.models:ViT`, which is read where it is asked for: an artifact
-loads without it.
+Imports graph, images and support. Checkpoints name `vitfx.models:ViT`, which is imported on demand: an artifact loads
+without it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
@@ -11,9 +11,9 @@ import torchvision
 from torch import nn
 
 from vitfx.images.preprocess import Preprocess
-from vitfx.models.factory import import_extra
+from vitfx.models.factory import import_extra, is_classifier
 from vitfx.models.weights import load_weights
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, in_a_line
 
 KNOWN_ARCHES = "torchvision:NAME, timm:NAME or hf:DIR"
 
@@ -27,10 +27,13 @@ def build_from_arch(arch: str, weights: Mapping[str, torch.Tensor], source: str)
     Raises UserError for a name that the library does not know and for weights that do not fit.
     """
     library, name = _split(arch)
+    sizes = arch_sizes(arch, weights)
     if library == "timm":
-        module, preprocess = _timm(name, weights)
+        module = import_extra("timm", "timm").create_model(name, pretrained=False, **sizes)
+        preprocess = timm_preprocess(module)
     else:
-        module, preprocess = _torchvision(name, weights)
+        module = torchvision.models.get_model(name, weights=None, **sizes)
+        preprocess = _torchvision_preprocess(name, sizes.get("image_size"))
     load_weights(module, weights, arch, source)
     return module, preprocess
 
@@ -39,7 +42,6 @@ def arch_factory(arch: str) -> tuple[str, dict[str, Any]]:
     """What a checkpoint names as factory and first argument of the model that `arch` names; raises UserError."""
     library, name = _split(arch)
     if library == "timm":
-        import_extra("timm", "timm")
         return "timm:create_model", {"model_name": name}
     return "torchvision.models:get_model", {"name": name}
 
@@ -50,13 +52,22 @@ def arch_sizes(arch: str, weights: Mapping[str, torch.Tensor]) -> dict[str, int]
     Raises UserError for a name that the library does not know.
     """
     library, name = _split(arch)
-    return _timm_sizes(name, weights) if library == "timm" else _torchvision_sizes(name, weights)
+    default = _on_meta(library, name)
+    if library == "timm":
+        heads = default.default_cfg.get("classifier", ())
+        sizes = _classes(weights, [f"{head}.weight" for head in ([heads] if isinstance(heads, str) else heads)])
+        prefix = 0 if getattr(default, "no_embed_class", False) else getattr(default, "num_prefix_tokens", 0)
+        return sizes | _image_size("img_size", weights, "pos_embed", "patch_embed.proj.weight", prefix)
+    sizes = _classes(weights, [key for key, value in default.state_dict().items() if value.ndim == 2][-1:])
+    return sizes | _image_size("image_size", weights, "encoder.pos_embedding", "conv_proj.weight", 1)
 
 
 def _split(arch: str) -> tuple[str, str]:
     library, _, name = arch.partition(":")
     if library not in ("torchvision", "timm") or not name or ":" in name:
         raise UserError(f"--arch {arch} is not one of {KNOWN_ARCHES}: give one of these")
+    if not is_classifier(library, name):
+        raise UserError(f"--arch {arch} cannot be made: {library} has no image classifier of this name, so correct it")
     return library, name
 
 
@@ -73,57 +84,29 @@ def timm_preprocess(module: nn.Module) -> Preprocess:
     )
 
 
-def _torchvision(name: str, weights: Mapping[str, torch.Tensor]) -> tuple[nn.Module, Preprocess]:
-    models = torchvision.models
-    sizes = _torchvision_sizes(name, weights)
-    presets = [choice.transforms() for choice in models.get_model_weights(name)]
-    fitting = [preset for preset in presets if list(preset.crop_size) == [sizes.get("image_size")]]
-    preset = (fitting or presets)[0]
-    side = sizes.get("image_size", preset.crop_size[0])
-    preprocess = Preprocess(
+def _torchvision_preprocess(name: str, side: int | None) -> Preprocess:
+    """That of the published weights for images of this side, where there are any; else of the first weights."""
+    presets = [choice.transforms() for choice in torchvision.models.get_model_weights(name)]
+    preset = next((preset for preset in presets if list(preset.crop_size) == [side]), presets[0])
+    side = side or preset.crop_size[0]
+    return Preprocess(
         size=(side, side),
         interpolation=preset.interpolation.value,
         antialias=bool(preset.antialias),
         mean=tuple(preset.mean),
         std=tuple(preset.std),
     )
-    return models.get_model(name, weights=None, **sizes), preprocess
 
 
-def _torchvision_sizes(name: str, weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    default = _on_meta(lambda: torchvision.models.get_model(name, weights=None), f"torchvision:{name}")
-    sizes = _classes(weights, [key for key, value in default.state_dict().items() if value.ndim == 2][-1:])
-    positions, patches = weights.get("encoder.pos_embedding"), weights.get("conv_proj.weight")
-    if positions is not None and patches is not None:
-        sizes |= _image_size("image_size", positions.shape[1] - 1, patches.shape[-1])
-    return sizes
-
-
-def _timm(name: str, weights: Mapping[str, torch.Tensor]) -> tuple[nn.Module, Preprocess]:
-    timm = import_extra("timm", "timm")
-    module = timm.create_model(name, pretrained=False, **_timm_sizes(name, weights))
-    return module, timm_preprocess(module)
-
-
-def _timm_sizes(name: str, weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    timm = import_extra("timm", "timm")
-    default: Any = _on_meta(lambda: timm.create_model(name, pretrained=False), f"timm:{name}")
-    heads = default.default_cfg.get("classifier", ())
-    sizes = _classes(weights, [f"{head}.weight" for head in ([heads] if isinstance(heads, str) else heads)])
-    positions, patches = weights.get("pos_embed"), weights.get("patch_embed.proj.weight")
-    if positions is not None and patches is not None and positions.ndim == 3 and patches.ndim == 4:
-        prefix = 0 if getattr(default, "no_embed_class", False) else getattr(default, "num_prefix_tokens", 0)
-        sizes |= _image_size("img_size", positions.shape[1] - prefix, patches.shape[-1])
-    return sizes
-
-
-def _on_meta(create: Callable[[], nn.Module], arch: str) -> nn.Module:
+def _on_meta(library: str, name: str) -> Any:
     """The default model without memory: only to read which sizes it takes."""
     try:
         with torch.device("meta"):
-            return create()
+            if library == "timm":
+                return import_extra("timm", "timm").create_model(name, pretrained=False)
+            return torchvision.models.get_model(name, weights=None)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"--arch {arch} cannot be made ({error}): check the name against the library's list") from error
+        raise UserError(f"--arch {library}:{name} cannot be made ({in_a_line(error)}): name another model") from error
 
 
 def _classes(weights: Mapping[str, torch.Tensor], heads: list[str]) -> dict[str, int]:
@@ -131,7 +114,16 @@ def _classes(weights: Mapping[str, torch.Tensor], heads: list[str]) -> dict[str,
     return {"num_classes": rows[0]} if rows else {}
 
 
-def _image_size(argument: str, patches: int, patch_size: int) -> dict[str, int]:
-    """The image's side, where the patches make a square; else nothing, and the shapes' misfit is told on loading."""
-    side = isqrt(max(patches, 0))
-    return {argument: side * patch_size} if side * side == patches and side else {}
+def _image_size(
+    argument: str, weights: Mapping[str, torch.Tensor], positions: str, patches: str, prefix: int
+) -> dict[str, int]:
+    """The image's side, where the patches make a square; else nothing, and loading reports the misfit.
+
+    positions, patches: the names of the two weights that show it.
+    prefix: how many positions are not patches'.
+    """
+    if not {positions, patches} <= weights.keys() or (weights[positions].ndim, weights[patches].ndim) != (3, 4):
+        return {}
+    count = max(weights[positions].shape[1] - prefix, 0)
+    side = isqrt(count)
+    return {argument: side * weights[patches].shape[-1]} if side * side == count and side else {}

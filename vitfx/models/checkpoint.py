@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -16,11 +19,11 @@ from vitfx.images.preprocess import Preprocess
 from vitfx.models.architectures import KNOWN_ARCHES, build_from_arch, timm_preprocess
 from vitfx.models.exported import is_exported, load_exported
 from vitfx.models.factory import build_from_factory
-from vitfx.models.graph_json import encode
+from vitfx.models.graph_json import decode, encode
 from vitfx.models.huggingface import Logits, load_folder
 from vitfx.models.model_file import read_model_file, write_record
 from vitfx.models.weights import check_finite, fingerprint, load_weights, unwrap_state_dict
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, in_a_line
 
 CHECKPOINT_FORMAT = "vitfx-checkpoint/1"
 ARTIFACT_FORMAT = "vitfx-artifact/1"
@@ -28,22 +31,30 @@ ARTIFACT_FORMAT = "vitfx-artifact/1"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be traced.
+    """A model ready to be traced."""
 
-    module: in eval mode, (B, C, H, W) -> logits (B, K), a plain tensor.
-    classes: the logits' names in order, None where the file does not say.
-    data: the data set that the file names.
-    source: what was loaded, for messages; fingerprint: sha256 of the weights, see `vitfx.models.weights.fingerprint`.
-    provenance: what an artifact says of its origin, see `vitfx.models.checkpoint.save_artifact`.
-    """
-
-    module: nn.Module
+    module: nn.Module  #: in eval mode, (B, C, H, W) -> logits (B, K), a plain tensor
     preprocess: Preprocess
+    classes: tuple[str, ...] | None  #: the logits' names in order, None where the file does not say
+    data: str | None  #: the data set that the file names
+    source: str  #: what was loaded, for messages
+    fingerprint: str  #: of the weights, see `vitfx.models.weights.fingerprint`
+    #: what an artifact says of its origin, see `vitfx.models.checkpoint.save_artifact`
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """What a checkpoint or an artifact holds, every field of the type that it should be."""
+
+    weights: dict[str, torch.Tensor]
+    factory: str  #: of a checkpoint: "module:callable"; empty in an artifact
+    kwargs: Mapping[str, Any]  #: the factory's
+    graph: str  #: of an artifact, as `vitfx.models.graph_json` writes it; empty in a checkpoint
+    preprocess: Preprocess | None
     classes: tuple[str, ...] | None
     data: str | None
-    source: str
-    fingerprint: str
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any]  #: JSON-like
 
 
 @dataclass(frozen=True)
@@ -60,18 +71,23 @@ def load_model(
 ) -> LoadedModel:
     """Loads a model from `spec`: "demo", or the path of a file or of a Hugging Face folder.
 
-    arch: what a bare state_dict belongs to: "torchvision:vit_b_16", "timm:NAME", "hf:DIR".
-    trust_pickle: unpickle whole modules, which runs code that stands in the file.
-    preprocess: instead of what the file or the library says.
+    arch: the model of a bare state_dict: "torchvision:vit_b_16", "timm:NAME", "hf:DIR"
+    trust_pickle: unpickle whole modules, which runs any code in the file
+    preprocess: replaces what the file or the library says
 
     Raises UserError for anything that cannot be loaded safely and completely.
     """
     path = Path(str(resources.files("vitfx.models") / "demo" / "digits.pt")) if spec == "demo" else Path(spec)
     if not path.exists():
-        raise UserError(f"{spec} is not there: give the path of a model file, or demo for the built-in model")
-    parts = _load(path, arch, trust_pickle, preprocess)
+        raise UserError(f"{spec} does not exist: give the path of a model file, or demo for the built-in model")
+    try:
+        parts = _load(path, arch, trust_pickle)
+    except UserError:
+        raise
+    except Exception as error:  # Every reader refuses what it knows; a damaged file may hold what nobody thought of.
+        raise UserError(f"{spec} can't be read as a model ({in_a_line(error)}): give a whole file") from error
     preprocess = preprocess or parts.preprocess or _guess_preprocess(parts.module, spec)
-    module = _answering_logits(parts.module.eval(), preprocess, parts.classes, spec)
+    module = _returning_logits(parts.module.eval(), preprocess, parts.classes, spec)
     weights = fingerprint(module.state_dict())
     return LoadedModel(module, preprocess, parts.classes, parts.data, spec, weights, parts.provenance)
 
@@ -89,8 +105,8 @@ def save_checkpoint(
 ) -> None:
     """Writes a checkpoint that `load_model` reads: the same arguments give the same bytes.
 
-    factory: "module:callable" that makes the model from `kwargs`, such as "torchvision.models:VisionTransformer".
-    made_by: the command that trained it.
+    factory: "module:callable" that makes the model from `kwargs`, such as "torchvision.models:VisionTransformer"
+    made_by: the command that trained it
     """
     size, mean, std = list(preprocess.size), list(preprocess.mean), list(preprocess.std)
     record = {
@@ -106,7 +122,7 @@ def save_checkpoint(
     write_record(path, record)
 
 
-def _load(path: Path, arch: str | None, trust_pickle: bool, preprocess: Preprocess | None) -> _Parts:
+def _load(path: Path, arch: str | None, trust_pickle: bool) -> _Parts:
     source = str(path)
     if arch is not None and arch.startswith("hf:"):
         folder = Path(arch.removeprefix("hf:"))
@@ -123,42 +139,53 @@ def _load(path: Path, arch: str | None, trust_pickle: bool, preprocess: Preproce
         return _Parts(contents, None)
     if isinstance(contents, Mapping) and "format" in contents:
         if arch is not None:
-            raise UserError(f"{source} says itself what model it is of, so --arch {arch} has no say: leave it out")
-        return _from_record(contents, source)
+            raise UserError(f"{source} names its own model, so --arch {arch} is not needed: leave it out")
+        record = read_record(contents, source)
+        module = build_from_factory(record.factory, record.kwargs) if record.factory else decode(record.graph)
+        load_weights(module, record.weights, record.factory or "the graph beside it", source)
+        return _Parts(module, record.preprocess, record.classes, record.data, record.provenance)
     weights = unwrap_state_dict(contents, source)
     if arch is None:
-        raise UserError(f"{source} holds weights alone: say with --arch what model they are of, {KNOWN_ARCHES}")
+        raise UserError(f"{source} holds only weights: name their model with --arch, {KNOWN_ARCHES}")
     return _Parts(*build_from_arch(arch, weights, source))
 
 
-def _from_record(record: Mapping[str, Any], source: str) -> _Parts:
-    kind = record["format"]
-    if kind not in (CHECKPOINT_FORMAT, ARTIFACT_FORMAT):
+def read_record(record: Mapping[str, Any], source: str) -> ModelRecord:
+    """Checks what `save_checkpoint` or `save_artifact` wrote; raises UserError for anything else."""
+    form = record.get("format")
+    if form not in (CHECKPOINT_FORMAT, ARTIFACT_FORMAT):
         raise UserError(
-            f"{source} has the format {kind!r}, this vitfx reads {CHECKPOINT_FORMAT} and {ARTIFACT_FORMAT}: "
+            f"{source} has the format {in_a_line(form)!r}, this vitfx reads {CHECKPOINT_FORMAT} and {ARTIFACT_FORMAT}: "
             "load it with the vitfx that wrote it"
         )
-    needed = ("factory", "kwargs", "state_dict") if kind == CHECKPOINT_FORMAT else ("graph", "state_dict")
-    if absent := [key for key in needed if key not in record]:
-        raise UserError(f"{source} calls itself {kind} but has no {absent[0]}: write it with vitfx.models.checkpoint")
-    weights = unwrap_state_dict(record["state_dict"], source)
-    if kind == CHECKPOINT_FORMAT:
-        module = build_from_factory(record["factory"], dict(record["kwargs"]))
-        load_weights(module, weights, record["factory"], source)
-    else:
-        from vitfx.models.graph_json import decode
-
-        module = decode(record["graph"])
-        load_weights(module, weights, "the graph beside it", source)
-    written = record.get("preprocess")
-    classes = record.get("classes")
-    provenance = record.get("provenance") if kind == ARTIFACT_FORMAT else None
-    return _Parts(
-        module=module,
-        preprocess=Preprocess.from_json(dict(written)) if written else None,
+    types = {"preprocess": dict, "classes": list | tuple, "data": str, "provenance": dict}
+    needed = {"factory": str, "kwargs": dict} if form == CHECKPOINT_FORMAT else {"graph": str}
+    for name in (*needed, "state_dict"):
+        if name not in record:
+            raise UserError(f"{source} calls itself {form} but has no {name}: write it with vitfx.models.checkpoint")
+    for name, expected in {**types, **needed}.items():
+        value = record.get(name)
+        if not (isinstance(value, expected) or (value is None and name in types)):
+            raise UserError(
+                f"{source} has a value of type {type(value).__name__} as its {name}: "
+                "write it with vitfx.models.checkpoint"
+            )
+    classes, provenance = record.get("classes"), record.get("provenance") or {}
+    if not all(type(name) in (str, int) for name in classes or ()):
+        raise UserError(f"{source} has classes that are no names: write it with vitfx.models.checkpoint")
+    try:
+        json.dumps(provenance)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"the provenance in {source} is not JSON ({in_a_line(error)}): give another file") from error
+    return ModelRecord(
+        weights=unwrap_state_dict(record["state_dict"], source),
+        factory=record["factory"] if "factory" in needed else "",
+        kwargs=record["kwargs"] if "kwargs" in needed else {},
+        graph=record["graph"] if "graph" in needed else "",
+        preprocess=Preprocess.from_json(record["preprocess"]) if record.get("preprocess") else None,
         classes=None if classes is None else tuple(map(str, classes)),
         data=record.get("data"),
-        provenance=dict(provenance or {}),
+        provenance=provenance,
     )
 
 
@@ -175,25 +202,25 @@ def _guess_preprocess(module: nn.Module, source: str) -> Preprocess:
     return Preprocess(size=(size, size))
 
 
-def _answering_logits(
+def _returning_logits(
     module: nn.Module, preprocess: Preprocess, classes: tuple[str, ...] | None, source: str
 ) -> nn.Module:
-    """`module`, wrapped where it answers with a record, once it has given logits for a batch of blank images."""
+    """`module`, wrapped where it returns a record, once it has returned logits for a batch of blank images."""
     shape = (2, preprocess.channels, *preprocess.size)
     try:
-        with torch.no_grad():
+        # torch.fx prints a traceback of what goes wrong in a graph before it raises it.
+        with torch.no_grad(), redirect_stderr(io.StringIO()):
             answer = module(torch.zeros(shape))
-    except Exception as error:  # What a model raises on images of another size is its own affair.
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # Each model fails in its own way on images of another size.
         raise UserError(
-            f"{source} does not take images of {shape[1]}×{shape[2]}×{shape[3]} ({reason}): "
+            f"{source} does not take images of {shape[1]}×{shape[2]}×{shape[3]} ({in_a_line(error)}): "
             "give the --image-size, --mean and --std that it was trained with"
         ) from error
     if hasattr(answer, "logits"):
         module, answer = Logits(module).eval(), answer.logits
     if not isinstance(answer, torch.Tensor) or answer.ndim != 2 or answer.shape[0] != 2:
         form = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
-        raise UserError(f"{source} answers two images with {form}, not with (2, classes) logits: give a classifier")
+        raise UserError(f"{source} returns {form} for two images, not (2, classes) logits: give a classifier")
     if classes is not None and len(classes) != answer.shape[1]:
         raise UserError(f"{source} names {len(classes)} classes but has {answer.shape[1]} logits: correct its classes")
     return module
@@ -209,7 +236,7 @@ def save_artifact(
 ) -> None:
     """Writes what `vitfx.models.checkpoint.load_model` reads back as a canonical graph, without the original's code.
 
-    provenance: JSON-like facts: vitfx version, the original's fingerprint, settings, the circuit's fingerprint.
+    provenance: JSON-like facts: vitfx's version, the original's fingerprint, settings, the circuit's fingerprint.
     """
     record = {
         "format": ARTIFACT_FORMAT,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-import zipfile
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,7 +16,7 @@ from vitfx.images.preprocess import Preprocess
 from vitfx.models.exported_safety import GRAPH_MEMBER, UnsafeError, without_code
 from vitfx.models.model_file import zip_members
 from vitfx.models.weights import check_finite
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, in_a_line
 
 
 def is_exported(path: Path) -> bool:
@@ -25,44 +27,60 @@ def is_exported(path: Path) -> bool:
 def load_exported(path: Path, *, trust_pickle: bool) -> tuple[nn.Module, Preprocess | None]:
     """The program's module and, where its input is (B, 3, H, W), ImageNet's preprocessing at H × W.
 
-    Raises UserError where the file is broken, where it holds what could run code and `trust_pickle` is not set,
-    where its batch is fixed, or where it was exported in training mode.
+    Raises UserError where the file is broken, where it holds anything that could run as code and `trust_pickle` is
+    not set, where its batch is fixed, or where it was exported in training mode.
     """
-    safe: io.BytesIO | Path = path
+    archive: io.BytesIO | Path = path
     try:
-        safe = without_code(path)
+        archive = without_code(path)
     except UnsafeError as reason:
         if not trust_pickle:
             raise UserError(
                 f"{path} holds {reason}, which torch.export.load could run as code: export the model again "
                 "without it, or pass --trust-pickle if you trust where the file comes from"
             ) from reason
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise UserError(f"{path} is a broken torch.export program ({error}): export the model again") from error
+    except Exception as error:  # A damaged archive breaks in as many ways as it has parts.
+        raise UserError(
+            f"{path} is a broken torch.export program ({in_a_line(error)}): export the model again"
+        ) from error
     try:
-        program = torch.export.load(safe)
+        with _unlogged():
+            program = torch.export.load(archive)
+        shapes = _input_shapes(program)
+        exported = program.module(check_guards=False)
+        # The exported module itself refuses .eval(), which everything after this calls.
+        module = torch.fx.GraphModule(exported, exported.graph)
+        training = _in_training(module)
     except Exception as error:  # The schema changes between versions, and each breaks in its own way.
         raise UserError(
             f"{path} is no program that torch {torch.__version__} can load: export the model again with this version"
         ) from error
+    if training:
+        raise UserError(f"{path} was exported in training mode: call eval() and export the model again")
     check_finite(program.state_dict, str(path))
-    channels, height, width = _image_shape(program, path)
-    exported = program.module(check_guards=False)
-    if not isinstance(exported, torch.fx.GraphModule):
-        raise UserError(f"{path} gives no graph: export the model again")
-    _check_not_training(exported, path)
-    # The exported module itself refuses .eval(), which everything after this calls.
-    module = torch.fx.GraphModule(exported, exported.graph)
+    channels, height, width = _image_shape(shapes, path)
     return module, Preprocess(size=(height, width)) if channels == 3 else None
 
 
-def _image_shape(program: ExportedProgram, path: Path) -> tuple[int, int, int]:
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Without torch's log of what it can't load, a traceback: the error says the same."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+
+
+def _input_shapes(program: ExportedProgram) -> list[torch.Size]:
     inputs = program.graph_signature.user_inputs
-    shapes = [
-        node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs
-    ]
-    if len(inputs) != 1 or len(shapes) != 1 or len(shapes[0]) != 4:
-        raise UserError(f"{path} takes {len(inputs)} inputs: give a program that takes images (B, C, H, W) alone")
+    return [node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
+
+
+def _image_shape(shapes: list[torch.Size], path: Path) -> tuple[int, int, int]:
+    if len(shapes) != 1 or len(shapes[0]) != 4:
+        raise UserError(f"{path} takes {len(shapes)} inputs: give a program that takes images (B, C, H, W) alone")
     batch, *image = shapes[0]
     if isinstance(batch, int):
         raise UserError(
@@ -75,7 +93,6 @@ def _image_shape(program: ExportedProgram, path: Path) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _check_not_training(module: torch.fx.GraphModule, path: Path) -> None:
+def _in_training(module: torch.fx.GraphModule) -> bool:
     dropouts = (torch.ops.aten.dropout.default, torch.ops.aten.dropout_.default)
-    if any(node.target in dropouts and node.args[1] and node.args[2] for node in module.graph.nodes):
-        raise UserError(f"{path} was exported in training mode: call eval() and export the model again")
+    return any(node.target in dropouts and node.args[1] and node.args[2] for node in module.graph.nodes)

@@ -1,4 +1,4 @@
-"""Copies a torch.export archive without what in it could run code.
+"""Copies a torch.export archive without anything that could run as code.
 
 `torch.export.load` (torch 2.14, torch/export/pt2_archive/_package.py and torch/_export/serde/serialize.py) unpickles
 sample inputs, tensor subclasses and custom objects with weights_only=False, loads compiled libraries, evaluates shape
@@ -43,18 +43,18 @@ _FILE_OPERATORS = ("from_file", "save")
 
 
 class UnsafeError(Exception):
-    """What in the archive could run code, in a few words."""
+    """The part of an archive that could run as code, in a few words."""
 
 
 def without_code(path: Path) -> io.BytesIO:
-    """A copy of the archive of which every part has been looked at; raises UnsafeError."""
+    """A copy of the archive with every part checked; raises UnsafeError."""
     copy = io.BytesIO()
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as out:
         root = archive.namelist()[0].partition("/")[0]
         for member in archive.namelist():
             part = member.removeprefix(f"{root}/")
             if part == _EXAMPLE_INPUTS:
-                # A pickle, and nothing needs it.
+                # A pickle that nothing needs.
                 out.writestr(f"model/{part}", b"")
             elif part == GRAPH_MEMBER:
                 out.writestr(f"model/{part}", json.dumps(_checked(json.loads(archive.read(member)), "")))
@@ -72,7 +72,7 @@ def without_code(path: Path) -> io.BytesIO:
 
 def _check_tensor_list(record: dict[str, Any]) -> None:
     for name, entry in record["config"].items():
-        if entry["use_pickle"] or not _TENSOR.fullmatch(entry["path_name"]):
+        if entry["use_pickle"] is not False or not _TENSOR.fullmatch(entry["path_name"]):
             raise UnsafeError(f"the pickled object {name!r}")
         if not _NAME.fullmatch(name):
             raise UnsafeError(f"the tensor name {name!r}")
@@ -99,7 +99,7 @@ def _check_text(text: str, key: str) -> None:
     if key in ("target", "as_operator"):
         safe = _is_safe_operator(text)
     elif key in ("in_spec", "out_spec"):
-        safe = not text or _is_safe_tree(json.loads(text)[1])
+        safe = not text or _is_safe_tree(json.loads(text))
     elif key == "expr_str":
         safe = _EXPRESSION.fullmatch(text) is not None
     elif key in ("as_string", "as_strings"):
@@ -121,10 +121,11 @@ def _is_safe_operator(text: str) -> bool:
     return isinstance(getattr(getattr(torch.ops.aten, operator, None), overload, None), torch._ops.OpOverload)
 
 
-def _is_safe_tree(tree: Any) -> bool:
-    return (
-        isinstance(tree, dict)
-        and tree["type"] in _TREE_TYPES
-        and _TREE_CONTEXT.fullmatch(tree["context"] or "") is not None
-        and all(_is_safe_tree(child) for child in tree["children_spec"])
-    )
+def _is_safe_tree(tree: object) -> bool:
+    match tree:
+        case [int(), inner]:
+            return _is_safe_tree(inner)
+        case {"type": type_name, "context": str() | None as context, "children_spec": list() as children}:
+            is_known = type_name in _TREE_TYPES and _TREE_CONTEXT.fullmatch(context or "") is not None
+            return is_known and all(map(_is_safe_tree, children))
+    return False

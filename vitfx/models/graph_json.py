@@ -19,27 +19,18 @@ from torch.fx import Graph, GraphModule, Node
 
 from passes.aten import is_attribute_of
 from passes.dialect import AddConstant, Attention, Mlp
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, in_a_line
 
-_MODULES: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (Attention, Mlp, AddConstant)}
+_MODULES: dict[str, type[nn.Module]] = {part.__name__: part for part in (Attention, Mlp, AddConstant, nn.LayerNorm)}
 _PYTHON = {
-    f"operator.{one.__name__}": one
-    for one in (
-        operator.add,
-        operator.sub,
-        operator.mul,
-        operator.floordiv,
-        operator.truediv,
-        operator.mod,
-        operator.neg,
-        operator.getitem,
-    )
+    f"operator.{name}": getattr(operator, name)
+    for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem")
 }
 _NAMED = {"dtype": torch.dtype, "memory_format": torch.memory_format, "layout": torch.layout}
 
 
 def encode(graph_module: GraphModule) -> str:
-    """The graph and its modules' settings, without the weights. Raises UserError for what has no place in a file."""
+    """The graph and its modules' settings, without the weights. Raises UserError for what an artifact can't hold."""
     return json.dumps(_encode_graph(graph_module))
 
 
@@ -49,26 +40,22 @@ def decode(text: str) -> GraphModule:
         return _decode_graph(json.loads(text))
     except UserError:
         raise
-    except Exception as error:  # What torch and torch.fx raise for arguments that make no sense is their own affair.
+    except Exception as error:  # torch and torch.fx refuse senseless arguments with many kinds of exception.
         raise UserError(
-            f"the artifact's graph can't be read ({type(error).__name__}: {error}): give a file that vitfx wrote"
+            f"the artifact's graph can't be read ({type(error).__name__}: {in_a_line(error)}): "
+            "give a file that vitfx wrote"
         ) from error
 
 
 def _encode_graph(graph_module: GraphModule) -> dict[str, Any]:
     tensors = {}
     for node in graph_module.graph.nodes:
-        tensor = is_attribute_of(graph_module, node)
-        if tensor is not None:
-            name = str(node.target)
-            tensors[name] = {
-                "shape": list(tensor.shape),
-                "dtype": _word(tensor.dtype),
-                "parameter": isinstance(tensor, nn.Parameter),
-            }
+        if (tensor := is_attribute_of(graph_module, node)) is not None:
+            shape, dtype = list(tensor.shape), _word(tensor.dtype)
+            tensors[str(node.target)] = {"shape": shape, "dtype": dtype, "parameter": isinstance(tensor, nn.Parameter)}
     return {
         "type": "Graph",
-        "name": graph_module._get_name(),
+        "name": type(graph_module).__name__,
         "tensors": tensors,
         "modules": {name: _encode_module(name, child) for name, child in graph_module.named_children()},
         "nodes": [_encode_node(node) for node in graph_module.graph.nodes],
@@ -92,12 +79,9 @@ def _encode_module(name: str, module: nn.Module) -> dict[str, Any]:
 
 
 def _decode_module(record: dict[str, Any]) -> nn.Module:
-    settings = {key: value for key, value in record.items() if key != "type"}
     if record["type"] == "Graph":
         return _decode_graph(record)
-    if record["type"] == "LayerNorm":
-        return nn.LayerNorm(**settings)
-    return _MODULES[record["type"]](**settings)
+    return _MODULES[record["type"]](**{key: value for key, value in record.items() if key != "type"})
 
 
 def _encode_node(node: Node) -> dict[str, Any]:
@@ -128,11 +112,11 @@ def _decode_graph(record: dict[str, Any]) -> GraphModule:
             root.register_buffer(name, empty)
     graph = Graph()
     placed: dict[str, Node] = {}
-    for one in record["nodes"]:
-        target = _target(one["op"], one["target"], record)
-        args = _decode_value(one["args"], placed)
-        kwargs = {_name(key): _decode_value(value, placed) for key, value in one["kwargs"].items()}
-        placed[one["name"]] = graph.create_node(one["op"], target, args, kwargs, name=one["name"])
+    for node in record["nodes"]:
+        target = _target(node["op"], node["target"], record)
+        args = _decode_value(node["args"], placed)
+        kwargs = {_name(key): _decode_value(value, placed) for key, value in node["kwargs"].items()}
+        placed[node["name"]] = graph.create_node(node["op"], target, args, kwargs, name=node["name"])
     graph.lint()
     return GraphModule(root, graph, class_name=record["name"])
 
@@ -142,9 +126,9 @@ def _target(op: str, target: str, record: dict[str, Any]) -> Any:
         return _function(target)
     places = {"call_module": record["modules"], "get_attr": record["tensors"], "placeholder": None, "output": None}
     if op not in places:
-        raise UserError(f"a node that is a {op!r} has no place in an artifact")
-    within = places[op]
-    if within is not None and target not in within:
+        raise UserError(f"the artifact's graph has a node of the kind {op!r}: give a file that vitfx wrote")
+    owner = places[op]
+    if owner is not None and target not in owner:
         raise UserError(f"the artifact's graph reads {target!r}, which it does not hold: give a file that vitfx wrote")
     return _name(target)
 
@@ -152,7 +136,7 @@ def _target(op: str, target: str, record: dict[str, Any]) -> Any:
 def _name(text: str) -> str:
     """The name of a module, tensor or argument. Parts of a Sequential are numbers."""
     if re.fullmatch(r"[A-Za-z0-9_]+", text, re.ASCII) is None or keyword.iskeyword(text):
-        raise UserError(f"{text!r} is no name of anything in an artifact's graph: give a file that vitfx wrote")
+        raise UserError(f"{text!r} can't be a name in an artifact's graph: give a file that vitfx wrote")
     return text
 
 
@@ -163,12 +147,14 @@ def _function(target: str) -> Any:
     namespace, _, rest = target.partition(".")
     packet, _, overload = rest.partition(".")
     if namespace != "aten" or not packet.isidentifier() or not overload.isidentifier():
-        raise UserError(f"the function {target} has no place in an artifact: only ATen operators have")
+        raise UserError(f"an artifact can't hold the function {target}: only ATen operators are written and read")
     function = getattr(getattr(torch.ops.aten, packet, None), overload, None)
     if not isinstance(function, torch._ops.OpOverload):
-        raise UserError(f"the operator {target} is not one of this torch ({torch.__version__}): was another used?")
+        raise UserError(
+            f"torch {torch.__version__} has no operator {target}: use the torch that the file was made with"
+        )
     if any(argument.name == "filename" or "file" in packet for argument in function._schema.arguments):
-        raise UserError(f"the operator {target} reads or writes files, which an artifact must not")
+        raise UserError(f"an artifact can't hold the operator {target}, which reads or writes files")
     return function
 
 
@@ -181,8 +167,8 @@ def _encode_value(value: Any) -> Any:
         return {"node": value.name}
     if isinstance(value, list | tuple):
         return {"list" if isinstance(value, list) else "tuple": [_encode_value(item) for item in value]}
-    for name, kind in _NAMED.items():
-        if isinstance(value, kind):
+    for name, named in _NAMED.items():
+        if isinstance(value, named):
             return {name: _word(value)}
     if isinstance(value, torch.device):
         return {"device": str(value)}
@@ -190,7 +176,7 @@ def _encode_value(value: Any) -> Any:
         return {"float": str(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise UserError(f"an argument of type {type(value).__name__} has no place in an artifact")
+    raise UserError(f"an artifact can't hold an argument of type {type(value).__name__}")
 
 
 def _decode_value(value: Any, placed: dict[str, Node]) -> Any:
@@ -202,10 +188,10 @@ def _decode_value(value: Any, placed: dict[str, Node]) -> Any:
     if kind == "node":
         return placed[content]
     if kind in _NAMED:
-        found = getattr(torch, content)
-        if not isinstance(found, _NAMED[kind]):
+        named = getattr(torch, content)
+        if not isinstance(named, _NAMED[kind]):
             raise ValueError(f"{content} is no torch.{kind}")
-        return found
+        return named
     if kind == "device":
         return torch.device(content)
     if kind == "float":

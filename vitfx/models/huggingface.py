@@ -12,23 +12,26 @@ import torch
 from torch import nn
 
 from vitfx.images.preprocess import Preprocess
-from vitfx.models.factory import import_extra
+from vitfx.models.factory import TIMM, check_arguments, import_extra, is_classifier, to_size
 from vitfx.models.weights import check_finite, load_weights
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, in_a_line
 
 # Pillow's numbers for ways to resample, which preprocessor_config.json uses.
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+# Keys of a configuration that name code or files elsewhere; vitfx needs none of them.
+_ELSEWHERE = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 
 
 class Logits(nn.Module):
-    """Takes a model that answers with a record and keeps the logits: (B, C, H, W) -> (B, K)."""
+    """Wraps a model that returns a record and keeps the logits: (B, C, H, W) -> (B, K)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model(images).logits
+        logits: torch.Tensor = self.model(images).logits
+        return logits
 
 
 def load_folder(
@@ -36,42 +39,90 @@ def load_folder(
 ) -> tuple[nn.Module, Preprocess, tuple[str, ...] | None]:
     """The classifier, its preprocessing and its class names from `folder` (config.json and weights).
 
-    weights: a state_dict to load instead of the folder's own.
+    weights: a state_dict to load instead of the folder's own
 
     Raises UserError where the folder holds no image classifier, or one whose weights are missing or do not fit.
     """
     transformers = import_extra("transformers", "hf")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json: give a folder that save_pretrained wrote")
+    # What a folder holds stays data: transformers looks for nothing elsewhere, and asks nobody whether to run code.
+    safely = {"local_files_only": True, "trust_remote_code": False, "weights_only": True, "output_loading_info": True}
+    record = _read_config(folder, transformers)
     factory = transformers.AutoModelForImageClassification
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.CONFIG_MAPPING[record["model_type"]].from_dict(record)
+        preprocess, classes = _preprocess(folder, config), _class_names(config)
         with _quiet(transformers):
             if weights is None:
-                module, info = factory.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+                module, info = factory.from_pretrained(folder, config=config, **safely)
             else:
-                module, info = factory.from_config(config), {}
+                module, info = factory.from_config(config, trust_remote_code=False), {}
+        module = module.float()
+    except UserError:
+        raise
     except Exception as error:  # transformers refuses with many kinds of exception.
         raise UserError(
-            f"{folder} cannot be loaded as an image classifier ({' '.join(str(error).split())[:300]}): "
-            "check its config.json and weights"
+            f"{folder} cannot be loaded as an image classifier ({in_a_line(error)}): check its config.json and weights"
         ) from error
     if absent := sorted(info.get("missing_keys", ())):
         raise UserError(
             f"{folder} has no weights for {len(absent)} tensors (first: {absent[0]}): "
             "give a model fine-tuned for image classification"
         )
-    module = module.float()
     if weights is None:
         check_finite(module.state_dict(), source)
     else:
         load_weights(module, weights, f"hf:{folder}", source)
-    return Logits(module), _preprocess(folder, config), _class_names(config)
+    return Logits(module), preprocess, classes
+
+
+def _read_config(folder: Path, transformers: Any) -> dict[str, Any]:
+    """config.json, of a model whose code is transformers' own, without what would fetch or run anything else."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json: give a folder that save_pretrained wrote")
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder} holds an adapter: merge it into the model and save that")
+    record: dict[str, Any] = _without(_read_object(path), _ELSEWHERE)
+    if record.get("quantization_config") is not None:
+        raise UserError(f"{path} is of a quantized model: save the model in float32")
+    # timm's own folders say no model_type.
+    model_type = record.setdefault("model_type", "timm_wrapper" if "architecture" in record else None)
+    configs, classifiers = transformers.CONFIG_MAPPING, transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    # Others, such as depth estimators, load their backbone from elsewhere when they are only configured.
+    if not (isinstance(model_type, str) and model_type in configs and configs[model_type] in classifiers):
+        raise UserError(
+            f"{path} is of the model_type {in_a_line(model_type)!r}, of which transformers {transformers.__version__} "
+            "has no image classifier (code in the folder is never run): export the model with torch.export.save instead"
+        )
+    if model_type == "timm_wrapper":
+        if not is_classifier("timm", record.get("architecture")):
+            raise UserError(f"{path} names the architecture {record.get('architecture')!r}, which timm does not have")
+        check_arguments(_object(record.get("model_args") or {}, path), TIMM, f"the model argument in {path},")
+    return record
+
+
+def _without(value: Any, keys: tuple[str, ...]) -> Any:
+    if isinstance(value, dict):
+        return {name: _without(part, keys) for name, part in value.items() if name not in keys}
+    return [_without(part, keys) for part in value] if isinstance(value, list) else value
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        return _object(json.loads(path.read_text(encoding="utf-8"), parse_int=to_size), path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({in_a_line(error)}): save the model and its processor again") from error
+
+
+def _object(value: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {in_a_line(value)!r}, not an object: save the model and its processor again")
+    return value
 
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Without the library's progress bar and its load report: what it would report is told as a UserError."""
+    """Without the library's progress bar and load report: a UserError says what the report would."""
     log = transformers.utils.logging
     verbosity, bar = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -86,20 +137,19 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 def _preprocess(folder: Path, config: Any) -> Preprocess:
     path = folder / "preprocessor_config.json"
-    try:
-        record = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): save the processor again") from error
+    record = _read_object(path) if path.is_file() else {}
     size = record.get("crop_size") if record.get("do_center_crop") else None
     size = size or record.get("size") or getattr(config, "image_size", None)
-    values: dict[str, Any] = {"size": _height_width(size, path)}
-    if record.get("resample") in _RESAMPLE:
-        values["interpolation"] = _RESAMPLE[record["resample"]]
+    given: dict[str, Any] = {"size": _height_width(size, path)}
+    if (resample := record.get("resample")) is not None:
+        if not isinstance(resample, int) or resample not in _RESAMPLE:
+            raise UserError(f"{path} gives resample as {resample!r}: give one of Pillow's numbers, 0 to 5")
+        given["interpolation"] = _RESAMPLE[resample]
     if record.get("do_normalize") is False:
-        values |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+        given |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     elif "image_mean" in record and "image_std" in record:
-        values |= {"mean": tuple(record["image_mean"]), "std": tuple(record["image_std"])}
-    return Preprocess(**values)
+        given |= {"mean": record["image_mean"], "std": record["image_std"]}
+    return Preprocess.from_json(given)
 
 
 def _height_width(size: Any, path: Path) -> tuple[int, int]:
@@ -116,7 +166,7 @@ def _height_width(size: Any, path: Path) -> tuple[int, int]:
 
 
 def _class_names(config: Any) -> tuple[str, ...] | None:
-    names = tuple(str(config.id2label[key]) for key in sorted(config.id2label))
-    # transformers makes these up where the model was saved without names.
+    names = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
+    # transformers invents these where the model was saved without names.
     invented = all(name == f"LABEL_{position}" for position, name in enumerate(names))
     return None if invented else names

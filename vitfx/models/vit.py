@@ -17,11 +17,12 @@ class ViT(nn.Module):
 
     Takes (B, channels, image_size, image_size), gives logits (B, classes).
 
-    width: of the residual stream; mlp: hidden neurons of each MLP.
-    dropout: on the embedded tokens, hidden neurons and each sublayer's output; attention_dropout: on attention weights,
-        which costs the fused kernel on CPUs.
-    drop_path: the chance that the last block's sublayers are skipped for an image in training, growing linearly
-        from 0 at the first block (stochastic depth, Huang et al. 2016).
+    width: of the residual stream
+    mlp: hidden neurons of each MLP
+    dropout: on the embedded tokens, hidden neurons and each sublayer's output
+    drop_path: the probability that the last block's sublayers are skipped for an image in training; it grows linearly
+        from 0 at the first block (stochastic depth, Huang et al. 2016)
+    attention_dropout: on attention weights; rules out the fused kernel on CPUs
 
     Raises UserError for arguments that make no model.
     """
@@ -61,7 +62,7 @@ class ViT(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads, mlp, dropout, attention_dropout, rate) for rate in rates))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
-        # As large as embedded patches are: from 0.02, which is common, small data sets take far longer to be learnt.
+        # The scale of embedded patches: with the usual 0.02, training on small data sets takes far longer.
         nn.init.normal_(self.class_token, std=0.5)
         nn.init.normal_(self.positions, std=0.5)
 
@@ -70,7 +71,8 @@ class ViT(nn.Module):
         patches = self.embed(images)
         class_token = repeat(self.class_token, "1 1 d -> b 1 d", b=patches.shape[0])
         tokens = torch.cat([class_token, patches], dim=1) + self.positions
-        return self.head(self.norm(self.blocks(self.dropout(tokens)))[:, 0])
+        logits: torch.Tensor = self.head(self.norm(self.blocks(self.dropout(tokens)))[:, 0])
+        return logits
 
 
 class Block(nn.Module):
@@ -90,7 +92,8 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.drop_path(self.attention(self.attention_norm(x)))
-        return x + self.drop_path(self.mlp(self.mlp_norm(x)))
+        out: torch.Tensor = x + self.drop_path(self.mlp(self.mlp_norm(x)))
+        return out
 
 
 class Attention(nn.Module):
@@ -106,7 +109,8 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attention_dropout if self.training else 0.0)
-        return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+        out: torch.Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)"))
+        return out
 
 
 def _check_counts(**counts: int) -> None:
@@ -117,7 +121,7 @@ def _check_counts(**counts: int) -> None:
 
 def _check_divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
     if whole % part:
-        raise UserError(f"ViT's {whole_name} {whole} is not a multiple of its {part_name} {part}: change one")
+        raise UserError(f"ViT's {whole_name} {whole} is not a multiple of its {part_name} {part}: change one of them")
 
 
 def _check_chances(**chances: float) -> None:

@@ -21,19 +21,22 @@ def unwrap_state_dict(contents: Any, source: str) -> dict[str, torch.Tensor]:
 
     Raises UserError where `contents` is anything but tensors by name.
     """
+    # A pickle may hold itself, so there is an end to wrappers.
+    for _ in range(len(_WRAPPERS)):
+        inner = (contents.get(wrapper) for wrapper in _WRAPPERS) if isinstance(contents, Mapping) else ()
+        contents = next((part for part in inner if isinstance(part, Mapping)), contents)
     if not isinstance(contents, Mapping):
         raise UserError(f"{source} holds a {type(contents).__name__}, not weights by name: save the model's state_dict")
-    for wrapper in _WRAPPERS:
-        if isinstance(contents.get(wrapper), Mapping):
-            return unwrap_state_dict(contents[wrapper], source)
     if not contents:
         raise UserError(f"{source} holds no weights: save the model's state_dict")
     for name, value in contents.items():
         if not isinstance(value, torch.Tensor):
-            raise UserError(
-                f"{source} holds a {type(value).__name__} at {name!r}, where a state_dict holds tensors alone: "
-                "save the model's state_dict"
-            )
+            fault = f"of type {type(value).__name__}"
+        elif value.layout is not torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+            fault = "sparse, quantized, complex or without data"
+        else:
+            continue
+        raise UserError(f"{name!r} in {source} is {fault}, not a plain tensor: save the model's state_dict")
     weights = {str(name): value for name, value in contents.items()}
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in weights):
@@ -56,8 +59,8 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], factory
         for name in wanted
         if name in given and given[name] != wanted[name]
     ]
-    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshaped))
-    if faults := [f"{len(names)} {kind} (first: {names[0]})" for kind, names in kinds if names]:
+    misfits = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    if faults := [f"{len(names)} {fault} (first: {names[0]})" for fault, names in misfits.items() if names]:
         raise UserError(
             f"the state_dict of {source} does not fit {factory}, with {', '.join(faults)}: "
             "name the model that it was saved from"

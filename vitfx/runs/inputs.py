@@ -17,15 +17,15 @@ from vitfx.support.progress import Report
 
 @dataclass(frozen=True)
 class Inputs:
-    """An open model with its images."""
+    """The model and its data set, opened."""
 
     model: LoadedModel
     splits: Splits
-    data: str  #: as the user gave it, so that a report says how to open the same again
+    data: str  #: as the user gave it, for a report that says how to open the same again
     arch: str | None  #: likewise
 
-    def at_most(self, samples: int) -> int:
-        """So many calibration images, or all that there are: for a default, not for a number that the user gave."""
+    def available(self, samples: int) -> int:
+        """This many calibration images, or all that there are: for a default, which the user did not ask for."""
         return min(samples, max(2, len(self.splits.calibration)))
 
     def calibration(self, samples: int, seed: int, progress: Report | None = None) -> Images:
@@ -39,10 +39,9 @@ class Inputs:
 
 
 def open_inputs(options: argparse.Namespace) -> Inputs:
-    """Loads the model and opens its data. options: with the arguments of `vitfx.cli.options.add_inputs` and
-    `add_loading`.
+    """Loads the model and opens its data; raises UserError.
 
-    Raises UserError.
+    options: with the arguments of `vitfx.cli.options.add_inputs` and `add_loading`
     """
     model = open_model(options)
     data = options.data or model.data
@@ -55,7 +54,7 @@ def open_inputs(options: argparse.Namespace) -> Inputs:
 
 
 def open_model(options: argparse.Namespace) -> LoadedModel:
-    """The model alone. Raises UserError."""
+    """Loads the model alone; raises UserError."""
     return load_model(
         options.model, arch=options.arch, trust_pickle=options.trust_pickle, preprocess=_preprocess(options)
     )
@@ -72,13 +71,13 @@ def _preprocess(options: argparse.Namespace) -> Preprocess | None:
 
 
 def _check_labels(model: LoadedModel, images: ImageSet, data: str) -> None:
-    """Classes without names are matched by their position. Raises UserError where one has no logit."""
+    """Classes without names are matched by position. Raises UserError where one has no logit."""
     if images.labels is None:
         return
     with torch.no_grad():
         logits = model.module(torch.zeros(2, model.preprocess.channels, *model.preprocess.size)).shape[1]
     if max(images.labels) >= logits:
         raise UserError(
-            f"{data} has at least {max(images.labels) + 1} classes and the model {logits} logits: "
+            f"{data} has at least {max(images.labels) + 1} classes and the model has {logits} logits: "
             "give the data that it was trained on, or images without class folders"
         )

@@ -13,3 +13,8 @@ class NothingPrunable(UserError):
 
     def __init__(self) -> None:
         super().__init__("the model has no attention and no MLP left: give one that has something to prune")
+
+
+def in_a_line(value: object) -> str:
+    """A library's error, or a value out of a file, as part of a sentence: without line breaks, 300 letters at most."""
+    return " ".join(str(value).split())[:300] or type(value).__name__

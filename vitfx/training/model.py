@@ -15,7 +15,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.architectures import arch_factory, arch_sizes, build_from_arch
-from vitfx.models.checkpoint import CHECKPOINT_FORMAT
+from vitfx.models.checkpoint import CHECKPOINT_FORMAT, read_record
 from vitfx.models.factory import build_from_factory, import_extra
 from vitfx.models.model_file import read_model_file
 from vitfx.models.weights import check_finite, unwrap_state_dict
@@ -132,8 +132,8 @@ def _from_record(
         raise UserError(f"{init} names its own model, which --arch {arch} can't change: leave out --arch")
     if not record.get("preprocess"):
         raise UserError(f"{init} has no preprocessing: write it with vitfx.models.checkpoint.save_checkpoint")
-    weights = unwrap_state_dict(record["state_dict"], init)
-    return record["factory"], dict(record["kwargs"]), weights, Preprocess.from_json(dict(record["preprocess"]))
+    checked = read_record(record, init)
+    return checked.factory, dict(checked.kwargs), checked.weights, Preprocess.from_json(record["preprocess"])
 
 
 def _built(factory: str, kwargs: dict[str, Any], config: ModelConfig, preprocess: Preprocess) -> TrainModel:
