@@ -17,8 +17,7 @@ from benchmarks.discovery_table import tables
 from benchmarks.naive import BATCH, Naive
 from benchmarks.opening import Subject, check_out, open_subject, settings_of
 from benchmarks.sampling import LiveSampler, Sample, draw, walk
-from vitfx.circuits.circuit import Circuit, Decision
-from vitfx.circuits.edge_graph import GRANULARITIES
+from vitfx.circuits.circuit import GRANULARITIES, Circuit, Decision
 from vitfx.cli.exit_codes import ending
 from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.protocol import Limits

@@ -17,10 +17,9 @@ from benchmarks.methods_table import markdown, table
 from benchmarks.opening import Subject, check_out, open_subject
 from benchmarks.results import read_known, write_record
 from benchmarks.thresholds import Run
-from vitfx.circuits.edge_graph import GRANULARITIES
+from vitfx.circuits.circuit import GRANULARITIES
 from vitfx.cli.exit_codes import GOES_ON, ending
-from vitfx.discovery.basis.metric import METRICS
-from vitfx.discovery.basis.settings import METHODS, Settings
+from vitfx.discovery.basis.settings import METHODS, METRICS, Settings
 from vitfx.images.image_set import ImageSet
 from vitfx.support.devices import NAMES, pick_device
 from vitfx.support.errors import UserError

@@ -81,8 +81,8 @@ def summary(circuit: Circuit, top: int) -> Group:
             _strongest(live[:top]),
         ]
     for name in DETAILS:
-        if circuit.details.get(name):
-            parts += [Text(name), _details(circuit.details[name])]
+        if details := circuit.details.get(name):
+            parts += [Text(name), _details(details)]
     return Group(*parts)
 
 

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from passes.plan import DeletionPlan
 from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer
+from vitfx.circuits.details import Details
 from vitfx.discovery.run import origins
 from vitfx.graph.canonical import read_module
 from vitfx.graph.stages import read_stages
@@ -124,5 +125,5 @@ def _circuit(original: GraphModule, found: Attained, price: Price, asked: Asked,
     settings = {"method": "goal", "granularity": "head", "ablation": "mean", **asked.to_json()}
     measured = {"speed-up": found.speedup, "predicted": found.predicted, "met": found.met}
     steps = {"unit": price.unit, "whole": price.whole, "steps": list(found.steps), **measured}
-    details = {"price": steps, "held out": asdict(found.standing)}
+    details: Details = {"price": steps, "held out": asdict(found.standing)}
     return Circuit(tuple(decisions), found.standing.kl, settings, facts, details)

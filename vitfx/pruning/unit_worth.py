@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from passes.plan import DeletionPlan, channels_of
-from vitfx.graph.stages import Stage
+from vitfx.graph.stages import Stage, streams_at, sublayers_of
 from vitfx.support.progress import Report
 
 BATCH = 16
@@ -46,7 +46,7 @@ class Surveyed:
 
 def mend(stages: Sequence[Stage], plan: DeletionPlan) -> dict[str, Mended]:
     """The sublayers that the plan prunes or refits, by their names."""
-    modules = {stage.name: stage.sublayer for stage in stages if stage.sublayer is not None}
+    modules = sublayers_of(stages)
     deletions = {one.name: one for one in plan.deletions}
     refits = {one.name: one for one in plan.refits}
     found = {}
@@ -88,8 +88,8 @@ def survey(
                 found.setdefault(stage.name, _Sums()).add(inner, gradient @ _weight(stage, mended.get(stage.name)))
         if progress is not None:
             progress(start + len(batch), len(pixels))
-    units = {stage.name: stage.sublayer.units for stage in stages if stage.sublayer is not None}
-    return {name: sums.surveyed(units[name]) for name, sums in found.items()}
+    modules = sublayers_of(stages)
+    return {name: sums.surveyed(modules[name].units) for name, sums in found.items()}
 
 
 def _run(
@@ -98,21 +98,18 @@ def _run(
     """The inner channels of each sublayer, and the gradient of the random score at the stream behind it."""
     inners: list[tuple[Stage, Tensor]] = []
     behind: list[Tensor] = []
-    stream = pixels
     with torch.enable_grad():
-        for stage in stages:
+        for reading in streams_at(stages, pixels):
+            stage = reading.stage
             if stage.sublayer is None:
-                stream = stage(stream)
                 continue
-            inner = stage.inner(stream)
-            one = mended.get(stage.name)
-            out = stage.sublayer.out(inner) if one is None else inner @ one.weight.T + one.bias
-            stream = stage.carried(stream) + out
-            if not stream.requires_grad:
-                stream.requires_grad_()
-            inners.append((stage, inner.detach()))
-            behind.append(stream)
-        log_p = stream.log_softmax(-1)
+            if (pruned := mended.get(stage.name)) is not None:
+                reading.behind = stage.carried(reading.stream) + (reading.inner @ pruned.weight.T + pruned.bias)
+            if not reading.behind.requires_grad:
+                reading.behind.requires_grad_()
+            inners.append((stage, reading.inner.detach()))
+            behind.append(reading.behind)
+        log_p = reading.behind.log_softmax(-1)
         signs = torch.randint(0, 2, log_p.shape, generator=generator).to(log_p) * 2 - 1
         score = (log_p.detach().exp().sqrt() * signs * log_p).sum()
         return inners, torch.autograd.grad(score, behind)

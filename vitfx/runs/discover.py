@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
 from vitfx.circuits.circuit import Circuit
+from vitfx.circuits.details import Fidelity
 from vitfx.discovery.basis.fidelity import fidelity
 from vitfx.discovery.basis.journal import FileJournal, SharedJournal
 from vitfx.discovery.basis.settings import Settings
@@ -57,7 +57,9 @@ class Discoveries:
         journals: list[FileJournal] = []
         evaluated = self._held_out(settings)
         found = self._discover(settings, self.images, self._journal_path(out, 0), journals)
-        details = {**found.circuit.details, **self._evaluation(found, evaluated)}
+        details = found.circuit.details.copy()
+        if (evaluation := self._evaluation(found, evaluated)) is not None:
+            details["evaluation"] = evaluation
         outcomes = [Outcome.of(found)]
         for repeat in range(1, self.repeats):
             again = replace(settings, seed=settings.seed + repeat)
@@ -65,10 +67,8 @@ class Discoveries:
             images = on_each(self.share, lambda again=again: self._images(again))  # type: ignore[misc]
             outcomes.append(Outcome.of(self._discover(again, images, self._journal_path(out, repeat), journals)))
         if self.repeats > 1:
-            details["stability"] = {
-                **stability(outcomes),
-                "other_images": settings.samples < len(self.inputs.splits.calibration),
-            }
+            details["stability"] = stability(outcomes)
+            details["stability"]["other_images"] = settings.samples < len(self.inputs.splits.calibration)
         circuit = replace(found.circuit, details=details)
         if self.share.rank == 0:
             write_aside(out, circuit.to_json())
@@ -108,12 +108,12 @@ class Discoveries:
             )
         return chosen.subset(range(self.share.rank, len(chosen), self.share.world))
 
-    def _evaluation(self, found: Discovery, mine: ImageSet | None) -> dict[str, Any]:
+    def _evaluation(self, found: Discovery, mine: ImageSet | None) -> Fidelity | None:
         """How faithful the circuit is on images that discovery did not see."""
         if mine is None:
-            return {}
+            return None
         images = on_each(self.share, lambda: mine.load(self.watcher.bar("loading")))
-        scores = fidelity(
+        return fidelity(
             found.graph,
             found.circuit.removed,
             found.reference,
@@ -122,7 +122,6 @@ class Discoveries:
             self.share,
             self.watcher.bar("evaluating"),
         )
-        return {"evaluation": scores.to_json()}
 
     @property
     def _device(self) -> torch.device:
@@ -140,5 +139,5 @@ class Discoveries:
 
 def matches(circuit: Circuit, settings: Settings, facts: dict[str, str], repeats: int) -> bool:
     """Whether it is what these settings would find again."""
-    runs = circuit.details.get("stability", {}).get("repeats", 1)
+    runs = circuit.details["stability"]["repeats"] if "stability" in circuit.details else 1
     return dict(circuit.settings) == settings.to_json() and dict(circuit.origins) == facts and runs == repeats

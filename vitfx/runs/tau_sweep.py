@@ -125,7 +125,7 @@ def _row(outcome: Outcome, path: Path, evaluated: int, seconds: float | None) ->
         "fidelity": circuit.details["fidelity"],
         "eval_samples": evaluated,
         "evaluation": circuit.details.get("evaluation"),
-        "overlap": circuit.details.get("stability", {}).get("overlap"),
+        "overlap": circuit.details["stability"]["overlap"] if "stability" in circuit.details else None,
         "seconds": None if seconds is None else round(seconds, 3),
     }
 

@@ -12,7 +12,7 @@ from tests.support.gated import (
     run,
 )
 from vitfx.circuits.circuit import EMBED
-from vitfx.discovery.basis.metric import METRICS
+from vitfx.discovery.basis.settings import METRICS
 from vitfx.discovery.methods.attribution import eap, eap_ig
 from vitfx.graph.stages import Stage
 from vitfx.support.errors import UserError
