@@ -20,7 +20,7 @@ class ForecastAccuracy(TypedDict):
     """How well EAP-ACDC's forecasts agree with measurement, over edges drawn at random."""
 
     edges: int
-    rank_correlation: float  #: Spearman's
+    rank_correlation: float | None  #: Spearman's; None if all forecasts, or all costs, are equal
     agreement: float  #: share of edges on which both decide alike at τ
     scale: float  #: median of measured by forecast
 

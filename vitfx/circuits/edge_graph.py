@@ -36,6 +36,7 @@ from vitfx.graph.stages import (
     read_stages,
     replaced,
     run_stages,
+    streams_at,
     sublayers_of,
 )
 from vitfx.support.errors import NothingPrunable, UserError
@@ -110,6 +111,12 @@ class EdgeGraph:
             writer for writer in self.writers if writer.sublayer == EMBED or self.stage_index(writer.sublayer) < at
         )
 
+    def writers_of(self, sublayer: str) -> list[Writer]:
+        return [writer for writer in self.writers if writer.sublayer == sublayer]
+
+    def readers_of(self, sublayer: str) -> list[Reader]:
+        return [reader for reader in self.readers if reader.sublayer == sublayer]
+
     def edges(self) -> tuple[Edge, ...]:
         return tuple(Edge(writer, reader) for reader in self.readers for writer in self.parents(reader))
 
@@ -122,14 +129,14 @@ class EdgeGraph:
     def run(self, pixels: Tensor, removed: Collection[Edge] = (), reference: Reference | None = None) -> Tensor:
         """(N, C, H, W) -> logits (N, K); each removed edge's reader sees the writer's reference instead."""
         run = _Run(self, removed, reference)
-        stream = pixels
-        for index, stage in enumerate(self.stages):
+        for index, reading in enumerate(streams_at(self.stages, pixels)):
             if index == self.first:
-                stream = run.write_embedding(stream)
+                reading.stream = run.write_embedding(reading.stream)
             if index == self.last + 1:
-                (stream,) = run.seen(stream, [LOGITS_READER])
-            stream = stage(stream) if stage.sublayer is None else run.write(stage, stream)
-        return stream
+                (reading.stream,) = run.seen(reading.stream, [LOGITS_READER])
+            if reading.stage.sublayer is not None:
+                reading.inner = run.write(reading.stage, reading.stage.sublayer, reading.stream)
+        return reading.behind
 
     @torch.no_grad()
     def embedding(self, pixels: Tensor) -> Tensor:
@@ -160,10 +167,8 @@ class _Run:
             self.deltas[self.rows[embed]] = stream - self._reference(EMBED).to(stream)
         return stream
 
-    def write(self, stage: Stage, stream: Tensor) -> Tensor:
-        """The stream behind a sublayer."""
-        module = stage.sublayer
-        assert module is not None
+    def write(self, stage: Stage, module: Sublayer, stream: Tensor) -> Tensor:
+        """The inner channels that a sublayer writes."""
         inner = self._inner(stage, module, stream)
         units = [unit for writer in self.gone if writer.sublayer == stage.name for unit in writer.units]
         if units:
@@ -172,7 +177,7 @@ class _Run:
             if writer.sublayer == stage.name:
                 change = inner - self._reference(stage.name).to(inner)
                 self.deltas[row] = contribution(module, writer.units, change)
-        return stage.behind(stream, inner)
+        return inner
 
     def seen(self, stream: Tensor, readers: Sequence[Reader]) -> Tensor:
         """The stream (N, T, D) as each reader sees it: (readers, N, T, D)."""
@@ -184,7 +189,7 @@ class _Run:
         return stream - torch.unflatten(mask @ self.deltas.flatten(1), 1, stream.shape)
 
     def _inner(self, stage: Stage, module: Sublayer, stream: Tensor) -> Tensor:
-        readers = [reader for reader in self.graph.readers if reader.sublayer == stage.name]
+        readers = self.graph.readers_of(stage.name)
         if not any(reader in self.unseen for reader in readers):
             return stage.inner(stream)
         assert stage.norm is not None

@@ -63,8 +63,7 @@ def _reached(graph: EdgeGraph, wiring: Wiring, rows: dict[Reader, int], *, by_to
         return any(is_seen and writer in reached for is_seen, writer in zip(seen, graph.writers, strict=True))
 
     for stage in graph.stages[graph.first : graph.last + 1]:
-        writers = [writer for writer in graph.writers if writer.sublayer == stage.name]
-        readers = [reader for reader in graph.readers if reader.sublayer == stage.name]
+        writers, readers = graph.writers_of(stage.name), graph.readers_of(stage.name)
         if not isinstance(stage.module, Attention):
             reached |= set(writers) if any(sees(reader) for reader in readers) else set()
             continue

@@ -56,9 +56,9 @@ def memory_needed(graph_module: GraphModule, images: Images, settings: Settings,
     for name, module in modules.items():
         index = graph.stage_index(name)
         behind = kept if index >= narrowed.start else tokens
-        readers = sum(reader.sublayer == name for reader in graph.readers)
+        readers = len(graph.readers_of(name))
         read = tokens if index <= narrowed.start else kept
-        changes += sum(writer.sublayer == name for writer in graph.writers) * behind * width
+        changes += len(graph.writers_of(name)) * behind * width
         parts = 3 if isinstance(module, Attention) else 0
         sizes.append((read * width, behind * module.units * module.channels, readers, parts))
     numbers, in_file = 2 * pixels[0].numel(), 0

@@ -65,8 +65,8 @@ class Stage:
 
 @dataclass
 class Reading:
-    """A stage with the stream that it reads; what it makes of that is computed once, when first asked for, unless the
-    caller sets it."""
+    """A stage with the stream that it reads. What it makes of that is computed once, when it is first asked for. A
+    caller may set any of these values before later stages run."""
 
     stage: Stage
     stream: Tensor

@@ -17,3 +17,16 @@ def test_calibration_tells_heads_from_paths():
     assert report["paths"]["rank_correlation"] == -1.0
     assert report["paths"]["agreement"] < 0.5
     assert calibration_of(heads[:3], 0.5) == {}
+
+
+def test_rank_correlation_of_equal_values():
+    def probes(predicted, measured):
+        edges = [Edge(Writer("a0", index), Reader("logits")) for index in range(5)]
+        return [
+            Decision(edge, True, cost, cost, PROBE, forecast)
+            for edge, forecast, cost in zip(edges, predicted, measured, strict=True)
+        ]
+
+    tied = calibration_of(probes([0.1, 0.2, 0.2, 0.3, 0.4], [1, 2, 2, 3, 4]), 0.5)
+    assert tied["heads"]["rank_correlation"] == 1.0
+    assert calibration_of(probes([0.1] * 5, [1, 2, 3, 4, 5]), 0.5)["heads"]["rank_correlation"] is None

@@ -73,7 +73,7 @@ class StreamVisit:
 
     def __init__(self, engine: HeadEngine, sublayer: str) -> None:
         self.engine = engine
-        self.writers: Sequence[Writer] = [writer for writer in engine.graph.writers if writer.sublayer == sublayer]
+        self.writers: Sequence[Writer] = engine.graph.writers_of(sublayer)
 
     def change(self, writer: Writer, images: Chosen) -> Tensor:
         """What replacing the writer adds to the stream: (n, T, D)."""

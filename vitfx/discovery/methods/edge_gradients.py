@@ -17,13 +17,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from passes.dialect import Attention
+from passes.dialect import Attention, Sublayer
 from vitfx.circuits.circuit import EMBED
 from vitfx.circuits.edge_graph import LOGITS_READER, EdgeGraph
 from vitfx.discovery.basis.calibration import Calibration
 from vitfx.discovery.basis.metric import Metric
 from vitfx.discovery.basis.protocol import BATCH, batches
-from vitfx.graph.stages import Reference, Stage, attend, contribution, of_images, run_stages, sublayers_of
+from vitfx.graph.stages import (
+    Reading,
+    Reference,
+    Stage,
+    attend,
+    contribution,
+    of_images,
+    run_stages,
+    streams_at,
+    sublayers_of,
+)
 from vitfx.support.progress import Report
 
 
@@ -45,14 +55,15 @@ class TrackedRun:
         self._inners: dict[str, Tensor] = {}
         self._taps: list[_Tap] = []
         with torch.enable_grad():
-            self.embedding = stream = embedding.detach().requires_grad_()
+            self.embedding = embedding.detach().requires_grad_()
             if graph.reads_stream:
-                self._tap_writers(EMBED, stream)
-            for stage in graph.stages[graph.first : graph.last + 1]:
-                stream = stage(stream) if stage.sublayer is None else self._write(stage, stream)
+                self._tap_writers(EMBED, self.embedding)
+            for reading in streams_at(graph.stages[graph.first : graph.last + 1], self.embedding):
+                if reading.stage.sublayer is not None:
+                    self._tap(reading, reading.stage.sublayer)
             if not graph.reads_stream:
-                self._taps.append(_Tap((stream,), slice(len(graph.parents(LOGITS_READER)))))
-            self._logits = run_stages(graph.stages[graph.last + 1 :], stream)
+                self._taps.append(_Tap((reading.behind,), slice(len(graph.parents(LOGITS_READER)))))
+            self._logits = run_stages(graph.stages[graph.last + 1 :], reading.behind)
 
     @property
     def logits(self) -> Tensor:
@@ -92,28 +103,26 @@ class TrackedRun:
             derivatives.append((of_readers.transpose(0, 1).flatten(2) @ written.mT).flatten(1))
         return torch.cat(derivatives, dim=1).double()
 
-    def _write(self, stage: Stage, stream: Tensor) -> Tensor:
-        """The stream behind a sublayer."""
-        module = stage.sublayer
-        assert module is not None and stage.norm is not None
-        values: tuple[Tensor, ...] = (stage.norm(stream),)
+    def _tap(self, reading: Reading, module: Sublayer) -> None:
+        stage = reading.stage
+        assert stage.norm is not None
+        values: tuple[Tensor, ...] = (stage.norm(reading.stream),)
         if isinstance(module, Attention):
             values = tuple(linear(values[0]) for linear in (module.q, module.k, module.v))
-            inner = attend(module, *(value.unflatten(-1, (module.units, -1)).transpose(1, 2) for value in values))
+            heads = (value.unflatten(-1, (module.units, -1)).transpose(1, 2) for value in values)
+            reading.inner = attend(module, *heads)
         else:
-            inner = module.inner(values[0])
-        self._inners[stage.name] = inner
-        behind = stage.behind(stream, inner)
+            reading.inner = module.inner(values[0])
+        self._inners[stage.name] = reading.inner
         if self.graph.reads_stream:
-            self._tap_writers(stage.name, behind)
-        else:
-            reader = next(reader for reader in self.graph.readers if reader.sublayer == stage.name)
-            self._taps.append(_Tap(values, slice(len(self.graph.parents(reader))), stage, stream.detach()))
-        return behind
+            self._tap_writers(stage.name, reading.behind)
+            return
+        parents = self.graph.parents(self.graph.readers_of(stage.name)[0])
+        self._taps.append(_Tap(values, slice(len(parents)), stage, reading.stream.detach()))
 
     def _tap_writers(self, sublayer: str, stream: Tensor) -> None:
-        rows = [row for row, writer in enumerate(self.graph.writers) if writer.sublayer == sublayer]
-        self._taps.append(_Tap((stream,), slice(rows[0], rows[-1] + 1)))
+        first = self.graph.writers.index(self.graph.writers_of(sublayer)[0])
+        self._taps.append(_Tap((stream,), slice(first, first + len(self.graph.writers_of(sublayer)))))
 
     def _of_readers(self, tap: _Tap, gradients: Sequence[Tensor]) -> Tensor:
         """∂metric/∂x_r for a tap's readers, in the graph's order: (R, n, T, D)."""

@@ -31,7 +31,7 @@ def calibration_of(decisions: Sequence[Decision], tau: float) -> ForecastCalibra
         same = (forecast * scales[kind] < tau) == (measured < tau)
         calibration[kind] = ForecastAccuracy(
             edges=len(pairs),
-            rank_correlation=round(_spearman(forecast, measured), 4),
+            rank_correlation=_spearman(forecast, measured),
             agreement=round(float(same.double().mean()), 4),
             scale=scales[kind],
         )
@@ -60,6 +60,9 @@ def _forecast_and_measured(decisions: Sequence[Decision], kind: Kind) -> list[tu
     ]
 
 
-def _spearman(left: torch.Tensor, right: torch.Tensor) -> float:
-    ranks = torch.stack([values.argsort().argsort().double() for values in (left, right)])
-    return float(torch.corrcoef(ranks)[0, 1])
+def _spearman(forecast: torch.Tensor, measured: torch.Tensor) -> float | None:
+    if len(forecast.unique()) == 1 or len(measured.unique()) == 1:
+        return None
+    from scipy.stats import spearmanr  # takes as long to import as all the rest
+
+    return round(float(spearmanr(forecast.numpy(), measured.numpy()).statistic), 4)

@@ -40,8 +40,7 @@ def _of_writers(graph: EdgeGraph) -> Iterator[Tensor]:
         by_unit = module.out.weight.square().unflatten(1, (module.units, -1)).sum(dim=(0, 2))
         for linear in _linears(module):
             by_unit = by_unit + linear.weight.square().unflatten(0, (module.units, -1)).sum(dim=(1, 2))
-        writers = [writer for writer in graph.writers if writer.sublayer == name]
-        yield torch.stack([by_unit[list(writer.units)].sum() for writer in writers])
+        yield torch.stack([by_unit[list(writer.units)].sum() for writer in graph.writers_of(name)])
 
 
 def _of_pairs(graph: EdgeGraph) -> Iterator[Tensor]:
@@ -55,7 +54,7 @@ def _of_pairs(graph: EdgeGraph) -> Iterator[Tensor]:
     written = torch.stack([_written(modules.get(writer.sublayer), writer, eye) for writer in graph.writers])
     for stage in graph.stages[graph.first : graph.last + 1]:
         if stage.sublayer is not None:
-            parents = len(graph.parents(next(r for r in graph.readers if r.sublayer == stage.name)))
+            parents = len(graph.parents(graph.readers_of(stage.name)[0]))
             read = _read(stage, stage.sublayer, graph.granularity == "qkv")
             yield (read.flatten(1) @ written[:parents].flatten(1).T).flatten()
     behind = graph.stages[graph.last + 1].module
