@@ -231,8 +231,8 @@ REFUSED = {
     "one": (("--tau-sweep", "0.1:1:1"), "--tau-sweep 0.1:1:1 is no range"),
     "no repeats": (("--repeats", "0"), "--repeats 0 is too small"),
     "negative": (("--eval-samples", "-1"), "--eval-samples -1 is negative"),
-    "not measured": (("--method", "eap", "--max-kl", "1"), "--max-kl is for methods that measure KL, eap ranks"),
-    "not ranked": (("--remove", "0.1"), "--remove is for the methods that rank, acdc decides by --tau"),
+    "not measured": (("--method", "eap", "--max-kl", "1"), "--max-kl is for methods that measure KL, eap only ranks edges"),
+    "not ranked": (("--remove", "0.1"), "--remove is for methods that rank edges, acdc decides by --tau"),
     "twice": (("--remove", "0.1", "--tau", "1", "--method", "eap"), "--remove 0.1 stands in place of --tau"),
     "not looked at": (("--steps", "3"), "--steps is for eap-ig, not acdc: leave it out"),
     "no groups": (
