@@ -1,4 +1,4 @@
-"""What a sample of edges says: seconds, ratios, forward-pass equivalents, equal decisions."""
+"""What a sample of edges shows: seconds, ratios, forward-pass equivalents, equal decisions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def wilson(agreeing: int, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def shares(pairs: Sequence[tuple[bool, bool]]) -> dict[str, Any] | None:
-    """Of pairs of decisions (ours, the naive loop's); None where there are none."""
+    """How often pairs of decisions (ours, the naive loop's) are equal; None where there are none."""
     if not pairs:
         return None
     agreeing = sum(ours == theirs for ours, theirs in pairs)
@@ -30,26 +30,35 @@ def shares(pairs: Sequence[tuple[bool, bool]]) -> dict[str, Any] | None:
 
 
 def agreement(samples: Sequence[Sample]) -> dict[str, Any]:
-    """The decisions under test against the naive loop's at the same state: in all, and by what they rest on."""
+    """The decisions under test against the naive loop's in the same state: overall, and by what they rest on."""
 
     def of(chosen: Callable[[Sample], bool]) -> dict[str, Any] | None:
-        return shares([(one.decision.kept, one.naive.kept) for one in samples if chosen(one)])
+        return shares([(sample.decision.kept, sample.naive.kept) for sample in samples if chosen(sample)])
 
-    found = {"all": of(lambda one: True), "idle": of(lambda one: one.idle), "asked": of(lambda one: not one.idle)}
-    for basis in sorted({one.decision.basis for one in samples}):
-        found[basis] = of(lambda one, basis=basis: not one.idle and one.decision.basis == basis)  # type: ignore[misc]
-    found["kept"] = of(lambda one: one.decision.kept)
-    found["removed"] = of(lambda one: not one.decision.kept)
-    return {name: one for name, one in found.items() if one is not None}
+    def on(basis: str) -> dict[str, Any] | None:
+        return of(lambda sample: not sample.idle and sample.decision.basis == basis)
+
+    groups = {
+        "all": of(lambda sample: True),
+        "idle": of(lambda sample: sample.idle),
+        "asked": of(lambda sample: not sample.idle),
+        **{basis: on(basis) for basis in sorted({sample.decision.basis for sample in samples})},
+        "kept": of(lambda sample: sample.decision.kept),
+        "removed": of(lambda sample: not sample.decision.kept),
+    }
+    return {name: group for name, group in groups.items() if group is not None}
 
 
 def engine_agreement(samples: Sequence[Sample]) -> dict[str, Any] | None:
     """The engine's answers to single edges against the naive loop's."""
-    asked = [(one.engine, one.naive) for one in samples if one.engine is not None]
+    asked = [(sample.engine, sample.naive) for sample in samples if sample.engine is not None]
     if not asked:
         return None
-    known = [(ours, ours.kl, theirs.kl) for ours, theirs in asked]
-    exact = [abs(kl - naive) for ours, kl, naive in known if ours.exact and kl is not None and naive is not None]
+    exact = [
+        abs(ours.kl - theirs.kl)
+        for ours, theirs in asked
+        if ours.exact and ours.kl is not None and theirs.kl is not None
+    ]
     return {
         "all": shares([(ours.kept, theirs.kept) for ours, theirs in asked]),
         "exact": len(exact),
@@ -58,40 +67,41 @@ def engine_agreement(samples: Sequence[Sample]) -> dict[str, Any] | None:
 
 
 def spread(values: Iterable[float]) -> dict[str, float] | None:
-    found = list(values)
-    if not found:
+    numbers = list(values)
+    if not numbers:
         return None
-    low, middle, high = (float(one) for one in np.percentile(found, [10, 50, 90]))
-    return {"median": middle, "p10": low, "p90": high, "mean": fmean(found), "samples": len(found)}
+    low, middle, high = (float(value) for value in np.percentile(numbers, [10, 50, 90]))
+    return {"median": middle, "p10": low, "p90": high, "mean": fmean(numbers), "samples": len(numbers)}
 
 
 def times(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Seconds an edge and their ratios. Idle edges, which the engine is not asked about, count as nothing there."""
-    plain = [one.plain_seconds for one in samples]
-    naive = [one.naive.seconds for one in samples if one.naive.seconds is not None]
-    pairs = [
-        (one.engine.seconds, one.naive.seconds)
-        for one in samples
-        if one.engine is not None and one.engine.seconds and one.naive.seconds
-    ]
-    engine = spread(one.engine.seconds for one in samples if one.engine is not None and one.engine.seconds is not None)
+    """Seconds an edge, and their ratios. Idle edges, which the engine is not asked about, do not count for it."""
+    plain = [sample.plain_seconds for sample in samples]
+    naive = [sample.naive.seconds for sample in samples if sample.naive.seconds is not None]
+    asked = [(sample.engine.seconds, sample.naive.seconds) for sample in samples if sample.engine is not None]
+    pairs = [(ours, theirs) for ours, theirs in asked if ours and theirs]
+    engine = spread(ours for ours, _ in asked if ours is not None)
     unit = float(np.median(plain))
     paired = spread(theirs / ours for ours, theirs in pairs)
-    found = {"plain_forward": spread(plain), "naive": spread(naive), "engine": engine, "paired_ratio": paired}
-    found["ratio_of_medians"] = (
-        {"value": float(np.median(naive)) / engine["median"]} if engine is not None and engine["median"] > 0 else None
-    )
+    ratio = {"value": float(np.median(naive)) / engine["median"]} if engine is not None and engine["median"] else None
     medians = {"naive": float(np.median(naive)) / unit}
     if engine is not None:
         medians["engine"] = engine["median"] / unit
-    return {**found, "forward_pass_equivalents": medians}
+    return {
+        "plain_forward": spread(plain),
+        "naive": spread(naive),
+        "engine": engine,
+        "paired_ratio": paired,
+        "ratio_of_medians": ratio,
+        "forward_pass_equivalents": medians,
+    }
 
 
 def extrapolate(walked: Walk, removed: int) -> float:
-    """Seconds of the exact method over all edges: mean seconds of a sublayer's sampled trials times its edges, mean
-    seconds of a removal times the edges removed, and the engine's own seconds between the readers, which were measured.
+    """Seconds of the exact method over all edges: each sublayer's mean trial times its edges, the mean removal times
+    the removed edges, and the engine's own measured seconds between the readers.
 
-    A sublayer without a sample takes the next one's that was visited, or the last one's.
+    A sublayer without a sample takes the trials of the next one visited that has some, or of the last.
     """
     trials: dict[str, list[float]] = {}
     for sample in walked.samples:
@@ -100,7 +110,7 @@ def extrapolate(walked: Walk, removed: int) -> float:
     visited = list(walked.edges)
     total = walked.visit_seconds
     for at, name in enumerate(visited):
-        nearest = next(one for one in [*visited[at:], *reversed(visited[:at])] if one in trials)
+        nearest = next(other for other in [*visited[at:], *reversed(visited[:at])] if other in trials)
         total += fmean(trials[nearest]) * walked.edges[name]
-    removals = [one.remove_seconds for one in walked.samples if one.remove_seconds is not None]
+    removals = [sample.remove_seconds for sample in walked.samples if sample.remove_seconds is not None]
     return total + (fmean(removals) if removals else 0.0) * removed

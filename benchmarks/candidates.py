@@ -1,4 +1,4 @@
-"""Circuits that delete a given share of the FLOPs, and the smaller models that they stand for."""
+"""Circuits that delete a given share of the FLOPs, and the smaller models that they leave."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from benchmarks.opening import Subject
+from benchmarks.subject import Subject
 from passes.cost import Cost, measure_cost, predict_cost, unit_flops
 from passes.plan import DeletionPlan
 from vitfx.circuits.circuit import EMBED, Circuit, Decision
@@ -24,15 +24,14 @@ from vitfx.support.progress import Report
 
 @dataclass(frozen=True)
 class Candidate:
-    """A circuit for one share. deleted: the share of FLOPs that goes with what it leaves dead. tau: None for those
-    ranked. trimmed: how many removed edges were put back to meet the share. seed: of random scores."""
+    """A circuit for one share."""
 
-    share: float
-    deleted: float
+    share: float  #: of the FLOPs, asked for
+    deleted: float  #: the share that really goes with what is dead
     decisions: Sequence[Decision]
-    tau: float | None = None
-    trimmed: int = 0
-    seed: int | None = None
+    tau: float | None = None  #: None for ranking methods
+    trimmed: int = 0  #: how many removed edges were put back to meet the share
+    seed: int | None = None  #: of random scores
 
 
 class Workshop:
@@ -51,7 +50,7 @@ class Workshop:
         return make_plan(circuit, self.subject.graph, self.subject.setup.constants)
 
     def deleted(self, decisions: Sequence[Decision]) -> float:
-        """The share of the FLOPs that the plan saves, as `verify` proves it; infinite where nothing would be left."""
+        """The share of the FLOPs that the plan saves, as `verify` proves it; infinite where it would leave nothing."""
         try:
             plan = self.plan(decisions)
         except UserError:
@@ -60,12 +59,12 @@ class Workshop:
         return 1 - after.flops / self.before.flops
 
     def build(self, decisions: Sequence[Decision]) -> tuple[nn.Module, float]:
-        """The smaller model, on the CPU in eval mode, and the share of FLOPs that it lacks, counted on it."""
+        """The smaller model, on the CPU in eval mode, and the share of FLOPs that it saves, counted on it."""
         artifact = rewrite(self.whole, self.plan(decisions)).graph_module.eval()
         return artifact, 1 - measure_cost(artifact, self.image).flops / self.before.flops
 
     def ranked(self, scores: Mapping[str, float], share: float, seed: int | None = None) -> Candidate:
-        """The least important edges. Where the share counts edges, it is bisected until enough FLOPs are gone."""
+        """Removes the least important edges. Where shares are of edges, bisects until enough FLOPs are gone."""
         graph = self.subject.graph
 
         def cut(part: float) -> Sequence[Decision]:
@@ -82,16 +81,16 @@ class Workshop:
         return Candidate(share, self.deleted(decisions), decisions, seed=seed)
 
     def trim(self, candidate: Candidate) -> Candidate:
-        """Puts removed edges back, the highest score for each FLOP first, as long as the share stays deleted.
+        """Puts removed edges back, the highest score per FLOP first, as long as the share stays deleted.
 
-        On the block and the head graph, where an edge's FLOPs are its writer's; others stay as they are.
+        Only on the block and the head graph, where an edge's FLOPs are its writer's.
         """
         graph = self.subject.graph
         if not graph.reads_stream:
             return candidate
         saved = candidate.deleted * self.before.flops
         decisions = list(candidate.decisions)
-        back = [at for at, one in enumerate(decisions) if not one.kept and one.edge.writer.sublayer != EMBED]
+        back = [at for at, each in enumerate(decisions) if not each.kept and each.edge.writer.sublayer != EMBED]
         cost = {at: self._flops(decisions[at]) for at in back}
         trimmed = 0
         for at in sorted(back, key=lambda at: -decisions[at].score / cost[at]):
@@ -109,7 +108,7 @@ class Workshop:
 
 
 def score(subject: Subject, settings: Settings, method: str, seed: int, report: Report) -> dict[str, float]:
-    """Every edge's score by a method that ranks."""
+    """Every edge's score by a ranking method."""
     setup = subject.setup
     asked = replace(settings, method=method, seed=seed)
     return score_edges(subject.graph, setup.calibration, setup.reference, asked, report)

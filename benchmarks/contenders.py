@@ -1,4 +1,4 @@
-"""The models of a comparison: read from a folder that `vitfx.prune` wrote, or from files."""
+"""The models of a comparison, read from a folder that `vitfx.prune` wrote or from files."""
 
 from __future__ import annotations
 
@@ -22,45 +22,38 @@ from vitfx.support.errors import UserError
 
 @dataclass(frozen=True)
 class Contender:
-    """One model in the forms that the runtimes take.
-
-    module: None where there is no torch form, and then no_module says why. onnx: the file's bytes.
-    data: the data set that the model names for itself.
-    own: what the model wants of its images, where its mean or standard deviation is another than `preprocess` has, in
-    which the images come.
-    """
+    """One model in the forms that the runtimes take."""
 
     name: str
     source: str
-    onnx: bytes
+    onnx: bytes  #: of the file
     module: nn.Module | None
-    no_module: str
-    preprocess: Preprocess | None
+    no_module: str  #: why there is no module
+    preprocess: Preprocess | None  #: how the images are prepared that it is given
     classes: tuple[str, ...] | None
-    data: str | None
-    own: Preprocess | None = None
+    data: str | None  #: the data set that the model names
+    own: Preprocess | None = None  #: the model's own mean and standard deviation, where they differ from `preprocess`
 
     def adapted(self, pixels: Tensor) -> Tensor:
-        """Images (B, C, H, W) prepared by `preprocess` as this model wants them."""
+        """Images (B, C, H, W) prepared by `preprocess`, changed to what this model expects."""
         if self.own is None or self.preprocess is None:
             return pixels
         return normalised_pixels(plain_pixels(pixels, self.preprocess), self.own)
 
 
 def load_contenders(models: Sequence[str]) -> tuple[Contender, ...]:
-    """One folder that `vitfx.prune` or `vitfx.recover` wrote, or two or more models: ONNX files, or what `load_model`
-    reads.
+    """models: one folder that `vitfx.prune` or `vitfx.recover` wrote, or two or more ONNX files or models that
+    `load_model` reads.
 
-    The first is what the others are compared with. Raises UserError for anything else, and for models that do
-    not take the same preprocessing.
+    The others are compared with the first. Raises UserError for anything else, and for models whose images differ in
+    more than mean and standard deviation.
     """
-    one = len(models) == 1
-    found = _from_folder(Path(models[0])) if one else tuple(_from_file(model) for model in models)
-    return _with_one_preprocess(_with_distinct_names(found))
+    contenders = _from_folder(Path(models[0])) if len(models) == 1 else tuple(_from_file(model) for model in models)
+    return _with_one_preprocess(_with_distinct_names(contenders))
 
 
 def _from_folder(folder: Path) -> tuple[Contender, ...]:
-    """The original and the pruned model; the original's torch form may be gone by now."""
+    """The original and the pruned model; the file of the original's torch form may no longer exist."""
     report = folder / "report.json"
     if not report.is_file():
         raise UserError(f"{folder} holds no report.json: give a folder that vitfx.prune wrote, or two or more models")
@@ -71,7 +64,7 @@ def _from_folder(folder: Path) -> tuple[Contender, ...]:
     pruned = replace(pruned, module=loaded.module, preprocess=loaded.preprocess, classes=loaded.classes, data=data)
     baseline = replace(_from_onnx(folder / "baseline.onnx"), name="baseline", data=data)
     try:
-        # What vitfx.recover retrained is pruned itself; its baseline is the teacher.
+        # The model that vitfx.recover was given is already pruned: its baseline is the teacher.
         original = load_model(str(settings.get("teacher") or settings["model"]), arch=settings.get("arch"))
     except UserError as error:
         baseline = replace(baseline, no_module=str(error))
@@ -82,7 +75,7 @@ def _from_folder(folder: Path) -> tuple[Contender, ...]:
 
 def _read_settings(report: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(report.read_text(encoding="utf-8"))["settings"]
+        settings: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))["settings"]
         return settings | {"model": settings["model"]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -130,22 +123,22 @@ def _with_distinct_names(contenders: Sequence[Contender]) -> tuple[Contender, ..
     names = [contender.name for contender in contenders]
     if len(set(names)) == len(names):
         return tuple(contenders)
-    return tuple(replace(one, name=f"{one.name} ({number})") for number, one in enumerate(contenders, start=1))
+    return tuple(replace(each, name=f"{each.name} ({number})") for number, each in enumerate(contenders, start=1))
 
 
 def _with_one_preprocess(contenders: Sequence[Contender]) -> tuple[Contender, ...]:
-    """All take the first one's images; mean and standard deviation are changed for those that have others."""
-    known = [one for one in contenders if one.preprocess is not None]
-    if not known:
+    """All get images prepared for the first; those with another mean or standard deviation note their own."""
+    first = next((contender for contender in contenders if contender.preprocess is not None), None)
+    if first is None or first.preprocess is None:
         raise UserError("none of the models says how its images are prepared: give at least one that vitfx wrote")
-    common = known[0].preprocess
-    assert common is not None
-    found = []
-    for one in contenders:
-        own = one.preprocess
+    common = first.preprocess
+    for contender in contenders:
+        own = contender.preprocess
         if own is not None and replace(own, mean=common.mean, std=common.std) != common:
             raise UserError(
-                f"the models {known[0].name} and {one.name} prepare images differently: give models of the same size"
+                f"the models {first.name} and {contender.name} prepare images differently: give models of one size"
             )
-        found.append(replace(one, preprocess=common, own=None if own == common else own))
-    return tuple(found)
+    return tuple(
+        replace(contender, preprocess=common, own=None if contender.preprocess == common else contender.preprocess)
+        for contender in contenders
+    )

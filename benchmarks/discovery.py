@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from benchmarks.agreement import agreement, engine_agreement, extrapolate, times
+from benchmarks.command import CommonOptions, add_common, check_least, check_out, make_parser, run_command
 from benchmarks.discovery_table import tables
 from benchmarks.naive import BATCH, Naive
-from benchmarks.opening import Subject, check_out, open_subject, settings_of
 from benchmarks.sampling import LiveSampler, Sample, draw, walk
+from benchmarks.subject import Subject, open_subject
 from vitfx.circuits.circuit import GRANULARITIES, Circuit, Decision
-from vitfx.cli.exit_codes import ending
 from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.protocol import Limits
 from vitfx.discovery.basis.settings import RANKING, Settings
 from vitfx.discovery.methods.acdc import acdc
 from vitfx.discovery.methods.eap_acdc import eap_acdc
-from vitfx.support.devices import NAMES, pick_device
+from vitfx.support.console import entry_point
+from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
+from vitfx.support.json_files import write_json
 from vitfx.support.machine import environment, load_average
-from vitfx.support.progress import Watcher, console_watcher
+from vitfx.support.progress import Watcher
+from vitfx.support.tables import Table
 
+FORMAT = "vitfx-discovery-benchmark/1"
 METHODS = ("acdc", "eap-acdc")
 EXAMPLE = """example:
   python -m benchmarks.discovery vit.pt --data tiny-imagenet-200/ --tau 0.01 --out head.json
@@ -37,59 +38,48 @@ EXAMPLE = """example:
       --edges 200 --out qkv.json --write-circuit circuit.json
   python -m benchmarks.discovery vit.pt --data tiny-imagenet-200/ --circuit circuit.json --edges 200 --out exact.json
 
-Without --circuit the method is run over the whole graph, and its time is measured; the naive loop is asked about a
-sample of edges in between, off the method's clock. With --circuit nothing is decided anew: the circuit's decisions are
-taken reader by reader, and at a sample of them exact ACDC and the naive loop are asked in turn. That gives the time of
-exact ACDC where a whole run would take hours (extrapolated, and called so), and how often the circuit decided as ACDC
-would have done there; of eap-acdc, which decides all readers of a sublayer together, a run tells better. A circuit that
-a ranking method found will do as well, with --tau."""
+Without --circuit the method runs over the whole graph and is timed; in between, off its clock, the naive loop is asked
+about a sample of edges. With --circuit no decision is made anew: the circuit's decisions are replayed reader by reader,
+and at a sample of them exact ACDC and the naive loop are asked in turn. That gives the time of exact ACDC where a whole
+run would take hours (extrapolated, and marked so), and how often the circuit decided as ACDC would have decided there.
+For eap-acdc, which decides all readers of a sublayer together, a run tells more. A circuit found by a ranking method
+works as well, with --tau."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """seed: of the drawn edges and, without a circuit, of the run."""
+@dataclass(frozen=True, kw_only=True)
+class DiscoveryOptions(CommonOptions):
+    """What `benchmarks.discovery` is asked for. The seed draws the edges and, without a circuit, is the run's."""
 
-    model: str
-    data: str | None
     settings: Settings
     circuit: Circuit | None
-    edges: int
-    device: str
-    out: Path
+    edges: int  #: sampled for the naive loop
     write_circuit: Path | None
-    seed: int
 
     def __post_init__(self) -> None:
-        if self.edges < 1:
-            raise UserError(f"--edges is {self.edges}: give 1 or more")
-        check_out(self.out)
-        if self.write_circuit is not None:
-            check_out(self.write_circuit, "write-circuit")
+        super().__post_init__()
+        check_least(1, edges=self.edges)
+        check_out("write-circuit", self.write_circuit)
 
 
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
-    console = Console()
-
-    def work() -> None:
-        options = _options(_parser().parse_args(arguments))
-        with console_watcher(console) as watcher:
-            record = measure(options, watcher)
-        write_aside(options.out, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        for table in tables(record):
-            console.print(table)
-        console.print(f"written to {options.out}", highlight=False, markup=False, soft_wrap=True)
-
-    return ending(work)
+    return run_command(lambda: _options(arguments), _work)
 
 
-def measure(options: Options, watcher: Watcher) -> dict[str, Any]:
-    """The JSON record; raises UserError."""
+def _work(options: DiscoveryOptions, watcher: Watcher) -> list[Table]:
+    record = measure(options, watcher)
+    write_json(options.out, FORMAT, record)
+    return tables(record)
+
+
+def measure(options: DiscoveryOptions, watcher: Watcher) -> dict[str, Any]:
+    """The JSON record. Raises UserError."""
     load = load_average()
     settings = options.settings
     subject = open_subject(options.model, options.data, settings, pick_device(options.device), watcher, options.circuit)
-    setup = subject.setup
+    setup, opened = subject.setup, subject.opened
     naive = Naive(subject.graph_module, subject.graph, setup.calibration, setup.reference)
-    # Neither is to be timed cold.
+    # Both are warmed up before they are timed.
     naive.kl([])
     naive.plain()
     total = len(subject.graph.edges())
@@ -104,8 +94,8 @@ def measure(options: Options, watcher: Watcher) -> dict[str, Any]:
         "settings": settings.to_json() | {"sampled_edges": options.edges, "sampling_seed": options.seed},
         "circuit": None if options.circuit is None else options.circuit.fingerprint(),
         "environment": environment() | {"load_average_before": load, "device": options.device},
-        "model": {"source": options.model, "fingerprint": subject.model.fingerprint},
-        "data": {"name": subject.splits.name, "fingerprint": subject.sample.fingerprint(), **subject.facts},
+        "model": {"source": opened.source, "fingerprint": opened.model.fingerprint},
+        "data": {"name": opened.splits.name, "fingerprint": opened.sample.fingerprint(), **subject.facts},
         "naive_batch": BATCH,
         "edges": total,
         "whole_run": whole,
@@ -116,14 +106,14 @@ def measure(options: Options, watcher: Watcher) -> dict[str, Any]:
         "times": measured,
         "agreement": agreement(samples),
         "engine_agreement": engine_agreement(samples),
-        "samples": [one.to_json() for one in samples],
+        "samples": [sample.to_json() for sample in samples],
     }
 
 
 def _live(
-    options: Options, subject: Subject, naive: Naive, chosen: set[int], watcher: Watcher
+    options: DiscoveryOptions, subject: Subject, naive: Naive, chosen: set[int], watcher: Watcher
 ) -> tuple[list[Sample], dict[str, Any]]:
-    """The method over the whole graph, timed without the naive loop's questions."""
+    """The method over the whole graph, timed without the questions to the naive loop."""
     settings, limits = options.settings, Limits(options.settings.tau, options.settings.max_kl)
     exact = settings.method == "acdc"
     sampler = LiveSampler(naive, chosen, limits, watcher.bar(settings.method), together=not exact)
@@ -133,13 +123,19 @@ def _live(
     else:
         decisions = eap_acdc(subject.engine(), limits, NoJournal(), settings.seed, sampler)
     sampler.pause()
-    kls = [one.kl for one in decisions if not one.kept and one.kl is not None]
+    removed = [decision for decision in decisions if not decision.kept]
+    kls = [decision.kl for decision in removed if decision.kl is not None]
     kl = kls[-1] if kls else 0.0
     if options.write_circuit is not None:
         circuit = Circuit(tuple(decisions), kl, settings.to_json(), subject.facts)
         write_aside(options.write_circuit, circuit.to_json())
-    removed = sum(not one.kept for one in decisions)
-    whole = {"method": settings.method, "seconds": sampler.seconds, "how": "measured", "removed": removed, "kl": kl}
+    whole = {
+        "method": settings.method,
+        "seconds": sampler.seconds,
+        "how": "measured",
+        "removed": len(removed),
+        "kl": kl,
+    }
     return sampler.samples, whole
 
 
@@ -153,28 +149,21 @@ def _walk(
     return walked.samples, whole | {"removed": len(circuit.removed), "kl": circuit.kl}
 
 
-def _options(parsed: argparse.Namespace) -> Options:
-    given = {"granularity": parsed.granularity, "tau": parsed.tau, "samples": parsed.samples, "paths": parsed.paths}
-    given = {name: value for name, value in given.items() if value is not None}
+def _options(arguments: Sequence[str] | None) -> DiscoveryOptions:
+    parsed = _parser().parse_args(arguments)
+    asked = {name: getattr(parsed, name) for name in ("granularity", "tau", "samples", "paths")}
+    given = {name: value for name, value in asked.items() if value is not None}
     circuit = None
     if parsed.circuit is None:
         settings = Settings(method=parsed.method or "acdc", seed=parsed.seed, **given)
     else:
         circuit, settings = _circuit(parsed.circuit, given)
-        for name in ("method", "write_circuit"):
-            if getattr(parsed, name) is not None:
-                option = name.replace("_", "-")
-                raise UserError(f"--{option} is for a run, and with --circuit nothing is decided anew: leave one out")
-    return Options(
-        model=parsed.model,
-        data=parsed.data,
-        settings=settings,
-        circuit=circuit,
-        edges=parsed.edges,
-        device=parsed.device,
-        out=parsed.out,
-        write_circuit=parsed.write_circuit,
-        seed=parsed.seed,
+        for option, value in (("method", parsed.method), ("write-circuit", parsed.write_circuit)):
+            if value is not None:
+                raise UserError(f"--{option} is for a run, and --circuit runs nothing: leave one of them out")
+    common = {field.name: getattr(parsed, field.name) for field in fields(CommonOptions)}
+    return DiscoveryOptions(
+        **common, settings=settings, circuit=circuit, edges=parsed.edges, write_circuit=parsed.write_circuit
     )
 
 
@@ -183,39 +172,35 @@ def _circuit(path: Path, given: dict[str, Any]) -> tuple[Circuit, Settings]:
         circuit = Circuit.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--circuit {path} can't be read: give a circuit.json that vitfx wrote") from error
-    settings = settings_of(circuit)
+    settings = Settings.from_json(circuit.settings)
     if settings.method in RANKING and "tau" in given:
-        # What ranks has a threshold of its own, if any; ACDC is asked at this one.
+        # A ranking method's own threshold, if it has one, means something else: ACDC is asked at this one.
         settings = replace(settings, method="acdc", metric="kl", remove=None, tau=given["tau"])
     for name, value in given.items():
-        if value != (found := getattr(settings, name)):
-            raise UserError(f"--{name} {value} is not what --circuit was found with, {found}: leave --{name} out")
+        if value != (own := getattr(settings, name)):
+            raise UserError(f"--{name} {value} is not what --circuit was found with, {own}: leave --{name} out")
     if settings.method in RANKING:
-        raise UserError(f"--circuit {path} was found by {settings.method}: give --tau, at which ACDC is to be asked")
+        raise UserError(f"--circuit {path} was found by {settings.method}: give --tau, the threshold to ask ACDC at")
     return circuit, settings
 
 
 def _parser() -> argparse.ArgumentParser:
     default = Settings()
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.discovery",
-        description="Times discovery and the naive loop on a sample of edges, in turns, and compares their decisions.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = make_parser(
+        "discovery",
+        "Times discovery and the naive loop on a sample of edges, in turns, and compares their decisions.",
+        EXAMPLE,
     )
-    parser.add_argument("model", metavar="MODEL", nargs="?", default="demo", help="model file (default: demo)")
-    parser.add_argument("--data", help="images (default: what the model names)")
-    parser.add_argument("--method", choices=METHODS, help="what is run (default: acdc)")
-    parser.add_argument("--granularity", choices=GRANULARITIES, help=f"(default: {default.granularity})")
-    parser.add_argument("--tau", type=float, help=f"nats an image (default: {default.tau:g})")
-    parser.add_argument("--samples", type=int, help=f"calibration images (default: {default.samples})")
-    parser.add_argument("--paths", type=int, help=f"groups of hidden neurons an MLP (default: {default.paths})")
-    parser.add_argument("--edges", type=int, default=40, help="sampled for the naive loop (default: %(default)s)")
-    parser.add_argument("--circuit", type=Path, help="circuit.json, whose settings, decisions and states are taken")
-    parser.add_argument("--device", default="auto", help=f"{NAMES} (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampled edges, and of a run (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("discovery.json"), help="JSON file (default: %(default)s)")
-    parser.add_argument("--write-circuit", type=Path, help="also write the circuit that the run found")
+    add_common(parser, "discovery.json", "the sampled edges, and of a run")
+    add = parser.add_argument
+    add("--method", choices=METHODS, help="the method to run (default: acdc)")
+    add("--granularity", choices=GRANULARITIES, help=f"(default: {default.granularity})")
+    add("--tau", type=float, help=f"nats an image (default: {default.tau:g})")
+    add("--samples", type=int, help=f"calibration images (default: {default.samples})")
+    add("--paths", type=int, help=f"groups of hidden neurons an MLP (default: {default.paths})")
+    add("--edges", type=int, default=40, help="edges sampled for the naive loop (default: %(default)s)")
+    add("--circuit", type=Path, help="circuit.json whose settings, decisions and states are used")
+    add("--write-circuit", type=Path, help="also write the circuit that the run found")
     return parser
 
 

@@ -18,11 +18,11 @@ from vitfx.support.errors import UserError
 
 @dataclass(frozen=True)
 class Evaluations:
-    """The models' scores by name, the first model first, all on one runtime in batches of `batch`."""
+    """The models' scores, all on one runtime."""
 
     runtime: str
-    batch: int
-    scores: dict[str, Scores]
+    batch: int  #: images at a time
+    scores: dict[str, Scores]  #: by name, the first model first
 
 
 def evaluate_contenders(
@@ -46,10 +46,10 @@ def _common_runtime(
     reason = "no runtime was chosen"
     for way in reversed([way for way in ways if not way.half and not way.cuda_graph]):
         if way.runtime == "torch-compile":
-            # The last batch, which is a smaller one, would be compiled within the time.
+            # The last batch, which is smaller, would be compiled while the clock runs.
             way = replace(way, runtime="torch")
         try:
-            return way, {one.name: forward(way, one, threads) for one in contenders}
+            return way, {contender.name: forward(way, contender, threads) for contender in contenders}
         except UnavailableError as error:
             reason = str(error)
     raise UserError(f"no runtime takes all of the models ({reason}): name another with --runtimes")

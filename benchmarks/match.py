@@ -1,13 +1,12 @@
-"""What is the same for all peers: model, images, exporter, runtime, and the plain export that times are by."""
+"""What all peers share: model, images, exporter, runtime, and the plain export that speeds are relative to."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch.fx import GraphModule
 
 from benchmarks.comparison import BATCH, scored
 from benchmarks.peer_units import Given
+from benchmarks.subject import Opened
 from passes.cost import measure_cost
 from vitfx.deploy.deployment import NAMES, default_deployment, deploy
 from vitfx.deploy.evaluate import evaluate
@@ -23,22 +23,22 @@ from vitfx.deploy.runtime import open_session
 from vitfx.graph.canonical import read_module
 from vitfx.graph.trace import at_rest
 from vitfx.images.image_set import ImageSet
-from vitfx.images.splits import open_data
-from vitfx.models.checkpoint import load_model
 from vitfx.pruning.goal import Target
 from vitfx.support.devices import pick_device, synchronize
-from vitfx.support.errors import UserError
 from vitfx.support.machine import environment
 from vitfx.support.progress import Watcher
-from vitfx.support.timing import ratio, time_interleaved
+from vitfx.support.timing import batch_to_time, ratio, time_interleaved
 
 _EXAMPLES = 8
 _PLAIN, _THIS = "plain", "this"
-T = TypeVar("T")
 
 
 class Match:
-    """asked: all that a row depends on but its peer and share. original: canonical, on the CPU."""
+    """Measures what peers make of one model.
+
+    original: the canonical graph, on the CPU
+    asked: all that a row depends on besides its peer and share
+    """
 
     def __init__(
         self,
@@ -55,8 +55,7 @@ class Match:
         self.device = pick_device(target.device)
         self.deployment = default_deployment(NAMES, self.device, portable=False)
         self.flops = measure_cost(original, self.examples.shape[1:]).flops
-        pixels = given.pixels[: target.batch].cpu()
-        self.batch = pixels.repeat(-(-target.batch // len(pixels)), 1, 1, 1)[: target.batch]
+        self.batch = batch_to_time(given.pixels.cpu(), target.batch)
         model, self.plain_is = export_plain(given.module, original, self.examples[:2], {})
         self.plain = open_session(model.SerializeToString(), self.device)
         self._plain_logits = Remembered(self.plain.run)
@@ -68,8 +67,11 @@ class Match:
         }
 
     def measure(self, graph_module: GraphModule) -> dict[str, Any]:
-        """What a canonical graph on the CPU reaches once exported, ready for JSON. speedup: the median over the rounds
-        of the plain export's time by this one's. plain: the plain export's own accuracy on these images."""
+        """What a canonical graph on the CPU reaches once exported, ready for JSON.
+
+        speedup: the plain export's time over this one's, the median over the rounds
+        plain: the plain export's own accuracy on these images
+        """
         model = deploy(graph_module, self.deployment, self.examples, {}).model
         session = open_session(model.SerializeToString(), self.device)
         scores = evaluate(
@@ -86,7 +88,7 @@ class Match:
         )
         cost = measure_cost(graph_module, self.examples.shape[1:])
         row = scored(scores[_THIS])
-        # Of the two, only this one's answers were worked out then and there.
+        # The plain export's answers may be remembered: the two times do not compare.
         del row["evaluation_seconds"]
         return {
             **row,
@@ -97,18 +99,12 @@ class Match:
             "neurons": cost.neurons,
             "sublayers": cost.sublayers,
             "speedup": 1 / ratio(times[_THIS], times[_PLAIN]).paired,
-            "times": {name: one.to_json() for name, one in times.items()},
+            "times": {name: timing.to_json() for name, timing in times.items()},
         }
-
-    def timed(self, call: Callable[[], T]) -> tuple[T, float]:
-        begin = time.perf_counter()
-        found = call()
-        synchronize(self.given.pixels.device)
-        return found, time.perf_counter() - begin
 
 
 class Remembered:
-    """A model that is asked for the same images again and again, and answers each batch once."""
+    """A model that keeps its answers, because it is asked for the same batches again and again."""
 
     def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
         self._call = call
@@ -122,46 +118,29 @@ class Remembered:
 
 
 def open_match(
-    model: str,
-    data: str | None,
-    *,
-    samples: int,
-    evaluation: int,
-    target: Target,
-    rounds: int,
-    device: str,
-    seed: int,
-    watcher: Watcher,
+    opened: Opened, evaluation: ImageSet, target: Target, rounds: int, device: torch.device, watcher: Watcher
 ) -> Match:
-    """samples, evaluation: images. Raises UserError where model, data or device can't be used."""
-    runs_on = pick_device(device)
-    loaded = load_model(model)
-    source = data or loaded.data
-    if source is None:
-        raise UserError(f"{model} does not name its data: pass images with --data, a folder, .npz or digits")
-    splits = open_data(source, loaded.preprocess, loaded.classes)
-    sample = splits.calibration.sample(samples, seed)
-    chosen = splits.evaluation.sample(min(evaluation, len(splits.evaluation)), seed)
-    images = sample.load(watcher.bar("loading"))
-    module = at_rest(loaded.module).cpu()
+    """device: where peers are made. Raises UserError where the model can't be used."""
+    images = opened.images
+    module = at_rest(opened.model.module).cpu()
     original = read_module(module, images.pixels, watcher).graph_module
-    graph_module = copy.deepcopy(original).to(runs_on)
-    pixels = images.pixels.to(runs_on)
-    labels = _answers(graph_module, pixels) if images.labels is None else images.labels.to(runs_on)
+    graph_module = copy.deepcopy(original).to(device)
+    pixels = images.pixels.to(device)
+    labels = _answers(graph_module, pixels) if images.labels is None else images.labels.to(device)
     facts = {
-        "model": {"source": model, "fingerprint": loaded.fingerprint},
+        "model": {"source": opened.source, "fingerprint": opened.model.fingerprint},
         "data": {
-            "name": splits.name,
-            "calibration": sample.fingerprint(),
-            "evaluation": chosen.fingerprint(),
+            "name": opened.splits.name,
+            "calibration": opened.sample.fingerprint(),
+            "evaluation": evaluation.fingerprint(),
         },
-        "samples": samples,
-        "evaluation_images": len(chosen),
-        "seed": seed,
-        "environment": environment() | {"device": str(runs_on)},
+        "samples": len(opened.sample),
+        "evaluation_images": len(evaluation),
+        "seed": opened.seed,
+        "environment": environment() | {"device": str(device)},
     }
-    given = Given(module, graph_module, pixels, labels, seed, watcher, target)
-    return Match(given, original, chosen, target, rounds, facts)
+    given = Given(module, graph_module, pixels, labels, opened.seed, watcher, target)
+    return Match(given, original, evaluation, target, rounds, facts)
 
 
 @torch.no_grad()

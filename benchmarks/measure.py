@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from benchmarks.contenders import Contender
 from benchmarks.workloads import UnavailableError, Variant, prepare
 from vitfx.images.image_set import ImageSet
 from vitfx.support.devices import synchronize
-from vitfx.support.timing import Ratio, Timing, ratio, time_interleaved
+from vitfx.support.progress import Report, Watcher
+from vitfx.support.timing import Ratio, Timing, batch_to_time, ratio, time_interleaved
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class LatencyRow:
-    """One model on one runtime at one batch size.
-
-    Without a timing, `unavailable` says why. ratio: its time by the first model's, None where that has none.
-    """
+    """One model on one runtime at one batch size."""
 
     model: str
     runtime: str
     batch: int
     timing: Timing | None = None
-    ratio: Ratio | None = None
-    unavailable: str | None = None
+    ratio: Ratio | None = None  #: its time over the first model's, None where that was not timed
+    unavailable: str | None = None  #: why there is no timing
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -43,7 +43,7 @@ class LatencyRow:
 
 
 def unsteady(rows: Sequence[LatencyRow]) -> int:
-    """How many rows have a tenth of their rounds at twice the median or more: others used the machine."""
+    """How many rows have a tenth of their rounds at twice the median or more: the machine was not idle."""
     return sum(row.timing is not None and row.timing.p90_ms >= 2 * row.timing.median_ms for row in rows)
 
 
@@ -54,21 +54,29 @@ def measure_latency(
     batches: Sequence[int],
     rounds: int,
     threads: int,
-    progress: Progress,
+    watcher: Watcher,
 ) -> list[LatencyRow]:
     """A row for each runtime, batch size and model.
 
-    The models of one runtime and batch size take turns. Runtimes do not: the threads of one go on spinning
-    for a moment, at the cost of whichever model of the other comes next.
+    The models of one runtime and batch size take turns. Runtimes do not: the threads of one spin on for a moment, which
+    would slow down whichever model of the other comes next.
     """
-    task = progress.add_task("timing", total=len(ways) * len(batches) * rounds)
     rows: list[LatencyRow] = []
     for batch in batches:
-        pixels = _timing_pixels(images, batch)
+        pixels = batch_to_time(next(iter(images.batches(batch))).pixels, batch)
         for way in ways:
-            progress.update(task, description=f"{way.label}, batch {batch}")
-            rows += _time_models(contenders, way, pixels, rounds, threads, lambda: progress.advance(task))
+            report = watcher.bar(f"{way.label}, batch {batch}")
+            rows += _time_models(contenders, way, pixels, rounds, threads, report)
     return rows
+
+
+def timed(call: Callable[[], T], device: torch.device) -> tuple[float, T]:
+    """Wall-clock seconds, and what the call returns."""
+    synchronize(device)
+    begin = time.perf_counter()
+    result = call()
+    synchronize(device)
+    return time.perf_counter() - begin, result
 
 
 def _time_models(
@@ -77,38 +85,29 @@ def _time_models(
     pixels: Tensor,
     rounds: int,
     threads: int,
-    advance: Callable[[], None],
+    report: Report,
 ) -> list[LatencyRow]:
-    # Compiled code is kept per class of module, and there is a limit to how many shapes it is kept for.
+    # torch keeps compiled code by the module's class, and for a limited number of shapes.
     torch.compiler.reset()
     runs: dict[str, Callable[[], None]] = {}
     reasons: dict[str, str] = {}
-    for one in contenders:
+    for contender in contenders:
         try:
-            runs[one.name] = prepare(way, one, pixels, threads)
+            runs[contender.name] = prepare(way, contender, pixels, threads)
         except UnavailableError as error:
-            reasons[one.name] = str(error)
+            reasons[contender.name] = str(error)
     timings: dict[str, Timing] = {}
     if runs:
-        timings = time_interleaved(
-            runs, rounds=rounds, synchronize=lambda: synchronize(way.device), progress=lambda *_: advance()
-        )
+        timings = time_interleaved(runs, rounds=rounds, synchronize=lambda: synchronize(way.device), progress=report)
     first = timings.get(contenders[0].name)
     return [
         LatencyRow(
-            model=one.name,
+            model=name,
             runtime=way.label,
             batch=len(pixels),
-            timing=timings.get(one.name),
-            ratio=ratio(timings[one.name], first) if first and one.name in timings else None,
-            unavailable=reasons.get(one.name),
+            timing=timings.get(name),
+            ratio=ratio(timings[name], first) if first and name in timings else None,
+            unavailable=reasons.get(name),
         )
-        for one in contenders
+        for name in (contender.name for contender in contenders)
     ]
-
-
-def _timing_pixels(images: ImageSet, batch: int) -> Tensor:
-    """(batch, C, H, W) of real images, again and again where there are fewer."""
-    pixels = next(iter(images.batches(batch))).pixels
-    repeats = -(-batch // len(pixels))
-    return pixels.repeat(repeats, 1, 1, 1)[:batch]

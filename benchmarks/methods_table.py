@@ -6,31 +6,25 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from rich.table import Table
-
-from benchmarks.tables import markdown_table
-
-_COLUMNS = ("FLOPs deleted", "method", "KL", "agreement", "top-1", "calibration KL", "discovery")
+from vitfx.support.tables import Table
 
 
 def table(record: dict[str, Any]) -> Table:
-    found = Table(title=_title(record), min_width=80)
-    for number, column in enumerate(_COLUMNS):
-        found.add_column(column, justify="left" if number == 1 else "right", no_wrap=number == 1)
-    before = None
-    for share, cells in _rows(record):
-        if before not in (None, share):
-            found.add_section()
-        before = share
-        found.add_row(*cells)
-    return found
+    """Share by share, method by method."""
+    rows, groups = [], []
+    for share in record["asked"]["flops"]:
+        for method, result in record["methods"].items():
+            rows.append(_cells(method, result, [row for row in result["rows"] if row["share"] == share]))
+            groups.append(share)
+    columns = ("FLOPs deleted", "method", "KL", "agreement", "top-1", "calibration KL", "discovery")
+    return Table(columns, rows, _title(record), left=(1,), groups=groups)
 
 
 def markdown(record: dict[str, Any]) -> str:
     """A title, the table and what its columns are."""
-    lines = [_title(record), "", *markdown_table(_COLUMNS, [cells for _, cells in _rows(record)], left=1)]
+    lines = [_title(record), "", *table(record).to_markdown()]
     machine = record["asked"]["environment"]
-    preparation = statistics.median(one["preparation_seconds"] for one in record["methods"].values())
+    preparation = statistics.median(result["preparation_seconds"] for result in record["methods"].values())
     lines += [
         "",
         "KL is D_KL(whole ‖ smaller) in nats an image; top-1 is followed by its standard error; random stands for the "
@@ -51,19 +45,11 @@ def _title(record: dict[str, Any]) -> str:
     )
 
 
-def _rows(record: dict[str, Any]) -> list[tuple[float, list[str]]]:
-    """Share by share, method by method."""
-    rows = []
-    for share in record["asked"]["flops"]:
-        for method, found in record["methods"].items():
-            alike = [one for one in found["rows"] if one["share"] == share]
-            rows.append((share, _cells(method, found, alike)))
-    return rows
+def _cells(method: str, result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """rows: the result's of one share."""
 
-
-def _cells(method: str, found: dict[str, Any], alike: Sequence[dict[str, Any]]) -> list[str]:
     def of(name: str) -> list[Any]:
-        return [one[name] for one in alike]
+        return [row[name] for row in rows]
 
     top = "–" if None in of("accuracy") else _percent(of("accuracy"), of("standard_error")[0])
     return [
@@ -73,7 +59,7 @@ def _cells(method: str, found: dict[str, Any], alike: Sequence[dict[str, Any]]) 
         _percent(of("agreement")),
         top,
         _number(of("calibration_kl")),
-        f"{found['seconds']:.1f} s",
+        f"{result['seconds']:.1f} s",
     ]
 
 
@@ -83,6 +69,6 @@ def _number(values: Sequence[float]) -> str:
 
 
 def _percent(values: Sequence[float], error: float | None = None) -> str:
-    """error: of one value; of several, their standard deviation is told instead."""
+    """error: of one value; several are followed by their standard deviation instead."""
     spread = statistics.stdev(values) if len(values) > 1 else error
     return f"{statistics.fmean(values):.1%}" + ("" if spread is None else f" ± {100 * spread:.1f}")

@@ -1,24 +1,23 @@
-"""The loop that discovery is measured against: a whole run of the edge graph over all images for every edge.
+"""The loop that discovery is measured against: for every edge, a run of the whole edge graph over all images.
 
-As fair as it can be without being another algorithm: no gradients, the whole model's logits worked out once, batches of
-a size that suits a whole forward pass.
+It is as fast as it can be without becoming another algorithm: no gradients, the whole model's logits computed once, and
+batches of a size that suits a whole forward pass.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator
 from typing import TypeVar
 
 import torch
 from torch.fx import GraphModule
 
+from benchmarks.measure import timed
 from vitfx.circuits.circuit import Edge
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.calibration import Calibration
 from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.stages import Reference, of_images
-from vitfx.support.devices import synchronize
 
 BATCH = 32
 T = TypeVar("T")
@@ -50,15 +49,10 @@ class Naive:
 
     @torch.no_grad()
     def plain(self) -> None:
-        """One forward pass of the model over the same images: the unit that times are also given in."""
+        """One forward pass of the model over the same images: the unit of `forward_pass_equivalents`."""
         for images in self._batches():
             self.graph_module(self.calibration.clean[images])
 
     def timed(self, call: Callable[[], T]) -> tuple[float, T]:
-        """Wall-clock seconds, and what the call gives back."""
-        device = self.calibration.clean.device
-        synchronize(device)
-        begin = time.perf_counter()
-        found = call()
-        synchronize(device)
-        return time.perf_counter() - begin, found
+        """Wall-clock seconds, and what the call returns."""
+        return timed(call, self.calibration.clean.device)

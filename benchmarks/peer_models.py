@@ -1,4 +1,4 @@
-"""The peers by name, each a way from a share, of the FLOPs or the time, to a smaller canonical graph, untrained."""
+"""The peers by name: each turns a share of the FLOPs, or of the time, into a smaller canonical graph, untrained."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from vitfx.deploy.deployment import NAMES, default_deployment
 from vitfx.graph.verify import rewrite
 from vitfx.pruning.cost_model import flops_price
 from vitfx.pruning.goal import FLOPS, SPEEDUP, Goal
-from vitfx.pruning.goal_search import attain
-from vitfx.pruning.iterative_pruner import Pursuit
+from vitfx.pruning.goal_search import reach_goal
+from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.pruning.prune_for_goal import SCORED
-from vitfx.pruning.target_bench import Asked, Bench
+from vitfx.pruning.target_bench import GoalRequest, TargetBench
 from vitfx.reports.peers import BY_TIME
 from vitfx.support.devices import pick_device
 
 Build = Callable[[float], GraphModule]
-"""Deletes a share of the FLOPs, or the time; gives the smaller graph on the CPU. Raises UserError where that can't be
-met."""
+"""Deletes a share of the FLOPs, or of the time, and gives the smaller graph on the CPU. Raises UserError where it is
+out of reach."""
 
 
 def _planned(make: Callable[[Given], Planned], given: Given) -> Build:
@@ -49,33 +49,33 @@ def _vitfx(given: Given) -> Build:
     price = flops_price(given.graph_module, given.pixels.shape[1:], given.tokens)
 
     def build(share: float) -> GraphModule:
-        return _made(given, attain(_pursuit(given), Goal(FLOPS, 1 - share), price, given.watcher).state.plan)
+        return _made(given, reach_goal(_pruner(given), Goal(FLOPS, 1 - share), price, given.watcher).state.plan)
 
     return build
 
 
 def _vitfx_time(given: Given) -> Build:
-    """What `python -m vitfx.prune --target-speedup` does: the share is of the time that the exact rewrites leave."""
+    """What `python -m vitfx.prune --target-speedup` does; the share is of the time after the exact rewrites."""
     deployment = default_deployment(NAMES, pick_device(given.target.device), portable=False)
     original = copy.deepcopy(given.graph_module).cpu()
-    # The bench looks at what kind of goal it is for, not at how much is asked.
-    asked = Asked(Goal(SPEEDUP, 2.0), given.target, deployment, given.seed)
-    bench = Bench(given.module, original, given.pixels.cpu(), asked, given.watcher)
+    # The bench needs to know the kind of goal, not its value.
+    asked = GoalRequest(Goal(SPEEDUP, 2.0), given.target, deployment, given.seed)
+    bench = TargetBench(given.module, original, given.pixels.cpu(), asked, given.watcher)
     price = bench.price()
     plain = bench.plain
     assert plain is not None
 
     def build(share: float) -> GraphModule:
         goal = Goal(SPEEDUP, plain / (price.whole * (1 - share)))
-        found = attain(_pursuit(given), goal, price, given.watcher, plain=plain, measure=bench.measure)
-        return _made(given, found.state.plan)
+        result = reach_goal(_pruner(given), goal, price, given.watcher, plain=plain, measure=bench.measure)
+        return _made(given, result.state.plan)
 
     return build
 
 
-def _pursuit(given: Given) -> Pursuit:
-    """A new one for each share, so that no row depends on which were made before it."""
-    return Pursuit(
+def _pruner(given: Given) -> IterativePruner:
+    """A new one for each share, so that no row depends on those made before it."""
+    return IterativePruner(
         given.graph_module, given.pixels, given.labels, scored=SCORED, seed=given.seed, watcher=given.watcher
     )
 
@@ -99,9 +99,9 @@ PEERS: dict[str, Callable[[Given], Build]] = {
     "vitfx": _vitfx,
     BY_TIME: _vitfx_time,
 }
-"""What makes each ready, once for all shares, which are of the FLOPs; for `BY_TIME` of the time."""
+"""What prepares each peer, once for all shares. Shares are of the FLOPs, or for `BY_TIME` of the time."""
 
 
 def version_of(peer: str) -> str | None:
-    """Of the package that does the work, None where it is vitfx. Raises UserError where the package is missing."""
+    """The version of the package that does the work, None for vitfx. Raises UserError where it is not installed."""
     return package_version() if peer in PACKAGED else None

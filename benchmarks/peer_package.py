@@ -1,14 +1,14 @@
 """Torch-Pruning (Fang et al. 2023, arXiv:2301.12900), the package, in the settings of its own examples for ViTs.
 
-Group Taylor importance from the cross-entropy of the calibration images, every layer pruned by the same ratio, which is
-searched for until the share of FLOPs is gone (hidden neurons go by a higher one where the next step of heads or width
-would overshoot); nothing makes up for what is gone, for the package has nothing that does.
+Importance is group Taylor from the cross-entropy of the calibration images. Every layer is pruned by the same ratio,
+which is searched for until the share of FLOPs is gone; hidden neurons get a higher ratio where the next step of heads
+or width would overshoot. Nothing makes up for deletions: the package has no such step.
 
-uniform: the stream's width and the hidden neurons, on torchvision's own VisionTransformer, which its tracer takes as it
-is; what is left is traced anew. The package's table for ViTs has this setting first.
-bottleneck: the channels inside heads and the hidden neurons, the stream stays; on the canonical graph with plain
+uniform: prunes the stream's width and the hidden neurons of torchvision's own VisionTransformer, which the package's
+tracer accepts as it is; the result is traced anew. The package's table for ViTs lists this setting first.
+bottleneck: prunes the channels inside heads and the hidden neurons, not the stream; on the canonical graph with plain
 linears, because inside nn.MultiheadAttention the package prunes nothing without the stream.
-heads: whole heads (`prune_num_heads`, `head_pruning_ratio`) in place of channels inside them, on the canonical graph.
+heads: prunes whole heads (`prune_num_heads`, `head_pruning_ratio`) instead of channels inside them, on the same graph.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from vitfx.support.errors import UserError
 
 PACKAGE = "torch-pruning"
 _BATCH = 16
-_STEPS = 10  # of the search for the ratio, halving
-_TOLERANCE = 0.005  # of the FLOPs, more than which is not deleted beyond the share if it can be helped
+_STEPS = 10  # halvings in the search for the ratio
+_TOLERANCE = 0.005  # of the FLOPs: a larger overshoot is avoided where possible
 
 Prune = Callable[[float, float], nn.Module | None]
-"""From a pruning ratio, and that of hidden neurons, to what is left; None where a layer would have nothing left."""
+"""From a pruning ratio, and that of hidden neurons, to the pruned model; None where a layer would be left empty."""
 
 
 def package_version() -> str:
@@ -68,8 +68,8 @@ def make_heads(given: Given) -> Callable[[float], GraphModule]:
 
 
 def _reaching(given: Given, prune: Prune) -> Callable[[float], GraphModule]:
-    """The smallest ratio that deletes the share. Heads and widths go in steps: where one is too wide, they stay before
-    it, and hidden neurons alone go on."""
+    """Finds the smallest ratio that deletes the share. Heads and widths go in steps: where the next overshoots, only
+    hidden neurons are pruned further."""
     image, whole = given.pixels.shape[1:], given.cost.flops
     tried: dict[tuple[float, float], float] = {}
 
@@ -88,32 +88,32 @@ def _reaching(given: Given, prune: Prune) -> Callable[[float], GraphModule]:
 
     def reach(share: float) -> GraphModule:
         low, high = search(0.0, lambda ratio: deleted(ratio, ratio) >= share)
-        found = (high, high)
-        if deleted(*found) - share > _TOLERANCE:
+        ratios = (high, high)
+        if deleted(*ratios) - share > _TOLERANCE:
             hidden = search(low, lambda hidden: deleted(low, hidden) >= share)[1]
-            if share <= deleted(low, hidden) < deleted(*found):
-                found = (low, hidden)
-        pruned = prune(*found)
-        if pruned is None or deleted(*found) < share:
-            raise UserError(f"{PACKAGE} can't delete {share:.0%} of the FLOPs and leave every layer some: ask for less")
-        given.watcher.say(f"{PACKAGE}: ratio {found[0]:.4f}, of hidden neurons {found[1]:.4f}")
+            if share <= deleted(low, hidden) < deleted(*ratios):
+                ratios = (low, hidden)
+        pruned = prune(*ratios)
+        if pruned is None or deleted(*ratios) < share:
+            raise UserError(f"{PACKAGE} can't delete {share:.0%} of the FLOPs without emptying a layer: ask for less")
+        given.watcher.say(f"{PACKAGE}: ratio {ratios[0]:.4f}, of hidden neurons {ratios[1]:.4f}")
         return to_canonical(pruned.cpu(), given.pixels[:2].cpu()).graph_module
 
     return reach
 
 
 def _flops(module: nn.Module, image: torch.Size) -> int:
-    """For one image of shape (C, H, W), as `passes.cost` counts; with gradients, without which torchvision's attention
-    is one operator that is not counted."""
+    """For one image of shape (C, H, W), as `passes.cost` counts. Gradients are on: without them torchvision's attention
+    is a single operator that is not counted."""
     weight = next(module.parameters())
     pixels = torch.zeros(1, *image, dtype=weight.dtype, device=weight.device)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         module(pixels)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def _with_gradients(module: nn.Module, given: Given) -> Callable[[], nn.Module]:
-    """Copies of the module, each with the gradients of the calibration images' loss, that pruning may use up."""
+    """Makes copies of the module for pruning to use up, each with the gradients of the calibration loss."""
     for parameter in module.parameters():
         parameter.requires_grad_()
     report = given.watcher.bar("gradients")
@@ -134,10 +134,10 @@ def _with_gradients(module: nn.Module, given: Given) -> Callable[[], nn.Module]:
 
 
 def _prune_width(module: nn.Module, given: Given, ratio: float, hidden: float) -> nn.Module | None:
-    """torchvision's module; heads stay as many, and become narrower."""
+    """Prunes torchvision's module: as many heads, but narrower ones."""
     assert isinstance(module, VisionTransformer)
     blocks = list(module.encoder.layers)
-    heads = blocks[0].self_attention.num_heads
+    heads: int = blocks[0].self_attention.num_heads
     if int((1 - ratio) * module.hidden_dim) < heads or int((1 - hidden) * blocks[0].mlp[0].out_features) < heads:
         return None
     _run(
@@ -150,44 +150,46 @@ def _prune_width(module: nn.Module, given: Given, ratio: float, hidden: float) -
         round_to=heads,
     )
     module.hidden_dim = module.conv_proj.out_channels
-    return module
+    pruned: nn.Module = module
+    return pruned
 
 
 def _prune_inside(
     module: nn.Module, given: Given, ratio: float, hidden: float, *, whole_heads: bool
 ) -> nn.Module | None:
-    """A canonical graph, from one with plain linears."""
+    """Makes a canonical graph from one with plain linears."""
     assert isinstance(module, GraphModule)
     sublayers = {name: module.get_submodule(name) for name in given.sublayers}
-    attentions = [one for one in sublayers.values() if isinstance(one, Attention)]
-    mlps = [one for one in sublayers.values() if isinstance(one, Mlp)]
-    least = min((one.units if whole_heads else one.head_dim for one in attentions), default=0)
-    if (attentions and int((1 - ratio) * least) < 1) or any(int((1 - hidden) * one.units) < 1 for one in mlps):
+    attentions = [sublayer for sublayer in sublayers.values() if isinstance(sublayer, Attention)]
+    mlps = [sublayer for sublayer in sublayers.values() if isinstance(sublayer, Mlp)]
+    least = min((attention.units if whole_heads else attention.head_dim for attention in attentions), default=0)
+    if (attentions and int((1 - ratio) * least) < 1) or any(int((1 - hidden) * mlp.units) < 1 for mlp in mlps):
         return None
-    inside = {id(part) for one in sublayers.values() for part in one.modules()}
+    inside = {id(part) for sublayer in sublayers.values() for part in sublayer.modules()}
     others = [part for part in module.modules() if isinstance(part, nn.Linear) and id(part) not in inside]
     left = _run(
         module,
         given.pixels[:2],
         pruning_ratio=ratio,
-        pruning_ratio_dict={one.fc1: hidden for one in mlps},
-        ignored_layers=[one.out for one in sublayers.values()] + others,
-        num_heads={linear: one.units for one in attentions for linear in (one.q, one.k, one.v)},
+        pruning_ratio_dict={mlp.fc1: hidden for mlp in mlps},
+        ignored_layers=[sublayer.out for sublayer in sublayers.values()] + others,
+        num_heads={linear: each.units for each in attentions for linear in (each.q, each.k, each.v)},
         prune_num_heads=whole_heads,
         prune_head_dims=not whole_heads,
         head_pruning_ratio=ratio if whole_heads else 0.0,
     )
-    found = copy.deepcopy(given.graph_module)
-    for name, one in sublayers.items():
-        found.set_submodule(name, _canonical(one, left[one.q] if isinstance(one, Attention) else 0))
-    return found.eval()
+    pruned = copy.deepcopy(given.graph_module)
+    for name, sublayer in sublayers.items():
+        heads = left[sublayer.q] if isinstance(sublayer, Attention) else 0
+        pruned.set_submodule(name, _canonical(sublayer, heads))
+    return pruned.eval()
 
 
 def _run(module: nn.Module, example: Tensor, **settings: Any) -> dict[nn.Module, int]:
-    """Prunes in place; how many heads each attention's linears have left."""
+    """Prunes in place. Gives how many heads each attention's linears have left."""
     package = import_module("torch_pruning")
     with warnings.catch_warnings():
-        # It tells of parameters outside any layer, which the stream alone would prune.
+        # It warns of parameters outside any layer, which only pruning the stream would touch.
         warnings.simplefilter("ignore")
         pruner = package.pruner.BasePruner(
             module, example, importance=package.importance.GroupTaylorImportance(), **settings
@@ -211,7 +213,7 @@ def _plain(graph_module: GraphModule) -> GraphModule:
 
 
 def _canonical(module: nn.Module, heads: int) -> Sublayer:
-    """The pruned sublayer in the dialect. heads: that are left of an attention."""
+    """The pruned sublayer in the dialect. heads: how many an attention has left."""
     assert isinstance(module, Attention | Mlp)
     out_bias = None if module.out.bias is None else tuple(module.out.bias.shape)
     width = module.out.weight.shape[0]

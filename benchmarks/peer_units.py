@@ -1,14 +1,13 @@
 """Peers that rank heads and hidden neurons, or hidden neurons alone, delete the least, and train nothing.
 
-Heads and neurons (what is deleted leaves its mean behind, which is kinder than the zero that the papers leave):
-random; magnitude (Han et al. 2015, arXiv:1506.02626), the mean square of the weights that go with a unit; Taylor
-(Molchanov et al. 2017, arXiv:1611.06440, equation 8; for heads, Michel et al. 2019, arXiv:1905.10650, equation 2) for
-each FLOP saved.
+Heads and neurons (deleted units leave their mean behind, which loses less than the zero that the papers leave): random;
+magnitude (Han et al. 2015, arXiv:1506.02626), the mean square of a unit's weights; Taylor (Molchanov et al. 2017,
+arXiv:1611.06440, equation 8; for heads, Michel et al. 2019, arXiv:1905.10650, equation 2) per FLOP saved.
 
-Neurons alone: VBP (arXiv:2507.12988), those of least variance behind the activation over all layers, their mean shifted
-into the bias; CORP (arXiv:2602.05243), the same share of each layer, deleted activations regressed on the survivors'
-and folded into the second weight. CORP's own ranking is not taken over: what a neuron writes, E[h²]·|w|², ranks here.
-λ is chosen on held-out images, which the paper takes from a rule of shrinkage.
+Neurons alone: VBP (arXiv:2507.12988) deletes those with the least variance behind the activation over all layers and
+shifts their mean into the bias. CORP (arXiv:2602.05243) deletes the same share of each layer, regresses the deleted
+activations on the survivors' and folds the map into the second weight. CORP's own ranking is not reproduced: neurons
+are ranked by what they write, E[h²]·|w|². λ is chosen on held-out images, where the paper uses a shrinkage rule.
 
 Shapes: N images, T tokens, E hidden neurons of an MLP, D width of the stream.
 """
@@ -40,22 +39,20 @@ from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 
 _BATCH = 16
-_CHOOSES = 4  # one batch of so many chooses λ
+_CHOOSES = 4  # every fourth batch chooses λ
 
 
 @dataclass(frozen=True)
 class Given:
-    """What every peer gets. module: the user's own, on the CPU. graph_module: canonical, on the device. pixels:
-    calibration images (N, C, H, W) there. labels: int64 (N,), the model's own answers where the data has none. target:
-    what times are measured on."""
+    """What every peer is given."""
 
-    module: nn.Module
-    graph_module: GraphModule
-    pixels: Tensor
-    labels: Tensor
+    module: nn.Module  #: the user's own, on the CPU
+    graph_module: GraphModule  #: canonical, on the device
+    pixels: Tensor  #: calibration images (N, C, H, W) on the device
+    labels: Tensor  #: int64 (N,), the model's own answers where the data has none
     seed: int
     watcher: Watcher
-    target: Target = field(default_factory=Target)
+    target: Target = field(default_factory=Target)  #: what times are measured on
 
     @property
     def sublayers(self) -> dict[str, Sublayer]:
@@ -71,9 +68,9 @@ class Given:
 
 
 Planned = Callable[[float], DeletionPlan]
-"""From a share of the FLOPs to what deletes it."""
+"""From a share of the FLOPs to the plan that deletes it."""
 Scores = Mapping[str, Tensor]
-"""Of a sublayer's units, by its name, float64 (units,): the least go."""
+"""By sublayer, its units' scores, float64 (units,): the least are deleted."""
 
 
 def make_random(given: Given) -> Planned:
@@ -104,60 +101,53 @@ def make_corp(given: Given) -> Planned:
     for name, parts in hidden.items():
         squares = (parts[0] + parts[1]).gram.diagonal()[:-1]
         written = squares * sublayers[name].out.weight.detach().double().cpu().square().sum(dim=0)
-        # A neuron's place among its own layer's, so that each layer loses the same share.
+        # A neuron's rank in its own layer, so that each layer loses the same share.
         places[name] = written.argsort(stable=True).argsort().double() / len(written)
 
     def plan(share: float) -> DeletionPlan:
         deletions = cut(given, places, share).deletions
         refits = []
-        for one in deletions:
-            if one.whole:
-                raise UserError(
-                    f"at {share:.0%} of the FLOPs {one.name} would keep no neuron to regress on: ask for less"
-                )
-            refits.append(corp_refit(sublayers[one.name], one, hidden[one.name]))
+        for deletion in deletions:
+            name = deletion.name
+            if deletion.whole:
+                raise UserError(f"at {share:.0%} of the FLOPs {name} would keep no neuron to regress on: ask for less")
+            refits.append(corp_refit(sublayers[name], deletion, hidden[name]))
         return DeletionPlan(deletions, tuple(refits))
 
     return plan
 
 
 def cut(given: Given, scores: Scores, share: float) -> DeletionPlan:
-    """The units of least score, until the share of the model's FLOPs is gone; a head that would overshoot stays.
+    """Deletes the units of least score until the share of the FLOPs is gone; a head that would overshoot stays.
 
-    Raises UserError where all units that are scored have too few FLOPs together.
+    Raises UserError where all scored units together have too few FLOPs.
     """
     sublayers, tokens, whole = given.sublayers, given.tokens, given.cost.flops
     flops = {name: unit_flops(sublayers[name], tokens) for name in scores}
     finest, wanted, saved = min(flops.values()), share * whole, 0
-    ranked = sorted((float(score), name, unit) for name, one in scores.items() for unit, score in enumerate(one))
-    gone: dict[str, list[int]] = {}
+    ranked = sorted((float(score), name, unit) for name, own in scores.items() for unit, score in enumerate(own))
+    deleted: dict[str, list[int]] = {}
     for _, name, unit in ranked:
         if saved >= wanted:
             break
         if saved + flops[name] < wanted + finest:
-            gone.setdefault(name, []).append(unit)
+            deleted.setdefault(name, []).append(unit)
             saved += flops[name]
     if saved < wanted:
-        most = sum(len(one) * flops[name] for name, one in scores.items()) / whole
-        raise UserError(f"{share:.0%} of the FLOPs were asked for and what is ranked has {most:.1%}: ask for less")
-    return DeletionPlan(
-        tuple(
-            SublayerDeletion(name, module.kind, tuple(sorted(gone[name])), module.units)
-            for name, module in sublayers.items()
-            if name in gone
-        )
-    )
+        most = sum(len(own) * flops[name] for name, own in scores.items()) / whole
+        raise UserError(f"{share:.0%} of the FLOPs were asked for and the ranked units have {most:.1%}: ask for less")
+    return DeletionPlan.deleting(given.graph_module, deleted)
 
 
 def magnitude_scores(given: Given) -> dict[str, Tensor]:
-    """A head has many times a neuron's weights, and the square of their norm for each FLOP compares the two."""
+    """The squared norm of a unit's weights per FLOP, which makes heads comparable with neurons, far smaller ones."""
     norms = _by_unit(given, magnitude)
     return _for_flops(given, {name: norm.square() for name, norm in norms.items()})
 
 
 def taylor_scores(given: Given) -> dict[str, Tensor]:
-    """Mean over images of |Σ inner · ∂loss/∂inner|, summed over tokens and a unit's channels; the loss is the
-    cross-entropy with the labels."""
+    """Mean over images of |Σ inner · ∂loss/∂inner|, the sum over tokens and a unit's channels, the loss cross-entropy
+    with the labels."""
     stages = read_stages(given.graph_module)
     totals: dict[str, Tensor] = {}
     report = given.watcher.bar("taylor")
@@ -172,19 +162,19 @@ def taylor_scores(given: Given) -> dict[str, Tensor]:
         for (stage, inner), gradient in zip(inners, gradients, strict=True):
             assert stage.sublayer is not None
             by_unit = (inner.detach() * gradient).sum(dim=1).unflatten(-1, (stage.sublayer.units, -1)).sum(dim=-1)
-            found = by_unit.abs().double().sum(dim=0).cpu()
-            totals[stage.name] = totals[stage.name] + found if stage.name in totals else found
+            magnitudes = by_unit.abs().double().sum(dim=0).cpu()
+            totals[stage.name] = totals[stage.name] + magnitudes if stage.name in totals else magnitudes
         report(min(start + _BATCH, len(given.pixels)), len(given.pixels))
     return {name: total / len(given.pixels) for name, total in totals.items()}
 
 
 @torch.no_grad()
 def hidden_moments(given: Given) -> dict[str, tuple[Moments, Moments]]:
-    """Of each MLP's hidden neurons, over images and tokens: to fit, and to choose λ on. Memory: 2·(E + 1)² an MLP."""
+    """Moments of each MLP's hidden neurons over images and tokens, to fit and to choose λ; memory 2·(E + 1)²."""
     stages = read_stages(given.graph_module)
-    found: dict[str, list[Moments | None]] = {}
+    sums: dict[str, list[Moments | None]] = {}
     report = given.watcher.bar("hidden neurons")
-    # Of a few images too, some must choose.
+    # Even with few images, some must choose.
     size = max(1, min(_BATCH, len(given.pixels) // _CHOOSES))
     for number, batch in enumerate(given.pixels.split(size)):
         part = int(number % _CHOOSES == 1)
@@ -193,28 +183,28 @@ def hidden_moments(given: Given) -> dict[str, tuple[Moments, Moments]]:
             if stage.sublayer is not None and stage.sublayer.kind == "neuron":
                 inner = reading.inner.flatten(0, 1)
                 moments = _on_cpu(Moments.of(inner, inner.new_empty(len(inner), 0)))
-                parts = found.setdefault(stage.name, [None, None])
+                parts = sums.setdefault(stage.name, [None, None])
                 old = parts[part]
                 parts[part] = moments if old is None else old + moments
         report(min((number + 1) * size, len(given.pixels)), len(given.pixels))
     whole = {}
-    for name, (fitted, chooses) in found.items():
+    for name, (fitted, chooses) in sums.items():
         assert fitted is not None and chooses is not None
         whole[name] = (fitted, chooses)
     return whole
 
 
 def corp_refit(module: Sublayer, deletion: SublayerDeletion, parts: tuple[Moments, Moments]) -> Refit:
-    """W_S + W_P B, and W_P c for the bias: with B = Σ_PS (Σ_SS + λI)⁻¹ and c = μ_P − B μ_S. Regressing what the deleted
-    write, W_P h_P, gives W_P B at once."""
+    """W_S + W_P B, and W_P c for the bias, with B = Σ_PS (Σ_SS + λI)⁻¹ and c = μ_P − B μ_S. Regressing what the deleted
+    neurons write, W_P h_P, gives W_P B directly."""
     weight = module.out.weight.detach().double().cpu()
-    fit = ridge(*(_of_deleted(one, deletion, weight) for one in parts))
+    fit = ridge(*(_of_deleted(moments, deletion, weight) for moments in parts))
     kept = weight[:, list(deletion.kept)]
     return Refit(deletion.name, kept if fit.change is None else kept + fit.change, fit.shift)
 
 
 def _of_deleted(moments: Moments, deletion: SublayerDeletion, weight: Tensor) -> Moments:
-    """Moments of the survivors and of what the deleted write."""
+    """Moments of the survivors and of what the deleted neurons write."""
     gone, kept = torch.tensor(deletion.units), torch.tensor([*deletion.kept, len(weight[0])])
     columns = weight[:, gone]
     square = (columns.T @ columns * moments.gram[gone][:, gone]).sum()
@@ -238,7 +228,7 @@ def _for_flops(given: Given, scores: Scores) -> dict[str, Tensor]:
 
 
 def _by_unit(given: Given, score: Callable[[EdgeGraph], Mapping[str, float]]) -> dict[str, Tensor]:
-    """A score of the head graph's writers, each a single unit."""
+    """Scores the head graph's writers, each a single unit."""
     singles = {
         name: [[unit] for unit in range(module.units)]
         for name, module in given.sublayers.items()
@@ -246,8 +236,8 @@ def _by_unit(given: Given, score: Callable[[EdgeGraph], Mapping[str, float]]) ->
     }
     graph = EdgeGraph(given.graph_module, singles)
     by_name = score(graph)
-    found = {name: torch.full((one.units,), math.nan, dtype=torch.float64) for name, one in given.sublayers.items()}
+    scores = {name: torch.full((each.units,), math.nan, dtype=torch.float64) for name, each in given.sublayers.items()}
     for edge in graph.edges():
-        if edge.writer.sublayer in found:
-            found[edge.writer.sublayer][list(edge.writer.units)] = by_name[edge.name]
-    return found
+        if edge.writer.sublayer in scores:
+            scores[edge.writer.sublayer][list(edge.writer.units)] = by_name[edge.name]
+    return scores

@@ -4,31 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from benchmarks.tables import markdown_table
 from vitfx.reports.peers import BY_TIME
+from vitfx.support.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLUMNS = ("asked for", "peer", "FLOPs deleted", "top-1", "KL", "agreement", "speed-up", "made in")
-_LEFT = 1
 LOST = 0.01
 """Of top-1, at which peers are compared by their speed."""
 
 
 def table(record: dict[str, Any]) -> Table:
-    found = Table(title=_title(record), min_width=80)
-    for number, column in enumerate(_COLUMNS):
-        found.add_column(column, justify="left" if number == _LEFT else "right", no_wrap=number == _LEFT)
-    before = None
-    for row in _sorted(record):
-        if before not in (None, row["share"]):
-            found.add_section()
-        before = row["share"]
-        found.add_row(*_cells(row))
-    return found
+    rows = _sorted(record)
+    columns = ("asked for", "peer", "FLOPs deleted", "top-1", "KL", "agreement", "speed-up", "made in")
+    cells = [_cells(row, len(columns)) for row in rows]
+    return Table(columns, cells, _title(record), left=(1,), groups=[row["share"] for row in rows])
 
 
 def markdown(record: dict[str, Any]) -> str:
@@ -38,21 +28,21 @@ def markdown(record: dict[str, Any]) -> str:
     lines = [
         _title(record),
         "",
-        *markdown_table(_COLUMNS, [_cells(row) for row in rows], left=_LEFT),
+        *table(record).to_markdown(),
         "",
         "No training. KL is D_KL(original ‖ smaller) in nats an image; top-1 is followed by its standard error. All "
-        f"is of the exported model on ONNX Runtime {machine['onnxruntime']}. Speed-up is the median over the rounds of "
-        f"the time of the original's plain export ({asked['plain']}) by this one's, in turns, at batch "
+        f"figures are of the exported model on ONNX Runtime {machine['onnxruntime']}. Speed-up is the median over the "
+        f"rounds of the time of the original's plain export ({asked['plain']}) by this one's, in turns, at batch "
         f"{target['batch']} on {target['device']} ({machine['cpu']}, {machine['cores']} cores). The peer original is "
-        f"the whole model after the exact rewrites, which all have. Made in: the seconds of one share, on "
+        "the whole model after the exact rewrites, which every peer has. Made in: the seconds that one share took, on "
         f"{machine['device']}.",
     ]
     if any(row["peer"] == BY_TIME for row in rows):
         lines[-1] += f" {BY_TIME} takes the share off the time that the exact rewrites leave, not off the FLOPs."
     if equal := speeds_at_equal_accuracy(record):
-        fastest = sorted(equal.items(), key=lambda one: -one[1][0])
-        said = ", ".join(f"{peer} {'at least ' if beyond else ''}{speed:.2f}×" for peer, (speed, beyond) in fastest)
-        lines += ["", f"With {100 * LOST:g} point of top-1 lost, along straight lines between the shares: {said}."]
+        fastest = sorted(equal.items(), key=lambda item: -item[1][0])
+        listed = ", ".join(f"{peer} {'at least ' if beyond else ''}{speed:.2f}×" for peer, (speed, beyond) in fastest)
+        lines += ["", f"With {100 * LOST:g} point of top-1 lost, along straight lines between the shares: {listed}."]
     refused = [f"{row['peer']} has no row at {row['share']:.0%}: {row['refused']}." for row in rows if "refused" in row]
     return "\n".join(lines + ([""] if refused else []) + refused) + "\n"
 
@@ -63,19 +53,19 @@ def speeds_at_equal_accuracy(record: dict[str, Any]) -> dict[str, tuple[float, b
     much. Nothing without labels."""
     rows = [row for row in _sorted(record) if "refused" not in row and row["accuracy"] is not None]
     original = next((row for row in rows if row["share"] == 0), None)
-    found: dict[str, tuple[float, bool]] = {}
+    speeds: dict[str, tuple[float, bool]] = {}
     for peer in dict.fromkeys(row["peer"] for row in rows if row["share"]):
         assert original is not None
         least, before = original["accuracy"] - LOST, original
-        found[peer] = (0.0, True)
-        for row in (one for one in rows if one["peer"] == peer):
+        speeds[peer] = (0.0, True)
+        for row in (row for row in rows if row["peer"] == peer):
             if row["accuracy"] < least:
                 way = (before["accuracy"] - least) / (before["accuracy"] - row["accuracy"])
-                found[peer] = (before["speedup"] + way * (row["speedup"] - before["speedup"]), False)
+                speeds[peer] = (before["speedup"] + way * (row["speedup"] - before["speedup"]), False)
                 break
             before = row
-            found[peer] = (row["speedup"], True)
-    return found
+            speeds[peer] = (row["speedup"], True)
+    return speeds
 
 
 def draw(record: dict[str, Any]) -> Figure:
@@ -114,10 +104,10 @@ def _sorted(record: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(record["rows"].values(), key=lambda row: row["share"])
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any], columns: int) -> list[str]:
     share = f"{row['share']:.0%}"
     if "refused" in row:
-        return [share, row["peer"], *("–" for _ in _COLUMNS[2:])]
+        return [share, row["peer"], *["–"] * (columns - 2)]
     top = "–" if row["accuracy"] is None else f"{row['accuracy']:.1%} ± {100 * row['standard_error']:.1f}"
     return [
         share,

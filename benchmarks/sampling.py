@@ -1,7 +1,7 @@
-"""A sample of a discovery's edges, each asked of the naive loop at the very state at which it was decided.
+"""A sample of a discovery's edges: the naive loop is asked about each in the very state in which it was decided.
 
-Edges are drawn systematically: in the order of the decisions, at equal distances from a start drawn at random. Every
-edge is as likely as every other, and all depths are covered.
+Edges are drawn systematically: in the order of the decisions, at equal distances from a random start. Every edge is
+equally likely, and all depths are covered.
 """
 
 from __future__ import annotations
@@ -23,33 +23,27 @@ from vitfx.support.progress import Report
 
 @dataclass(frozen=True)
 class Answer:
-    """seconds: None where the edge was decided along with others. kl: D_KL(G‖H) without the edge; where not exact, at
-    least this much. kept: Algorithm 1's decision by it."""
+    """What one loop says of one edge."""
 
-    seconds: float | None
-    kl: float | None
-    kept: bool
-    exact: bool = True
+    seconds: float | None  #: None where the edge was decided together with others
+    kl: float | None  #: D_KL(G‖H) without the edge
+    kept: bool  #: Algorithm 1's decision by that
+    exact: bool = True  #: otherwise `kl` is a lower bound
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One edge at the state in which it was decided.
-
-    removed: how many edges were gone; kl: D_KL(G‖H) without them. decision: what is under test. idle: no kept way led
-    from the reader to the logits. engine: the fast engine's answer, None where it was not asked about this edge alone.
-    plain_seconds: one forward pass of the model. remove_seconds: the engine's, to settle that the edge is gone.
-    """
+    """One edge in the state in which it was decided."""
 
     position: int
-    decision: Decision
-    removed: int
-    kl: float
-    idle: bool
-    engine: Answer | None
+    decision: Decision  #: under test
+    removed: int  #: how many edges were gone
+    kl: float  #: D_KL(G‖H) without them
+    idle: bool  #: no kept path led from the reader to the logits
+    engine: Answer | None  #: the fast engine's, None where it was not asked about this edge alone
     naive: Answer
-    plain_seconds: float
-    remove_seconds: float | None = None
+    plain_seconds: float  #: one forward pass of the model
+    remove_seconds: float | None = None  #: what the engine needs to remove the edge
 
     def to_json(self) -> dict[str, Any]:
         decision = self.decision
@@ -61,12 +55,12 @@ class Sample:
 
 
 def stratum(edge: Edge) -> str:
-    """The sublayer at which the algorithm stands when it decides the edge."""
+    """The sublayer that the algorithm visits when it decides the edge."""
     return edge.writer.sublayer if edge.reader.sublayer == STREAM else edge.reader.sublayer
 
 
 def draw(total: int, count: int, seed: int) -> set[int]:
-    """`count` of the positions 0..total-1, one of each of as many equal spans; all where there are no more."""
+    """`count` of the positions 0..total-1, one from each of as many equal spans; all where there are no more."""
     if count >= total:
         return set(range(total))
     start = random.Random(seed).random()
@@ -83,14 +77,14 @@ class _State:
     alive: set[Writer] = field(default_factory=set)
 
     def idle(self, reader: Reader) -> bool:
-        """No kept way leads from the reader to the logits."""
+        """No kept path leads from the reader to the logits."""
         if reader.sublayer in (STREAM, LOGITS):
             return False
-        own = (one for one in self.alive if one.sublayer == reader.sublayer)
-        return not any(reader.head in (None, one.index) for one in own)
+        own = (writer for writer in self.alive if writer.sublayer == reader.sublayer)
+        return not any(reader.head in (None, writer.index) for writer in own)
 
     def kl(self, decision: Decision) -> float:
-        """D_KL(G‖H) before this decision. Of a group that went at once, only the KL of the whole was measured."""
+        """D_KL(G‖H) before this decision. For a group removed at once, only the KL of the whole group was measured."""
         last = self.last
         if last is None:
             return 0.0
@@ -107,16 +101,16 @@ class _State:
             self.alive.add(decision.edge.writer)
 
     def ask(self, decision: Decision, kl: float, limits: Limits) -> tuple[Answer, float]:
-        """The naive loop's answer, and the seconds of a forward pass of the model right behind it."""
+        """The naive loop's answer, and the seconds of a forward pass of the model right after it."""
         seconds, new = self.naive.timed(lambda: self.naive.kl([*self.removed, decision.edge]))
         plain, _ = self.naive.timed(self.naive.plain)
         return Answer(seconds, new, not limits.allow(new, kl)), plain
 
 
 class LiveSampler:
-    """Told of each decision while the method is at work, it asks the naive loop in between, off the method's clock.
+    """Receives each decision while the method runs, and asks the naive loop in between, off the method's clock.
 
-    together: the method decides several edges at a time, and one edge's seconds mean nothing.
+    together: the method decides several edges at a time, so that one edge's seconds mean nothing.
     """
 
     def __init__(self, naive: Naive, chosen: set[int], limits: Limits, report: Report, *, together: bool) -> None:
@@ -135,7 +129,7 @@ class LiveSampler:
         self.resumed = time.perf_counter()
 
     def pause(self) -> float:
-        """Stops the method's clock; the seconds since it was started."""
+        """Stops the method's clock. Returns the seconds since it started."""
         elapsed = time.perf_counter() - self.resumed
         self.seconds += elapsed
         return elapsed
@@ -152,27 +146,25 @@ class LiveSampler:
 
 @dataclass(frozen=True)
 class Walk:
-    """visit_seconds: spent by the engine between the readers' edges and before their first, over the whole walk.
-    edges: how many each sublayer decides, in the order in which they are visited."""
+    """A circuit's decisions, replayed."""
 
     samples: list[Sample]
-    visit_seconds: float
-    edges: Mapping[str, int]
+    visit_seconds: float  #: the engine's between the readers' edges and before their first, over the whole walk
+    edges: Mapping[str, int]  #: how many each sublayer decides, in the order of the visits
 
 
 def walk(
     engine: Engine, naive: Naive, decisions: Sequence[Decision], chosen: set[int], limits: Limits, report: Report
 ) -> Walk:
-    """Takes all decisions as they are, reader by reader, and asks the engine and the naive loop about the chosen ones
-    in turn. The edges of a reader are taken in the order of `decisions`.
+    """Replays all decisions reader by reader, and asks the engine and the naive loop in turn about the chosen ones.
 
-    Raises UserError where the decisions are not those of this graph's edges.
+    A reader's edges are taken in the order of `decisions`. Raises UserError where those are not of this graph's edges.
     """
     walked = _Walker(naive, chosen, limits)
     visits = iter(engine.visits())
     by_reader: dict[Reader, list[Decision]] = {}
-    for one in decisions:
-        by_reader.setdefault(one.edge.reader, []).append(one)
+    for decision in decisions:
+        by_reader.setdefault(decision.edge.reader, []).append(decision)
     seconds, start = 0.0, 0
     edges: Counter[str] = Counter()
     while True:
@@ -181,20 +173,20 @@ def walk(
         if visit is None:
             return Walk(walked.samples, seconds, edges)
         writers = set(visit.writers)
-        own = [one for one in by_reader.get(visit.reader, []) if one.edge.writer in writers]
+        own = [decision for decision in by_reader.get(visit.reader, []) if decision.edge.writer in writers]
         if len(own) != len(writers):
             raise UserError(f"--circuit does not decide all edges of {visit.reader.name}: give one of this model")
         if not visit.idle:
-            # What the first question of a head or an MLP sets up serves all of its edges, sampled or not.
+            # The first question about a head or an MLP sets up what serves all of its edges, sampled or not.
             seconds += naive.timed(partial(_touch, visit))[0]
         walked.visit(visit, own, start)
-        edges.update(stratum(one.edge) for one in own)
+        edges.update(stratum(decision.edge) for decision in own)
         start += len(own)
         report(start, len(decisions))
 
 
 def _touch(visit: Visit) -> None:
-    """A question that is broken off at once."""
+    """Asks a question that is broken off at once."""
     visit.kl_without(visit.writers[:1], lambda kl: False)
 
 
@@ -210,14 +202,14 @@ class _Walker:
                 waiting.append(decision)
                 self.state.add(decision)
                 continue
-            visit.remove([one.edge.writer for one in waiting if not one.kept])
+            visit.remove([gone.edge.writer for gone in waiting if not gone.kept])
             waiting = []
             self.samples.append(self._ask(visit, decision, position))
             self.state.add(decision)
-        visit.remove([one.edge.writer for one in waiting if not one.kept])
+        visit.remove([gone.edge.writer for gone in waiting if not gone.kept])
 
     def _ask(self, visit: Visit, decision: Decision, position: int) -> Sample:
-        # What the circuit's own method measured was of the circuit in the order of its decisions, not of the readers.
+        # The circuit's own method measured KL in the order of its decisions, not of the readers.
         writer, kl = decision.edge.writer, self.naive.kl(self.state.removed)
         engine = Answer(0.0, kl, not self.limits.allow(kl, kl))
         if not visit.idle:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import onnx
 import torch
-from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
 
 from benchmarks.contenders import Contender
 from vitfx.deploy.export import BATCH
+from vitfx.deploy.quantize import to_float16
 from vitfx.deploy.runtime import open_session
 from vitfx.support.devices import is_gpu
 from vitfx.support.errors import UserError
@@ -21,17 +21,17 @@ _REASON_LENGTH = 100
 
 
 class UnavailableError(Exception):
-    """A model cannot run this way here; the text is the reason in a few words."""
+    """A model can't run this way here; the text gives the reason in a few words."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to run a model. half: float16 inside, float32 at the ends. cuda_graph: all kernels in one launch."""
+    """A way to run a model."""
 
     runtime: str
     device: torch.device
-    half: bool = False
-    cuda_graph: bool = False
+    half: bool = False  #: float16 inside, float32 at the ends
+    cuda_graph: bool = False  #: all kernels in one launch
 
     @property
     def label(self) -> str:
@@ -40,7 +40,7 @@ class Variant:
 
 
 def variants(runtimes: Sequence[str], device: torch.device) -> tuple[Variant, ...]:
-    """The ways to run on this device; ONNX Runtime's CPU is always among its own."""
+    """The ways to run on this device; those of ONNX Runtime always include the CPU."""
     if unknown := sorted(set(runtimes) - set(RUNTIMES)):
         raise UserError(f"runtime {unknown[0]!r} is not one of {', '.join(RUNTIMES)}")
     ways = [Variant(name, device) for name in RUNTIMES[:2] if name in runtimes]
@@ -54,7 +54,7 @@ def variants(runtimes: Sequence[str], device: torch.device) -> tuple[Variant, ..
 def prepare(variant: Variant, contender: Contender, pixels: Tensor, threads: int) -> Callable[[], None]:
     """A call that runs the model once on `pixels` (B, C, H, W), with input and output in place.
 
-    It has been called once already, so that nothing is left to compile. Raises UnavailableError.
+    It has already been called once, so that nothing is left to compile. Raises UnavailableError.
     """
     try:
         if variant.runtime == "onnxruntime":
@@ -72,22 +72,26 @@ def forward(variant: Variant, contender: Contender, threads: int) -> Callable[[T
         except UserError as error:
             raise UnavailableError(str(error)) from error
         return lambda pixels: session.run(contender.adapted(pixels))
-    module = _module(contender).to(variant.device)
+    run = run_on(variant.device, _module(contender))
+    return lambda pixels: run(contender.adapted(pixels))
+
+
+def run_on(device: torch.device, module: torch.nn.Module) -> Callable[[Tensor], Tensor]:
+    """pixels (B, C, H, W) on the CPU -> the module's logits (B, K) on the CPU, computed on the device."""
+    module = module.to(device)
 
     def run(pixels: Tensor) -> Tensor:
         with torch.inference_mode():
-            return module(contender.adapted(pixels).to(variant.device)).cpu()
+            logits: Tensor = module(pixels.to(device))
+            return logits.cpu()
 
     return run
 
 
-def to_float16(model: bytes) -> bytes:
-    """The model with float16 weights and arithmetic; its input and output stay float32."""
-    return convert_float_to_float16(onnx.load_model_from_string(model), keep_io_types=True).SerializeToString()
-
-
 def _bind(variant: Variant, contender: Contender, pixels: Tensor, threads: int) -> Callable[[], None]:
-    model = to_float16(contender.onnx) if variant.half else contender.onnx
+    model = contender.onnx
+    if variant.half:
+        model = to_float16(onnx.load_model_from_string(model)).SerializeToString()
     try:
         session = open_session(
             model,
@@ -105,7 +109,7 @@ def _bind(variant: Variant, contender: Contender, pixels: Tensor, threads: int) 
 def _torch_run(variant: Variant, contender: Contender, pixels: Tensor) -> Callable[[], None]:
     module = _module(contender).to(variant.device)
     images = pixels.to(variant.device)
-    # fullgraph: a model that falls back to eager code, in part or after too many shapes, is not "compiled".
+    # fullgraph: a model that falls back to eager code, in part or after too many shapes, does not count as compiled.
     call = torch.compile(module, fullgraph=True, dynamic=False) if variant.runtime == "torch-compile" else module
 
     def run() -> None:
@@ -119,7 +123,7 @@ def _torch_run(variant: Variant, contender: Contender, pixels: Tensor) -> Callab
     except Exception as error:
         if call is module:
             raise
-        # Whatever the compiler stumbles over, the other rows are still worth having.
+        # Whatever the compiler fails on, the other rows are still worth having.
         raise UnavailableError(_shorten(_reason(error))) from error
     return run
 

@@ -16,11 +16,15 @@ from passes.dialect import Projection
 from passes.plan import DeletionPlan
 from passes.stream import is_canonical, read_sites
 
+_CARRIED_OUT = "refit"
+"""Under this key a sublayer's node keeps, through copies of the graph, the refit that it got."""
+
 
 class Compensate(Pass):
     """Requires a canonical graph from which the plan's units have been deleted; ensures a canonical graph.
 
-    A projection that has the plan's weight already is left alone, so that a second run changes nothing.
+    A sublayer whose node already carries the plan's refit is left alone, so that a second run changes nothing. The
+    weight alone does not tell: a refit may keep it and change the bias.
     """
 
     requires = (is_canonical,)
@@ -42,9 +46,10 @@ class Compensate(Pass):
                     f"the plan refits {refit.name} with a weight of {tuple(refit.weight.shape)}, "
                     f"which has {tuple(out.weight.shape)}: carry out the plan's deletions first"
                 )
-            if torch.equal(out.weight, refit.weight.to(out.weight)):
+            if site.node.meta.get(_CARRIED_OUT) is refit:
                 continue
             site.module.out = refitted(out, refit.weight, refit.shift)
+            site.node.meta[_CARRIED_OUT] = refit
             notes.append(f"{refit.name} writes with refitted weights")
         return PassResult(graph_module, bool(notes), tuple(notes))
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,6 +87,21 @@ class DeletionPlan:
         for names in ([one.name for one in self.deletions], [one.name for one in self.refits]):
             if len(set(names)) != len(names):
                 raise PassError(f"a plan names a sublayer once, this one names {names}")
+
+    @staticmethod
+    def deleting(graph_module: GraphModule, units: Mapping[str, Collection[int]]) -> DeletionPlan:
+        """Without constants. units: those to delete, by sublayer; a sublayer with none, or not named, stays whole."""
+        return DeletionPlan(
+            tuple(
+                SublayerDeletion(site.name, site.module.kind, tuple(sorted(units[site.name])), site.module.units)
+                for site in read_sites(graph_module)
+                if units.get(site.name)
+            )
+        )
+
+    def without_constants(self) -> DeletionPlan:
+        """The deletions alone: nothing stands in for what is deleted, and nothing makes up for it."""
+        return DeletionPlan(tuple(replace(deletion, constant=None) for deletion in self.deletions))
 
     def of_kind(self, kind: str) -> dict[str, SublayerDeletion]:
         return {deletion.name: deletion for deletion in self.deletions if deletion.kind == kind}

@@ -231,7 +231,10 @@ REFUSED = {
     "one": (("--tau-sweep", "0.1:1:1"), "--tau-sweep 0.1:1:1 is no range"),
     "no repeats": (("--repeats", "0"), "--repeats 0 is too small"),
     "negative": (("--eval-samples", "-1"), "--eval-samples -1 is negative"),
-    "not measured": (("--method", "eap", "--max-kl", "1"), "--max-kl is for methods that measure KL, eap only ranks edges"),
+    "not measured": (
+        ("--method", "eap", "--max-kl", "1"),
+        "--max-kl is for methods that measure KL, eap only ranks edges",
+    ),
     "not ranked": (("--remove", "0.1"), "--remove is for methods that rank edges, acdc decides by --tau"),
     "twice": (("--remove", "0.1", "--tau", "1", "--method", "eap"), "--remove 0.1 stands in place of --tau"),
     "not looked at": (("--steps", "3"), "--steps is for eap-ig, not acdc: leave it out"),
@@ -258,7 +261,7 @@ def test_what_is_refused(path: Path, tmp_path: Path, capsys: Captured, case: str
 def test_where_a_circuit_can_not_go(path: Path, circuit: Path, tmp_path: Path, capsys: Captured) -> None:
     before = circuit.read_bytes()
     assert run(path, circuit) == 2
-    assert f"{circuit} is there already" in capsys.readouterr().err
+    assert f"{circuit} already exists" in capsys.readouterr().err
     assert circuit.read_bytes() == before
     assert run(path, tmp_path / "none" / "out.json") == 2
     assert "is in a folder that does not exist" in capsys.readouterr().err

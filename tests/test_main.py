@@ -31,17 +31,17 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prnue"]) == 2
     said = capsys.readouterr().err
     commands = "discover, optimize, prune, recover, report, show, train"
-    assert said == f"error: 'prnue' is no command of vitfx: give one of {commands}\n"
+    assert said == f"error: vitfx has no command 'prnue': give one of {commands}\n"
 
 
-@pytest.mark.parametrize("command", ["discover", "optimize", "prune", "report", "show", "train"])
+@pytest.mark.parametrize("command", ["discover", "optimize", "prune", "recover", "report", "show", "train"])
 def test_a_command_is_run_under_its_own_name(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
     said = capsys.readouterr().out
     assert f"usage: python -m vitfx.{command}" in said
-    assert "example:" in said
+    assert "example" in said
 
 
 def test_a_commands_exit_code_is_passed_on(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_the_report_says_what_compensation_gains(finished: Finished) -> None:
     assert (found["settings"]["compensate"], found["settings"]["compensate_samples"]) == ("ridge", 448)
     assert (
         f"- Survivors refitted on 448 images: on 64 others, D_KL from the original is {made_up['kl']:.4f}, "
-        f"{made_up['kl_mean']:.4f} with the mean in place of the dead.\n"
+        f"against {made_up['kl_mean']:.4f} with only the mean in place of deleted units.\n"
     ) in (finished.out / "report.md").read_text()
 
 

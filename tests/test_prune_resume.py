@@ -23,8 +23,8 @@ from vitfx.support.files import JOURNAL
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tests.prune_runs import run
-from vitfx.journal import FileJournal
+from tests.support.prune_runs import run
+from vitfx.discovery.basis.journal import FileJournal
 
 record, count = FileJournal.record, 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from tests.support.circuits import made_up
 from tests.support.pages import Page, read
 from vitfx.report import ends, main
 from vitfx.reports.points import KNEE_RULE
+from vitfx.reports.records import OPTIMIZE_REPORT, PRUNE_REPORT, ROUNDS_RECORD, SWEEP_RECORD
 from vitfx.runs.rounds_steps import PRUNED, RECOVERED, Step
 from vitfx.runs.sweep_points import Point, write_points
 
 
-def folder(path: Path, found: dict[str, Any] | None = None, **files: Any) -> Path:
+def folder(path: Path, found: Mapping[str, Any] | None = None, **files: Any) -> Path:
     """A run's folder with these records."""
     path.mkdir()
     if found is not None:
-        (path / "report.json").write_text(json.dumps(found))
+        (path / "report.json").write_text(json.dumps({"format": PRUNE_REPORT, **found}))
     for name, record in files.items():
         (path / f"{name}.json").write_text(record if isinstance(record, str) else json.dumps(record))
     return path
@@ -44,7 +46,10 @@ def points(*costs: float) -> list[Point]:
 
 def sweep() -> dict[str, Any]:
     found = [one.to_json() for one in points(0.1, 0.1, 0.1)]
-    return {"settings": TARGET, "environment": {"cpu": "slow"}, "knee": {"found": False}, "points": found}
+    return {
+        "format": SWEEP_RECORD, "settings": TARGET, "environment": {"cpu": "slow"}, "knee": {"found": False},
+        "points": found,
+    }  # fmt: skip
 
 
 def rounds() -> dict[str, Any]:
@@ -56,7 +61,10 @@ def rounds() -> dict[str, Any]:
         )
         for kind, accuracy, kl in ((PRUNED, 0.5, 0.4), (RECOVERED, 0.7, 0.1))
     ]  # fmt: skip
-    return {"settings": TARGET, "environment": {"cpu": "slow"}, "steps": [one.to_json() for one in steps]}
+    return {
+        "format": ROUNDS_RECORD, "settings": TARGET, "environment": {"cpu": "slow"},
+        "steps": [one.to_json() for one in steps],
+    }  # fmt: skip
 
 
 def compared(tmp_path: Path, *folders: Path) -> Page:
@@ -128,19 +136,12 @@ def test_rounds_give_a_point_a_step(tmp_path: Path) -> None:
 
 
 def test_the_time_is_that_of_the_batch_which_the_speed_up_is_of(tmp_path: Path) -> None:
-    found = made()
-    found["batch"] = 1
-    page = compared(tmp_path, folder(tmp_path / "run", found))
+    page = compared(tmp_path, folder(tmp_path / "run", {**made(), "batch": 1}))
     assert [row[9:] for row in page.cells if row[1:3] == ["2", "pruned"]] == [["2.00×", "batch 1, CPU"]]
 
 
-def test_a_run_of_an_earlier_version_is_shown_without_its_circuit(tmp_path: Path) -> None:
-    old = made()
-    for key in ("precision", "deployment", "compensation", "notes"):
-        del old[key]
-    for key in ("source", "method", "granularity"):
-        del old["circuit"][key]
-    first = folder(tmp_path / "old", old, circuit={"format": "vitfx-circuit/1", "decisions": []})
+def test_a_circuit_of_an_earlier_version_is_not_shown(tmp_path: Path) -> None:
+    first = folder(tmp_path / "old", made(), circuit={"format": "vitfx-circuit/1", "decisions": []})
     second = folder(tmp_path / "new", made(), circuit=made_up("head").to_json())
     page = compared(tmp_path, first, second)
     own = [one.removeprefix(f"{first.name}: ") for one in page.sections if one.startswith(f"{first.name}: ")]
@@ -160,18 +161,21 @@ def test_a_damaged_plan_stops_no_comparison(tmp_path: Path) -> None:
 
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = folder(tmp_path / "good", made())
-    damaged = made()
+    damaged: Any = made()
     del damaged["pruned"]["flops"]
-    hidden = made()
+    hidden: Any = made()
     del hidden["verify"]["onnx"]
+    known = "not a vitfx-prune-report/1 or a vitfx-recover-report/1: give folders that"
     cases = {
         tmp_path / "nowhere": "is not there: give folders of",
         folder(tmp_path / "empty"): "has none of report.json, sweep.json and rounds.json: give",
         folder(tmp_path / "begun", sweep=sweep() | {"points": []}): "has no model yet: give",
-        folder(tmp_path / "steps", rounds={"steps": [{}], "settings": TARGET}): "has a damaged report (KeyError(",
-        folder(tmp_path / "list", report=[1]): "is no report of vitfx: give",
-        folder(tmp_path / "other", {"rewrites": []}): "is a report of neither vitfx.prune nor vitfx.recover: give",
-        folder(tmp_path / "text", report="{"): "can't be read (Expecting",
+        folder(tmp_path / "steps", rounds=rounds() | {"steps": [{}]}): "has a damaged report (KeyError(",
+        folder(tmp_path / "list", report=[1]): f"is of no format, {known}",
+        folder(tmp_path / "old", report=made()): f"is of no format, {known}",
+        folder(tmp_path / "other", {"format": OPTIMIZE_REPORT}): f"is a vitfx-optimize-report/1, {known}",
+        folder(tmp_path / "front", sweep=rounds()): "is a vitfx-rounds/1, not a vitfx-sweep/1: give",
+        folder(tmp_path / "text", report="{"): "is not JSON (Expecting",
         folder(tmp_path / "damaged", damaged): "has a damaged report (KeyError('flops')): give",
         folder(tmp_path / "hidden", hidden): "has a damaged report (KeyError('onnx')): give",
     }
@@ -183,13 +187,17 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureF
         assert sentence in said
         assert said.count("\n") == 1
         assert not out.exists()
-    for name, sentence in (("page.md", "is no .html"), ("no/page.html", "does not exist"), ("d.html", "is a folder")):
+    for name, sentence in (
+        ("page.md", "is not an .html file"),
+        ("no/page.html", "does not exist"),
+        ("d.html", "is a folder"),
+    ):
         (tmp_path / "d.html").mkdir(exist_ok=True)
         assert main([str(good), "--out", str(tmp_path / name)]) == 2
         assert sentence in capsys.readouterr().err
     out.write_text("mine")
     assert main([str(good), "--out", str(out)]) == 2
-    assert "is there already: give another name with --out, or --force" in capsys.readouterr().err
+    assert "already exists: give another name with --out, or --force" in capsys.readouterr().err
     assert out.read_text() == "mine"
     assert main([str(good), "--out", str(out), "--force"]) == 0
     read(out.read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,7 +16,7 @@ from vitfx.circuits.circuit import GRANULARITIES, Circuit
 from vitfx.circuits.picture import picture_bytes
 from vitfx.show import main
 
-DEAD = "#d4d4d4"
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture
@@ -26,10 +27,11 @@ def written(tmp_path: Path) -> Path:
 
 
 def texts(svg: str) -> set[str]:
-    """matplotlib writes text as outlines, and beside them as comments."""
+    """matplotlib writes text as outlines, and beside them as comments; a grid has texts and titles."""
     builder = ElementTree.TreeBuilder(insert_comments=True)
     tree = ElementTree.fromstring(svg, ElementTree.XMLParser(target=builder))
-    return {(one.text or "").strip() for one in tree.iter() if one.tag is ElementTree.Comment}
+    tags = (ElementTree.Comment, f"{SVG}text", f"{SVG}title")
+    return {" ".join((one.text or "").split()) for one in tree.iter() if one.tag in tags}
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -39,8 +41,11 @@ def test_every_graph_becomes_a_picture(tmp_path: Path, granularity: str) -> None
     path.write_text(circuit.to_json(), encoding="utf-8")
     assert main([str(path)]) == 0
     said = texts((tmp_path / "circuit.svg").read_text(encoding="utf-8"))
-    assert {"logits", "embed", "a0", "m1", "alive", "dead"} <= said
+    assert {"attention heads", "MLP paths", "layer 0", "layer 1"} <= said
+    if granularity in ("edge", "qkv"):
+        assert {"logits", "embed", "a0", "m1", "alive", "dead"} <= said
     assert any(f"{granularity} graph" in one and "KL 0.25 nats" in one for one in said)
+    assert any(one.startswith("× is dead") for one in said)
     assert main([str(path), "--out", str(tmp_path / "small.PNG")]) == 0
     with Image.open(tmp_path / "small.PNG") as image:
         assert image.format == "PNG"
@@ -58,18 +63,26 @@ def test_the_same_circuit_has_the_same_bytes() -> None:
 def test_the_users_matplotlib_settings_are_left_alone() -> None:
     import matplotlib as mpl
 
-    plain = picture_bytes(made_up("head"), ".svg", 20)
+    plain = picture_bytes(made_up("edge"), ".svg", 20)
     with mpl.rc_context({"font.size": 31, "lines.linewidth": 9, "svg.hashsalt": "mine"}):
-        assert picture_bytes(made_up("head"), ".svg", 20) == plain
+        assert picture_bytes(made_up("edge"), ".svg", 20) == plain
         assert mpl.rcParams["font.size"] == 31
         assert mpl.rcParams["svg.hashsalt"] == "mine"
 
 
-def test_the_dead_are_grey() -> None:
+def test_the_dead_are_crossed_out() -> None:
     live = of_edges(("embed", "stream", True, 9.0), ("a0.h0", "stream", True, 0.1), ("a0.h1", "stream", True, 2.0))
     one_dead = of_edges(("embed", "stream", True, 9.0), ("a0.h0", "stream", False, 0.1), ("a0.h1", "stream", True, 2.0))
-    counts = [picture_bytes(one, ".svg", 0).decode().count(f"fill: {DEAD}") for one in (live, one_dead)]
-    assert counts == [1, 2]  # the legend's, and the cell's
+    assert [picture_bytes(one, ".svg", 0).decode().count('class="cross') for one in (live, one_dead)] == [0, 1]
+    pictures = [picture_bytes(one, ".png", 0) for one in (live, one_dead)]
+    assert pictures[0] != pictures[1]
+
+
+def test_names_and_settings_are_text() -> None:
+    signs = "<b>\"&'"
+    circuit = dataclasses.replace(made_up("head"), settings={"method": signs}, origins={"model": signs})
+    said = texts(picture_bytes(circuit, ".svg", 0).decode())
+    assert any(one.startswith(signs) for one in said) and any(f"model {signs}" in one for one in said)
 
 
 def test_no_more_edges_are_drawn_than_asked_for() -> None:
@@ -96,13 +109,15 @@ def test_the_title_says_what_decided(settings: dict[str, object], said: str) -> 
 
 
 def test_a_dollar_in_a_setting_is_a_dollar() -> None:
-    circuit = dataclasses.replace(made_up("head"), settings={"method": "a$b$"})
-    assert any(one.startswith("a$b$") for one in texts(picture_bytes(circuit, ".svg", 0).decode()))
+    for granularity in ("head", "edge"):
+        circuit = dataclasses.replace(made_up(granularity), settings={"method": "a$b$"})
+        assert any(one.startswith("a$b$") for one in texts(picture_bytes(circuit, ".svg", 0).decode()))
 
 
+@pytest.mark.parametrize("granularity", ["head", "edge"])
 @pytest.mark.parametrize("scores", [0.0, -1.0, float("inf")])
-def test_scores_without_strength_are_drawn(scores: float) -> None:
-    circuit = made_up("edge", layers=1)
+def test_scores_without_strength_are_drawn(scores: float, granularity: str) -> None:
+    circuit = made_up(granularity, layers=1)
     same = tuple(dataclasses.replace(one, score=scores) for one in circuit.decisions)
     assert picture_bytes(dataclasses.replace(circuit, decisions=same), ".svg", 9).startswith(b"<?xml")
 
@@ -110,8 +125,9 @@ def test_scores_without_strength_are_drawn(scores: float) -> None:
 def test_a_wide_and_deep_model_stays_within_a_picture() -> None:
     circuit = made_up("head", layers=24, heads=16, paths=64)
     svg = ElementTree.fromstring(picture_bytes(circuit, ".svg", 0).decode())
-    width, height = (float(svg.attrib[side].removesuffix("pt")) / 72 for side in ("width", "height"))
-    assert width < 45 and height < 45
+    assert all(float(svg.attrib[side]) < 45 * 72 for side in ("width", "height"))
+    with Image.open(io.BytesIO(picture_bytes(circuit, ".png", 0))) as image:
+        assert all(side < 45 * 144 for side in image.size)
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
@@ -170,7 +186,7 @@ def test_a_name_keeps_its_threshold(written: Path) -> None:
 def test_a_picture_is_overwritten_only_when_told(capsys: pytest.CaptureFixture[str], written: Path) -> None:
     picture = written.with_suffix(".svg")
     picture.write_text("mine")
-    assert "is there already: give another name with --out, or --force" in refused(capsys, [str(written)])
+    assert "already exists: give another name with --out, or --force" in refused(capsys, [str(written)])
     assert picture.read_text() == "mine"
     assert main([str(written), "--force"]) == 0
     assert picture.read_bytes().startswith(b"<?xml")
@@ -180,5 +196,9 @@ def test_without_matplotlib_its_extra_is_named(
     capsys: pytest.CaptureFixture[str], written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "pip install 'vitfx[plot]'" in refused(capsys, [str(written)])
+    assert "pip install 'vitfx[plot]'" in refused(capsys, [str(written), "--out", str(written.with_suffix(".png"))])
     assert list(written.parent.iterdir()) == [written]
+    assert main([str(written)]) == 0, "the grid of a head graph needs none"
+    capsys.readouterr()
+    written.write_text(made_up("edge").to_json(), encoding="utf-8")
+    assert "pip install 'vitfx[plot]'" in refused(capsys, [str(written), "--force"])

@@ -47,7 +47,7 @@ def test_a_training_leaves_its_files(tmp_path: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert "of 359 held-out images are classified correctly by the last weights" in said
     assert "epoch 1 of 2: training loss" in said
-    assert "precision: bf16, as asked for" in said
+    assert "precision: bf16, as requested" in said
     assert {path.name for path in out.iterdir()} == FILES
     for name in ("best.pt", "last.pt"):
         loaded = load_model(str(out / name))
@@ -180,7 +180,7 @@ def test_without_a_terminal_it_says_now_and_then_where_it_is(
         (["--patch", "3"], "ViT's image_size 8 is not a multiple of its patch_size 3"),
         (["--drop-path", "1"], "ViT's drop_path is 1.0"),
         (["--device", "abacus"], "device 'abacus' is not one of"),
-        (["--batch", "1439"], "training.batch is 1439 and there are 1438 images"),
+        (["--batch", "1439"], "training.batch is 1439, but there are 1438 images"),
         (["--arch", "timm:vit_tiny_patch16_224"], "--width is for vitfx's own ViT from nothing"),
         (["--workers", "-1"], "--workers -1 is negative"),
         (["--save-seconds", "nan"], "--save-seconds nan is no time"),

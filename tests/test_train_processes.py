@@ -25,9 +25,9 @@ import vitfx.train
 import vitfx.runs.train_files
 vitfx.runs.train_files.has_matplotlib = lambda: False
 from tests.test_train_processes import OPTIONS
-from tests.train_runs import run_few
-from vitfx.share import open_share
-from vitfx.trainer import Trainer
+from tests.support.train_runs import run_few
+from vitfx.support.processes import open_share
+from vitfx.training.trainer import Trainer
 
 out, step = Path(sys.argv[1]), Trainer.step
 with open_share(torch.device("cpu")) as share:
@@ -99,4 +99,4 @@ def test_one_process_speaks(two: tuple[Path, subprocess.CompletedProcess[str]]) 
     lines = [line for line in said.splitlines() if line.startswith("error: ")]
     assert len(lines) == 2
     assert lines[0].startswith("error: the loss is ")
-    assert lines[1] == "error: training.batch 15 can't be shared by 2 processes: give a multiple"
+    assert lines[1] == "error: training.batch is 15, which 2 processes can't share equally: give a multiple"

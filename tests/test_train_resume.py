@@ -28,8 +28,8 @@ import torch
 torch.set_num_threads(1)
 import vitfx.runs.train_files
 vitfx.runs.train_files.has_matplotlib = lambda: False
-from vitfx.trainer import Trainer
-from tests.train_runs import run_few
+from vitfx.training.trainer import Trainer
+from tests.support.train_runs import run_few
 from pathlib import Path
 
 step = Trainer.step

@@ -1,45 +1,63 @@
-"""`python -m vitfx`: lists the commands, and runs one by its name."""
+"""`vitfx`, or `python -m vitfx`: lists the commands, and runs one by its name."""
 
 from __future__ import annotations
 
 import ast
+import shutil
 import sys
+import textwrap
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+
+from vitfx.support.console import entry_point
+from vitfx.version import VERSION
 
 _COMMANDS = ("discover", "optimize", "prune", "recover", "report", "show", "train")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    given = sys.argv[1:] if arguments is None else arguments
-    if not given or given[0] in ("-h", "--help"):
+@entry_point
+def main(arguments: Sequence[str] | None = None) -> int:
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ("--help",)
+    if name in ("-h", "--help"):
         print(_help())
-        return 0
-    command, *rest = given
-    if command not in _COMMANDS:
-        print(f"error: {command!r} is no command of vitfx: give one of {', '.join(_COMMANDS)}", file=sys.stderr)
+    elif name == "--version":
+        print(f"vitfx {VERSION}")
+    elif name in _COMMANDS:
+        code: int = import_module(f"vitfx.{name}").main(rest)
+        return code
+    else:
+        print(f"error: vitfx has no command {name!r}: give one of {', '.join(_COMMANDS)}", file=sys.stderr)
         return 2
-    return import_module(f"vitfx.{command}").main(rest)
+    return 0
 
 
 def _help() -> str:
-    lines = [f"  {command:10}{_first_line(command)}" for command in _COMMANDS]
+    width = max(shutil.get_terminal_size().columns, 30)
+    commands = (
+        textwrap.fill(_first_line(name), width, initial_indent=f"  {name:10}", subsequent_indent=12 * " ")
+        for name in _COMMANDS
+    )
     return "\n".join(
         [
-            "vitfx makes trained Vision Transformers smaller and faster.",
+            textwrap.fill("vitfx makes trained Vision Transformers smaller and faster.", width),
             "",
-            "usage: python -m vitfx COMMAND ...",
+            "usage: vitfx COMMAND ...",
             "",
-            *lines,
+            *commands,
             "",
-            "`python -m vitfx COMMAND --help` says what each takes, with an example.",
+            textwrap.fill(
+                "`vitfx COMMAND --help` explains a command's arguments, with examples. `vitfx COMMAND` and "
+                "`python -m vitfx.COMMAND` are the same.",
+                width,
+            ),
         ]
     )
 
 
-def _first_line(command: str) -> str:
+def _first_line(name: str) -> str:
     """The command's summary, read from its source: importing it would take seconds, for torch."""
-    source = (Path(__file__).parent / f"{command}.py").read_text(encoding="utf-8")
+    source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 

@@ -23,9 +23,11 @@ from vitfx.graph.canonical import read_module
 from vitfx.runs.discover import Discoveries
 from vitfx.runs.inputs import open_inputs
 from vitfx.runs.tau_sweep import circuit_path, read_sweep, record_path, sweep, to_table
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_new_file
-from vitfx.support.processes import Share, first_says, on_each, open_share, share_device
+from vitfx.support.locks import hold_file
+from vitfx.support.processes import Share, first_holds, first_says, on_each, open_share, share_device
 from vitfx.support.progress import Silent, Watcher, console_watcher
 
 _EXAMPLE = """example:
@@ -57,6 +59,7 @@ class _Task:
     device: torch.device
 
 
+@entry_point
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # Before the processes know of each other, torchrun's own number is all that there is to tell them apart.
@@ -66,7 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> None:
         with first_says(first):
             task = _check(options)
-        with open_share(task.device) as share, console_watcher(console) if first else nullcontext(Silent()) as watcher:
+        with (
+            open_share(task.device) as share,
+            first_holds(share, hold_file(task.out)),
+            console_watcher(console) if first else nullcontext(Silent()) as watcher,
+        ):
             found = _run(task, share, watcher)
         console.print(*found, highlight=False, markup=False, soft_wrap=True, sep="\n")
 
@@ -179,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m vitfx.discover",
         description=(__doc__ or "").partition("\n")[0],
         epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add_inputs(parser)
     add = parser.add_argument

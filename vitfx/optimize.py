@@ -18,9 +18,11 @@ from vitfx.models.checkpoint import LoadedModel
 from vitfx.runs.inputs import open_inputs, open_model
 from vitfx.runs.optimize import OptimizeJob, run_optimize
 from vitfx.runs.optimize_text import to_table
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_output
+from vitfx.support.locks import hold_folder
 from vitfx.support.progress import Watcher, console_watcher
 
 _IMAGES = 16
@@ -34,6 +36,7 @@ Nothing is pruned: the logits are the same to rounding. `python -m vitfx.prune` 
 what is dead."""
 
 
+@entry_point
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
@@ -41,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> None:
         with console_watcher(console) as watcher:
             job = _open(options, watcher)
-            report = run_optimize(job, watcher)
+            with hold_folder(job.out, force=options.force):
+                report = run_optimize(job, watcher)
         console.print(to_table(report))
         console.print(f"{job.out}/ has optimized.onnx and the report", highlight=False, markup=False, soft_wrap=True)
 
@@ -114,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m vitfx.optimize",
         description=(__doc__ or "").partition("\n")[0],
         epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add_inputs(parser)
     add = parser.add_argument

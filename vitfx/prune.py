@@ -10,20 +10,18 @@ import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending
 from vitfx.cli.goal_options import add_goal
 from vitfx.cli.options import add_discovery, add_inputs, add_loading, add_rewrites
-from vitfx.cli.prune_options import COMPENSATE_SAMPLES, open_job
+from vitfx.cli.prune_options import COMPENSATE_SAMPLES, open_job, unfinished_file
 from vitfx.cli.rounds_options import add_rounds
-from vitfx.deploy.precision_file import FP32, PRECISIONS
+from vitfx.deploy.precisions import FP32, PRECISIONS
 from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.settings import RANKING, Settings
 from vitfx.images.image_set import Images
@@ -38,9 +36,13 @@ from vitfx.runs.rounds_steps import to_table as rounds_table
 from vitfx.runs.sweep import run_sweep
 from vitfx.runs.sweep_points import missed as sweep_missed
 from vitfx.runs.sweep_points import to_table as sweep_table
+from vitfx.support.callable_module import make_callable
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
+from vitfx.support.locks import hold_folder
 from vitfx.support.progress import Silent, Watcher, console_watcher
+from vitfx.support.tables import Table
 
 _EXAMPLE = """example:
   python -m vitfx.prune demo --tau 0.001
@@ -104,6 +106,7 @@ def prune(
     )
 
 
+@entry_point
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
@@ -115,8 +118,11 @@ def main(arguments: list[str] | None = None) -> int:
             job, rounds = open_job(options)
             decides = job.goal is None and job.circuit is None and job.settings.method not in RANKING
             goes_on = rounds is not None or bool(job.speeds) or decides
-            command = shlex.join(["python", "-m", "vitfx.prune", *(sys.argv[1:] if arguments is None else arguments)])
-            table, what, missed = _run(job, rounds, command, watcher)
+            invocation = shlex.join(
+                ["python", "-m", "vitfx.prune", *(sys.argv[1:] if arguments is None else arguments)]
+            )
+            with hold_folder(job.out, force=options.force, unfinished=unfinished_file(options)):
+                table, what, missed = _run(job, rounds, invocation, watcher)
         console.print(table)
         console.print(f"{job.out}/ has {what}", highlight=False, markup=False, soft_wrap=True)
         if not missed:
@@ -148,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m vitfx.prune",
         description=__doc__.partition("\n")[0],
         epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add_inputs(parser)
     parser.add_argument(
@@ -193,14 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _CallableModule(ModuleType):
-    """`vitfx.prune` is the command's module and, for Python, the function in it."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Pruned:
-        return prune(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _CallableModule
+make_callable(prune)
 
 if __name__ == "__main__":
     sys.exit(main())

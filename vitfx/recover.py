@@ -23,9 +23,11 @@ from vitfx.recovery.trainable import ONLY
 from vitfx.reports.recover_text import to_table
 from vitfx.runs.inputs import open_inputs
 from vitfx.runs.recover import STATE, RecoverJob, run_recover
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import NAMES, pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_output
+from vitfx.support.locks import hold_folder
 from vitfx.support.progress import console_watcher
 from vitfx.training.config import PRECISIONS
 
@@ -39,6 +41,7 @@ them: nearest to what is taught, with no fewer images right than before. The fol
 and retrained again, pruned.onnx, baseline.onnx and the report. The same command goes on where it was stopped."""
 
 
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
@@ -46,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         with console_watcher(console) as watcher:
             job = _open(options, list(sys.argv[1:] if arguments is None else arguments))
-            report = run_recover(job, watcher)
+            with hold_folder(job.out, force=job.force, unfinished=STATE):
+                report = run_recover(job, watcher)
         console.print(to_table(report))
         for line in (report["recovery"]["sentence"], f"{job.out}/ has the retrained model and the report"):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -59,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m vitfx.recover",
         description=(__doc__ or "").partition("\n")[0],
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("model", metavar="PRUNED", help="pruned.pt of vitfx.prune, or of an earlier run of this command")

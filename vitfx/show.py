@@ -12,6 +12,7 @@ from vitfx.circuits.circuit import read_circuit
 from vitfx.circuits.picture import SUFFIXES, picture_bytes
 from vitfx.circuits.summary import summary
 from vitfx.cli.exit_codes import ending
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_new_file, write_aside
 
@@ -19,13 +20,14 @@ _EXAMPLE = """example:
   python -m vitfx.show demo-pruned-tau0.001/circuit.json
   python -m vitfx.show circuit.json --out circuit.png --edges 100 --top 20
 
-The picture has the layers upwards, from the embedding to the logits: heads (a) and MLP paths (m) as cells, dead ones
-grey. A block or head graph has its cells coloured by score; an edge or qkv graph has its strongest kept edges drawn, by
-colour what they feed. Beside it stand heat maps of the scores by layer. It needs matplotlib: pip install 'vitfx[plot]'.
+The picture is a grid with the layers upwards: heads and MLP paths are cells, coloured by score, and the dead are
+crossed out. An edge or qkv graph has its strongest kept edges drawn beside it, from the embedding to the logits, by
+colour what they feed. PNG files and pictures with edges need matplotlib: pip install 'vitfx[plot]'.
 
 exit code: 0, or 2 when something you gave can't be used; then nothing is written."""
 
 
+@entry_point
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     return ending(lambda: _show(options, Console()))
@@ -56,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m vitfx.show",
         description=(__doc__ or "").partition("\n")[0],
         epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("circuit", metavar="CIRCUIT", type=Path, help="a circuit.json that vitfx wrote")
     parser.add_argument("--out", type=Path, help=".svg or .png (default: beside the circuit, as .svg)")

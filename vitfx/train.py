@@ -28,10 +28,12 @@ from vitfx.cli.exit_codes import GOES_ON, GOES_ON_UNFORCED, ending
 from vitfx.images.pixel_cache import default_cache
 from vitfx.runs.train import run_training
 from vitfx.runs.train_job import TrainJob
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import NAMES
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_output
-from vitfx.support.processes import first_says, open_share, share_device
+from vitfx.support.locks import hold_folder
+from vitfx.support.processes import first_holds, first_says, open_share, share_device
 from vitfx.support.progress import Silent, training_watcher
 from vitfx.training.config import PACKAGED, PRECISIONS, read_config, sets_image_size
 from vitfx.training.loader import pick_workers
@@ -72,6 +74,7 @@ _KEYS = {
 _SIZES = ("width", "depth", "heads", "mlp", "patch")
 
 
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     first = os.environ.get("RANK", "0") == "0"
@@ -80,7 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         with first_says(first):
             job = _check(options, list(sys.argv[1:] if arguments is None else arguments))
-        with open_share(job.device) as share, training_watcher(console) if first else nullcontext(Silent()) as watcher:
+        with (
+            open_share(job.device) as share,
+            first_holds(share, hold_folder(job.out, force=job.force, unfinished=STATE)),
+            training_watcher(console) if first else nullcontext(Silent()) as watcher,
+        ):
             report = run_training(job, share, watcher)
         console.print(_summary(job, report), highlight=False, markup=False, soft_wrap=True)
 
@@ -93,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m vitfx.train",
         description=(__doc__ or "").splitlines()[0],
         epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "--data",

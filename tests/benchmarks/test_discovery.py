@@ -11,8 +11,8 @@ from benchmarks import discovery
 from benchmarks.agreement import agreement, engine_agreement, extrapolate, times, wilson
 from benchmarks.discovery import main
 from benchmarks.naive import Naive
-from benchmarks.opening import open_subject
 from benchmarks.sampling import Answer, LiveSampler, Sample, Walk, draw, stratum, walk
+from benchmarks.subject import open_subject
 from tests.support.benchmark_folder import CPU, write_checkpoint
 from vitfx.circuits.circuit import ATTRIBUTED, EXACT, GROUP, Circuit, Decision, Edge, Reader, Writer
 from vitfx.discovery.basis.journal import NoJournal
@@ -212,7 +212,7 @@ def test_command_runs_a_method_and_then_its_circuit(model, tmp_path, capsys):
         (["--circuit", "nowhere.json"], "--circuit nowhere.json can't be read"),
         (["--circuit", "CIRCUIT", "--tau", "0.5"], "--tau 0.5 is not what --circuit was found with, 0.001: leave"),
         (["--circuit", "CIRCUIT", "--method", "acdc"], "--method is for a run"),
-        (["--circuit", "RANKED"], "was found by eap: give --tau, at which ACDC is to be asked"),
+        (["--circuit", "RANKED"], "was found by eap: give --tau, the threshold to ask ACDC at"),
         (["--circuit", "CIRCUIT"], "--circuit was found on another model or other images"),
     ],
 )

@@ -11,8 +11,8 @@ from benchmarks.candidates import Candidate, Workshop, score
 from benchmarks.comparison import Comparison
 from benchmarks.methods import main
 from benchmarks.methods_table import markdown
-from benchmarks.opening import open_subject
-from benchmarks.thresholds import OVERSHOOT, Run, at_share, next_tau, runner
+from benchmarks.subject import open_subject
+from benchmarks.thresholds import OVERSHOOT, ThresholdRun, at_share, next_tau, runner
 from passes.cost import unit_flops
 from tests.support.benchmark_folder import CPU, write_checkpoint
 from vitfx.circuits.circuit import BOUND, EMBED, EXACT, Decision, Edge
@@ -59,7 +59,7 @@ def test_ranking_meets_the_share_with_what_is_least(workshop, unit, method, shar
     assert found.decisions == expected
     artifact, deleted = workshop.build(found.decisions)
     assert deleted == pytest.approx(found.deleted, abs=1e-12)
-    pixels = workshop.subject.images.pixels
+    pixels = workshop.subject.opened.images.pixels
     oracle = ablated_logits(workshop.whole, workshop.plan(found.decisions), pixels)
     with torch.no_grad():
         assert torch.allclose(artifact(pixels), oracle, atol=1e-4)
@@ -107,7 +107,7 @@ def test_trimming_puts_the_highest_score_for_its_flops_back(workshop, unit):
 
 
 def run_of(tau, deleted):
-    return Run(tau, deleted, 1.0, [])
+    return ThresholdRun(tau, deleted, 1.0, [])
 
 
 def test_the_next_threshold():
@@ -141,7 +141,7 @@ def test_the_search_ends():
     # More τ deletes less between two runs: what lies there is no nearer, and is not run again.
     candidate, added, _ = found(lambda tau: 0.1 if tau < 4e-4 else 0.9 if tau < 2e-3 else 0.5)
     assert (candidate.deleted, added) == (0.5, 3)
-    with pytest.raises(UserError, match=r"no τ that was tried leaves anything of the image: leave 0\.2 out"):
+    with pytest.raises(UserError, match=r"every τ that was tried leaves nothing of the image: leave 0\.2 out"):
         found(lambda tau: math.inf)
 
 
@@ -179,7 +179,7 @@ def test_command_compares_writes_and_goes_on(model, tmp_path, capsys, monkeypatc
     assert "eap-acdc" in capsys.readouterr().out
 
     assert main([*command, "--methods", "eap", "--seed", "1"]) == 2
-    assert "was found with other settings" in capsys.readouterr().err
+    assert "was made with other settings" in capsys.readouterr().err
     assert json.loads(out.read_text()) == second
 
 
@@ -210,7 +210,7 @@ def test_a_search_that_was_stopped_goes_on(model, tmp_path, capsys, monkeypatch)
     assert stopped["methods"] == {} and [one["tau"] for one in stopped["searches"]["eap-acdc"]] == taus[:2]
     capsys.readouterr()
     assert search(parts) == (0, taus[2:])
-    assert "eap-acdc goes on after 2 runs" in capsys.readouterr().out
+    assert "eap-acdc resumes after 2 runs" in capsys.readouterr().out
 
     def timeless(path):
         record = json.loads(path.read_text())
@@ -228,8 +228,8 @@ def test_a_run_is_read_back_as_it_was(workshop):
     one, two = graph.edges()[:2]
     decisions = [Decision(one, True, 0.5, None, BOUND), Decision(two, False, 1e-6, 0.25, EXACT, 2e-6)]
     for deleted in (0.25, math.inf):
-        run = Run(1e-3, deleted, 1.5, decisions)
-        assert Run.from_json(json.loads(json.dumps(run.to_json(), allow_nan=False)), graph) == run
+        run = ThresholdRun(1e-3, deleted, 1.5, decisions)
+        assert ThresholdRun.from_json(json.loads(json.dumps(run.to_json(), allow_nan=False)), graph) == run
 
 
 def test_spread_is_told_of_seeds_and_the_standard_error_of_one():
@@ -261,12 +261,15 @@ def test_spread_is_told_of_seeds_and_the_standard_error_of_one():
     ("options", "sentence"),
     [
         (["--flops", "a"], "--flops is 'a': give shares such as"),
-        (["--flops", "0.1,1"], "--flops is [0.1, 1.0]: give shares between 0 and 1"),
-        (["--methods", "acdc,magic"], "--methods magic is not known: choose of acdc"),
+        (["--flops", "0.1,1"], "--flops is 0.1,1: give shares between 0 and 1"),
+        (["--methods", "acdc,magic"], "--methods magic is not known: choose from acdc"),
         (["--eval-samples", "0"], "--eval-samples is 0: give 1 or more"),
         (["--out", "nowhere/x.json"], "--out nowhere/x.json can't be written"),
         (["--markdown", "nowhere/x.md"], "--markdown nowhere/x.md can't be written"),
-        (["--samples", "20", "--out", "OTHER"], "OTHER is there and is no result of this benchmark"),
+        (
+            ["--samples", "20", "--out", "OTHER"],
+            "OTHER is of no format, not a vitfx-methods/1: give another name",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(model, tmp_path, capsys, monkeypatch, options, sentence):

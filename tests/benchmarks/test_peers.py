@@ -68,7 +68,7 @@ def test_by_time_the_share_is_of_what_exact_rewrites_leave(given, monkeypatch):
         def measure(self, state):
             return self.plain / flops.total(state.kept)
 
-    monkeypatch.setattr(peer_models, "Bench", Ideal)
+    monkeypatch.setattr(peer_models, "TargetBench", Ideal)
     found = PEERS[BY_TIME](given)(0.2)
     head = unit_flops(given.sublayers["a0"], given.tokens) / given.cost.flops
     assert abs(deleted(found, given) - 0.2) < head
@@ -223,7 +223,7 @@ def test_cut_goes_by_score_and_passes_over_a_head_that_is_too_much(given):
     head, neuron = (unit_flops(sublayers[name], given.tokens) for name in ("a0", "m0"))
     plan = cut(given, scores, (head + 2.5 * neuron) / whole)
     assert {one.name: one.units for one in plan.deletions} == {"a0": (0,), "m0": (0, 1), "m1": (0,)}
-    with pytest.raises(UserError, match=r"90% of the FLOPs were asked for and what is ranked has \d+\.\d%: ask for"):
+    with pytest.raises(UserError, match=r"90% of the FLOPs were asked for and the ranked units have \d+\.\d%: ask for"):
         cut(given, {name: scores[name] for name in ("m0", "m1")}, 0.9)
 
 
@@ -252,7 +252,7 @@ def test_the_package_in_its_uniform_setting_narrows_the_stream(given):
     assert len(widths) == 1 and widths.pop() < 16
     with pytest.raises(UserError, match="uniform setting is for torchvision's VisionTransformer"):
         PEERS["torch-pruning-uniform"](replace(given, module=torch.nn.Identity()))
-    with pytest.raises(UserError, match="can't delete 100% of the FLOPs and leave every layer some: ask for less"):
+    with pytest.raises(UserError, match="can't delete 100% of the FLOPs without emptying a layer: ask for less"):
         PEERS["torch-pruning-bottleneck"](given)(0.999)
 
 

@@ -2,16 +2,19 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
-from benchmarks import match, peer_package
+from benchmarks import peer_package, subject
+from benchmarks.command import read_finished
+from benchmarks.discovery import FORMAT as DISCOVERY
 from benchmarks.match import Match
-from benchmarks.peers import main
+from benchmarks.peers import FORMAT, main
 from benchmarks.peers_table import speeds_at_equal_accuracy
-from benchmarks.results import read_known, write_record
 from tests.support.benchmark_folder import write_checkpoint
 from vitfx.support.errors import UserError
+from vitfx.support.json_files import write_json
 from vitfx.support.pictures import has_matplotlib
 
 OPTIONS = ["--samples", "24", "--eval-samples", "50", "--rounds", "2", "--device", "cpu"]
@@ -45,7 +48,7 @@ def test_command_makes_rows_and_goes_on(model, tmp_path, capsys, monkeypatch):
     second = json.loads(out.read_text())["rows"]
     assert len(made) == 1 and {name: second[name] for name in first} == first
     assert list(second) == [*first, "corp 0.2"] and second["corp 0.2"]["kl"] == 1
-    assert "vbp: 1 rows are in" in capsys.readouterr().out
+    assert "already has 1 of its rows" in capsys.readouterr().out
     lines = page.read_text().splitlines()
     assert sum(line.startswith("| ") for line in lines) == 2 + 4
     assert lines[-3].startswith("With 1 point of top-1 lost, along straight lines between the shares: ")
@@ -58,7 +61,7 @@ def test_command_makes_rows_and_goes_on(model, tmp_path, capsys, monkeypatch):
     assert third["vbp 0.2"]["kl"] == 2 and {**third, "vbp 0.2": second["vbp 0.2"]} == second
 
     assert main([*command, "--peers", "vbp", "--flops", "0.2", "--seed", "1"]) == 2
-    assert "was found with other settings" in capsys.readouterr().err
+    assert "was made with other settings" in capsys.readouterr().err
     assert json.loads(out.read_text())["rows"] == third
 
 
@@ -66,13 +69,13 @@ def test_command_makes_rows_and_goes_on(model, tmp_path, capsys, monkeypatch):
     ("options", "sentence"),
     [
         (["--flops", "a"], "--flops is 'a': give shares such as"),
-        (["--flops", "0.1,1"], "--flops is [0.1, 1.0]: give shares between 0 and 1"),
-        (["--peers", "vbp,magic"], "--peers magic is not known: choose of random"),
-        (["--again", "magic"], "--again magic is not known: choose of random"),
+        (["--flops", "0.1,1"], "--flops is 0.1,1: give shares between 0 and 1"),
+        (["--peers", "vbp,magic"], "--peers magic is not known: choose from random"),
+        (["--again", "magic"], "--again magic is not known: choose from random"),
         (["--samples", "7"], "--samples is 7: give 8 or more"),
         (["--eval-samples", "0"], "--eval-samples is 0: give 1 or more"),
         (["--rounds", "0"], "--rounds is 0: give 1 or more"),
-        (["--target", "cpu:batch=0"], "--target cpu:batch=0 is not understood"),
+        (["--target", "cpu:batch=0"], "--target cpu:batch=0 is not a target"),
         (["--out", "nowhere/x.json"], "--out nowhere/x.json can't be written"),
         (["--plot", "nowhere/x.png"], "--plot nowhere/x.png can't be written"),
         (["--peers", "vbp", "--again", "corp"], "--again corp is not one of --peers"),
@@ -88,7 +91,7 @@ def test_what_cannot_be_done_is_said_in_a_sentence(model, tmp_path, capsys, monk
 
 def test_a_missing_package_is_told_before_anything_is_made(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(peer_package.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(match, "load_model", lambda name: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(subject, "load_model", lambda name: pytest.fail("the model was loaded"))
     assert main([model, "--out", str(tmp_path / "peers.json"), "--peers", "vbp,torch-pruning-heads"]) == 2
     assert "torch-pruning is not installed: pip install 'vitfx[peers]'" in capsys.readouterr().err
 
@@ -116,16 +119,29 @@ def test_speeds_where_a_point_is_lost_are_on_straight_lines():
 
 def test_records_are_read_back_and_others_refused(tmp_path):
     out = tmp_path / "x.json"
-    assert read_known(out, {"a": 1}, "rows", "more") == {"rows": {}, "more": {}}
-    write_record(out, {"asked": {"a": 1}, "rows": {"one": 2}})
-    assert read_known(out, {"a": 1}, "rows") == {"rows": {"one": 2}}
+    assert read_finished(out, FORMAT, {"a": 1}, "rows", "more") == {"rows": {}, "more": {}}
+    write_json(out, FORMAT, {"asked": {"a": 1}, "rows": {"one": 2}})
+    assert read_finished(out, FORMAT, {"a": 1}, "rows") == {"rows": {"one": 2}}
     for part in ("rows", "what a later version adds"):
-        with pytest.raises(UserError, match="was found with other settings"):
-            read_known(out, {"a": 2}, part)
-    for text in ("{}", "[", '{"asked": {"a": 1}}'):
+        with pytest.raises(UserError, match="was made with other settings"):
+            read_finished(out, FORMAT, {"a": 2}, part)
+    for text, reason in (
+        ("{}", "is of no format"),
+        ("[", "is not JSON"),
+        ('{"format": "vitfx-methods/1", "asked": {"a": 1}, "rows": {}}', "is a vitfx-methods/1, not a vitfx-peers/1"),
+        ('{"format": "vitfx-peers/1", "asked": {"a": 1}}', "has no rows"),
+        ('{"format": "vitfx-peers/1", "asked": {"a": 1}, "rows": 3}', "has no rows"),
+    ):
         out.write_text(text)
-        with pytest.raises(UserError, match="is no result of this benchmark"):
-            read_known(out, {"a": 1}, "rows")
+        with pytest.raises(UserError, match=rf"x.json {reason}.*: give another name with --out"):
+            read_finished(out, FORMAT, {"a": 1}, "rows")
+
+
+def test_every_record_in_the_docs_names_its_format():
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    formats = {path.name: json.loads(path.read_text())["format"] for path in docs.glob("*.json")}
+    assert formats.pop("peers.json") == FORMAT
+    assert set(formats.values()) == {DISCOVERY}
 
 
 def test_ctrl_c_says_that_it_goes_on(model, tmp_path, capsys, monkeypatch):

@@ -48,7 +48,7 @@ def test_what_can_not_be_timed_is_told(capsys):
         ("--steps", "0", "--steps is 0: give 1 or more"),
         ("--rounds", "0", "--rounds is 0: give 1 or more"),
         ("--workers", "-1", "--workers -1 is negative: give a number of processes, 0 for none"),
-        ("--out", "nowhere/x.json", "--out nowhere/x.json can't be written: give it a file in a folder that is there"),
+        ("--out", "nowhere/x.json", "--out nowhere/x.json can't be written: name a file in a folder that exists"),
     ):
         assert main([*FEW, option, value]) == 2
         said = capsys.readouterr()

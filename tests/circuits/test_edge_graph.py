@@ -93,7 +93,7 @@ def test_a_model_of_which_nothing_is_left_is_refused():
     )
     left = rewrite(graph_module, everything).graph_module
     for take in (lambda: EdgeGraph(left, {}), lambda: tokens_of(left, PIXELS)):
-        with pytest.raises(UserError, match="no attention and no MLP is left in the model"):
+        with pytest.raises(UserError, match="the model has no attention and no MLP left"):
             take()
 
 

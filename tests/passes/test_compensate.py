@@ -93,3 +93,20 @@ def test_a_refit_of_what_is_not_there():
     refit = Refit("m9", torch.zeros(32, 48), torch.zeros(32))
     with pytest.raises(PassError, match="m9, which is not there"):
         run_passes(canonical(), [Compensate(DeletionPlan((), (refit,)))])
+
+
+@pytest.mark.parametrize("family", ["vitfx", "hand-written"])
+@pytest.mark.parametrize("units", [{}, {"a0": [1], "m1": range(7)}], ids=["whole", "deleted"])
+@pytest.mark.parametrize("constants", ["none", "mean", "position"])
+def test_a_refit_may_keep_the_weight_and_shift_the_bias(family, units, constants):
+    """Projections of the one family have a bias, those of the other have none."""
+    graph_module = canonical(family)
+    plan = with_refits(graph_module, plan_of(graph_module, units, constants), ("a0", "m1"))
+    cut = run_passes(graph_module, [DeleteHeads(plan), DeleteMlpPaths(plan)]).graph_module
+    sites = {site.name: site.module.out for site in read_sites(cut)}
+    plan = replace(plan, refits=tuple(replace(one, weight=sites[one.name].weight.detach()) for one in plan.refits))
+    expected = ablated_logits(graph_module, plan, PIXELS)
+    check(Compensate(plan), cut, PIXELS, expected, changes=True, nodes=0)
+    assert verify(graph_module, rewrite(graph_module, plan).graph_module, plan, PIXELS).passed
+    without = ablated_logits(graph_module, replace(plan, refits=()), PIXELS)
+    assert (expected - without).abs().max() > 1e-3

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from vitfx.pruning.budget import select
 from vitfx.pruning.cost_model import Price
-from vitfx.pruning.removal_order import Elimination
+from vitfx.pruning.removal_order import RemovalOrder
 
 
 def path(*costs):
-    return Elimination(tuple(range(len(costs))), torch.tensor([0.0, *costs], dtype=torch.float64).cumsum(0))
+    return RemovalOrder(tuple(range(len(costs))), torch.tensor([0.0, *costs], dtype=torch.float64).cumsum(0))
 
 
 def line(units, each, base=0.0):

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, Goal, Target, parse_target
@@ -8,7 +11,7 @@ from vitfx.support.errors import UserError
     ("kind", "value", "said"),
     [
         (SPEEDUP, 1.0, "--target-speedup 1 is not faster"),
-        (SPEEDUP, float("nan"), "--target-speedup nan is no goal"),
+        (SPEEDUP, float("nan"), "--target-speedup nan is not a number to aim for"),
         (PARAMETERS, 1.0, "--target-params 1 is not a share"),
         (FLOPS, 0.0, "--target-flops 0 is not a share"),
         (DROP, 0.0, "--max-drop 0 allows nothing"),
@@ -52,5 +55,14 @@ def test_a_target_says_widths_that_are_not_its_usual_ones():
 
 @pytest.mark.parametrize("text", ["", "cpu:batch=0", "cpu batch=8", "cpu:batch=-1", "cpu:int8", "gpu:fp8:batch=1"])
 def test_other_targets_are_refused(text):
-    with pytest.raises(UserError, match="is not understood: give a device and a batch"):
+    with pytest.raises(UserError, match="is not a target: give a device and a batch size"):
         parse_target(text)
+
+
+def test_a_goal_loads_neither_onnx_nor_an_exporter():
+    code = (
+        "import sys, vitfx.pruning.goal; "
+        "print(*(name for name in ('onnx', 'onnxruntime', 'onnxscript', 'torch.onnx') if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

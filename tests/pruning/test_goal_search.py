@@ -14,8 +14,8 @@ from vitfx.graph.verify import ablated_logits, rewrite, tokens_of
 from vitfx.pruning.compensation import Compensator
 from vitfx.pruning.cost_model import flops_price
 from vitfx.pruning.goal import DROP, FLOPS, KL, SPEEDUP, Goal
-from vitfx.pruning.goal_search import ROUNDS, Attempt, attain
-from vitfx.pruning.iterative_pruner import Pursuit
+from vitfx.pruning.goal_search import ROUNDS, GoalSearch, reach_goal
+from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Silent
 
@@ -36,9 +36,9 @@ def price(model, pixels):
 
 
 @pytest.fixture
-def pursuit(model, pixels):
+def pruner(model, pixels):
     labels = model(pixels).argmax(-1)
-    return Pursuit(model, pixels, labels, scored=16, seed=0, watcher=Silent())
+    return IterativePruner(model, pixels, labels, scored=16, seed=0, watcher=Silent())
 
 
 def bare(plan):
@@ -49,9 +49,9 @@ def flops_of(model, state, pixels):
     return measure_cost(rewrite(model, state.plan).graph_module, pixels.shape[1:]).flops
 
 
-def test_a_price_is_met_in_rounds_and_the_artifact_is_the_ablated_and_refitted_model(model, pixels, price, pursuit):
+def test_a_price_is_met_in_rounds_and_the_artifact_is_the_ablated_and_refitted_model(model, pixels, price, pruner):
     before = copy.deepcopy(model.state_dict())
-    attempt = Attempt(pursuit, price, Silent())
+    attempt = GoalSearch(pruner, price, Silent())
     state = attempt.to_price(0.6 * price.whole)
     assert len(attempt.steps) == ROUNDS
     assert [step["share"] for step in attempt.steps] == sorted((s["share"] for s in attempt.steps), reverse=True)
@@ -63,11 +63,11 @@ def test_a_price_is_met_in_rounds_and_the_artifact_is_the_ablated_and_refitted_m
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_standing_is_that_of_the_held_out_images(model, pixels, price, pursuit):
-    state = Attempt(pursuit, price, Silent()).to_price(0.7 * price.whole, rounds=1)
-    found = pursuit.standing(state)
+def test_the_loss_is_that_of_the_held_out_images(model, pixels, price, pruner):
+    state = GoalSearch(pruner, price, Silent()).to_price(0.7 * price.whole, rounds=1)
+    found = pruner.held_out_loss(state)
     last = pixels[-12:]
-    assert len(pursuit.held_out) == 12
+    assert len(pruner.held_out) == 12
     logits = ablated_logits(model, state.plan, last)
     assert found.kl == pytest.approx(float(kl_divergence(model(last), logits).mean().detach()), rel=1e-9)
     wrong = (logits.argmax(-1) != model(last).argmax(-1)).double()
@@ -77,27 +77,27 @@ def test_standing_is_that_of_the_held_out_images(model, pixels, price, pursuit):
 
 def test_the_same_seed_gives_the_same_plan(model, pixels, price):
     def found():
-        pursuit = Pursuit(model, pixels, None, scored=16, seed=3, watcher=Silent())
-        return Attempt(pursuit, price, Silent()).to_price(0.7 * price.whole)
+        pruner = IterativePruner(model, pixels, None, scored=16, seed=3, watcher=Silent())
+        return GoalSearch(pruner, price, Silent()).to_price(0.7 * price.whole)
 
     one, two = found(), found()
     assert one.plan.to_json() == two.plan.to_json()
 
 
-def test_a_later_round_may_put_back_what_an_earlier_one_deleted(pursuit, price):
-    attempt = Attempt(pursuit, price, Silent())
-    small = attempt.cut(pursuit.start(), 0.4 * price.whole)
+def test_a_later_round_may_put_back_what_an_earlier_one_deleted(pruner, price):
+    attempt = GoalSearch(pruner, price, Silent())
+    small = attempt.cut(pruner.start(), 0.4 * price.whole)
     larger = attempt.cut(small, 0.8 * price.whole)
     assert sum(larger.kept.values()) > sum(small.kept.values())
     assert price.total(larger.kept) <= 0.8 * price.whole
 
 
-def test_a_price_out_of_reach_is_refused(pursuit, price):
-    with pytest.raises(UserError, match=r"even without any attention and MLP the model has \d+% of its FLOPs"):
-        Attempt(pursuit, price, Silent()).to_price(0.5 * price.rest)
+def test_a_price_out_of_reach_is_refused(pruner, price):
+    with pytest.raises(UserError, match=r"without any attention or MLP the model still has \d+% of its FLOPs"):
+        GoalSearch(pruner, price, Silent()).to_price(0.5 * price.rest)
 
 
-def test_a_speed_that_was_mispredicted_is_corrected_until_it_is_measured(pursuit, price):
+def test_a_speed_that_was_mispredicted_is_corrected_until_it_is_measured(pruner, price):
     """The runtime of this test takes a quarter of the time whatever is deleted; the price does not know."""
     plain, fixed = 1.25 * price.whole, 0.25 * price.whole
     asked = []
@@ -106,24 +106,24 @@ def test_a_speed_that_was_mispredicted_is_corrected_until_it_is_measured(pursuit
         asked.append(price.total(state.kept))
         return plain / (fixed + 0.75 * asked[-1])
 
-    found = attain(pursuit, Goal(SPEEDUP, 1.6), price, Silent(), plain=plain, measure=measure)
+    found = reach_goal(pruner, Goal(SPEEDUP, 1.6), price, Silent(), plain=plain, measure=measure)
     assert len(asked) > 1
     assert found.speedup == pytest.approx(1.6, rel=0.03)
     assert price.total(found.state.kept) == asked[-1]
 
 
-def test_a_speed_that_is_met_is_preferred_to_a_nearer_one_that_is_not(pursuit, price):
+def test_a_speed_that_is_met_is_preferred_to_a_nearer_one_that_is_not(pruner, price):
     speeds = iter([1.44, 1.57, 1.44, 1.57, 1.44])
-    found = attain(
-        pursuit, Goal(SPEEDUP, 1.5), price, Silent(), plain=1.25 * price.whole, measure=lambda state: next(speeds)
+    found = reach_goal(
+        pruner, Goal(SPEEDUP, 1.5), price, Silent(), plain=1.25 * price.whole, measure=lambda state: next(speeds)
     )
     assert (found.speedup, found.met) == (1.57, True)
 
 
-def test_a_correction_goes_no_further_than_the_least_model(pursuit, price):
+def test_a_correction_goes_no_further_than_the_least_model(pruner, price):
     """This runtime is never faster than the whole model; what is left in the end is what there is."""
     limit = price.speed_limit(plain := 2 * price.whole)
-    found = attain(pursuit, Goal(SPEEDUP, 0.99 * limit), price, Silent(), plain=plain, measure=lambda state: 2.0)
+    found = reach_goal(pruner, Goal(SPEEDUP, 0.99 * limit), price, Silent(), plain=plain, measure=lambda state: 2.0)
     assert not found.met
     assert found.predicted <= limit
     assert len([step for step in found.steps if "measured" in step]) == 2
@@ -136,22 +136,22 @@ def test_a_correction_goes_no_further_than_the_least_model(pursuit, price):
         (Goal(FLOPS, 1e-3), r"--target-flops 0.001 is out of reach, .* left with \d+% of its FLOPs: ask for less"),
     ],
 )
-def test_what_is_out_of_reach_is_told_before_anything_is_cut(pursuit, price, goal, said):
+def test_what_is_out_of_reach_is_told_before_anything_is_cut(pruner, price, goal, said):
     with pytest.raises(UserError, match=said):
-        attain(pursuit, goal, price, Silent(), plain=price.whole, measure=lambda state: 1.0)
-    assert pursuit.rounds == 0
+        reach_goal(pruner, goal, price, Silent(), plain=price.whole, measure=lambda state: 1.0)
+    assert pruner.rounds == 0
 
 
 def test_widths_are_aligned(model, pixels, price):
-    pursuit = Pursuit(model, pixels, None, scored=16, seed=0, watcher=Silent(), align=5)
-    found = attain(pursuit, Goal(FLOPS, 0.7), price, Silent())
+    pruner = IterativePruner(model, pixels, None, scored=16, seed=0, watcher=Silent(), align=5)
+    found = reach_goal(pruner, Goal(FLOPS, 0.7), price, Silent())
     widths = {name: kept for name, kept in found.state.kept.items() if name.startswith("m")}
     whole = {site.name: site.module.units for site in read_sites(model)}
     assert any(kept < whole[name] for name, kept in widths.items())
     assert all(kept % 5 == 0 or kept == whole[name] for name, kept in widths.items())
 
 
-def test_of_speeds_that_miss_the_nearest_is_kept_and_told(pursuit, price):
+def test_of_speeds_that_miss_the_nearest_is_kept_and_told(pruner, price):
     """Whatever is deleted, this runtime gives 1.4, 1.55, 1.3 and so on."""
     speeds = iter([1.4, 1.55, 1.3, 1.2, 1.45])
     asked = []
@@ -160,35 +160,35 @@ def test_of_speeds_that_miss_the_nearest_is_kept_and_told(pursuit, price):
         asked.append(price.total(state.kept))
         return next(speeds)
 
-    found = attain(pursuit, Goal(SPEEDUP, 1.7), price, Silent(), plain=1.25 * price.whole, measure=measure)
+    found = reach_goal(pruner, Goal(SPEEDUP, 1.7), price, Silent(), plain=1.25 * price.whole, measure=measure)
     assert len(asked) == 5
     assert found.speedup == 1.55
     assert not found.met
     assert price.total(found.state.kept) == asked[1]
 
 
-def test_a_speed_that_exact_rewrites_reach_alone_deletes_nothing(pursuit, price):
-    found = attain(pursuit, Goal(SPEEDUP, 1.2), price, Silent(), plain=2 * price.whole, measure=lambda state: 2.0)
+def test_a_speed_that_exact_rewrites_reach_alone_deletes_nothing(pruner, price):
+    found = reach_goal(pruner, Goal(SPEEDUP, 1.2), price, Silent(), plain=2 * price.whole, measure=lambda state: 2.0)
     assert found.state.plan.deletions == ()
     assert found.speedup == 2.0
     assert found.met
 
 
-def test_a_limit_is_kept_to_and_nearly_used_up(pursuit, price):
-    limit = pursuit.standing(Attempt(pursuit, price, Silent()).to_price(0.7 * price.whole)).kl
-    loose = attain(pursuit, Goal(KL, limit), price, Silent())
-    assert 0 < loose.standing.kl <= limit
-    assert loose.standing.kl == pursuit.standing(loose.state).kl
+def test_a_limit_is_kept_to_and_nearly_used_up(pruner, price):
+    limit = pruner.held_out_loss(GoalSearch(pruner, price, Silent()).to_price(0.7 * price.whole)).kl
+    loose = reach_goal(pruner, Goal(KL, limit), price, Silent())
+    assert 0 < loose.held_out_loss.kl <= limit
+    assert loose.held_out_loss.kl == pruner.held_out_loss(loose.state).kl
     assert any(step["kl"] > limit for step in loose.steps)
-    tight = attain(pursuit, Goal(KL, limit / 10), price, Silent())
-    assert tight.standing.kl <= limit / 10
+    tight = reach_goal(pruner, Goal(KL, limit / 10), price, Silent())
+    assert tight.held_out_loss.kl <= limit / 10
     assert price.total(tight.state.kept) > price.total(loose.state.kept)
 
 
-def test_a_limit_is_kept_to_behind_the_last_refit_too(pursuit, price, monkeypatch):
+def test_a_limit_is_kept_to_behind_the_last_refit_too(pruner, price, monkeypatch):
     """Here the last refit makes every model but the two shallowest worse than any limit."""
-    limit = pursuit.standing(Attempt(pursuit, price, Silent()).to_price(0.7 * price.whole)).kl
-    whole, standing = sum(pursuit.start().kept.values()), pursuit.standing
+    limit = pruner.held_out_loss(GoalSearch(pruner, price, Silent()).to_price(0.7 * price.whole)).kl
+    whole, held_out_loss = sum(pruner.start().kept.values()), pruner.held_out_loss
     finished = []
 
     def finish(state):
@@ -196,26 +196,26 @@ def test_a_limit_is_kept_to_behind_the_last_refit_too(pursuit, price, monkeypatc
         return finished[-1]
 
     def stands(state):
-        found = standing(state)
+        found = held_out_loss(state)
         deep = sum(state.kept.values()) < 0.9 * whole
         return replace(found, kl=10 * limit) if "finished" in state.costs and deep else found
 
-    monkeypatch.setattr(pursuit, "finish", finish)
-    monkeypatch.setattr(pursuit, "standing", stands)
-    found = attain(pursuit, Goal(KL, limit), price, Silent())
+    monkeypatch.setattr(pruner, "finish", finish)
+    monkeypatch.setattr(pruner, "held_out_loss", stands)
+    found = reach_goal(pruner, Goal(KL, limit), price, Silent())
     assert len(finished) > 1
-    assert found.standing.kl <= limit
+    assert found.held_out_loss.kl <= limit
     assert sum(found.state.kept.values()) >= 0.9 * whole
 
 
-def test_a_limit_that_nothing_breaks_leaves_no_sublayer(pursuit, price):
-    found = attain(pursuit, Goal(KL, 1e6), price, Silent())
+def test_a_limit_that_nothing_breaks_leaves_no_sublayer(pruner, price):
+    found = reach_goal(pruner, Goal(KL, 1e6), price, Silent())
     assert set(found.state.kept.values()) == {0}
 
 
-def test_in_the_end_survivors_are_refitted_on_all_images(model, pixels, price, pursuit):
-    state = Attempt(pursuit, price, Silent()).to_price(0.5 * price.whole, rounds=1)
-    found = pursuit.finish(state)
+def test_in_the_end_survivors_are_refitted_on_all_images(model, pixels, price, pruner):
+    state = GoalSearch(pruner, price, Silent()).to_price(0.5 * price.whole, rounds=1)
+    found = pruner.finish(state)
     assert [one.units for one in found.plan.deletions] == [one.units for one in state.plan.deletions]
     expected = Compensator(model, pixels[:-12])(bare(state.plan)).plan
     assert found.plan.to_json() == expected.to_json()
@@ -223,20 +223,20 @@ def test_in_the_end_survivors_are_refitted_on_all_images(model, pixels, price, p
 
 
 def test_a_limit_on_accuracy_needs_labels(model, pixels, price):
-    pursuit = Pursuit(model, pixels, None, scored=16, seed=0, watcher=Silent())
-    assert pursuit.standing(pursuit.start()).drop is None
+    pruner = IterativePruner(model, pixels, None, scored=16, seed=0, watcher=Silent())
+    assert pruner.held_out_loss(pruner.start()).drop is None
     with pytest.raises(UserError, match="--max-drop needs labelled images"):
-        attain(pursuit, Goal(DROP, 1.0), price, Silent())
+        reach_goal(pruner, Goal(DROP, 1.0), price, Silent())
 
 
-def test_a_share_of_flops_is_a_goal(pursuit, price):
-    found = attain(pursuit, Goal(FLOPS, 0.9), price, Silent())
+def test_a_share_of_flops_is_a_goal(pruner, price):
+    found = reach_goal(pruner, Goal(FLOPS, 0.9), price, Silent())
     assert price.total(found.state.kept) <= 0.9 * price.whole
     assert found.speedup is None
 
 
-def test_the_dead_are_named_as_the_model_has_them(model, pursuit, price):
-    state = Attempt(pursuit, price, Silent()).to_price(0.5 * price.whole, rounds=1)
+def test_the_dead_are_named_as_the_model_has_them(model, pruner, price):
+    state = GoalSearch(pruner, price, Silent()).to_price(0.5 * price.whole, rounds=1)
     units = {site.name: site.module.units for site in read_sites(model)}
     for deletion in state.plan.deletions:
         assert deletion.total == units[deletion.name]

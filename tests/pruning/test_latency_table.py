@@ -28,15 +28,29 @@ def test_a_price_is_linear_between_what_was_timed_and_never_falls_with_more_unit
     assert price.total({"a0": 0, "m0": 2}) == pytest.approx(10 - 3 - 3)
 
 
-def test_a_table_read_back_is_the_table():
+def test_a_table_read_back_is_the_table(tmp_path):
     table = LatencyTable(12.0, 10.0, {"a0": ((1, 2.0), (2, 3.0))})
-    assert LatencyTable.from_json(table.to_json()) == table
+    table.write(tmp_path / "table.json")
+    assert LatencyTable.read(tmp_path / "table.json") == table
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"plain": 1}', '{"plain": 1, "whole": 1, "sublayers": {"a0": [[1]]}}'])
-def test_anything_else_is_refused(text):
-    with pytest.raises(UserError, match="the latency table can't be read"):
-        LatencyTable.from_json(text)
+FORMAT = '{"format": "vitfx-latency/1", '
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "is not JSON"),
+        ("[]", "is of no format"),
+        ('{"plain": 1}', "is of no format"),
+        (FORMAT + '"plain": 1}', "is damaged"),
+        (FORMAT + '"plain": 1, "whole": 1, "sublayers": {"a0": [[1]]}}', "is damaged"),
+    ],
+)
+def test_anything_else_is_refused(tmp_path, text, reason):
+    (tmp_path / "table.json").write_text(text)
+    with pytest.raises(UserError, match=rf"table.json {reason}.*: times are measured anew"):
+        LatencyTable.read(tmp_path / "table.json")
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,10 @@ from vitfx.prune import _parser as parser
 from vitfx.prune import main
 from vitfx.pruning import target_bench as goal_bench
 from vitfx.pruning.goal import DROP, FLOPS, KL, SPEEDUP, Goal, Target
-from vitfx.pruning.iterative_pruner import Pursuit
+from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.pruning.latency_table import LatencyTable
 from vitfx.pruning.prune_for_goal import compile_for_goal
-from vitfx.pruning.target_bench import Asked
+from vitfx.pruning.target_bench import GoalRequest
 from vitfx.runs import prune as job
 from vitfx.support.errors import UserError
 from vitfx.support.files import UNFINISHED, check_output
@@ -64,7 +64,7 @@ def table(monkeypatch, tmp_path):
 
 
 def asked(kind, value, **options):
-    return Asked(Goal(kind, value), Target("cpu", 2), default_deployment(NAMES, CPU, portable=False), **options)
+    return GoalRequest(Goal(kind, value), Target("cpu", 2), default_deployment(NAMES, CPU, portable=False), **options)
 
 
 def compiled(images, one):
@@ -72,7 +72,7 @@ def compiled(images, one):
 
 
 def test_a_speed_is_reached_and_the_artifact_is_proved(images, table, monkeypatch):
-    monkeypatch.setattr(goal_bench.Bench, "measure", lambda self, state: 3.0 / self.price().total(state.kept))
+    monkeypatch.setattr(goal_bench.TargetBench, "measure", lambda self, state: 3.0 / self.price().total(state.kept))
     found = compiled(images, asked(SPEEDUP, 1.8))
     assert found.verification.passed
     assert found.plan.deletions
@@ -83,7 +83,7 @@ def test_a_speed_is_reached_and_the_artifact_is_proved(images, table, monkeypatc
 
 def bench(images, one):
     original = to_canonical(model(), images.pixels[:2]).graph_module
-    return goal_bench.Bench(model(), original, images.pixels, one, Silent())
+    return goal_bench.TargetBench(model(), original, images.pixels, one, Silent())
 
 
 def test_measured_times_are_kept_and_made_anew_when_asked(images, table):
@@ -96,8 +96,8 @@ def test_measured_times_are_kept_and_made_anew_when_asked(images, table):
 
 def test_a_real_measurement_is_a_ratio(images, table):
     found = bench(images, asked(KL, 1))
-    pursuit = Pursuit(found.original, images.pixels, None, scored=8, seed=0, watcher=Silent())
-    assert 0 < found.measure(pursuit.start()) < math.inf
+    pruner = IterativePruner(found.original, images.pixels, None, scored=8, seed=0, watcher=Silent())
+    assert 0 < found.measure(pruner.start()) < math.inf
 
 
 def test_a_damaged_or_unwritable_cache_costs_time_and_nothing_else(images, table, monkeypatch, tmp_path):
@@ -106,7 +106,7 @@ def test_a_damaged_or_unwritable_cache_costs_time_and_nothing_else(images, table
     cached.write_text("{}")
     bench(images, asked(SPEEDUP, 1.2)).price()
     assert len(table) == 2
-    assert LatencyTable.from_json(cached.read_text()) == table[0]
+    assert LatencyTable.read(cached) == table[0]
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     bench(images, asked(SPEEDUP, 1.2)).price()
@@ -125,8 +125,8 @@ def test_a_float16_target_runs_both_files_in_float16(images, table, monkeypatch)
     monkeypatch.setattr(goal_bench, "open_session", watched)
     half = replace(asked(KL, 1), target=Target("cpu", 2, "fp16"))
     found = bench(images, half)
-    pursuit = Pursuit(found.original, images.pixels, None, scored=8, seed=0, watcher=Silent())
-    assert found.measure(pursuit.start()) > 0
+    pruner = IterativePruner(found.original, images.pixels, None, scored=8, seed=0, watcher=Silent())
+    assert found.measure(pruner.start()) > 0
     assert len(opened) == 2
     for types, options in opened:
         assert onnx.TensorProto.FLOAT16 in types and onnx.TensorProto.FLOAT not in types
@@ -134,7 +134,7 @@ def test_a_float16_target_runs_both_files_in_float16(images, table, monkeypatch)
 
 
 def test_a_goal_that_was_missed_is_told_and_not_called_met(tmp_path, capsys, table, monkeypatch):
-    monkeypatch.setattr(goal_bench.Bench, "measure", lambda self, state: 1.25)
+    monkeypatch.setattr(goal_bench.TargetBench, "measure", lambda self, state: 1.25)
     out = tmp_path / "out"
     options = ["--target-speedup", "1.6", "--target", "cpu:batch=2", "--samples", "60"]
     assert run_circuit(artifact(tmp_path / "model.pt"), out, *options) == 1
@@ -147,7 +147,7 @@ def test_a_goal_that_was_missed_is_told_and_not_called_met(tmp_path, capsys, tab
 
 
 def test_without_deletions_no_refit_is_claimed(images, table, monkeypatch):
-    monkeypatch.setattr(goal_bench.Bench, "measure", lambda self, state: 1.2)
+    monkeypatch.setattr(goal_bench.TargetBench, "measure", lambda self, state: 1.2)
     found = compiled(images, asked(SPEEDUP, 1.05))
     assert not found.plan.deletions
     assert found.compensation.kind == "none" and found.compensation.kl is None

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitfx.pruning.removal_order import SHRINKAGE, eliminate
+from vitfx.pruning.removal_order import SHRINKAGE, removal_order
 
 
 def covariance(units, channels, seed):
@@ -49,7 +49,7 @@ def test_order_and_costs_are_those_of_solving_anew(units, channels, seed):
     fisher = torch.rand(units, dtype=torch.float64, generator=generator(seed + 1))
     weight = torch.randn(5, units * channels, generator=generator(seed + 2))
     order, costs = directly(fisher, matrix, weight, channels)
-    found = eliminate(fisher, matrix, weight)
+    found = removal_order(fisher, matrix, weight)
     assert found.units == order
     assert torch.allclose(found.costs, costs, rtol=1e-8, atol=1e-12)
 
@@ -57,7 +57,7 @@ def test_order_and_costs_are_those_of_solving_anew(units, channels, seed):
 def test_of_two_units_that_say_the_same_one_goes_first_and_the_other_last():
     inner = torch.randn(1000, 4, dtype=torch.float64)
     inner[:, 3] = inner[:, 1]
-    found = eliminate(torch.ones(4, dtype=torch.float64), torch.cov(inner.T), torch.eye(4))
+    found = removal_order(torch.ones(4, dtype=torch.float64), torch.cov(inner.T), torch.eye(4))
     assert found.units[0] in (1, 3)
     assert found.costs[1] < 0.05
     assert found.costs[2] - found.costs[1] > 0.8
@@ -65,7 +65,7 @@ def test_of_two_units_that_say_the_same_one_goes_first_and_the_other_last():
 
 def test_many_units_go_a_few_at_a_time_and_each_once():
     fisher = torch.rand(300, dtype=torch.float64)
-    found = eliminate(fisher, covariance(300, 1, 0), torch.randn(8, 300))
+    found = removal_order(fisher, covariance(300, 1, 0), torch.randn(8, 300))
     assert sorted(found.units) == list(range(300))
     assert len(found.costs) == 301
     assert bool((found.costs.diff() >= 0).all())
@@ -73,5 +73,5 @@ def test_many_units_go_a_few_at_a_time_and_each_once():
 
 
 def test_a_sublayer_that_never_varies_costs_nothing():
-    found = eliminate(torch.zeros(3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64), torch.ones(2, 3))
+    found = removal_order(torch.zeros(3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64), torch.ones(2, 3))
     assert found.costs.tolist() == [0, 0, 0, 0]

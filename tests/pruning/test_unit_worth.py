@@ -6,7 +6,7 @@ from tests.support.checks import assert_equal, canonical
 from tests.support.families import images
 from vitfx.graph.stages import read_stages
 from vitfx.graph.verify import ablated_logits
-from vitfx.pruning.unit_worth import BATCH, mend, survey
+from vitfx.pruning.unit_worth import BATCH, planned_projections, unit_worth
 
 
 def sublayers(stages):
@@ -44,19 +44,19 @@ def case(request):
     return graph_module, stages, plan, images(5).double()
 
 
-def run(stages, mended, pixels, gates=None, means=None):
+def run(stages, projections, pixels, gates=None, means=None):
     """The model as pruned; gates: for each sublayer (N, units), how much of each unit there is beyond what is there."""
     stream, inners = pixels, {}
     for stage in stages:
         if stage.sublayer is None:
             stream = stage(stream)
             continue
-        module, one = stage.sublayer, mended.get(stage.name)
+        module, one = stage.sublayer, projections.get(stage.name)
         inner = inners[stage.name] = stage.inner(stream)
         weight = module.out.weight if one is None else one.weight
         out = module.out(inner) if one is None else inner @ one.weight.T + one.bias
         if gates is not None:
-            gone = torch.zeros(module.units, dtype=torch.bool) if one is None else one.gone
+            gone = torch.zeros(module.units, dtype=torch.bool) if one is None else one.deleted
             seen = torch.where(gone.repeat_interleave(module.channels), module.out.weight, weight)
             by_channel = gates[stage.name].repeat_interleave(module.channels, dim=1)[:, None]
             out = out + (by_channel * (means[stage.name] - inner.detach())) @ seen.T
@@ -66,28 +66,28 @@ def run(stages, mended, pixels, gates=None, means=None):
 
 def test_a_mended_run_is_the_ablated_model(case):
     graph_module, stages, plan, pixels = case
-    logits, _ = run(stages, mend(stages, plan), pixels)
+    logits, _ = run(stages, planned_projections(stages, plan), pixels)
     assert_equal(logits, ablated_logits(graph_module, plan, pixels), 1e-12)
 
 
 def test_worth_is_that_of_gates_by_autograd_and_covariance_that_of_torch(case):
     _, stages, plan, pixels = case
-    mended = mend(stages, plan)
+    projections = planned_projections(stages, plan)
     with torch.no_grad():
-        _, inners = run(stages, mended, pixels)
+        _, inners = run(stages, projections, pixels)
     flat = {name: inner.flatten(0, 1) for name, inner in inners.items()}
     means = {name: rows.mean(dim=0) for name, rows in flat.items()}
     gates = {
         name: torch.zeros(len(pixels), module.units, dtype=torch.float64, requires_grad=True)
         for name, module in sublayers(stages).items()
     }
-    logits, _ = run(stages, mended, pixels, gates, means)
+    logits, _ = run(stages, projections, pixels, gates, means)
     log_p = logits.log_softmax(-1)
     generator = torch.Generator().manual_seed(11)
     signs = torch.randint(0, 2, log_p.shape, generator=generator).to(log_p) * 2 - 1
     score = (log_p.detach().exp().sqrt() * signs * log_p).sum()
     expected = dict(zip(gates, torch.autograd.grad(score, list(gates.values())), strict=True))
-    found = survey(stages, mended, pixels, seed=11)
+    found = unit_worth(stages, projections, pixels, seed=11)
     assert found.keys() == expected.keys()
     for name, one in found.items():
         assert_equal(one.fisher, expected[name].square().mean(dim=0) / 2, 1e-10)
@@ -97,7 +97,7 @@ def test_worth_is_that_of_gates_by_autograd_and_covariance_that_of_torch(case):
 def test_on_average_over_signs_worth_is_the_fisher_information_over_all_classes():
     stages = read_stages(canonical())
     pixels = images(2).double()
-    found = sum(survey(stages, {}, pixels, seed=seed)["a1"].fisher for seed in range(400)) / 400
+    found = sum(unit_worth(stages, {}, pixels, seed=seed)["a1"].fisher for seed in range(400)) / 400
     gate = torch.zeros(len(pixels), sublayers(stages)["a1"].units, dtype=torch.float64, requires_grad=True)
     with torch.no_grad():
         means = {name: inner.flatten(0, 1).mean(dim=0) for name, inner in run(stages, {}, pixels)[1].items()}
@@ -115,7 +115,7 @@ def test_batches_add_up():
     stages = read_stages(canonical())
     pixels = images(BATCH + 3).double()
     seen = []
-    found = survey(stages, {}, pixels, seed=0, progress=lambda done, total: seen.append((done, total)))
+    found = unit_worth(stages, {}, pixels, seed=0, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(BATCH, BATCH + 3), (BATCH + 3, BATCH + 3)]
     with torch.no_grad():
         _, inners = run(stages, {}, pixels)

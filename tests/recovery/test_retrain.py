@@ -146,7 +146,7 @@ def test_a_look_that_takes_the_time_of_all_is_refused(tmp_path: Path, monkeypatc
         now[0] += 25.0
 
     monkeypatch.setattr(Course, "_check", slow)
-    with pytest.raises(UserError, match=r"a look at 6 held-out images takes 25 s, .* --minutes 1 too little"):
+    with pytest.raises(UserError, match=r"evaluating 6 held-out images takes 25 s, .* too little of --minutes 1:"):
         run(tmp_path, epochs=None, minutes=1)
 
 
@@ -160,7 +160,7 @@ def test_streams_are_taught_where_a_teacher_is_and_nobody_says_otherwise() -> No
 def test_without_a_sublayer_in_common_logits_are_taught_alone(tmp_path: Path) -> None:
     nothing = {"a0": (0, 1), "a1": (0, 1), "m0": tuple(range(16)), "m1": tuple(range(16))}
     assert run(tmp_path, student(nothing), hidden=None).steps > 0
-    with pytest.raises(UserError, match="no sublayer in common with the teacher: leave out --hidden"):
+    with pytest.raises(UserError, match="shares no sublayer with the teacher: leave out --hidden"):
         run(tmp_path, student(nothing), hidden=1.0)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitfx.recovery.teacher import MOST_BYTES, Answers, keep
+from vitfx.recovery.teacher import MOST_BYTES, Answers, fits
 
 TRUE = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
 
@@ -58,7 +58,7 @@ def test_a_run_that_goes_on_believes_its_state_alone(tmp_path: Path) -> None:
 
 
 def test_too_many_answers_are_not_kept() -> None:
-    assert keep(1000, 2, 200)
-    assert not keep(1000, None, 200)
-    assert keep(MOST_BYTES // 4 // 1000, 1, 1000)
-    assert not keep(MOST_BYTES // 4 // 1000 + 1, 1, 1000)
+    assert fits(1000, 2, 200)
+    assert not fits(1000, None, 200)
+    assert fits(MOST_BYTES // 4 // 1000, 1, 1000)
+    assert not fits(MOST_BYTES // 4 // 1000 + 1, 1, 1000)

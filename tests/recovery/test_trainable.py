@@ -68,10 +68,10 @@ def test_retraining_changes_what_is_said_alone(only: str, tmp_path: Path) -> Non
 
 
 def test_another_models_artifact_is_refused() -> None:
-    with pytest.raises(UserError, match="has 2 units in a0 and the teacher 1: give as --teacher the model"):
+    with pytest.raises(UserError, match="has 2 units in a0 and the teacher 1: give the model"):
         neighbours(teacher(), student())
 
 
 def test_nothing_to_train_is_refused() -> None:
-    with pytest.raises(UserError, match="--only neighbours leaves nothing to be trained"):
+    with pytest.raises(UserError, match="--only neighbours leaves nothing to train"):
         choose(teacher(), teacher(), "neighbours")

@@ -72,7 +72,7 @@ def test_they_are_the_class_tokens_attention(images: ImageSet) -> None:
 def test_no_attention_no_maps(images: ImageSet) -> None:
     gone = {"a0": (0, 1), "a1": (0, 1)}
     found = mapped(student(gone), images, gone, teacher())
-    assert found == AttentionMaps(reason="No attention survives, so that there are no attention maps.")
+    assert found == AttentionMaps(reason="No attention survives, so there are no attention maps.")
 
 
 def test_the_last_attention_that_survives(images: ImageSet) -> None:

@@ -13,6 +13,7 @@ from tests.support.pages import read
 from tests.test_report import folder
 from vitfx.report import main
 from vitfx.reports.peers import read_peers
+from vitfx.reports.records import PEERS_RECORD, RUNTIMES_RECORD
 
 
 def row(peer: str, share: float, **changes: Any) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def record(**changes: Any) -> dict[str, Any]:
         "<b> 0.9": {"peer": "<b>", "share": 0.9, "package": "1.6.1", "refused": "--flops 0.9 is out of reach"},
         "none 0.2": {"peer": "none", "share": 0.2, "package": None, "refused": "it can't"},
     }
-    return {"asked": asked, "rows": rows | changes}
+    return {"format": PEERS_RECORD, "asked": asked, "rows": rows | changes}
 
 
 def written(path: Path, found: Any) -> Path:
@@ -72,7 +73,8 @@ def test_each_peer_is_a_curve(tmp_path: Path) -> None:
 
 def test_peers_without_labels(tmp_path: Path) -> None:
     rows = {name: {**one, "accuracy": None, "plain": None} for name, one in record()["rows"].items()}
-    runs = read_peers(record(**rows), tmp_path / "peers.json", "peers.json")
+    found: Any = record(**rows)
+    runs = read_peers(found, tmp_path / "peers.json", "peers.json")
     assert [one.name.rpartition(": ")[2] for one in runs] == ["original", "random", "<b>"]
     assert all(point.accuracy is None for one in runs for point in one.points)
 
@@ -80,11 +82,13 @@ def test_peers_without_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("found", "sentence"),
     [
-        ("[1]", "is no report of vitfx: give"),
-        ("{", "can't be read (Expecting"),
-        ({"asked": {}, "rows": {}}, "is no result of benchmarks.peers (KeyError('target')): give"),
-        ({"asked": record()["asked"], "methods": {}}, "is no result of benchmarks.peers (KeyError('rows')): give"),
-        ({"asked": record()["asked"], "rows": {}}, "is no result of benchmarks.peers (KeyError('original')): give"),
+        ("[1]", f"is of no format, not a {PEERS_RECORD} or a {RUNTIMES_RECORD}: give"),
+        ({"asked": {}, "rows": {}}, "is of no format, not a"),
+        ({"format": "vitfx-methods/1"}, "is a vitfx-methods/1, not a"),
+        ("{", "is not JSON (Expecting"),
+        (record() | {"asked": {}}, "is a damaged result of benchmarks.peers (KeyError('target')): give"),
+        (record() | {"rows": {}}, "is a damaged result of benchmarks.peers (KeyError('original')): give"),
+        ({"format": PEERS_RECORD, "asked": record()["asked"]}, "of benchmarks.peers (KeyError('rows')): give"),
         (record(original=row("original", 0.0, kl="0.1")), "(ValueError(\"kl is '0.1'\")): give"),
         (record(x=row("x", 0.1, accuracy=float("nan"))), "(ValueError('accuracy is nan')): give"),
         (record(x=row("x", 0.1, speedup=0)), "(ZeroDivisionError("),

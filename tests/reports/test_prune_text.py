@@ -16,9 +16,10 @@ from vitfx.circuits.circuit import Circuit, Decision, Edge, Writer
 from vitfx.deploy.evaluate import Scores
 from vitfx.graph.verify import Verification
 from vitfx.images.image_set import Images
-from vitfx.pruning.compensation import Compensated, Refitted
+from vitfx.pruning.compensation import Compensated, RefitReport
 from vitfx.pruning.prune_by_circuit import Pruned
-from vitfx.reports.prune_text import rows, to_markdown, to_table
+from vitfx.reports.prune_text import to_markdown, to_table
+from vitfx.reports.records import PruneReport
 from vitfx.runs.prune_files import Measured
 from vitfx.runs.prune_record import make_report
 from vitfx.support.timing import Timing, ratio
@@ -44,7 +45,7 @@ def scores(labelled: bool) -> dict[str, Scores]:
     }
 
 
-def made(*, labelled: bool = True, notes: tuple[str, ...] = (), kind: str = "ridge", **changes: Any) -> dict[str, Any]:
+def made(*, labelled: bool = True, notes: tuple[str, ...] = (), kind: str = "ridge", **changes: Any) -> PruneReport:
     """A report that needs no run: pruned takes half the time at batch 1 and a tenth more at batch 64."""
     timings = {
         1: {"baseline": Timing((2.0, 2.2, 2.4)), "pruned": Timing((1.0, 1.1, 1.2))},
@@ -58,7 +59,7 @@ def made(*, labelled: bool = True, notes: tuple[str, ...] = (), kind: str = "rid
     )
     circuit = Circuit(decisions, 0.1, SETTINGS, details={"fidelity": {"kl": 0.1}, "evaluation": {"kl": 0.2}})
     verification = Verification(1e-6, 3e-7, 4e-16, 64, OLD, NEW, NEW)
-    compensation = Compensated(DeletionPlan(), kind, (Refitted("m1", 0.1, 2.0, 1.0),), 448, 64, 0.05, 0.15)
+    compensation = Compensated(DeletionPlan(), kind, (RefitReport("m1", 0.1, 2.0, 1.0),), 448, 64, 0.05, 0.15)
     pruned = Pruned(None, None, circuit, None, verification, notes, compensation, 0.04)  # type: ignore[arg-type]
     images = Images(None, None, ("a", "b"), skipped=1)  # type: ignore[arg-type]
     return make_report(pruned, measured, images, SETTINGS | changes, {"vitfx": "0", "cpu": "slow"})
@@ -83,7 +84,7 @@ def test_the_record() -> None:
 
 
 def test_rows() -> None:
-    table = {title: rest for title, *rest in rows(made())}
+    table = {title: rest for title, *rest in to_table(made()).rows}
     assert table["test loss"] == ["1.0000", "1.5000", "+0.5000"]
     assert table["top-1"] == ["75.00%", "70.00%", "-5.00 points"]
     assert table["KL from the original"] == ["0", "0.2500", ""]
@@ -97,7 +98,7 @@ def test_rows() -> None:
 
 
 def test_without_labels_there_is_no_accuracy() -> None:
-    titles = [title for title, *_ in rows(made(labelled=False))]
+    titles = [title for title, *_ in to_table(made(labelled=False)).rows]
     assert "top-1" not in titles
     assert "test loss" not in titles
     assert "agreement with the original" in titles
@@ -106,7 +107,7 @@ def test_without_labels_there_is_no_accuracy() -> None:
 def test_a_model_without_mlps_has_no_ratio_of_them() -> None:
     found = copy.deepcopy(made())
     found["baseline"]["mlp_neurons"] = 0
-    assert ("MLP neurons", "0", "0", "") in rows(found)
+    assert ("MLP neurons", "0", "0", "") in to_table(found).rows
 
 
 def test_markdown() -> None:
@@ -139,13 +140,14 @@ def test_the_console_shows_brackets_as_they_are() -> None:
 def test_compensation_is_told() -> None:
     found = made()
     said = (
-        "urvivors refitted on 448 images: on 64 others, D_KL from the original is 0.0500, 0.1500 with the mean in place"
+        "urvivors refitted on 448 images: on 64 others, D_KL from the original is 0.0500, against 0.1500 with only the "
+        "mean in place of deleted units"
     )
     assert found["compensation"] == {
         "kind": "ridge", "images": 448, "held_out": 64, "kl": 0.05, "kl_mean": 0.15,
         "refits": [{"name": "m1", "shrinkage": 0.1, "before": 2.0, "after": 1.0}],
-        "sentence": f"s{said} of the dead",
+        "sentence": f"s{said}",
     }  # fmt: skip
     assert json.loads(json.dumps(found)) == found
-    assert f"- S{said} of the dead.\n" in to_markdown(found)
-    assert f"- S{said} of the dead, so that the mean stays.\n" in to_markdown(made(kind="mean"))
+    assert f"- S{said}.\n" in to_markdown(found)
+    assert f"- S{said}, so the mean stays.\n" in to_markdown(made(kind="mean"))

@@ -15,6 +15,7 @@ from tests.support.pages import read
 from tests.support.prune_runs import artifact
 from tests.test_report import folder
 from vitfx.report import main
+from vitfx.reports.records import RUNTIMES_RECORD
 
 
 def row(model: str, runtime: str, batch: int, ms: float | None, unavailable: str | None = None) -> dict[str, Any]:
@@ -34,7 +35,8 @@ def record(*more: dict[str, Any]) -> dict[str, Any]:
     ]
     models = [{"name": name, "source": f"{name}.pt"} for name in ("baseline", "<b>")]
     return {
-        "settings": {"seed": 3}, "environment": {"cpu": "slow"}, "data": "digits", "models": models, "latency": rows,
+        "format": RUNTIMES_RECORD, "settings": {"seed": 3}, "environment": {"cpu": "slow"}, "data": "digits",
+        "models": models, "latency": rows,
         "evaluation": {},
     }  # fmt: skip
 
@@ -84,5 +86,5 @@ def test_what_is_damaged(found: Any, sentence: str, tmp_path: Path, capsys: pyte
     path, out = written(tmp_path / "other.json", found), tmp_path / "compare.html"
     assert main([str(path), "--out", str(out)]) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {path} is no result of benchmarks.runtimes ") and sentence in said
+    assert said.startswith(f"error: {path} is a damaged result of benchmarks.runtimes ") and sentence in said
     assert not out.exists()

@@ -26,7 +26,7 @@ def asked(path: Path, provenance: dict[str, str]) -> Run | None:
 def test_the_run_that_made_it_of_the_teacher(tmp_path: Path) -> None:
     run = folder(tmp_path / "run", made(), circuit=made_up("head").to_json())
     found = asked(run, KNOWN)
-    assert found is not None and found.report is not None
+    assert found is not None and found.prune is not None
     assert found.circuit == made_up("head")
 
 

@@ -24,7 +24,7 @@ from vitfx.pruning import target_bench as goal_bench
 from vitfx.pruning.goal import PARAMETERS, SPEEDUP, Goal, Target
 from vitfx.pruning.latency_table import LatencyTable
 from vitfx.pruning.prune_for_goal import compile_for_goal
-from vitfx.pruning.target_bench import Asked, Bench, Reference
+from vitfx.pruning.target_bench import GoalRequest, ReferenceModel, TargetBench
 from vitfx.runs import prune_files as deliver
 from vitfx.runs import recover_measure
 from vitfx.runs import rounds as rounds_job
@@ -168,7 +168,7 @@ def test_a_speed_up_is_against_the_original(monkeypatch: pytest.MonkeyPatch) -> 
     class Session:
         marker = 5.0
 
-    def opened(bench: Bench, _: Any) -> Any:
+    def opened(bench: TargetBench, _: Any) -> Any:
         return Session()
 
     def export(module: torch.nn.Module, *_: Any) -> tuple[onnx.ModelProto, str]:
@@ -176,26 +176,26 @@ def test_a_speed_up_is_against_the_original(monkeypatch: pytest.MonkeyPatch) -> 
         weight = onnx.TensorProto(dims=[count(module)])
         return onnx.ModelProto(graph=onnx.GraphProto(initializer=[weight])), ""
 
-    monkeypatch.setattr(Bench, "open", opened)
+    monkeypatch.setattr(TargetBench, "open", opened)
     monkeypatch.setattr(goal_bench, "export_plain", export)
-    asked = _asked(SPEEDUP, 2.0, reference=Reference(small, whole))
-    bench = Bench(left, left, images.pixels, asked, Silent())
+    asked = _asked(SPEEDUP, 2.0, reference=ReferenceModel(small, whole))
+    bench = TargetBench(left, left, images.pixels, asked, Silent())
     bench.price()
     assert bench.plain == 5.0 and exported == [count(small)] != [count(left)]
-    assert bench._key() != Bench(left, left, images.pixels, _asked(SPEEDUP, 2.0), Silent())._key()
+    assert bench._key() != TargetBench(left, left, images.pixels, _asked(SPEEDUP, 2.0), Silent())._key()
 
 
 def test_a_share_that_the_round_before_reached_takes_nothing_more() -> None:
     images = Images(torch.randn(24, 1, 8, 8), None, tuple(map(str, range(24))))
     whole = original()
     left = compile_for_goal(whole, images, _asked(PARAMETERS, 0.6), device=CPU, watcher=Silent()).module
-    asked = _asked(PARAMETERS, 0.65, reference=Reference(whole, whole))
+    asked = _asked(PARAMETERS, 0.65, reference=ReferenceModel(whole, whole))
     again = compile_for_goal(left, images, asked, device=CPU, watcher=Silent())
     assert not again.plan.deletions and count(again.module) == count(left)
 
 
-def _asked(kind: str, value: float, **options: Any) -> Asked:
-    return Asked(Goal(kind, value), Target("cpu", 2), default_deployment(NAMES, CPU, portable=False), **options)
+def _asked(kind: str, value: float, **options: Any) -> GoalRequest:
+    return GoalRequest(Goal(kind, value), Target("cpu", 2), default_deployment(NAMES, CPU, portable=False), **options)
 
 
 def test_fewer_images_than_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

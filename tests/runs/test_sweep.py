@@ -18,7 +18,7 @@ from vitfx.prune import main
 from vitfx.pruning.cost_model import Price, flops_price
 from vitfx.pruning.iterative_pruner import State
 from vitfx.pruning.plan_file import PLAN_FILES, read_plan
-from vitfx.pruning.target_bench import Bench
+from vitfx.pruning.target_bench import TargetBench
 from vitfx.runs import sweep as pareto_job
 from vitfx.support.files import SWEEP, check_output
 from vitfx.support.timing import Timing
@@ -33,25 +33,25 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     seen: list[float] = []
     found: dict[str, Price] = {}
 
-    def price(bench: Bench) -> Price:
+    def price(bench: TargetBench) -> Price:
         image = bench.examples.shape[1:]
         found["price"] = flops_price(bench.original, image, tokens_of(bench.original, bench.examples[:2]))
         bench.plain = PLAIN * found["price"].whole
         return found["price"]
 
-    def measure(bench: Bench, state: State) -> float:
+    def measure(bench: TargetBench, state: State) -> float:
         assert bench.plain is not None
         seen.append(found["price"].total(state.kept))
         return bench.plain / seen[-1]
 
-    def timings(bench: Bench, sessions: Mapping[str, Any]) -> dict[str, Timing]:
+    def timings(bench: TargetBench, sessions: Mapping[str, Any]) -> dict[str, Timing]:
         assert bench.plain is not None
         last = seen[-1] if seen else found["price"].whole
         return {"plain": Timing((bench.plain,)), "pruned": Timing((last,))}
 
-    monkeypatch.setattr(Bench, "price", price)
-    monkeypatch.setattr(Bench, "measure", measure)
-    monkeypatch.setattr(Bench, "timings", timings)
+    monkeypatch.setattr(TargetBench, "price", price)
+    monkeypatch.setattr(TargetBench, "measure", measure)
+    monkeypatch.setattr(TargetBench, "timings", timings)
     yield seen
 
 

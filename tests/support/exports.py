@@ -18,7 +18,7 @@ EXPORTERS = (
     "pruning.target_bench",
     "runs.optimize_bench",
 )
-"""The modules of vitfx that export. What `vitfx.deploy.export` gives itself is made anew each time."""
+"""The modules of vitfx that export."""
 _EXPORTED: dict[str, onnx.ModelProto] = {}
 
 
@@ -26,6 +26,8 @@ def export_once(module: nn.Module, example: Tensor, metadata: Mapping[str, str])
     """`to_onnx`, kept by what the file is made of: code, structure, weights, and what an image looks like."""
     graphs = "".join(one.code for one in module.modules() if isinstance(one, GraphModule))
     values = {**module.state_dict(), **dict(module.named_buffers())}
+    if any(value.is_meta for value in values.values()):
+        return to_onnx(module, example, metadata)
     key = f"{graphs}{type(module)}{module}{fingerprint(values)}{example.shape[1:]}{example.dtype}"
     if key not in _EXPORTED:
         _EXPORTED[key] = to_onnx(module, example, {})

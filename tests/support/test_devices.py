@@ -28,7 +28,7 @@ def test_auto_takes_the_gpu_where_there_is_one(monkeypatch):
 @pytest.mark.parametrize(("count", "name"), [(0, GPU), (0, f"{GPU}:0"), (2, f"{GPU}:2")])
 def test_missing_gpu_is_refused(monkeypatch, count, name):
     gpus(monkeypatch, count)
-    with pytest.raises(UserError, match=f"{name}' was asked for and torch sees {count} GPUs"):
+    with pytest.raises(UserError, match=f"{name}' does not exist, torch sees {count} GPUs"):
         pick_device(name)
 
 

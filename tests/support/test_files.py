@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from vitfx.support.errors import UserError
-from vitfx.support.files import JOURNAL, WriteError, check_output, remove_results, write_aside
+from vitfx.support.files import JOURNAL, UNFINISHED, WriteError, check_output, is_leftover, remove_results, write_aside
 
 
 def test_contents_are_written_as_they_are(tmp_path: Path) -> None:
@@ -18,7 +20,7 @@ def test_contents_are_written_as_they_are(tmp_path: Path) -> None:
     assert (tmp_path / "b").read_bytes() == b"\x00\r\n"
     write_aside(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "new"
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "b"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +34,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(WriteError, match=r"a can't be written \(No space left on device\): make room there"):
         write_aside(tmp_path / "a", "new")
-    assert [one.name for one in tmp_path.iterdir()] == ["a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "old"
 
 
@@ -53,13 +55,46 @@ def test_free_folders(tmp_path: Path, force: bool) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_part_of_a_first_write_is_no_result(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [JOURNAL, UNFINISHED, "pruned.pt"])
+def test_a_part_of_a_first_write_is_no_result(tmp_path: Path, name: str) -> None:
     """A process that is killed in it leaves that, and the same command begins again."""
-    (tmp_path / f".{JOURNAL}.partial").write_text("{")
+    (tmp_path / f".{name}.0123abcd.partial").write_text("{")
     check_output(tmp_path, force=False)
     (tmp_path / ".another.partial").write_text("{")
     with pytest.raises(UserError, match=r"is not empty \(it has .another.partial\)"):
         check_output(tmp_path, force=False)
+
+
+def test_writers_of_one_target_do_not_touch_each_others_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second writes, renames and cleans up while the first has written but half."""
+    written, used = Path.write_bytes, []
+
+    def write(path: Path, contents: bytes) -> int:
+        used.append(path.name)
+        half = len(contents) // 2
+        written(path, contents[:half])
+        if len(used) == 1:
+            write_aside(tmp_path / "table.json", "second, whole")
+            assert (tmp_path / "table.json").read_text() == "second, whole"
+        with path.open("ab") as file:
+            return file.write(contents[half:])
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    write_aside(tmp_path / "table.json", "first, whole")
+    assert (tmp_path / "table.json").read_text() == "first, whole"
+    assert len(set(used)) == 2 and all(is_leftover(tmp_path / name) for name in used)
+    assert [path.name for path in tmp_path.iterdir()] == ["table.json"]
+
+
+def test_leftovers_of_killed_writers_go_once_nobody_can_still_be_writing(tmp_path: Path) -> None:
+    old, young, foreign = (tmp_path / f".{name}.partial" for name in ("a[1].0123abcd", "a[1].89abcdef", "b.0123abcd"))
+    for leftover in (old, young, foreign):
+        leftover.write_text("{")
+    two_days_ago = time.time() - 2 * 86400
+    for leftover in (old, foreign):
+        os.utime(leftover, (two_days_ago, two_days_ago))
+    write_aside(tmp_path / "a[1]", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [young.name, foreign.name, "a[1]"]
 
 
 def test_folders_with_something_in_them(tmp_path: Path) -> None:
@@ -85,4 +120,4 @@ def test_only_results_are_removed(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).write_text(name)
     remove_results(tmp_path, ["a", "c", "never"])
-    assert [one.name for one in tmp_path.iterdir()] == ["b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -31,6 +33,7 @@ from vitfx.support.processes import (
     Alone,
     OwnFailure,
     ToldElsewhere,
+    first_holds,
     first_says,
     on_each,
     on_first,
@@ -57,9 +60,9 @@ from pathlib import Path
 import torch
 import vitfx.discover
 torch.set_num_threads(1)
-from tests.discover_runs import run
-from tests.test_share import RESUMED, RUNS, decided, exchanged, resumed
-from vitfx.share import open_share
+from tests.support.discover_runs import run
+from tests.support.test_processes import RESUMED, RUNS, decided, exchanged, resumed
+from vitfx.support.processes import open_share
 
 out = Path(sys.argv[1])
 with open_share(torch.device("cpu")) as share:
@@ -125,7 +128,26 @@ def exchanged(share: Any) -> dict[str, Any]:
         "failing": _error(lambda: on_each(share, failing)),
         "each": on_each(share, lambda: share.rank),
         "waited": _waited(share),
+        "held": _held(share),
+        "not held": _error(lambda: _held(share, UserError("held by another"))),
     }
+
+
+def _held(share: Any, error: UserError | None = None) -> list[str]:
+    """What a context does on this process that the first one holds for all."""
+    events = []
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        if error is not None:
+            raise error
+        events.append("entered")
+        yield
+        events.append("left")
+
+    with first_holds(share, context()):
+        events.append("held")
+    return events
 
 
 def _waited(share: Any) -> str:
@@ -207,6 +229,8 @@ def test_what_processes_exchange(two: Two) -> None:
     assert first["waited"] == second["waited"] == "decoded"
     assert first["refused"][0] == second["refused"][0] == "ToldElsewhere"
     assert first["failing"][0] == "ToldElsewhere"
+    assert first["held"] == ["entered", "held", "left"] and second["held"] == ["held"]
+    assert first["not held"][0] == second["not held"][0] == "ToldElsewhere"
     assert second["failing"] == ["OwnFailure", "process 1: no such file"]
 
 

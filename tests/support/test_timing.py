@@ -1,8 +1,9 @@
 import pytest
+import torch
 
 from vitfx.support import timing as latency
 from vitfx.support.errors import UserError
-from vitfx.support.timing import Timing, ratio, time_interleaved
+from vitfx.support.timing import Timing, batch_to_time, ratio, time_interleaved
 
 
 class Clock:
@@ -93,3 +94,10 @@ def test_nothing_to_time_and_no_rounds_are_refused(clock):
 def test_the_real_clock_tells_long_from_short():
     timings = time_interleaved({"long": lambda: sum(range(200_000)), "short": lambda: None}, rounds=5)
     assert timings["long"].median_ms > timings["short"].median_ms > 0
+
+
+def test_a_batch_to_time_repeats_images_where_there_are_too_few():
+    images = torch.randn(3, 2, 1, 1)
+    batch = batch_to_time(images, 8)
+    assert batch.shape == (8, 2, 1, 1) and torch.equal(batch[:2], batch[6:])
+    assert torch.equal(batch_to_time(images, 2), images[:2])

@@ -63,8 +63,8 @@ def test_whether_the_size_is_the_users(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("[training]\nepoch = 3", "has the unknown key training.epoch: known are epochs, batch"),
-        ("[trainig]\nepochs = 3", "has the unknown section trainig: known are model, images, augmentation, training"),
+        ("[training]\nepoch = 3", "has the unknown key training.epoch: give one of epochs, batch"),
+        ("[trainig]\nepochs = 3", "has the unknown section trainig: give one of model, images, augmentation, training"),
         ("training = 3", "has the value 3 for training, which is a section"),
         ("[training]\nepochs = 2.5", "training.epochs is 2.5: give a whole number"),
         ("[training]\nepochs = true", "training.epochs is True: give a whole number"),
@@ -75,15 +75,15 @@ def test_whether_the_size_is_the_users(tmp_path: Path) -> None:
         ("[training]\nepochs = 0", "training.epochs is 0: give 1 or more"),
         ("[training]\nlr = 0", "training.lr is 0: give a number above 0"),
         ("[training]\nlr = nan", "training.lr is nan: give a number above 0"),
-        ("[training]\naverage = 1", "training.average is 1: give a number from 0 to 1, without the latter"),
+        ("[training]\naverage = 1", "training.average is 1: give a number from 0 to less than 1"),
         ("[training]\nfinal_lr = 1", "training.final_lr 1 is above training.lr 0.001"),
-        ("[training]\nwarm_up = 30", "training.warm_up is 30 of 30 epochs: give less"),
+        ("[training]\nwarm_up = 30", "training.warm_up is 30 of 30 epochs: give fewer"),
         ('[training]\nprecision = "fp8"', "training.precision is 'fp8': choose one of auto, fp32, bf16, fp16"),
         ("[augmentation]\nmix = 2", "augmentation.mix is 2: give a number from 0 to 1"),
         ("[augmentation]\nrotation = 200", "augmentation.rotation is 200: give a number from 0 to 180"),
         ("[augmentation]\ncrop_scale = [0.9, 0.2]", "augmentation.crop_scale is [0.9, 0.2]"),
         ("[augmentation]\ncrop_ratio = [1]", "augmentation.crop_ratio is [1.0]"),
-        ("[training\n", "is no TOML that can be read"),
+        ("[training\n", "can't be read as TOML"),
     ],
 )
 def test_slips_are_told_in_a_sentence(text: str, sentence: str, tmp_path: Path) -> None:
@@ -100,9 +100,9 @@ def test_what_is_missing_or_not_there_is_told(tmp_path: Path) -> None:
         read_config(write(tmp_path, 'base = "imagenet"\n'))
     with pytest.raises(UserError, match="--config none is neither tiny-imagenet nor digits nor a file"):
         read_config("none")
-    with pytest.raises(UserError, match="--set epochs sets nothing"):
+    with pytest.raises(UserError, match="--set epochs has no value"):
         read_config("digits", ["epochs"])
-    with pytest.raises(UserError, match="--set epochs=3 names no section"):
+    with pytest.raises(UserError, match="--set epochs=3 has no section"):
         read_config("digits", ["epochs=3"])
     with pytest.raises(UserError, match=r"unknown key training\.epoch"):
         read_config("digits", ["training.epoch=3"])

@@ -78,7 +78,7 @@ def test_libraries_architectures(name: str, size: int, tmp_path: Path) -> None:
     assert torch.equal(loaded(images), made.module.eval()(images))
     assert loaded(images).shape == (2, 3)
     assert not {"drop_rate", "dropout"} & made.kwargs.keys()
-    said = " ".join(made.told)
+    said = " ".join(made.notes)
     if name.startswith("torchvision"):
         assert "has no drop_path: model.drop_path does nothing" in said
         assert "resnet18 takes no dropout or attention_dropout" in said
@@ -93,7 +93,7 @@ def test_libraries_architectures(name: str, size: int, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")
 def test_auxiliary_classifiers_are_refused_before_a_training() -> None:
     """In eval mode this one answers with logits, in training with three of them."""
-    with pytest.raises(UserError, match=r"googlenet does not answer with \(B, classes\) logits while it is trained"):
+    with pytest.raises(UserError, match=r"googlenet does not return \(B, classes\) logits in training mode"):
         new_model(arch("torchvision:googlenet", image_size=32), replace(PREPROCESS, size=(32, 32)), 3)
 
 
@@ -104,7 +104,7 @@ def test_weights_of_the_same_classes_keep_their_classifier(tmp_path: Path) -> No
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(again.module.eval()(images), first.module.eval()(images))
     assert again.preprocess == PREPROCESS
-    assert "anew" not in " ".join(again.told)
+    assert "is new" not in " ".join(again.notes)
     assert {part.p for part in again.module.modules() if isinstance(part, nn.Dropout)} == {0.1}
 
 
@@ -113,7 +113,7 @@ def test_other_classes_get_a_new_classifier(classes: tuple[str, ...], tmp_path: 
     first = new_model(CONFIG, PREPROCESS, 3)
     saved(first, tmp_path / "model.pt")
     again = model_from(str(tmp_path / "model.pt"), None, CONFIG, classes, None)
-    assert f"the classifier (head.weight, head.bias) begins anew for {len(classes)} classes" in again.told
+    assert f"the classifier (head.weight, head.bias) is new, for {len(classes)} classes" in again.notes
     before, after = first.module.state_dict(), again.module.state_dict()
     assert {name for name in after if not torch.equal(before[name], after[name])} == {"head.weight", "head.bias"}
 
@@ -129,7 +129,7 @@ def test_bare_weights_of_timm_at_their_size_and_at_another(tmp_path: Path) -> No
     assert {key for key in found if not torch.equal(found[key], weights[key])} == {"head.weight", "head.bias"}
     other = model_from(init, f"timm:{name}", CONFIG, CLASSES, 48)
     assert other.preprocess == replace(own.preprocess, size=(48, 48))
-    assert "positions are interpolated to 48×48" in other.told
+    assert "positions are interpolated to 48×48" in other.notes
     assert_interpolated(weights["pos_embed"], other.module.state_dict()["pos_embed"], 9)
     loaded = saved(other, tmp_path / "model.pt")
     images = torch.randn(2, 3, 48, 48)
@@ -145,7 +145,7 @@ def test_bare_weights_of_torchvision(size: int | None, tmp_path: Path) -> None:
     assert {key for key in found if not torch.equal(found[key], weights[key])} == {"fc.weight", "fc.bias"}
     assert saved(made, tmp_path / "model.pt")(torch.randn(2, 3, 64, 64)).shape == (2, 3)
     assert made.preprocess.size == ((224, 224) if size is None else (64, 64))
-    assert ("images are resized to 64×64" in made.told) == (size == 64)
+    assert ("images are resized to 64×64" in made.notes) == (size == 64)
 
 
 def test_a_convolutional_checkpoint_of_timm_at_another_size(tmp_path: Path) -> None:
@@ -190,11 +190,11 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "--init none is no file" in refusal("none")
-    assert "says itself what model it is of" in refusal(init, "timm:vit_tiny_patch16_224")
+    assert "--init none is not a file" in refusal("none")
+    assert "names its own model, which --arch timm" in refusal(init, "timm:vit_tiny_patch16_224")
     assert "ViT's image_size 18 is not a multiple" in refusal(init, None, 18)
     torch.save(record["state_dict"], tmp_path / "bare.pt")
-    assert "holds weights alone: say with --arch" in refusal(str(tmp_path / "bare.pt"))
+    assert "has only weights: name their model with --arch" in refusal(str(tmp_path / "bare.pt"))
     assert "does not fit torchvision:resnet18" in refusal(str(tmp_path / "bare.pt"), "torchvision:resnet18")
     torch.save(record | {"format": "vitfx-artifact/1"}, path)
     assert "has the format 'vitfx-artifact/1'" in refusal(init)
@@ -204,7 +204,7 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     broken["positions"].fill_(torch.nan)
     torch.save(record | {"state_dict": broken}, path)
     assert "are NaN or infinite" in refusal(init)
-    with pytest.raises(UserError, match=r"takes images of 3 channels and images.mean has 1: give three values"):
+    with pytest.raises(UserError, match=r"takes images of 3 channels, but images.mean has 1: give three values"):
         new_model(arch("torchvision:vit_b_16"), Preprocess((16, 16), mean=(0.5,), std=(0.5,)), 3)
     with pytest.raises(UserError, match="--arch timm:vit_tinny cannot be made"):
         new_model(arch("timm:vit_tinny"), PREPROCESS, 3)

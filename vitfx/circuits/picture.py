@@ -1,58 +1,104 @@
-"""The picture of a circuit: its cells and strongest edges, layers upwards, beside heat maps of the scores by layer."""
+"""The picture of a circuit: its grid of scores by layer, and for edge and qkv graphs its strongest edges beside it."""
 
 from __future__ import annotations
 
-import io
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vitfx.circuits.circuit import BOUND, Circuit, Decision
-from vitfx.circuits.picture_panels import Panel, circuit_panel, layers_panel, scores_panel
-from vitfx.circuits.view import Sublayer, live_edges, read_sublayers, reads_stream, score_unit, structurally_alive
-from vitfx.support.errors import UserError
+from markupsafe import Markup
+
+from vitfx.circuits.circuit import BOUND, EMBED, Circuit
+from vitfx.circuits.grid import Grid, score_grid
+from vitfx.circuits.picture_panels import HEAT, INK, SOFT, Panel, edges_panel, grid_panel, layers_panel
+from vitfx.circuits.view import (
+    Sublayer,
+    live_edges,
+    read_sublayers,
+    reads_stream,
+    score_unit,
+    structurally_alive,
+    writer_scores,
+)
+from vitfx.support.pictures import figure_bytes
+from vitfx.support.svg import drawing, element
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".svg", ".png")
 _DPI = 144
-# The user's own matplotlibrc must not change the picture; "$" in a setting is a dollar.
-_STYLE: list[Any] = ["default", {"svg.hashsalt": "vitfx", "text.parse_math": False, "font.size": 9}]
 # Inches.
-_MARGIN, _GAP, _TOP, _BOTTOM, _TITLE = 0.35, 0.35, 0.95, 0.9, 0.4
+_MARGIN, _GAP, _TOP, _BOTTOM, _TITLE = 0.35, 0.35, 0.95, 1.0, 0.4
 _NARROWEST, _WIDTH = 4.5, 10.5
+# Pixels. No variables: not every program that shows SVG knows them.
+_EDGE, _LEAST, _LINE = 24, 720, 18
+_LETTER, _TITLE_LETTER = 5.8, 9.2
+"""Mean widths."""
+_SHEET = f"""text {{ font: 12px sans-serif; fill: {INK}; }} .title {{ font-size: 16px; font-weight: bold; }}
+.soft {{ fill: {SOFT}; font-size: 11px; }} .dark, .light {{ font-size: 9px; }} .light {{ fill: #ffffff; }}
+.heat {{ fill: {HEAT}; }} .hollow {{ fill: none; stroke: #cfd5dc; }} .cross {{ fill: none; stroke-width: 1.2; }}
+.cross.dark {{ stroke: {INK}; }} .cross.light {{ stroke: #ffffff; }}"""
 
 
 def picture_bytes(circuit: Circuit, suffix: str, edges: int) -> bytes:
     """An SVG or PNG file, the same for the same circuit and the same matplotlib.
 
-    edges: at most so many are drawn, the strongest of those that live. Raises UserError where matplotlib is missing, or
-    the circuit has sublayers that can't be placed.
+    The SVG of a block or head graph needs no matplotlib. edges: at most so many are drawn, the strongest of those that
+    live. Raises UserError where matplotlib is missing, or the circuit has sublayers that can't be placed.
     """
-    try:
-        from matplotlib import style
-    except ImportError as error:
-        raise UserError("pictures need matplotlib: pip install 'vitfx[plot]'") from error
-    metadata: dict[str, Any] = {"Date": None} if suffix == ".svg" else {}
-    buffer = io.BytesIO()
-    with style.context(_STYLE):
-        draw(circuit, edges).savefig(buffer, format=suffix[1:], dpi=_DPI, metadata=metadata)
-    return buffer.getvalue()
-
-
-def draw(circuit: Circuit, edges: int) -> Figure:
-    """A figure as large as its layers, heads and paths need; see `picture_bytes`."""
     sublayers, alive = read_sublayers(circuit), structurally_alive(circuit)
+    cells = {cell for sublayer in sublayers for cell in sublayer.cells}
+    grid = score_grid(circuit, frozenset(cells - alive), labelled=True)
+    texts = _title(circuit), _facts(circuit, len(cells - alive), len(cells)), _caption(circuit, grid)
+    if reads_stream(circuit) and suffix == ".svg":
+        return _grid_svg(grid, *texts).encode()
+
+    def draw() -> Figure:
+        if reads_stream(circuit):
+            return _compose(grid_panel(grid, "score of each edge", left=0.0), (), texts)
+        left, *right = _edge_panels(circuit, sublayers, alive, grid, edges)
+        return _compose(left, right, texts)
+
+    return figure_bytes(draw, suffix, dpi=_DPI, grid=False)
+
+
+def _edge_panels(
+    circuit: Circuit, sublayers: Sequence[Sublayer], alive: frozenset[str], grid: Grid, edges: int
+) -> list[Panel]:
     live = live_edges(circuit, alive)
-    left_title = f"{len(circuit.kept):,} kept edges into the stream"
-    right = [scores_panel(circuit, sublayers, alive)]
-    drawn: Sequence[Decision] = ()
-    if not reads_stream(circuit):
-        drawn = live[:edges]
-        left_title = f"the {len(drawn):,} strongest of {len(live):,} live kept edges, running upwards"
-        right.append(layers_panel(sublayers, live))
-    left = circuit_panel(circuit, sublayers, alive, drawn, left_title)
-    return _compose(left, right, (_title(circuit), _facts(circuit, sublayers, alive), _caption(circuit)))
+    drawn = live[:edges]
+    return [
+        edges_panel(
+            sublayers, alive, drawn, f"the {len(drawn):,} strongest of {len(live):,} live kept edges, running upwards"
+        ),
+        grid_panel(grid, "scores added over a writer's kept edges", left=0.65),
+        layers_panel(sublayers, live),
+    ]
+
+
+def _grid_svg(grid: Grid, title: str, facts: str, caption: str) -> str:
+    width = max(grid.width + 2 * _EDGE, _LEAST)
+    letters = int((width - 2 * _EDGE) / _LETTER)
+    lines = [("title", line) for line in textwrap.wrap(title, int((width - 2 * _EDGE) / _TITLE_LETTER))]
+    lines += [("soft", line) for line in textwrap.wrap(facts, letters)]
+    under = [("soft", line) for part in caption.splitlines() for line in textwrap.wrap(part, letters)]
+    top = _EDGE + _LINE * len(lines) + 8
+    bottom = top + grid.height + _LINE
+    height = bottom + _LINE * len(under)
+
+    def texts(rows: Sequence[tuple[str, str]], y: float) -> list[Markup]:
+        return [element("text", text, x=_EDGE, y=y + _LINE * row, class_=name) for row, (name, text) in enumerate(rows)]
+
+    parts = [
+        element("style", Markup(_SHEET)),
+        element("rect", width="100%", height="100%", fill="#ffffff"),
+        *texts(lines, _EDGE),
+        element("g", Markup("").join(grid.elements()), transform=f"translate({_EDGE} {top})"),
+        *texts(under, bottom),
+    ]
+    svg = drawing(width, height, grid.alt, parts, own_file=True)
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{svg}\n'
 
 
 def _compose(left: Panel, right: Sequence[Panel], texts: tuple[str, str, str]) -> Figure:
@@ -60,8 +106,8 @@ def _compose(left: Panel, right: Sequence[Panel], texts: tuple[str, str, str]) -
     from matplotlib.figure import Figure
 
     column = max(left.left + left.width + left.right, _NARROWEST)
-    beside = max(panel.left + panel.width + panel.right for panel in right)
-    middle = max(_TITLE + left.height + left.below, sum(_TITLE + one.height + one.below for one in right))
+    beside = max((panel.left + panel.width + panel.right for panel in right), default=0.0)
+    middle = max(_TITLE + left.height + left.below, sum(_TITLE + panel.height + panel.below for panel in right))
     width, height = max(_MARGIN + column + _GAP + beside + _MARGIN, _WIDTH), _TOP + middle + _BOTTOM
     figure = Figure(figsize=(width, height), facecolor="white")
 
@@ -98,10 +144,9 @@ def _title(circuit: Circuit) -> str:
     return "  ·  ".join([*parts, f"KL {circuit.kl:.4g} nats", f"{kept:,} of {len(circuit.decisions):,} edges kept"])
 
 
-def _facts(circuit: Circuit, sublayers: Sequence[Sublayer], alive: frozenset[str]) -> str:
+def _facts(circuit: Circuit, dead: int, cells: int) -> str:
     known = circuit.settings
-    cells = [cell for one in sublayers for cell in one.cells]
-    parts = [f"{sum(cell not in alive for cell in cells)} of {len(cells)} cells dead"]
+    parts = [f"{dead} of {cells} cells dead"]
     parts += [f"{known[name]} {name}" for name in ("ablation", "corruption") if name in known]
     parts += [f"{name} {known[name]}" for name in ("samples", "seed") if name in known]
     parts += [f"{name} {_short(circuit.origins, name)}" for name in ("model", "vitfx") if name in circuit.origins]
@@ -114,14 +159,19 @@ def _short(origins: Mapping[str, str], name: str) -> str:
     return value if len(value) <= 16 else value[:12]
 
 
-def _caption(circuit: Circuit) -> str:
-    kept = [one for one in circuit.decisions if one.kept]
-    bounds = sum(one.basis == BOUND for one in kept)
-    lines = [f"Score: {score_unit(circuit)}. Colours, widths: logarithmic, three decades at most."]
+def _caption(circuit: Circuit, grid: Grid) -> str:
+    kept = [decision for decision in circuit.decisions if decision.kept]
+    bounds = sum(decision.basis == BOUND for decision in kept)
+    embedding = f"; the embedding, which has no cell, has {writer_scores(circuit).get(EMBED, 0.0):.3g}"
+    shown = "Colours are" if reads_stream(circuit) else "Colours and widths are"
+    lines = [
+        f"Score: {score_unit(circuit)}. {shown} logarithmic, over three decades at most.",
+        f"{grid.alt.removesuffix('.')}{embedding}.",
+    ]
     if bounds:
         sign = "≥: " if reads_stream(circuit) else ""
         lines.append(
             f"{sign}{bounds:,} of {len(kept):,} kept scores are bounds: the edge's score is at least this much."
         )
-    lines.append("Dead: no kept way from the image through it to the logits, by the edges alone.")
+    lines.append("× is dead: no kept way leads from the image through it to the logits, by the edges alone.")
     return "\n".join(lines)

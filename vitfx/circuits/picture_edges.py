@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import LogNorm
 
-# Okabe and Ito 2008: told apart by the colour-blind too.
+# Okabe and Ito 2008: the colour-blind can tell them apart too.
 COLOURS = {
     "queries": "#0072b2",
     "keys": "#e69f00",
@@ -38,14 +38,14 @@ def feeds(reader: Reader) -> str:
 
 def curve(layout: Layout, decision: Decision) -> list[tuple[float, float]]:
     """The four points of a cubic Bézier curve from the writer's upper side to the reader's lower one."""
-    edge, kind = decision.edge, feeds(decision.edge.reader)
+    edge, fed = decision.edge, feeds(decision.edge.reader)
     reader = edge.reader.sublayer if edge.reader.head is None else f"{edge.reader.sublayer}.h{edge.reader.head}"
     start, end = layout.boxes[edge.writer.name], layout.boxes[reader]
-    x_end = end.x + _ARRIVALS[kind] * end.width if kind in _ARRIVALS else end.port(start.x)
+    x_end = end.x + _ARRIVALS[fed] * end.width if fed in _ARRIVALS else end.port(start.x)
     x_start = start.port(x_end) if edge.writer.sublayer == EMBED else start.x
     rise = end.bottom - start.top
     # A neighbour is met straight; the further the reader, the wider past the cells between.
-    bow = _BOWS[kind] * min(1.0, (rise - 0.5) / 2) if rise > 0.5 else 0.0
+    bow = _BOWS[fed] * min(1.0, (rise - 0.5) / 2) if rise > 0.5 else 0.0
     return [
         (x_start, start.top),
         (x_start + bow, start.top + 0.45 * rise),
@@ -61,11 +61,11 @@ def paint_edges(axes: Axes, layout: Layout, decisions: Sequence[Decision], norm:
     from matplotlib.path import Path
 
     weakest_first = decisions[::-1]
-    paths = [Path(curve(layout, one), [Path.MOVETO, *[Path.CURVE4] * 3]) for one in weakest_first]
-    shares = [float(norm(max(strength(one.score), norm.vmin or 0.0))) for one in weakest_first]
+    paths = [Path(curve(layout, decision), [Path.MOVETO, *[Path.CURVE4] * 3]) for decision in weakest_first]
+    shares = [float(norm(max(strength(decision.score), norm.vmin or 0.0))) for decision in weakest_first]
     colours = [
-        to_rgba(COLOURS[feeds(one.edge.reader)], 0.3 + 0.65 * share)
-        for one, share in zip(weakest_first, shares, strict=True)
+        to_rgba(COLOURS[feeds(decision.edge.reader)], 0.3 + 0.65 * share)
+        for decision, share in zip(weakest_first, shares, strict=True)
     ]
     widths = [0.5 + 2.5 * share for share in shares]
     axes.add_collection(PathCollection(paths, facecolors="none", edgecolors=colours, linewidths=widths, zorder=1))

@@ -13,10 +13,10 @@ _BETWEEN_LAYERS = 0.4
 
 @dataclass(frozen=True)
 class Box:
-    """Centre and size, a cell and its distance to the next being 1."""
+    """In units of a cell with its distance to the next."""
 
-    x: float
-    y: float
+    x: float  #: of the centre
+    y: float  #: of the centre
     width: float
     height: float
 
@@ -40,30 +40,29 @@ class Box:
 
 @dataclass(frozen=True)
 class Layout:
-    """boxes: of each cell, MLP, "embed" and "logits", by name. rows: the height of each sublayer's row. width,
-    height: of all, from x = -width / 2 and y = 0."""
+    """Where everything stands, from x = -width / 2 and y = 0."""
 
-    boxes: dict[str, Box]
-    rows: dict[str, float]
+    boxes: dict[str, Box]  #: of each cell, MLP, "embed" and "logits", by name
+    rows: dict[str, float]  #: the height of each sublayer's row
     width: float
     height: float
 
 
 def lay_out(sublayers: Sequence[Sublayer], filled: float) -> Layout:
     """filled: how much of its place a cell takes, 0..1. A row each sublayer, layers a little apart."""
-    columns = max((len(one.cells) for one in sublayers), default=1)
+    columns = max((len(sublayer.cells) for sublayer in sublayers), default=1)
     width = max(columns, 4)
     boxes = {EMBED: Box(0.0, 0.5, width - 1 + filled, filled)}
     rows: dict[str, float] = {}
     y, layer = 0.5, -1
-    for one in sublayers:
-        y += 1 if one.layer == layer else 1 + _BETWEEN_LAYERS
-        layer = one.layer
-        rows[one.name] = y
-        count = len(one.cells)
-        for index, cell in enumerate(one.cells):
+    for sublayer in sublayers:
+        y += 1 if sublayer.layer == layer else 1 + _BETWEEN_LAYERS
+        layer = sublayer.layer
+        rows[sublayer.name] = y
+        count = len(sublayer.cells)
+        for index, cell in enumerate(sublayer.cells):
             boxes[cell] = Box(index - (count - 1) / 2, y, filled, filled)
-        boxes.setdefault(one.name, Box(0.0, y, count - 1 + filled + 0.24, filled + 0.24))
+        boxes.setdefault(sublayer.name, Box(0.0, y, count - 1 + filled + 0.24, filled + 0.24))
     y += 1 + _BETWEEN_LAYERS
     boxes[LOGITS] = Box(0.0, y, width - 1 + filled, filled)
     return Layout(boxes, rows, float(width), y + 0.5)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vitfx.circuits.circuit import BOUND, EMBED, LOGITS, Circuit, Decision
+from vitfx.circuits.circuit import EMBED, LOGITS, Decision
+from vitfx.circuits.grid import LIGHT, ROW, Grid
 from vitfx.circuits.picture_edges import COLOURS, feeds, paint_edges
 from vitfx.circuits.picture_layout import Box, lay_out
-from vitfx.circuits.view import Sublayer, layer_sums, reads_stream, strength, writer_scores
+from vitfx.circuits.view import Sublayer, layer_sums, strength
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 _MAP = "YlGnBu"
 _DEAD, _ALIVE, _LINE = "#d4d4d4", "#fdf3d0", "#555555"
+HEAT, INK, SOFT = "#2f66b0", "#1b1f24", "#59616b"
 _CELL, _ROUTED_CELL = 0.34, 0.5
+_PIXELS = 72
+"""Of a grid, in an inch."""
 _WIDEST, _HIGHEST = 18.0, 40.0
 _SMALLEST_WITH_TEXT = 0.2
 _DECADES = 3
@@ -25,13 +29,13 @@ _DECADES = 3
 
 @dataclass(frozen=True)
 class Panel:
-    """width, height: of the axes in inches; left, right, below: room for what stands beside them. paint: draws."""
+    """A part of a picture that paints itself. All sizes are in inches."""
 
-    width: float
-    height: float
+    width: float  #: of the axes
+    height: float  #: of the axes
     title: str
     paint: Callable[[Axes], None]
-    left: float = 0.65
+    left: float = 0.65  #: room beside the axes
     right: float = 0.0
     below: float = 0.0
 
@@ -46,56 +50,37 @@ def scale(values: Iterable[float]) -> LogNorm:
     return LogNorm(least if least < top else top / 10, top, clip=True)
 
 
-def _cell_scale(scores: Mapping[str, float]) -> LogNorm:
-    """The embedding, which is nearly always far above all else, has the highest colour and does not set it."""
-    return scale(score for name, score in scores.items() if name != EMBED)
-
-
-def circuit_panel(
-    circuit: Circuit, sublayers: Sequence[Sublayer], alive: frozenset[str], drawn: Sequence[Decision], title: str
-) -> Panel:
-    """Cells, layers upwards: by colour their score on the block and the head graph, else with the edges drawn."""
-    stream = reads_stream(circuit)
-    layout = lay_out(sublayers, 0.88 if stream else 0.6)
-    size = _CELL if stream else _ROUTED_CELL
-    across, up = min(size, _WIDEST / layout.width), min(size, _HIGHEST / layout.height)
-    scores = writer_scores(circuit)
-    norm = _cell_scale(scores)
-    bounds = {one.edge.writer.name for one in circuit.decisions if one.basis == BOUND and one.kept} if stream else set()
+def edges_panel(sublayers: Sequence[Sublayer], alive: frozenset[str], drawn: Sequence[Decision], title: str) -> Panel:
+    """Cells, layers upwards, with the edges drawn."""
+    layout = lay_out(sublayers, 0.6)
+    across, up = min(_ROUTED_CELL, _WIDEST / layout.width), min(_ROUTED_CELL, _HIGHEST / layout.height)
 
     def paint(axes: Axes) -> None:
-        _bare(axes, layout.width, layout.height)
-        if not stream:
-            frames = [layout.boxes[one.name] for one in sublayers if one.kind == "m"]
-            _paint_boxes(axes, frames, ["#f3f3f3"] * len(frames), "#aaaaaa")
-            paint_edges(axes, layout, drawn, scale(strength(one.score) for one in drawn))
-        names = [EMBED, *(cell for one in sublayers for cell in one.cells)]
-        colours = [_colour(scores.get(name, 0.0), norm) if stream else _ALIVE for name in names]
-        fills = [colour if name in alive else _DEAD for name, colour in zip(names, colours, strict=True)]
-        _paint_boxes(axes, [layout.boxes[name] for name in names], fills, _LINE)
-        _paint_boxes(axes, [layout.boxes[LOGITS]], ["white"], _LINE)
-        for name, fill in [*zip(names, fills, strict=True), (LOGITS, "white")]:
-            box = layout.boxes[name]
-            text = name if name in (EMBED, LOGITS) else name.partition(".")[2][1:]
-            if min(across, up) >= _SMALLEST_WITH_TEXT:
-                ink = _ink(fill) if name in alive or name == LOGITS else "#8a8a8a"
-                axes.text(box.x, box.y, text, ha="center", va="center", fontsize=7, color=ink, zorder=4)
-            if name in bounds and name in alive:
-                axes.text(box.left + 0.07, box.top - 0.05, "≥", va="top", fontsize=5, color=_ink(fill), zorder=4)
+        axes.set(xlim=(-layout.width / 2, layout.width / 2), ylim=(0, layout.height))
+        axes.set_axis_off()
+        frames = [layout.boxes[sublayer.name] for sublayer in sublayers if sublayer.kind == "m"]
+        _paint_boxes(axes, frames, ["#f3f3f3"] * len(frames), "#aaaaaa")
+        paint_edges(axes, layout, drawn, scale(strength(decision.score) for decision in drawn))
+        names = [EMBED, *(cell for sublayer in sublayers for cell in sublayer.cells)]
+        fills = [_ALIVE if name in alive else _DEAD for name in names]
+        _paint_boxes(axes, [layout.boxes[name] for name in (*names, LOGITS)], [*fills, "white"], _LINE)
+        for name in (*names, LOGITS) if min(across, up) >= _SMALLEST_WITH_TEXT else ():
+            box, text = layout.boxes[name], name.partition(".")[2][1:] or name
+            ink = "black" if name in alive or name == LOGITS else "#8a8a8a"
+            axes.text(box.x, box.y, text, ha="center", va="center", fontsize=7, color=ink, zorder=4)
         for name, y in layout.rows.items():
             axes.text(-layout.width / 2 - 0.25, y, name, ha="right", va="center", fontsize=8)
-        _legend(axes, [feeds(one.edge.reader) for one in drawn], stream)
+        _legend(axes, [feeds(decision.edge.reader) for decision in drawn])
 
     return Panel(layout.width * across, layout.height * up, title, paint, below=0.75)
 
 
-def _legend(axes: Axes, kinds: Sequence[str], stream: bool) -> None:
+def _legend(axes: Axes, kinds: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    fill = "#41b6c4" if stream else _ALIVE
     handles: list[Patch | Line2D] = [
-        Patch(facecolor=fill, edgecolor=_LINE, label="alive"),
+        Patch(facecolor=_ALIVE, edgecolor=_LINE, label="alive"),
         Patch(facecolor=_DEAD, edgecolor=_LINE, label="dead"),
     ]
     handles += [
@@ -104,47 +89,33 @@ def _legend(axes: Axes, kinds: Sequence[str], stream: bool) -> None:
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.01), ncols=4, frameon=False, fontsize=8)
 
 
-def scores_panel(circuit: Circuit, sublayers: Sequence[Sublayer], alive: frozenset[str]) -> Panel:
-    """A row each layer, its heads and then its paths as columns. Dead ones are crossed out."""
-    scores = writer_scores(circuit)
-    norm = _cell_scale(scores)
-    widths = {kind: max((len(one.cells) for one in sublayers if one.kind == kind), default=0) for kind in "am"}
-    starts = {"a": 0.0, "m": widths["a"] + 0.5}
-    columns, layers = starts["m"] + widths["m"], max((one.layer for one in sublayers), default=0) + 1
-    across, up = min(_CELL, _WIDEST / columns), min(_CELL, _HIGHEST / layers)
-    boxes = {
-        cell: Box(starts[one.kind] + index + 0.5, one.layer + 0.5, 0.96, 0.96)
-        for one in sublayers
-        for index, cell in enumerate(one.cells)
-    }
+def grid_panel(grid: Grid, title: str, left: float) -> Panel:
+    """Dead cells are crossed out."""
 
     def paint(axes: Axes) -> None:
-        axes.set(xlim=(0, columns), ylim=(0, layers), facecolor="white")
-        _paint_boxes(axes, list(boxes.values()), [_colour(scores[name], norm) for name in boxes], "none")
-        dead = [name for name in boxes if name not in alive]
-        crosses = ["#777777" if _ink(_colour(scores[name], norm)) == "black" else "white" for name in dead]
-        area = 16 * min(1.0, min(across, up) / _CELL) ** 2
-        at = [boxes[name].x for name in dead], [boxes[name].y for name in dead]
-        axes.scatter(at[0], at[1], s=area, c=crosses, marker="x", linewidths=1, zorder=4)
-        named = across >= _SMALLEST_WITH_TEXT
-        blocks = all("." not in name for name in boxes)
-        letters = {"a": "h", "m": "p"}
-        ticks = [
-            (starts[kind] + index + 0.5, kind if blocks else f"{letters[kind]}{index}")
-            for kind in "am"
-            for index in range(widths[kind])
-        ]
-        axes.set_xticks([at for at, _ in ticks] if named else [], [name for _, name in ticks] if named else [])
-        _tick_layers(axes, [str(layer) for layer in range(layers)])
-        _colour_bar(axes, norm, across * columns)
+        from matplotlib.colors import to_rgba
 
-    what = "score of each edge" if reads_stream(circuit) else "scores added over a writer's kept edges"
-    return Panel(columns * across, layers * up, f"{what}, by layer; × is dead", paint, right=0.95, below=0.3)
+        axes.set(xlim=(0, grid.width), ylim=(grid.height, 0))
+        axes.set_axis_off()
+        boxes = [Box(cell.x + cell.width / 2, cell.y + ROW / 2 - 2, cell.width, ROW - 4) for cell in grid.cells]
+        _paint_boxes(axes, boxes, [to_rgba(HEAT, cell.shade) for cell in grid.cells], "#cfd5dc")
+        for cell, box in zip(grid.cells, boxes, strict=True):
+            ink = "white" if cell.shade > LIGHT else INK
+            if cell.dead:
+                axes.plot(box.x, box.y, "x", color=ink, markersize=6, markeredgewidth=1, zorder=4)
+            elif cell.labelled:
+                axes.text(box.x, box.y, cell.label, ha="center", va="center", fontsize=7, color=ink, zorder=4)
+        for heading, x in grid.headings:
+            axes.text(x, 14, heading, fontsize=8, color=SOFT)
+        for layer, y in grid.layers:
+            axes.text(0, y + 14, f"layer {layer}", fontsize=8, color=SOFT)
+
+    return Panel(grid.width / _PIXELS, grid.height / _PIXELS, title, paint, left, below=0.3)
 
 
 def layers_panel(sublayers: Sequence[Sublayer], live: Sequence[Decision]) -> Panel:
     """Readers' layers over writers' layers: scores added by colour, and how many edges."""
-    layers = list(range(max((one.layer for one in sublayers), default=0) + 1))
+    layers = list(range(max((sublayer.layer for sublayer in sublayers), default=0) + 1))
     writers, readers = [EMBED, *layers], [*layers, LOGITS]
     sums = layer_sums(live)
     norm = scale(total for total, _ in sums.values())
@@ -158,19 +129,14 @@ def layers_panel(sublayers: Sequence[Sublayer], live: Sequence[Decision]) -> Pan
             _paint_boxes(axes, [Box(x, y, 0.96, 0.96)], [fill], "none")
             if size >= _SMALLEST_WITH_TEXT:
                 axes.text(x, y, str(count), ha="center", va="center", fontsize=6, color=_ink(fill), zorder=4)
-        axes.set_xticks([at + 0.5 for at in range(len(writers))], [str(one) for one in writers])
+        axes.set_xticks([at + 0.5 for at in range(len(writers))], [str(layer) for layer in writers])
         axes.set_xlabel("writer's layer", fontsize=8)
         axes.set_ylabel("reader's layer", fontsize=8)
-        _tick_layers(axes, [str(one) for one in readers])
+        _tick_layers(axes, [str(layer) for layer in readers])
         _colour_bar(axes, norm, size * len(writers))
 
     title = "live edges between layers: scores added, and how many"
     return Panel(len(writers) * size, len(readers) * size, title, paint, right=0.95, below=0.5)
-
-
-def _bare(axes: Axes, width: float, height: float) -> None:
-    axes.set(xlim=(-width / 2, width / 2), ylim=(0, height))
-    axes.set_axis_off()
 
 
 def _tick_layers(axes: Axes, names: Sequence[str]) -> None:
@@ -180,7 +146,7 @@ def _tick_layers(axes: Axes, names: Sequence[str]) -> None:
         spine.set_visible(False)
 
 
-def _paint_boxes(axes: Axes, boxes: Sequence[Box], fills: Sequence[str], line: str) -> None:
+def _paint_boxes(axes: Axes, boxes: Sequence[Box], fills: Sequence[object], line: str) -> None:
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 

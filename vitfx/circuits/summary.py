@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from vitfx.circuits.circuit import ATTRIBUTED, BOUND, Circuit, Decision
 from vitfx.circuits.view import layer_of, live_edges, read_sublayers, score_unit, strength, structurally_alive
+from vitfx.support.tables import Table
 
 DETAILS = ("calibration", "stability")
 _MOST_DETAILS = 24
@@ -20,36 +19,34 @@ _MOST_DETAILS = 24
 
 @dataclass(frozen=True)
 class LayerRow:
-    """heads, paths, edges: (kept, all). Heads and paths count as kept while they are structurally alive; edges are
-    those of the layer's writers. share: of the circuit's kept score, 0..1. spent: what the removed edges cost, in nats
-    an image; None where scores are attributions."""
+    """heads, paths, edges: how many are kept, and how many there are."""
 
     layer: int | str
-    heads: tuple[int, int]
-    paths: tuple[int, int]
-    edges: tuple[int, int]
-    share: float
-    spent: float | None
+    heads: tuple[int, int]  #: kept while they are structurally alive
+    paths: tuple[int, int]  #: kept while they are structurally alive
+    edges: tuple[int, int]  #: of the layer's writers
+    share: float  #: of the circuit's kept score, 0..1
+    spent: float | None  #: what the removed edges cost, in nats an image; None where scores are attributions
 
 
 def layer_rows(circuit: Circuit) -> list[LayerRow]:
     """The embedding, the layers, and "total"."""
     alive = structurally_alive(circuit)
     cells = {
-        (one.layer, one.kind): (sum(cell in alive for cell in one.cells), len(one.cells))
-        for one in read_sublayers(circuit)
+        (sublayer.layer, sublayer.kind): (sum(cell in alive for cell in sublayer.cells), len(sublayer.cells))
+        for sublayer in read_sublayers(circuit)
     }
     by_layer: dict[int | str, list[Decision]] = {"embed": []}
     by_layer |= {layer: [] for layer, _ in sorted(cells)}
     for decision in circuit.decisions:
         by_layer[layer_of(decision.edge.writer.sublayer)].append(decision)
-    all_kept = sum(strength(one.score) for one in circuit.decisions if one.kept)
-    measured = all(one.basis != ATTRIBUTED for one in circuit.decisions if not one.kept)
+    all_kept = sum(strength(decision.score) for decision in circuit.decisions if decision.kept)
+    measured = all(decision.basis != ATTRIBUTED for decision in circuit.decisions if not decision.kept)
 
     def row(layer: int | str, heads: tuple[int, int], paths: tuple[int, int], own: Sequence[Decision]) -> LayerRow:
-        kept = [one for one in own if one.kept]
-        share = sum(strength(one.score) for one in kept) / all_kept if all_kept else 0.0
-        spent = sum(one.score for one in own if not one.kept) if measured else None
+        kept = [decision for decision in own if decision.kept]
+        share = sum(strength(decision.score) for decision in kept) / all_kept if all_kept else 0.0
+        spent = sum(decision.score for decision in own if not decision.kept) if measured else None
         return LayerRow(layer, heads, paths, (len(kept), len(own)), share, spent)
 
     none = (0, 0)
@@ -58,13 +55,13 @@ def layer_rows(circuit: Circuit) -> list[LayerRow]:
             cells.get((layer, "m"), none) if isinstance(layer, int) else none, own)
         for layer, own in by_layer.items()
     ]  # fmt: skip
-    heads, paths = (_added(counts for (_, kind), counts in cells.items() if kind == one) for one in "am")
+    heads, paths = (_added(counts for (_, kind), counts in cells.items() if kind == wanted) for wanted in "am")
     return [*rows, row("total", heads, paths, circuit.decisions)]
 
 
 def _added(counts: Iterator[tuple[int, int]]) -> tuple[int, int]:
-    found = list(counts)
-    return sum(kept for kept, _ in found), sum(number for _, number in found)
+    pairs = list(counts)
+    return sum(kept for kept, _ in pairs), sum(number for _, number in pairs)
 
 
 def summary(circuit: Circuit, top: int) -> Group:
@@ -76,60 +73,51 @@ def summary(circuit: Circuit, top: int) -> Group:
     ]
     if top:
         live = live_edges(circuit, structurally_alive(circuit))
-        parts += [
-            Text(f"the strongest {min(top, len(live)):,} of {len(live):,} live kept edges"),
-            _strongest(live[:top]),
-        ]
-    for name in DETAILS:
-        if details := circuit.details.get(name):
-            parts += [Text(name), _details(details)]
+        parts.append(_strongest(live[:top], f"the strongest {min(top, len(live)):,} of {len(live):,} live kept edges"))
+    parts += [_details(details, name) for name in DETAILS if (details := circuit.details.get(name))]
     return Group(*parts)
 
 
 def _layers(circuit: Circuit) -> Table:
     whole = circuit.settings.get("granularity") == "block"
-    table = Table()
     rows = layer_rows(circuit)
-    titles = ["layer", "attention" if whole else "heads", "MLP" if whole else "paths", "edges", "share of kept score"]
-    if rows[-1].spent is not None:
-        titles.append("KL spent")
-    for title in titles:
-        table.add_column(title, justify="right")
-    for row in rows:
-        if row.layer == "total":
-            table.add_section()
-        cells = [f"{kept:,}/{number:,}" if number else "" for kept, number in (row.heads, row.paths, row.edges)]
-        spent = [] if row.spent is None else [f"{row.spent:.4f}"]
-        table.add_row(str(row.layer), *cells, f"{row.share:.1%}", *spent)
-    return table
+    columns = ["layer", "attention" if whole else "heads", "MLP" if whole else "paths", "edges", "share of kept score"]
+    measured = rows[-1].spent is not None
+    cells = [
+        [
+            str(row.layer),
+            *(f"{kept:,}/{number:,}" if number else "" for kept, number in (row.heads, row.paths, row.edges)),
+            f"{row.share:.1%}",
+            *([] if row.spent is None else [f"{row.spent:.4f}"]),
+        ]
+        for row in rows
+    ]
+    groups = [row.layer == "total" for row in rows]
+    return Table([*columns, "KL spent"] if measured else columns, cells, left=(), groups=groups)
 
 
-def _strongest(decisions: Sequence[Decision]) -> Table:
-    table = Table()
-    table.add_column("edge")
-    for title in ("score", "basis"):
-        table.add_column(title, justify="right")
-    for one in decisions:
-        table.add_row(Text(one.edge.name), f"{'≥ ' if one.basis == BOUND else ''}{one.score:.4g}", Text(one.basis))
-    return table
+def _strongest(decisions: Sequence[Decision], title: str) -> Table:
+    rows = [
+        (decision.edge.name, f"{'≥ ' if decision.basis == BOUND else ''}{decision.score:.4g}", decision.basis)
+        for decision in decisions
+    ]
+    return Table(("edge", "score", "basis"), rows, title)
 
 
-def _details(details: Any) -> Table:
+def _details(details: Any, title: str) -> Table:
     """Whatever a method says of itself, nested as it likes; long lists are cut, saying so."""
-    table = Table("", "", show_header=False)
     leaves = list(_leaves(details))
-    for key, value in islice(leaves, _MOST_DETAILS):
-        table.add_row(Text(key), Text(f"{value:.4g}" if isinstance(value, float) else str(value)))
+    rows = [(key, f"{value:.4g}" if isinstance(value, float) else str(value)) for key, value in leaves[:_MOST_DETAILS]]
     if len(leaves) > _MOST_DETAILS:
-        table.add_row(Text(f"… and {len(leaves) - _MOST_DETAILS:,} more in the file"), "")
-    return table
+        rows.append((f"… and {len(leaves) - _MOST_DETAILS:,} more in the file", ""))
+    return Table(("", ""), rows, title, left=(0, 1))
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _leaves(inner, f"{key} {name}".strip())
-    elif isinstance(value, list | tuple) and any(isinstance(one, Mapping | list | tuple) for one in value):
+    elif isinstance(value, list | tuple) and any(isinstance(inner, Mapping | list | tuple) for inner in value):
         for index, inner in enumerate(value):
             yield from _leaves(inner, f"{key} {index}".strip())
     else:

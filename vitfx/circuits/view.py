@@ -1,7 +1,7 @@
 """What there is to see in a circuit: its sublayers, which cells are structurally alive, which edges matter most.
 
 All of it is read from the circuit alone, without its model. A cell is a head, an MLP path, or on the block graph a
-whole sublayer; it bears its writer's name. Unrecognised sublayers are in no circuit, and leave a gap in the layers.
+whole sublayer, and has its writer's name. Unrecognised sublayers are in no circuit and leave a gap in the layers.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from vitfx.support.errors import UserError
 
 @dataclass(frozen=True)
 class Sublayer:
-    """layer: counted from 0. kind: "a" or "m". cells: its writers' names, in their order."""
+    """An attention or an MLP that writes."""
 
     name: str
-    layer: int
-    kind: str
-    cells: tuple[str, ...]
+    layer: int  #: counted from 0
+    kind: str  #: "a" or "m"
+    cells: tuple[str, ...]  #: its writers' names, in their order
 
 
 def place(sublayer: str) -> tuple[int, str]:
     """ "a3" -> (3, "a"), the order of the stream. Raises UserError for what is no sublayer's name."""
-    found = re.fullmatch(r"([am])(\d+)", sublayer)
-    if found is None:
+    match = re.fullmatch(r"([am])(\d+)", sublayer)
+    if match is None:
         raise UserError(f"the circuit names a sublayer {sublayer!r}: give a circuit whose sublayers are a0, m0, a1, …")
-    return int(found[2]), found[1]
+    return int(match[2]), match[1]
 
 
 def reads_stream(circuit: Circuit) -> bool:
     """The block and the head graph, where an edge stands for its writer."""
-    return all(one.edge.reader.sublayer == STREAM for one in circuit.decisions)
+    return all(decision.edge.reader.sublayer == STREAM for decision in circuit.decisions)
 
 
 def read_sublayers(circuit: Circuit) -> tuple[Sublayer, ...]:
     """The sublayers that write, in the order of the stream. Raises UserError where one can't be placed."""
-    found: dict[tuple[int, str], dict[str, Writer]] = defaultdict(dict)
+    writers: dict[tuple[int, str], dict[str, Writer]] = defaultdict(dict)
     for decision in circuit.decisions:
         writer, reader = decision.edge.writer, decision.edge.reader
         if writer.sublayer != EMBED:
-            found[place(writer.sublayer)][writer.name] = writer
+            writers[place(writer.sublayer)][writer.name] = writer
         if reader.sublayer not in (LOGITS, STREAM):
             place(reader.sublayer)
     return tuple(
         Sublayer(f"{kind}{layer}", layer, kind, tuple(sorted(cells, key=lambda name: cells[name].index or 0)))
-        for (layer, kind), cells in sorted(found.items())
+        for (layer, kind), cells in sorted(writers.items())
     )
 
 
@@ -64,7 +64,7 @@ def structurally_alive(circuit: Circuit) -> frozenset[str]:
     if reads_stream(circuit):
         writers = frozenset(edge.writer.name for edge in kept)
         return writers if EMBED in writers else frozenset()
-    cells = {one.name: one.cells for one in read_sublayers(circuit)}
+    cells = {sublayer.name: sublayer.cells for sublayer in read_sublayers(circuit)}
     forward: dict[str, set[str]] = defaultdict(set)
     backward: dict[str, set[str]] = defaultdict(set)
     for edge in kept:
@@ -75,11 +75,11 @@ def structurally_alive(circuit: Circuit) -> frozenset[str]:
 
 
 def _cells_behind(reader: Reader, cells: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """What writes from what this reader sees: a head itself, all paths of an MLP."""
+    """What writes as a function of what this reader sees: a head itself, all paths of an MLP."""
     if reader.sublayer == LOGITS:
         return (LOGITS,)
     own = cells.get(reader.sublayer, ())
-    return own if reader.head is None else tuple(one for one in own if one == f"{reader.sublayer}.h{reader.head}")
+    return own if reader.head is None else tuple(cell for cell in own if cell == f"{reader.sublayer}.h{reader.head}")
 
 
 def _reached(start: str, steps: Mapping[str, Iterable[str]]) -> frozenset[str]:
@@ -93,7 +93,7 @@ def _reached(start: str, steps: Mapping[str, Iterable[str]]) -> frozenset[str]:
 
 def live_edges(circuit: Circuit, alive: frozenset[str]) -> tuple[Decision, ...]:
     """The kept edges between what is alive, strongest first, then by name."""
-    cells = {one.name: one.cells for one in read_sublayers(circuit)}
+    cells = {sublayer.name: sublayer.cells for sublayer in read_sublayers(circuit)}
 
     def lives(edge: Edge) -> bool:
         if edge.writer.name not in alive:
@@ -102,15 +102,15 @@ def live_edges(circuit: Circuit, alive: frozenset[str]) -> tuple[Decision, ...]:
             return True
         return any(cell in alive for cell in _cells_behind(edge.reader, cells))
 
-    return strongest(one for one in circuit.decisions if one.kept and lives(one.edge))
+    return strongest(decision for decision in circuit.decisions if decision.kept and lives(decision.edge))
 
 
 def strongest(decisions: Iterable[Decision]) -> tuple[Decision, ...]:
-    return tuple(sorted(decisions, key=lambda one: (-strength(one.score), one.edge.name)))
+    return tuple(sorted(decisions, key=lambda decision: (-strength(decision.score), decision.edge.name)))
 
 
 def strength(score: float) -> float:
-    """The score; nothing for one below zero, or that is no number."""
+    """The score, and zero for one that is negative or not finite."""
     return score if score > 0 and math.isfinite(score) else 0.0
 
 
@@ -127,21 +127,21 @@ def writer_scores(circuit: Circuit) -> dict[str, float]:
 def layer_sums(decisions: Iterable[Decision]) -> dict[tuple[int | str, int | str], tuple[float, int]]:
     """(writer's layer or "embed", reader's layer or "logits") -> strengths added, number of edges."""
     sums: dict[tuple[int | str, int | str], tuple[float, int]] = {}
-    for one in decisions:
-        key = (layer_of(one.edge.writer.sublayer), layer_of(one.edge.reader.sublayer))
+    for decision in decisions:
+        key = (layer_of(decision.edge.writer.sublayer), layer_of(decision.edge.reader.sublayer))
         total, count = sums.get(key, (0.0, 0))
-        sums[key] = (total + strength(one.score), count + 1)
+        sums[key] = (total + strength(decision.score), count + 1)
     return sums
 
 
 def layer_of(sublayer: str) -> int | str:
-    """A sublayer's layer; what is none bears its own name."""
+    """A sublayer's layer; the embedding, the stream and the logits go by their names."""
     return sublayer if sublayer in (EMBED, LOGITS, STREAM) else place(sublayer)[0]
 
 
 def score_unit(circuit: Circuit) -> str:
     """What the scores are of: KL divergence where something was ablated, else the method's own."""
-    attributed = sum(one.basis == ATTRIBUTED for one in circuit.decisions)
+    attributed = sum(decision.basis == ATTRIBUTED for decision in circuit.decisions)
     if attributed == len(circuit.decisions):
         return "attribution"
     measured = "KL divergence when removed, nats an image"

@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and one sentence on stderr for what went wrong."""
+"""How a command ends: its exit code, and one sentence on standard error if something went wrong."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ GOES_ON_UNFORCED = "stopped; the same command without --force goes on where it s
 
 
 def ending(work: Callable[[], int | None], stopped: Callable[[], str] = lambda: "stopped") -> int:
-    """Does the work of a command, and gives its exit code: what `work` returns, 0 for None.
+    """Does the work of a command and returns its exit code: that of `work`, 0 for None.
 
-    2 for a UserError, 1 where a proof failed or an exported file is not what it was exported from, 130 for Ctrl-C.
-    stopped: asked after Ctrl-C for what is said then; nothing for "".
+    2 for a UserError, 1 where a proof failed or an exported file differs from its model, 130 for Ctrl-C.
+    stopped: returns the sentence for Ctrl-C; nothing is printed for "".
     """
     try:
         return work() or 0
@@ -27,17 +27,17 @@ def ending(work: Callable[[], int | None], stopped: Callable[[], str] = lambda: 
         let_speak()
         return 2
     except UserError as error:
-        return _said(f"error: {error}", 2)
+        return _print_error(f"error: {error}", 2)
     except VerificationError as error:
-        return _said(f"error: a proof failed, its model was not written: {error}", 1)
+        return _print_error(f"error: a proof failed, its model was not written: {error}", 1)
     except ExportMismatch as error:
-        return _said(f"error: the exported file failed its check and was removed: {error}", 1)
+        return _print_error(f"error: the exported file failed its check and was removed: {error}", 1)
     except KeyboardInterrupt:
-        said = stopped()
-        return _said(f"\n{said}" if said else "", 130)
+        if sentence := stopped():
+            return _print_error(f"\n{sentence}", 130)
+        return 130
 
 
-def _said(sentence: str, code: int) -> int:
-    if sentence:
-        print(sentence, file=sys.stderr)
+def _print_error(sentence: str, code: int) -> int:
+    print(sentence, file=sys.stderr)
     return code

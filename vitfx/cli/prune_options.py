@@ -13,7 +13,8 @@ from vitfx.cli.goal_options import SAMPLES, read_goal
 from vitfx.cli.options import given_settings, make_settings, threshold
 from vitfx.cli.rounds_options import read_rounds
 from vitfx.deploy.deployment import default_deployment, read_rewrites
-from vitfx.deploy.precision_file import FP32, check_precision
+from vitfx.deploy.precision_file import check_precision
+from vitfx.deploy.precisions import FP32
 from vitfx.discovery.basis.settings import Settings
 from vitfx.pruning.goal import Goal, Target
 from vitfx.runs.inputs import open_inputs
@@ -45,7 +46,7 @@ def open_job(options: argparse.Namespace) -> tuple[Job, Rounds | None]:
     speeds = () if options.sweep is None else read_speeds(options.sweep)
     precision = _precision(options, asked and asked[1])
     out = _out(options, settings, goal)
-    check_output(out, force=options.force, unfinished=_unfinished(options))
+    check_output(out, force=options.force, unfinished=unfinished_file(options))
     device = pick_device(options.device)
     runs_on = device if asked is None else pick_device(asked[1].device)
     check_precision(precision, runs_on)
@@ -105,7 +106,7 @@ def _precision(options: argparse.Namespace, target: Target | None) -> str:
     return wanted
 
 
-def _unfinished(options: argparse.Namespace) -> str:
+def unfinished_file(options: argparse.Namespace) -> str:
     """The file by which a run that was broken off is known."""
     if options.rounds is not None:
         return ROUNDS

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from vitfx.deploy.evaluate import Scores
 from vitfx.deploy.export import write_onnx
+from vitfx.deploy.precisions import FP16, FP32, INT8
 from vitfx.deploy.quantize import to_float16, to_int8
 from vitfx.support.devices import is_gpu
 from vitfx.support.errors import UserError
 from vitfx.support.files import remove_results
 from vitfx.support.timing import Timing, ratio
 
-FP32, FP16, INT8 = PRECISIONS = ("fp32", "fp16", "int8")
 CALIBRATED_IMAGES = 128
 """More only widen the range that one outlier sets."""
 HALVES = ("pruned-fp16.onnx",)

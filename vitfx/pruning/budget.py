@@ -1,4 +1,4 @@
-"""How many units of each sublayer a model of a given price keeps, so that what it loses is least."""
+"""How many units each sublayer keeps in a model of a given price, so that the predicted loss is least."""
 
 from __future__ import annotations
 
@@ -10,40 +10,42 @@ import torch
 from torch import Tensor
 
 from vitfx.pruning.cost_model import Price
-from vitfx.pruning.removal_order import Elimination
+from vitfx.pruning.removal_order import RemovalOrder
 
 
 @dataclass(frozen=True)
 class _Move:
-    """Deleting more of a sublayer, from `start` units to `stop`; slope: nats by what that saves."""
+    """Deleting more of a sublayer, from `start` units to `stop`."""
 
-    slope: float
+    slope: float  #: nats for each unit of price saved
     name: str
     start: int
     stop: int
 
 
 def select(
-    paths: Mapping[str, Elimination], price: Price, most: float, multiples: Mapping[str, int] | None = None
+    orders: Mapping[str, RemovalOrder], price: Price, most: float, multiples: Mapping[str, int] | None = None
 ) -> dict[str, int] | None:
-    """The number of units to delete of each sublayer, along its elimination, for a total price of `most` or less; None
-    where not even a model without any sublayer is that cheap. multiples: by sublayer, of what the number of units that
-    a smaller one keeps must be a multiple; any number where it is not named.
+    """How many units to delete from each sublayer, in its removal order, for a total price of `most` or less.
 
-    By Lagrange's relaxation (Everett 1963): of each sublayer only the deletions on the lower convex hull of (saved,
-    cost) are worth making, and over all sublayers those that cost least by what they save come first. A hull has long
-    edges where single units save little and all of them together much, as when a norm goes with the last unit."""
+    multiples: by sublayer, what the number of kept units must be a multiple of; sublayers not named keep any number.
+
+    None where even a model without any sublayer costs more. By Lagrangian relaxation (Everett 1963): in each sublayer
+    only the deletions on the lower convex hull of (saved, cost) are worth making, and across all sublayers those with
+    the least cost for what they save come first. A hull has long edges where single units save little and all of them
+    together save much, as when a norm goes with the last unit.
+    """
     multiples = multiples or {}
-    saved = {name: _saved(price, name) for name in paths}
-    hulls = [_moves(name, saved[name], path.costs, multiples.get(name, 1)) for name, path in paths.items()]
+    saved = {name: _saved(price, name) for name in orders}
+    hulls = [_moves(name, saved[name], order.costs, multiples.get(name, 1)) for name, order in orders.items()]
     moves = sorted((move for hull in hulls for move in hull), key=lambda move: move.slope)
-    counts = dict.fromkeys(paths, 0)
+    counts = dict.fromkeys(orders, 0)
     total = price.whole
     for move in moves:
         if total <= most:
             break
         gains = saved[move.name] - saved[move.name][move.start]
-        # The move that crosses the line goes no further than it must.
+        # The last move stops as soon as the price is met.
         places = torch.arange(move.stop, move.start, -multiples.get(move.name, 1)).flip(0)
         enough = places[total - gains[places] <= most]
         stop = int(enough[0]) if len(enough) else move.stop
@@ -53,13 +55,13 @@ def select(
 
 
 def _saved(price: Price, name: str) -> Tensor:
-    """By the number of deleted units, (units + 1,)."""
+    """What deleting 0, 1, … units saves, (units + 1,)."""
     cost = price.sublayers[name]
     return cost[-1] - cost.flip(0)
 
 
 def _moves(name: str, saved: Tensor, costs: Tensor, multiple: int) -> list[_Move]:
-    """The edges of the lower convex hull, of rising slope, of the deletions that leave a multiple of units."""
+    """The lower convex hull of the deletions that keep a multiple of units: its edges, by rising slope."""
     points = list(zip(saved.tolist(), costs.tolist(), strict=True))
     units, hull = len(points) - 1, [0]
     for index in range(1, len(points)):

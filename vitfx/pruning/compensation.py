@@ -1,10 +1,9 @@
-"""Survivors make up for the dead, without training: from a deletion plan to one with refitted projections.
+"""Survivors make up for deletions, without training: from a deletion plan to one with refitted projections.
 
-Sublayer by sublayer along the stream, the projection of what survives is fitted anew, so that the stream which the
-pruned model really produces comes as near as a linear map can bring it to the *original's* stream, where the next
-survivor reads it. So survivors mend what deletions before them did as well, heads as much as neurons, and a sublayer
-that is deleted whole is made up for by the survivors around it. Behind the last mixing of tokens only those that the
-logits read are fitted.
+Sublayer by sublayer along the stream, the projection of the surviving units is refitted. It brings the stream that the
+pruned model really produces as close as a linear map can to the *original's* stream at the next surviving reader. So
+survivors also correct for deletions before them, heads as well as neurons, and the survivors around a sublayer that is
+deleted whole make up for it. Behind the last mixing of tokens only the tokens that the logits read are fitted.
 
 Shapes: N images, T tokens, D width, E inner channels.
 """
@@ -30,82 +29,80 @@ from vitfx.support.progress import Report
 
 KINDS = ("none", "mean", "ridge")
 _BATCH = 32
-_CHOOSES = 4  # one batch of so many chooses the shrinkage
-_COMPARES = 8  # one image of so many compares ridge with the mean
+_CHOOSES = 4  # every fourth batch chooses the shrinkage
+_COMPARES = 8  # every eighth image compares ridge with the mean
 
 
 @dataclass(frozen=True)
-class Refitted:
-    """How a sublayer's refit went. shrinkage: see `passes.least_squares`, None where no map of what survives helped.
-    before, after: the mean square of what is missing from a token's stream, on images that the fit did not see."""
+class RefitReport:
+    """How a sublayer's refit went."""
 
     name: str
-    shrinkage: float | None
-    before: float
-    after: float
+    shrinkage: float | None  #: see `passes.least_squares`; None where no map of the survivors helped
+    before: float  #: mean square of what a token's stream lacks, on images that the fit did not see
+    after: float  #: the same with the refit
 
 
 @dataclass(frozen=True)
 class Compensated:
-    """plan: with what makes up for its deletions. kind: "ridge", or "mean" where ridge was no better. refits: how it
-    went. images: that it was fitted on. kl: mean D_KL(original ‖ pruned) in nats on `held_out` images that the fit did
-    not see; kl_mean: with the mean alone in place of the dead. None where nothing was compared."""
+    """A plan with what makes up for its deletions."""
 
     plan: DeletionPlan
-    kind: str
-    refits: tuple[Refitted, ...] = ()
-    images: int = 0
-    held_out: int = 0
-    kl: float | None = None
-    kl_mean: float | None = None
+    kind: str  #: one of `KINDS`; "mean" also where "ridge" was asked for and was no better
+    refits: tuple[RefitReport, ...] = ()
+    images: int = 0  #: that it was fitted on
+    held_out: int = 0  #: images that the fit did not see
+    kl: float | None = None  #: mean D_KL(original ‖ pruned) in nats on them; None where nothing was compared
+    kl_mean: float | None = None  #: the same with only the mean in place of deleted units
 
     @property
     def sentence(self) -> str:
-        """What it gained, for a person; where something was compared."""
+        """What refitting gained, where that was compared."""
         return (
             f"survivors refitted on {self.images} images: on {self.held_out} others, D_KL from the original is "
-            f"{self.kl:.4f}, {self.kl_mean:.4f} with the mean in place of the dead"
-            + ("" if self.kind == "ridge" else ", so that the mean stays")
+            f"{self.kl:.4f}, against {self.kl_mean:.4f} with only the mean in place of deleted units"
+            + ("" if self.kind == "ridge" else ", so the mean stays")
         )
 
     def to_json(self) -> dict[str, Any]:
         """All but the plan."""
         record = {name: getattr(self, name) for name in ("kind", "images", "held_out", "kl", "kl_mean")}
-        return {**record, "refits": [vars(one) for one in self.refits]}
+        return {**record, "refits": [vars(refit) for refit in self.refits]}
 
 
 def compensate(
     original: GraphModule, plan: DeletionPlan, pixels: Tensor, kind: str = "ridge", *, progress: Report | None = None
 ) -> Compensated:
-    """What makes up for a plan's deletions, by these images (N, C, H, W), two at least.
+    """Makes up for a plan's deletions, fitted on at least two images (N, C, H, W).
 
-    kind: "none", the dead leave nothing behind; "mean", their mean (the plan's constants, worked out where it has
-    none); "ridge", survivors are refitted, and the last eighth of the images, which the fit does not see, says whether
-    that is better than the mean: where it isn't, or there are fewer than three images, the mean stays.
+    kind "none": deleted units leave nothing behind.
+    kind "mean": they leave their mean (the plan's constants, computed where it has none).
+    kind "ridge": survivors are refitted. The last eighth of the images, which the fit does not see, decides whether
+    that beats the mean; if it does not, or there are fewer than three images, the mean stays.
     """
     if kind not in KINDS:
         raise ValueError(f"compensation {kind!r} is not one of {', '.join(KINDS)}")
     if kind == "none":
-        return Compensated(DeletionPlan(tuple(replace(one, constant=None) for one in plan.deletions)), kind)
+        return Compensated(plan.without_constants(), kind)
     refit = kind == "ridge" and plan.deletions and len(pixels) > 2
     held = max(1, len(pixels) // _COMPARES) if refit else 0
     fitted, held_out = pixels[: len(pixels) - held], pixels[len(pixels) - held :]
     mean = with_means(original, DeletionPlan(plan.deletions), fitted)
     if not held:
         return Compensated(mean, "mean", images=len(fitted))
-    found = Compensator(original, fitted)(mean, progress)
-    kl_mean, kl = (divergence(original, one, held_out) for one in (mean, found.plan))
+    refitted_plan = Compensator(original, fitted)(mean, progress)
+    kl_mean, kl = (divergence(original, either, held_out) for either in (mean, refitted_plan.plan))
     if not kl < kl_mean:
-        found = replace(found, plan=mean, kind="mean")
-    return replace(found, held_out=held, kl=kl, kl_mean=kl_mean)
+        refitted_plan = replace(refitted_plan, plan=mean, kind="mean")
+    return replace(refitted_plan, held_out=held, kl=kl, kl_mean=kl_mean)
 
 
 class Compensator:
     """Refits plans of one model on the same images.
 
-    pixels: (N, C, H, W), two at least: one to fit and one to choose the shrinkage on. keep: the original's streams are
-    kept between calls, which takes N·T·D numbers for each sublayer and saves its run, a third of the time. Without, two
-    streams and a batch of one sublayer's inner channels are in memory.
+    pixels: (N, C, H, W), at least two: one to fit, and one to choose the shrinkage
+    keep: keeps the original's streams between calls, N·T·D numbers for each sublayer, which saves its run, a third of
+        the time; otherwise memory holds two streams and a batch of one sublayer's inner channels
     """
 
     def __init__(self, original: GraphModule, pixels: Tensor, *, keep: bool = False) -> None:
@@ -117,28 +114,28 @@ class Compensator:
 
     @torch.no_grad()
     def __call__(self, plan: DeletionPlan, progress: Report | None = None) -> Compensated:
-        """The plan with refits from its first deletion on. Refits that it has are left out; constants that it has are
-        mended, and those that it has not are not needed."""
+        """The plan with refits from its first deletion on. Its own refits are dropped, its constants corrected; it
+        need not have any."""
         plan = DeletionPlan(plan.deletions)
         pruned = self._narrow(rewrite(self.original, plan).graph_module.eval())
         targets = iter(self._streams() if self._kept is None else self._kept)
         names = [stage.name for stage in self._narrowed.stages]
-        gone = {one.name for one in plan.deletions}
+        deleted = {deletion.name for deletion in plan.deletions}
         touched = False
         fits: list[tuple[Stage, Ridge]] = []
         for index, reading in enumerate(streams_at(pruned.stages, self.pixels, self._batch)):
             stage = reading.stage
             touched = touched or _changed(plan, names, stage.name, pruned.stages[index + 1 :])
             if touched and stage.sublayer is not None:
-                reader = next(one.name for one in pruned.stages[index + 1 :] if one.name in names)
+                reader = next(after.name for after in pruned.stages[index + 1 :] if after.name in names)
                 target = next(value for name, value in targets if name == reader)
                 fit = ridge(*self._moments(pruned, stage, reading.stream, target))
                 fits.append((stage, fit))
-                if fit.change is not None or stage.name in gone:
+                if fit.change is not None or stage.name in deleted:
                     _install(stage, fit)
             if progress is not None:
                 progress(index + 1, len(pruned.stages))
-        report = tuple(Refitted(stage.name, fit.shrinkage, fit.before, fit.after) for stage, fit in fits)
+        report = tuple(RefitReport(stage.name, fit.shrinkage, fit.before, fit.after) for stage, fit in fits)
         return Compensated(_with_fits(plan, fits), "ridge", report, len(self.pixels))
 
     def _narrow(self, graph_module: GraphModule) -> Narrowed:
@@ -151,35 +148,35 @@ class Compensator:
             yield reading.stage.name, reading.stream
 
     def _moments(self, pruned: Narrowed, stage: Stage, stream: Tensor, target: Tensor) -> tuple[Moments, Moments]:
-        """Of the surviving inner channels and what is missing behind them: to fit, and to choose the shrinkage."""
+        """Of the surviving inner channels and what the stream lacks: to fit, and to choose the shrinkage."""
         assert stage.sublayer is not None
-        found: list[Moments | None] = [None, None]
+        sums: list[Moments | None] = [None, None]
         for number, (batch, goal) in enumerate(zip(stream.split(self._batch), target.split(self._batch), strict=True)):
             inner = stage.inner(batch)
             got = stage.carried(batch) + stage.sublayer.out(inner)
-            # Where only one of the two models mixes tokens later on, the other carries fewer of them.
+            # Where only one of the two models still mixes tokens later on, the other carries fewer tokens.
             if got.shape[1] < goal.shape[1]:
                 goal = goal[:, pruned.tokens]
             elif got.shape[1] > goal.shape[1]:
                 inner, got = inner[:, self._narrowed.tokens], got[:, self._narrowed.tokens]
             moments = Moments.of(inner.flatten(0, 1), (goal - got).flatten(0, 1))
             part = int(number % _CHOOSES == 1)
-            old = found[part]
-            found[part] = moments if old is None else old + moments
-        fitted, chooses = found
+            old = sums[part]
+            sums[part] = moments if old is None else old + moments
+        fitted, chooses = sums
         assert fitted is not None and chooses is not None
         return fitted, chooses
 
 
 def _changed(plan: DeletionPlan, names: list[str], name: str, behind: tuple[Stage, ...]) -> bool:
-    """What the next stage reads is not the original's stream any more: this stage lost units, or what stood between."""
-    following = next((one.name for one in behind if one.name in names), None)
+    """Whether the next stage no longer reads the original's stream: this stage, or one in between, lost units."""
+    following = next((stage.name for stage in behind if stage.name in names), None)
     between = names[names.index(name) : None if following is None else names.index(following)] if name in names else []
-    return any(one.name in between for one in plan.deletions)
+    return any(deletion.name in between for deletion in plan.deletions)
 
 
 def _install(stage: Stage, fit: Ridge) -> None:
-    """From here on the stage writes as fitted."""
+    """Gives the stage the fitted projection."""
     module = stage.sublayer
     assert module is not None
     weight = module.out.weight.detach()
@@ -187,7 +184,7 @@ def _install(stage: Stage, fit: Ridge) -> None:
 
 
 def _with_fits(plan: DeletionPlan, fits: list[tuple[Stage, Ridge]]) -> DeletionPlan:
-    """Fits without a map go into the constants of what was deleted there, if anything was."""
+    """The plan with refits. A fit without a map goes into the constant of what was deleted there, if anything was."""
     refits, shifts = [], {}
     for stage, fit in fits:
         assert stage.sublayer is not None
@@ -196,18 +193,18 @@ def _with_fits(plan: DeletionPlan, fits: list[tuple[Stage, Ridge]]) -> DeletionP
         else:
             refits.append(Refit(stage.name, stage.sublayer.out.weight.detach().cpu(), fit.shift.cpu()))
     deletions = tuple(
-        replace(one, constant=shifts[one.name] + (0 if one.constant is None else one.constant))
-        if one.name in shifts
-        else one
-        for one in plan.deletions
+        replace(deletion, constant=shifts[deletion.name] + (0 if deletion.constant is None else deletion.constant))
+        if deletion.name in shifts
+        else deletion
+        for deletion in plan.deletions
     )
     return DeletionPlan(deletions, tuple(refits))
 
 
 @torch.no_grad()
 def with_means(original: GraphModule, plan: DeletionPlan, pixels: Tensor) -> DeletionPlan:
-    """The plan with the mean of what is deleted, over images and tokens, where it has no constant."""
-    wanted = {one.name: one for one in plan.deletions if one.constant is None}
+    """The plan where each deletion without a constant gets the mean of its units over images and tokens."""
+    wanted = {deletion.name: deletion for deletion in plan.deletions if deletion.constant is None}
     if not wanted:
         return plan
     device = next(original.parameters()).device
@@ -223,8 +220,8 @@ def with_means(original: GraphModule, plan: DeletionPlan, pixels: Tensor) -> Del
         if stage.name in wanted and stage.sublayer is not None:
             mean = sums[stage.name] / len(pixels)
             constants[stage.name] = contribution(stage.sublayer, wanted[stage.name].units, mean, double=True).cpu()
-    deletions = tuple(replace(one, constant=constants.get(one.name, one.constant)) for one in plan.deletions)
-    return replace(plan, deletions=deletions)
+    deletions = (replace(one, constant=constants.get(one.name, one.constant)) for one in plan.deletions)
+    return replace(plan, deletions=tuple(deletions))
 
 
 @torch.no_grad()
@@ -233,4 +230,4 @@ def divergence(original: GraphModule, plan: DeletionPlan, pixels: Tensor) -> flo
     pruned = rewrite(original, plan).graph_module.eval()
     device = next(original.parameters()).device
     batches = [batch.to(device) for batch in pixels.split(_BATCH)]
-    return sum(float(kl_divergence(original(one), pruned(one)).sum()) for one in batches) / len(pixels)
+    return sum(float(kl_divergence(original(batch), pruned(batch)).sum()) for batch in batches) / len(pixels)

@@ -1,4 +1,4 @@
-"""What each head and each neuron costs to run, in milliseconds, FLOPs or parameters, and what deleting it saves."""
+"""What heads and neurons cost, in milliseconds, FLOPs or parameters, and what deleting them saves."""
 
 from __future__ import annotations
 
@@ -19,46 +19,44 @@ FLOPS, PARAMETERS = "FLOPs", "parameters"
 
 @dataclass(frozen=True)
 class Price:
-    """unit: what is counted. rest: what everything but the prunable sublayers costs. sublayers: for each sublayer's
-    name the cost of it with 0, 1, … all of its units, float64 (units + 1,), rising."""
+    """What a model costs, as a function of how many units each sublayer keeps."""
 
-    unit: str
-    rest: float
-    sublayers: Mapping[str, Tensor]
+    unit: str  #: what is counted, such as "FLOPs"
+    rest: float  #: the cost of everything but the prunable sublayers
+    sublayers: Mapping[str, Tensor]  #: by name: the cost with 0, 1, … all units, float64 (units + 1,), never falling
 
     @property
     def whole(self) -> float:
-        """Of the model with nothing deleted."""
+        """The price of the model with nothing deleted."""
         return self.total({})
 
     @property
     def least(self) -> float:
-        """Of the model without any attention and MLP. Measured times may add up to less than nothing, on small
-        models."""
+        """The price without any attention or MLP. On small models, measured times may add up to less than nothing."""
         return self.total(dict.fromkeys(self.sublayers, 0))
 
     @property
     def floor(self) -> float:
-        """The least total to ask for: a hair more than the least model's, for sums of floats."""
+        """The least total to ask for: slightly above `least`, because sums of floats round."""
         return self.least + 1e-9 * self.whole
 
     def speed_limit(self, plain: float) -> float:
-        """How many times faster than `plain` the least model is; infinite where its price says nothing."""
+        """How many times faster than `plain` the least model is; infinite where its price is not positive."""
         return plain / self.least if self.least > 0 else math.inf
 
     def total(self, counts: Mapping[str, int]) -> float:
-        """Of a model whose sublayers keep so many units; those that are not named keep all."""
+        """The price of a model whose sublayers keep `counts` units; sublayers not named keep all."""
         return self.rest + sum(float(cost[counts.get(name, -1)]) for name, cost in self.sublayers.items())
 
 
 def flops_price(graph_module: GraphModule, image: torch.Size, tokens: int) -> Price:
     """FLOPs for one image of shape (C, H, W), counted as `passes.cost` counts them."""
-    costs = {name: _line(module, unit_flops(module, tokens)) for name, module in _modules(graph_module).items()}
+    costs = {site.name: _line(site.module, unit_flops(site.module, tokens)) for site in read_sites(graph_module)}
     return _price(FLOPS, measure_cost(graph_module, image).flops, costs)
 
 
 def parameters_price(graph_module: GraphModule) -> Price:
-    """Numbers that the artifact holds; a whole sublayer's biases and norm go with its last unit."""
+    """Numbers in the artifact; a sublayer's output bias and norm go with its last unit."""
     costs = {}
     for site in read_sites(graph_module):
         norm = module_of(graph_module, site.norm)
@@ -67,10 +65,6 @@ def parameters_price(graph_module: GraphModule) -> Price:
         costs[site.name] = _line(site.module, unit_parameters(site.module))
         costs[site.name][1:] += extra
     return _price(PARAMETERS, sum(one.numel() for one in graph_module.parameters()), costs)
-
-
-def _modules(graph_module: GraphModule) -> dict[str, Sublayer]:
-    return {site.name: site.module for site in read_sites(graph_module)}
 
 
 def _line(module: Sublayer, each: int) -> Tensor:

@@ -7,36 +7,36 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from vitfx.deploy.precision_file import FP16, FP32
+from vitfx.deploy.precisions import FP16, FP32
 from vitfx.support.devices import GPU
 from vitfx.support.errors import UserError
 
 SPEEDUP, PARAMETERS, FLOPS, DROP, KL = "target-speedup", "target-params", "target-flops", "max-drop", "max-kl"
 GOALS = (SPEEDUP, PARAMETERS, FLOPS, DROP, KL)
 PRICED = (SPEEDUP, PARAMETERS, FLOPS)
-"""Goals that say what the model may cost; the others say how far its answers may go astray."""
+"""Goals that limit what the model costs; the others limit how far its answers may drift."""
 PROMISED = 0.03
-"""How far a measured speed-up may stay behind the one asked for."""
+"""The share by which a measured speed-up may fall short of the one asked for."""
 
 
 def reaches(measured: float, asked: float) -> bool:
-    """Whether a measured speed-up is as much as was promised for the one asked for."""
+    """Whether a measured speed-up is within `PROMISED` of the one asked for."""
     return measured >= (1 - PROMISED) * asked
 
 
 @dataclass(frozen=True)
 class Goal:
-    """kind: one of `GOALS`, an option's name. value: of target-speedup, the unpruned model's time by the pruned one's;
-    of target-params and target-flops, the share of them that is left; of max-drop, points of top-1; of max-kl, nats an
-    image. Both limits are measured on images that were held out from all fitting."""
+    """What the pruned model must reach. Both limits, max-drop and max-kl, are measured on held-out images."""
 
-    kind: str
+    kind: str  #: one of `GOALS`, which are names of options
+    #: target-speedup: the unpruned model's time over the pruned one's; target-params, target-flops: the share to keep;
+    #: max-drop: points of top-1; max-kl: nats an image
     value: float
 
     def __post_init__(self) -> None:
         """Raises UserError, naming the option and its value."""
         if not math.isfinite(self.value):
-            raise UserError(f"--{self.kind} {self.value} is no goal: give a finite number")
+            raise UserError(f"--{self.kind} {self.value} is not a number to aim for: give a finite one")
         if self.kind == SPEEDUP and self.value <= 1:
             raise UserError(f"--{self.kind} {self.value:g} is not faster: give a number above 1, such as 1.5")
         if self.kind in (PARAMETERS, FLOPS) and not 0 < self.value < 1:
@@ -49,26 +49,24 @@ class Goal:
         return self.kind in PRICED
 
     def __str__(self) -> str:
-        said = {
+        sentences = {
             SPEEDUP: f"{self.value:g}× faster",
             PARAMETERS: f"{100 * self.value:g}% of the parameters",
             FLOPS: f"{100 * self.value:g}% of the FLOPs",
             DROP: f"at most {self.value:g} points of top-1 lost",
             KL: f"at most {self.value:g} nats from the original",
         }
-        return said[self.kind]
+        return sentences[self.kind]
 
 
 @dataclass(frozen=True)
 class Target:
-    """The runtime that times are measured on. device: by torch's name. batch: images at a time. precision: the numbers
-    that every file is in there, the plain export as well, "fp32" or "fp16". align: MLPs that are cut are left with a
-    multiple of so many neurons, for kernels that are fast at such widths alone."""
+    """The runtime that times are measured on."""
 
-    device: str = "cpu"
-    batch: int = 8
-    precision: str = FP32
-    align: int = 1
+    device: str = "cpu"  #: by torch's name
+    batch: int = 8  #: images at a time
+    precision: str = FP32  #: of every file there, the plain export included: "fp32" or "fp16"
+    align: int = 1  #: pruned MLPs keep a multiple of this many neurons, for kernels that are fast only at such widths
 
     def __post_init__(self) -> None:
         """Raises UserError."""
@@ -82,23 +80,23 @@ class Target:
 
     def __str__(self) -> str:
         precision = "" if self.precision == FP32 else f":{self.precision}"
-        align = "" if self.align == _usual(self.precision) else f" (widths in multiples of {self.align})"
+        align = "" if self.align == _default_align(self.precision) else f" (widths in multiples of {self.align})"
         return f"{self.device}{precision}:batch={self.batch}{align}"
 
 
-def _usual(precision: str) -> int:
-    """Tensor cores take eight numbers of float16 at once."""
+def _default_align(precision: str) -> int:
+    """Tensor cores take eight float16 numbers at once."""
     return 8 if precision == FP16 else 1
 
 
 def parse_target(text: str) -> Target:
-    """`cpu`, `cpu:batch=8`, `cuda:0:fp16:batch=1`: a device by torch's name, numbers, and a batch; widths as suit the
-    numbers. Raises UserError."""
-    found = re.fullmatch(r"(?P<device>[a-z]+(:\d+)?)(:(?P<precision>fp\d+))?(:batch=(?P<batch>\d+))?", text)
-    batch = Target.batch if found is None or found["batch"] is None else int(found["batch"])
-    precision = (found and found["precision"]) or FP32
-    if found is None or batch < 1 or precision not in (FP32, FP16):
+    """`cpu`, `cpu:batch=8`, `cuda:0:fp16:batch=1`: a device by torch's name, a precision and a batch size. Widths are
+    aligned as the precision needs. Raises UserError."""
+    match = re.fullmatch(r"(?P<device>[a-z]+(:\d+)?)(:(?P<precision>fp\d+))?(:batch=(?P<batch>\d+))?", text)
+    batch = Target.batch if match is None or match["batch"] is None else int(match["batch"])
+    precision = (match and match["precision"]) or FP32
+    if match is None or batch < 1 or precision not in (FP32, FP16):
         raise UserError(
-            f"--target {text} is not understood: give a device and a batch, such as cpu:batch=8 or {GPU}:fp16:batch=1"
+            f"--target {text} is not a target: give a device and a batch size such as cpu:batch=8 or {GPU}:fp16:batch=1"
         )
-    return Target(found["device"], batch, precision, _usual(precision))
+    return Target(match["device"], batch, precision, _default_align(precision))

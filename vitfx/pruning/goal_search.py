@@ -1,65 +1,67 @@
-"""From a goal to a pruned model that meets it, measured and not only predicted."""
+"""From a goal to a pruned model that meets it, as measured rather than only predicted."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal import DROP, PROMISED, SPEEDUP, Goal, reaches
-from vitfx.pruning.iterative_pruner import Pursuit, Standing, State
+from vitfx.pruning.iterative_pruner import HeldOutLoss, IterativePruner, State
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 
 ROUNDS = 3
-"""Cuts, each scored anew, on the way to a price."""
+"""Cuts on the way to a price, each scored anew."""
 TOLERANCE = PROMISED / 2
-"""How far it may be off before the cut is corrected: the measurement has an error of its own."""
+"""Relative error in speed that is left uncorrected: the measurement has an error of its own."""
 CORRECTIONS = 4
 _STRIDE, _FINEST = 0.06, 0.007
-"""Of the whole price, how much cheaper the next cut is, and how near to a cut that was too deep the search goes on."""
+"""Shares of the whole price: how much cheaper each next cut is, and how close to a cut too deep the search goes."""
 _MOST_CUTS = 24
 
 Speed = Callable[[State], float]
-"""The plain export's time by that of a pruned model, measured in turns."""
+"""The plain export's time over the pruned model's, measured in turns."""
+
+
+class SearchStep(TypedDict):
+    """A model on the way to a goal, for the circuit's record."""
+
+    price: float  #: total
+    share: float  #: of the whole price
+    kl: float
+    drop: float | None
+    predicted: NotRequired[float]  #: speed-up, where one was measured
+    measured: NotRequired[float]
 
 
 @dataclass(frozen=True)
-class Attained:
-    """state: the model. speedup: measured; predicted: by the price; both None where the goal is none. met: whether it
-    is what was asked for. steps: every model on the way, JSON-ready: its total price, how it stood, and, where it was
-    measured, both speed-ups."""
+class GoalResult:
+    """What a search for a goal ended with."""
 
     state: State
-    standing: Standing
-    speedup: float | None
-    predicted: float | None
-    met: bool
-    steps: tuple[dict[str, Any], ...]
+    held_out_loss: HeldOutLoss
+    speedup: float | None  #: measured, None where the goal is not a speed-up
+    predicted: float | None  #: the speed-up by the price, None likewise
+    met: bool  #: whether the model is what was asked for
+    steps: tuple[SearchStep, ...]  #: every model on the way
 
 
-def said(standing: Standing) -> str:
-    """In words."""
-    lost = f"KL {standing.kl:.4f}"
-    if standing.drop is not None:
-        error = "" if standing.error is None else f" ± {standing.error:.1f}"
-        lost += f", {standing.drop:+.1f}{error} points of top-1 lost"
-    return lost
+class GoalSearch:
+    """The search for one goal with one pruner."""
 
-
-class Attempt:
-    """One goal on one pursuit."""
-
-    def __init__(self, pursuit: Pursuit, price: Price, watcher: Watcher) -> None:
-        self.pursuit, self.price, self.watcher = pursuit, price, watcher
-        self.steps: list[dict[str, Any]] = []
+    def __init__(self, pruner: IterativePruner, price: Price, watcher: Watcher) -> None:
+        self.pruner, self.price, self.watcher = pruner, price, watcher
+        self.steps: list[SearchStep] = []
 
     def to_price(self, most: float, rounds: int = ROUNDS, start: State | None = None) -> State:
-        """A model of at most this total price, in so many cuts from `start`, or else from the whole model. Raises
-        UserError where no model is that cheap."""
-        state = self.pursuit.start() if start is None else start
+        """A model of at most this total price, in `rounds` cuts from `start` or, without it, from the whole model.
+
+        Raises UserError where no model is that cheap.
+        """
+        state = self.pruner.start() if start is None else start
         first = self.price.total(state.kept)
         if most >= first:
             return state
@@ -70,69 +72,75 @@ class Attempt:
     def to_speed(
         self, speedup: float, plain: float, measure: Speed, rounds: int = ROUNDS, start: State | None = None
     ) -> tuple[State, float]:
-        """Of the models tried that are as fast as was promised, or of all where none is, the one whose speed is nearest
-        to `speedup` times a plain export's, which takes `plain` ms, and its measured speed-up. Raises UserError where
-        no model is predicted to be as fast."""
+        """The model whose measured speed-up is nearest to the one asked for, and that speed-up.
+
+        Models that are as fast as promised come first. plain: ms of the plain export. Raises UserError where no model
+        is predicted to be that fast.
+        """
         price, most = self.price, plain / speedup
         state = self.to_price(most, rounds, start)
         tried = [(state, self._measured(state, plain, speedup, measure))]
         for _ in range(CORRECTIONS):
-            found = tried[-1][1]
-            # What was predicted and what was measured differ by a factor that is nearly the same a step further on.
-            wanted = min(max(most * found / speedup, price.floor), price.whole)
-            if abs(found / speedup - 1) <= TOLERANCE or wanted == most or (most >= price.whole and found > speedup):
+            measured = tried[-1][1]
+            # The factor between prediction and measurement hardly changes from one cut to the next.
+            wanted = min(max(most * measured / speedup, price.floor), price.whole)
+            on_target = abs(measured / speedup - 1) <= TOLERANCE
+            if on_target or wanted == most or (most >= price.whole and measured > speedup):
                 break
             most = wanted
             state = self.cut(state, most)
             tried.append((state, self._measured(state, plain, speedup, measure)))
-        return min(tried, key=lambda one: (not reaches(one[1], speedup), abs(math.log(one[1] / speedup))))
+        return min(tried, key=lambda pair: (not reaches(pair[1], speedup), abs(math.log(pair[1] / speedup))))
 
     def _measured(self, state: State, plain: float, speedup: float, measure: Speed) -> float:
-        found, predicted = measure(state), _predicted(self.price, state, plain)
-        self.watcher.say(f"measured {found:.3f}×, predicted {predicted:.3f}×, asked for {speedup:g}×")
+        measured, predicted = measure(state), _predicted(self.price, state, plain)
+        self.watcher.say(f"measured {measured:.3f}×, predicted {predicted:.3f}×, asked for {speedup:g}×")
         if self.steps:
-            self.steps[-1] |= {"predicted": predicted, "measured": found}
-        return found
+            self.steps[-1] |= {"predicted": predicted, "measured": measured}
+        return measured
 
     def within(self, goal: Goal) -> State:
-        """The cheapest model found that keeps to a limit on accuracy or KL with survivors refitted on all images, which
-        may change on which side of the limit a model lies."""
+        """The cheapest model found that keeps within a limit on accuracy or KL.
+
+        It is judged after the final refit on all images, which may move a model across the limit.
+        """
         whole = self.price.whole
-        good, bad = [(self.pursuit.start(), whole)], -math.inf
+        good, bad = [(self.pruner.start(), whole)], -math.inf
         for _ in range(_MOST_CUTS):
             state, price = good[-1]
             most = max(price - _STRIDE * whole, self.price.floor) if math.isinf(bad) else (price + bad) / 2
             if price - most < _FINEST * whole:
                 break
-            state, standing = self._cut(state, most)
-            if _keeps(standing, goal):
+            state, loss = self._cut(state, most)
+            if _keeps(loss, goal):
                 good.append((state, most))
             else:
                 bad = most
-        finished = (self.pursuit.finish(state) for state, _ in reversed(good[1:]))
-        return next((one for one in finished if _keeps(self.pursuit.standing(one), goal)), good[0][0])
+        finished = (self.pruner.finish(state) for state, _ in reversed(good[1:]))
+        return next((state for state in finished if _keeps(self.pruner.held_out_loss(state), goal)), good[0][0])
 
     def cut(self, state: State, most: float) -> State:
         return self._cut(state, most)[0]
 
-    def _cut(self, state: State, most: float) -> tuple[State, Standing]:
-        state = self.pursuit.cut(state, self.price, most)
-        standing = self.pursuit.standing(state)
+    def _cut(self, state: State, most: float) -> tuple[State, HeldOutLoss]:
+        state = self.pruner.cut(state, self.price, most)
+        loss = self.pruner.held_out_loss(state)
         total = self.price.total(state.kept)
-        self.steps.append({"price": total, "share": total / self.price.whole, "kl": standing.kl, "drop": standing.drop})
-        self.watcher.say(f"{total / self.price.whole:.1%} of the {self.price.unit}: {said(standing)}")
-        return state, standing
+        share = total / self.price.whole
+        self.steps.append({"price": total, "share": share, "kl": loss.kl, "drop": loss.drop})
+        self.watcher.say(f"{share:.1%} of the {self.price.unit}: {loss}")
+        return state, loss
 
 
-def _keeps(standing: Standing, goal: Goal) -> bool:
+def _keeps(loss: HeldOutLoss, goal: Goal) -> bool:
     if goal.kind != DROP:
-        return standing.kl <= goal.value
-    assert standing.drop is not None
-    return standing.drop <= goal.value
+        return loss.kl <= goal.value
+    assert loss.drop is not None
+    return loss.drop <= goal.value
 
 
-def attain(
-    pursuit: Pursuit,
+def reach_goal(
+    pruner: IterativePruner,
     goal: Goal,
     price: Price,
     watcher: Watcher,
@@ -140,48 +148,55 @@ def attain(
     plain: float | None = None,
     measure: Speed | None = None,
     whole: float | None = None,
-) -> Attained:
-    """price: in what the goal is counted in; for a limit on accuracy or KL, what is to be saved within it. plain,
-    measure: for a speed-up. whole: what a share is of, the price of the model itself where it is None. A speed that was
-    predicted to be within reach and was not measured is no error: see `Attained.met`. Raises UserError where the goal
-    is out of reach, or needs labels that are not there."""
-    if goal.kind == DROP and pursuit.labels is None:
+) -> GoalResult:
+    """Searches for the goal.
+
+    price: in the goal's own unit; for a limit on accuracy or KL, what to save within it
+    plain, measure: for a speed-up
+    whole: what a share is counted from; the model's own price where it is None
+
+    A speed that was predicted to be within reach and then measured to fall short is not an error: see `GoalResult.met`.
+    Raises UserError where the goal is out of reach, or needs labels and has none.
+    """
+    if goal.kind == DROP and pruner.labels is None:
         raise UserError("--max-drop needs labelled images: give images in class folders, or --max-kl instead")
     check_reach(goal, price, plain=plain, whole=whole)
-    attempt = Attempt(pursuit, price, watcher)
-    found, predicted, met = None, None, True
+    search = GoalSearch(pruner, price, watcher)
+    speedup, predicted, met = None, None, True
     if goal.kind == SPEEDUP:
         assert plain is not None and measure is not None
-        state, found = attempt.to_speed(goal.value, plain, measure)
+        state, speedup = search.to_speed(goal.value, plain, measure)
         predicted = _predicted(price, state, plain)
-        state, met = pursuit.finish(state), reaches(found, goal.value)
+        state, met = pruner.finish(state), reaches(speedup, goal.value)
     elif goal.priced:
-        state = pursuit.finish(attempt.to_price(goal.value * (price.whole if whole is None else whole)))
+        state = pruner.finish(search.to_price(goal.value * (price.whole if whole is None else whole)))
     else:
-        state = attempt.within(goal)
-    return Attained(state, pursuit.standing(state), found, predicted, met, tuple(attempt.steps))
+        state = search.within(goal)
+    return GoalResult(state, pruner.held_out_loss(state), speedup, predicted, met, tuple(search.steps))
 
 
 def check_reach(goal: Goal, price: Price, *, plain: float | None = None, whole: float | None = None) -> None:
-    """plain, whole: as in `attain`. Raises UserError, in what the user counts in, where not even a model without any
-    attention and MLP is predicted to meet the goal."""
+    """Raises UserError where even a model without any attention or MLP is not predicted to meet the goal.
+
+    plain, whole: as in `reach_goal`.
+    """
     if not goal.priced:
         return
     if goal.kind == SPEEDUP:
         assert plain is not None
         limit = price.speed_limit(plain)
-        possible, said = goal.value <= limit, f"{limit:.2f}× as fast as its plain export"
+        possible, best = goal.value <= limit, f"{limit:.2f}× as fast as its plain export"
     else:
         least = price.least / (price.whole if whole is None else whole)
-        possible, said = goal.value >= least, f"left with {least:.0%} of its {price.unit}"
+        possible, best = goal.value >= least, f"left with {least:.0%} of its {price.unit}"
     if not possible:
         raise UserError(
-            f"--{goal.kind} {goal.value:g} is out of reach, for even without any attention and MLP the model is "
-            f"{said}: ask for less"
+            f"--{goal.kind} {goal.value:g} is out of reach, for even without any attention or MLP the model is "
+            f"{best}: ask for less"
         )
 
 
 def _predicted(price: Price, state: State, plain: float) -> float:
-    """How many times faster than the plain export. Sums of measured times may fall short of any time at all; what is
-    said then is the speed of a model that takes a hundredth of the plain export's time."""
+    """How many times faster than the plain export, by the price. Measured times may add up to less than nothing: the
+    model is taken to need a hundredth of the plain export's time at least."""
     return plain / max(price.total(state.kept), plain / 100)

@@ -1,8 +1,9 @@
-"""From a price to a pruned model: what is worth least goes, survivors are refitted, and all is surveyed anew.
+"""From a price to a pruned model: delete the units worth least, refit the survivors, and score all units anew.
 
-A one-shot cut trusts scores of the whole model for a model that has lost a third of it. Here a cut is made in rounds:
-each is surveyed on the model as the round before left it, and chooses anew among all units, so that what turned out
-to be missed comes back, and what turned out to be worth less goes in its place."""
+A one-shot cut trusts the whole model's scores for a model that has lost a third of its units. Here pruning goes in
+rounds. Each scores the model that the last round left and chooses anew among all units, so that a unit that turned out
+to be missed comes back, and one that turned out to be worth less goes in its place.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from passes.plan import DeletionPlan, SublayerDeletion
+from passes.plan import DeletionPlan
 from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.stages import read_stages, sublayers_of
 from vitfx.graph.verify import rewrite
 from vitfx.pruning.budget import select
 from vitfx.pruning.compensation import Compensator
 from vitfx.pruning.cost_model import Price
-from vitfx.pruning.removal_order import eliminate
-from vitfx.pruning.unit_worth import mend, survey
+from vitfx.pruning.removal_order import removal_order
+from vitfx.pruning.unit_worth import planned_projections, unit_worth
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 
@@ -30,30 +31,34 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class State:
-    """A pruned model. plan: with refits. kept: how many units of each sublayer. costs: nats an image, predicted, of
-    what is deleted of each."""
+    """A pruned model."""
 
-    plan: DeletionPlan
-    kept: Mapping[str, int]
-    costs: Mapping[str, float]
+    plan: DeletionPlan  #: with refits
+    kept: Mapping[str, int]  #: how many units each sublayer keeps
+    costs: Mapping[str, float]  #: by sublayer, the predicted cost of what is deleted there, in nats an image
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How a pruned model stands on the held-out images. kl: nats an image from the original. drop: points of top-1
-    lost, None without labels. error: the standard error of that, None where fewer than two images are held out."""
+class HeldOutLoss:
+    """What a pruned model loses on the held-out images."""
 
-    kl: float
-    drop: float | None
-    error: float | None
+    kl: float  #: nats an image from the original
+    drop: float | None  #: points of top-1 lost, None without labels
+    error: float | None  #: the standard error of `drop`, None where fewer than two images are held out
+
+    def __str__(self) -> str:
+        if self.drop is None:
+            return f"KL {self.kl:.4f}"
+        error = "" if self.error is None else f" ± {self.error:.1f}"
+        return f"KL {self.kl:.4f}, {self.drop:+.1f}{error} points of top-1 lost"
 
 
-class Pursuit:
-    """Prunes one model to ever smaller prices, on one set of images.
+class IterativePruner:
+    """Prunes one model to ever lower prices, on one set of images.
 
-    Of the images (N, C, H, W) the last quarter is held out from all fitting and scoring. The first `scored` of the
-    others tell what units are worth, and are what survivors are refitted on between cuts; in the end that is done on
-    all of the others. align: the widths that MLPs are left with are multiples of it.
+    The last quarter of the images (N, C, H, W) is held out from all fitting and scoring. The first `scored` of the
+    others score the units, and survivors are refitted on them between cuts; the final refit uses all of the others.
+    align: the widths of pruned MLPs are multiples of it.
     """
 
     def __init__(
@@ -84,56 +89,49 @@ class Pursuit:
         return State(DeletionPlan(), {name: module.units for name, module in self.modules.items()}, {})
 
     def cut(self, state: State, price: Price, most: float) -> State:
-        """The model surveyed anew and brought to a total of `most`. Raises UserError where no model is that cheap."""
-        found = survey(
+        """Scores the model anew and prunes it to a total price of `most`. Raises UserError where none is that cheap."""
+        worth = unit_worth(
             self.stages,
-            mend(self.stages, state.plan),
+            planned_projections(self.stages, state.plan),
             self.scored,
             seed=self.seed + self.rounds,
             progress=self.watcher.bar("scoring"),
         )
         self.rounds += 1
-        paths = {
-            name: eliminate(one.fisher, one.covariance, self.modules[name].out.weight.detach().cpu())
-            for name, one in found.items()
+        orders = {
+            name: removal_order(units.fisher, units.covariance, self.modules[name].out.weight.detach().cpu())
+            for name, units in worth.items()
         }
-        counts = select(paths, price, most, self.multiples)
+        counts = select(orders, price, most, self.multiples)
         if counts is None:
-            least = price.least
             raise UserError(
-                f"even without any attention and MLP the model has {least / price.whole:.0%} of its {price.unit}, "
-                f"more than the {most / price.whole:.0%} asked for: ask for less"
+                f"without any attention or MLP the model still has {price.least / price.whole:.0%} of its {price.unit} "
+                f"and not the {most / price.whole:.0%} asked for: ask for less"
             )
-        gone = {name: tuple(sorted(paths[name].units[:count])) for name, count in counts.items() if count}
-        plan = DeletionPlan(
-            tuple(
-                SublayerDeletion(name, module.kind, gone[name], module.units)
-                for name, module in self.modules.items()
-                if name in gone
-            )
-        )
-        refitted = self._quick(plan, self.watcher.bar("refitting")).plan if gone else plan
-        kept = {name: module.units - len(gone.get(name, ())) for name, module in self.modules.items()}
-        return State(refitted, kept, {name: float(paths[name].costs[count]) for name, count in counts.items()})
+        plan = DeletionPlan.deleting(self.original, {name: orders[name].units[:n] for name, n in counts.items()})
+        if plan.deletions:
+            plan = self._quick(plan, self.watcher.bar("refitting")).plan
+        kept = {name: module.units - counts[name] for name, module in self.modules.items()}
+        return State(plan, kept, {name: float(orders[name].costs[count]) for name, count in counts.items()})
 
     def finish(self, state: State) -> State:
-        """The same deletions, survivors refitted on all images that are for it."""
+        """The same deletions, with survivors refitted on all images but those held out."""
         if not state.plan.deletions or len(self.scored) == len(self.fitted):
             return state
-        bare = DeletionPlan(tuple(replace(one, constant=None) for one in state.plan.deletions))
+        bare = state.plan.without_constants()
         refitted = Compensator(self.original, self.fitted)(bare, self.watcher.bar("refitting on all images")).plan
         return replace(state, plan=refitted)
 
-    def standing(self, state: State) -> Standing:
+    def held_out_loss(self, state: State) -> HeldOutLoss:
         logits = _logits(rewrite(self.original, state.plan).graph_module.eval(), self.held_out)
         kl = float(kl_divergence(self.expected, logits).mean())
         if self.labels is None:
-            return Standing(kl, None, None)
+            return HeldOutLoss(kl, None, None)
         labels = self.labels.to(logits.device)
-        lost = [(one.argmax(-1) == labels).double() for one in (self.expected, logits)]
-        difference = 100 * (lost[0] - lost[1])
+        before, after = ((answers.argmax(-1) == labels).double() for answers in (self.expected, logits))
+        difference = 100 * (before - after)
         error = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else None
-        return Standing(kl, float(difference.mean()), error)
+        return HeldOutLoss(kl, float(difference.mean()), error)
 
 
 @torch.no_grad()

@@ -1,15 +1,16 @@
-"""What each sublayer takes on the target runtime with ever fewer units: a price in milliseconds.
+"""How long each sublayer takes on the target runtime with ever fewer units: a price in milliseconds.
 
-Sublayers are cut out of the graph as it is deployed, after its exact rewrites, so that a last layer which only the
-class token needs costs what it costs there. Each shape is exported and timed once, whatever the number of sublayers
-that have it, all of them in turns, with the whole model and its plain export among them."""
+Sublayers are cut out of the graph as it is deployed, after its exact rewrites, so that a last layer that only the class
+token needs costs what it costs there. Each shape is exported and timed once, however many sublayers have it. The
+shapes, the whole model and its plain export are timed in turns.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,57 +18,59 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
-from passes.plan import DeletionPlan, SublayerDeletion
+from passes.plan import DeletionPlan
 from passes.stream import module_of, read_sites
 from vitfx.deploy.runtime import OnnxModel
 from vitfx.graph.verify import rewrite
 from vitfx.pruning.cost_model import Price
 from vitfx.support.devices import synchronize
 from vitfx.support.errors import UserError
+from vitfx.support.json_files import read_json, write_json
 from vitfx.support.progress import Watcher
 from vitfx.support.timing import time_interleaved
 
 MILLISECONDS = "ms"
 STEPS = 6
-"""Of a sublayer's units so many counts are timed; between them times are interpolated."""
+"""How many counts of a sublayer's units are timed; times between them are interpolated."""
 _ROUNDS, _SECONDS = 25, 20.0
+_FORMAT = "vitfx-latency/1"
+_ADVICE = "times are measured anew"
 
 Deploy = Callable[[GraphModule], GraphModule]
-"""From a canonical graph to the one that is exported."""
+"""From a canonical graph to the graph that is exported."""
 Open = Callable[[GraphModule, Tensor], OnnxModel]
-"""From a graph and an example of its input (2 or more, …) to a session on the target."""
+"""From a graph and an example of its input, a batch of two or more, to a session on the target."""
 
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Times in ms at the target's batch, the tenth percentile: other programs' work only ever adds to a time. plain:
-    the plain export of the model. whole: as it is deployed. sublayers: by name, pairs of (units, ms)."""
+    """Times in ms at the target's batch, tenth percentiles: other programs only ever add to a time."""
 
-    plain: float
-    whole: float
-    sublayers: Mapping[str, tuple[tuple[int, float], ...]]
+    plain: float  #: of the model's plain export
+    whole: float  #: of the model as it is deployed
+    sublayers: Mapping[str, tuple[tuple[int, float], ...]]  #: by name, pairs of (units, ms)
 
     def price(self) -> Price:
-        """Between the counts that were timed, linear; never less for more units. Without any, nothing."""
+        """Linear between the counts that were timed, never falling with more units, and nothing for no units."""
         costs = {}
         for name, points in self.sublayers.items():
             counts, times = (np.array(column) for column in zip((0, 0.0), *points, strict=True))
-            found = np.interp(np.arange(counts[-1] + 1), counts, np.maximum.accumulate(times))
-            costs[name] = torch.from_numpy(found)
+            costs[name] = torch.from_numpy(np.interp(np.arange(counts[-1] + 1), counts, np.maximum.accumulate(times)))
         return Price(MILLISECONDS, self.whole - sum(float(cost[-1]) for cost in costs.values()), costs)
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+    def write(self, path: Path) -> None:
+        """Raises WriteError."""
+        write_json(path, _FORMAT, asdict(self))
 
     @staticmethod
-    def from_json(text: str) -> LatencyTable:
-        """Raises UserError for anything but what `to_json` makes."""
+    def read(path: Path) -> LatencyTable:
+        """Raises UserError for anything but what `write` makes."""
+        record = read_json(path, _FORMAT, _ADVICE)
         try:
-            record: dict[str, Any] = json.loads(text)
             points = {name: tuple((int(n), float(ms)) for n, ms in row) for name, row in record["sublayers"].items()}
             return LatencyTable(float(record["plain"]), float(record["whole"]), points)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"the latency table can't be read ({error!r}): delete it, and it is made anew") from error
+            raise UserError(f"{path} is damaged ({error!r}): {_ADVICE}") from error
 
 
 def measure_table(
@@ -79,9 +82,12 @@ def measure_table(
     device: torch.device,
     watcher: Watcher,
 ) -> LatencyTable:
-    """Times the model and its sublayers at a batch of `pixels` (the batch, C, H, W; on the CPU).
+    """Times the model and its sublayers on one batch.
 
-    original: canonical. plain: its plain export. opened: how an artifact is exported.
+    original: canonical
+    pixels: the batch (N, C, H, W), on the CPU
+    plain: the model's plain export
+    opened: how an artifact is exported
     """
     example = torch.cat([pixels, pixels])[: max(2, len(pixels))]
     sessions: dict[str, Callable[[], None]] = {
@@ -105,28 +111,25 @@ def measure_table(
         synchronize=partial(synchronize, device),
         progress=watcher.bar("timing sublayers"),
     )
-    found = {
+    sublayers = {
         name: tuple((count, timings[key].p10_ms) for count, key in sorted(set(points)))
         for name, points in places.items()
     }
-    return LatencyTable(timings["plain"].p10_ms, timings["whole"].p10_ms, found)
+    return LatencyTable(timings["plain"].p10_ms, timings["whole"].p10_ms, sublayers)
 
 
 def _shrunk(graph_module: GraphModule, share: float) -> GraphModule:
-    """Every sublayer with this share of its units, whichever: times do not ask which."""
-    deletions = []
-    for site in read_sites(graph_module):
-        total, kept = site.module.units, max(1, round(share * site.module.units))
-        if kept < total:
-            deletions.append(SublayerDeletion(site.name, site.module.kind, tuple(range(kept, total)), total))
-    return rewrite(graph_module, DeletionPlan(tuple(deletions))).graph_module.eval()
+    """Every sublayer with this share of its units. Which ones does not matter to the time."""
+    totals = {site.name: site.module.units for site in read_sites(graph_module)}
+    deleted = {name: range(max(1, round(share * units)), units) for name, units in totals.items()}
+    return rewrite(graph_module, DeletionPlan.deleting(graph_module, deleted)).graph_module.eval()
 
 
 def _cut_out(
     graph_module: GraphModule, pixels: Tensor, names: tuple[str, ...]
 ) -> Iterator[tuple[str, GraphModule, Tensor]]:
-    """Each sublayer with its norm and its addition as a graph of its own, and an example of the stream it reads."""
-    streams = _Streams(graph_module)
+    """Each sublayer with its norm and addition, as a graph of its own, and an example of the stream that it reads."""
+    streams = _NormInputs(graph_module)
     with torch.no_grad():
         streams.run(pixels)
     for node in list(graph_module.graph.nodes):
@@ -141,15 +144,15 @@ def _cut_out(
 def _alone(graph_module: GraphModule, stream: Node, norm: Node, node: Node, add: Node) -> GraphModule:
     graph = Graph()
     copies = {stream: graph.placeholder("pixels")}
-    carried = [one for one in add.all_input_nodes if one not in (stream, node)]
-    for one in (norm, *carried, node, add):
-        copies[one] = graph.node_copy(one, lambda old: copies[old])
+    carried = [part for part in add.all_input_nodes if part not in (stream, node)]
+    for part in (norm, *carried, node, add):
+        copies[part] = graph.node_copy(part, lambda old: copies[old])
     graph.output(copies[add])
     return GraphModule(graph_module, graph)
 
 
-class _Streams(Interpreter):
-    """Keeps what every LayerNorm of the graph reads."""
+class _NormInputs(Interpreter):
+    """Runs the graph and keeps what every LayerNorm reads."""
 
     def __init__(self, graph_module: GraphModule) -> None:
         super().__init__(graph_module)

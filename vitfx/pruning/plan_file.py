@@ -1,4 +1,4 @@
-"""A deletion plan in a folder: JSON for people, and beside it the refitted weights, whose sha256 the JSON has."""
+"""A deletion plan in a folder: JSON for people, beside it the refitted weights, whose sha256 the JSON holds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_plan(folder: Path, plan: DeletionPlan) -> None:
 
 
 def read_plan(folder: Path) -> DeletionPlan:
-    """Raises UserError where the two files are not there, or not of one run."""
+    """Raises UserError where the two files are missing, damaged or not of one run."""
     try:
         return DeletionPlan.from_json((folder / PLAN).read_text(), load((folder / TENSORS).read_bytes()))
     except OSError as error:

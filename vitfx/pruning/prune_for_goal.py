@@ -1,4 +1,4 @@
-"""The compiler with a goal in place of τ: what a user asks for, looked for on the target and measured there."""
+"""The compiler with a goal in place of τ: searches for what the user asked for, and measures it on the target."""
 
 from __future__ import annotations
 
@@ -16,28 +16,26 @@ from vitfx.circuits.details import Details
 from vitfx.discovery.run import origins
 from vitfx.graph.canonical import read_module
 from vitfx.graph.stages import read_stages
-from vitfx.graph.verify import rewrite, verify
 from vitfx.images.image_set import Images
 from vitfx.pruning.compensation import Compensated, divergence, with_means
 from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal import DROP
-from vitfx.pruning.goal_search import Attained, attain, said
-from vitfx.pruning.iterative_pruner import Pursuit
-from vitfx.pruning.prune_by_circuit import Pruned
-from vitfx.pruning.target_bench import Asked, Bench
+from vitfx.pruning.goal_search import GoalResult, reach_goal
+from vitfx.pruning.iterative_pruner import IterativePruner
+from vitfx.pruning.prune_by_circuit import Pruned, carry_out
+from vitfx.pruning.target_bench import GoalRequest, TargetBench
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 
 SCORED = 256
-_VERIFIED_IMAGES = 64
 _FEWEST = 3
-"""One is held out, one fits survivors and one chooses by how much they are shrunk."""
+"""One image is held out, one fits the survivors, and one chooses the shrinkage."""
 
 
 def compile_for_goal(
     module: nn.Module,
     images: Images,
-    asked: Asked,
+    asked: GoalRequest,
     *,
     device: torch.device,
     watcher: Watcher,
@@ -45,11 +43,14 @@ def compile_for_goal(
 ) -> Pruned:
     """Traces, prices, prunes in rounds, measures and verifies. The module stays as it is.
 
-    images: a quarter of them is held out from fitting, and says what is lost. device: where scoring and fitting run;
-    the artifact is timed on the target. accept: as in `vitfx.pruning.prune_by_circuit.compile_model`. Raises UserError
-    where the model can't be used or the goal is out of reach, VerificationError where a proof fails."""
+    images: a quarter of them is held out from fitting, to measure what is lost
+    device: where scoring and fitting run; the artifact is timed on the target
+    accept: as in `vitfx.pruning.prune_by_circuit.compile_model`
+
+    Raises UserError where the model can't be used or the goal is out of reach, VerificationError where a proof fails.
+    """
     if asked.goal.kind == DROP and images.labels is None:
-        raise UserError("--max-drop needs labelled images: give images in class folders, or --max-kl in its place")
+        raise UserError("--max-drop needs labelled images: give images in class folders, or --max-kl instead")
     if len(images.pixels) < _FEWEST:
         raise UserError(f"{len(images.pixels)} images are too few: for a goal give {_FEWEST} or more with --samples")
     front = read_module(module, images.pixels, watcher)
@@ -57,10 +58,10 @@ def compile_for_goal(
     if accept is not None:
         accept(original)
     facts = origins(original, images)
-    bench = Bench(module, original, images.pixels, asked, watcher)
+    bench = TargetBench(module, original, images.pixels, asked, watcher)
     price = bench.price()
-    pursuit = Pursuit(
-        # The bench exports the same model from the CPU in between.
+    pruner = IterativePruner(
+        # Meanwhile the bench exports the same model from the CPU.
         copy.deepcopy(original).to(device),
         images.pixels.to(device),
         None if images.labels is None else images.labels.to(device),
@@ -69,50 +70,49 @@ def compile_for_goal(
         watcher=watcher,
         align=asked.target.align,
     )
-    found = attain(pursuit, asked.goal, price, watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole)
-    plan = found.state.plan
-    artifact = rewrite(original, plan).graph_module.eval()
-    verification = verify(original, artifact, plan, images.pixels[:_VERIFIED_IMAGES])
-    circuit = _circuit(original, found, price, asked, facts)
-    held_out = len(pursuit.held_out)
-    notes = (*front.notes, _note(asked, found, held_out))
+    result = reach_goal(pruner, asked.goal, price, watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole)
+    plan = result.state.plan
+    artifact, verification = carry_out(original, plan, images)
+    circuit = _circuit(original, result, price, asked, facts)
+    notes = (*front.notes, _note(asked, result, len(pruner.held_out)))
     if not plan.deletions:
-        need = "nothing had to be deleted for that" if asked.goal.priced else "nothing could be deleted within that"
-        notes += (need,)
-    made_up = _made_up(original, pursuit, found)
-    missed = None if found.met else f"measured {found.speedup:.2f}×"
-    return Pruned(artifact, original, circuit, plan, verification, notes, made_up, found.standing.kl, missed)
+        notes += (f"nothing {'had to be deleted for' if asked.goal.priced else 'could be deleted within'} that",)
+    compensated = _compensated(original, pruner, result)
+    missed = None if result.met else f"measured {result.speedup:.2f}×"
+    return Pruned(artifact, original, circuit, plan, verification, notes, compensated, result.held_out_loss.kl, missed)
 
 
-def _made_up(original: GraphModule, pursuit: Pursuit, found: Attained) -> Compensated:
-    plan, fitted, held_out = found.state.plan, len(pursuit.fitted), len(pursuit.held_out)
+def _compensated(original: GraphModule, pruner: IterativePruner, result: GoalResult) -> Compensated:
+    plan, fitted, held_out = result.state.plan, len(pruner.fitted), len(pruner.held_out)
     if not plan.deletions:
         return Compensated(plan, "none")
-    mean = with_means(original, DeletionPlan(plan.deletions), pursuit.scored.cpu())
-    kl_mean = divergence(original, mean, pursuit.held_out.cpu())
-    return Compensated(plan, "ridge", images=fitted, held_out=held_out, kl=found.standing.kl, kl_mean=kl_mean)
+    mean = with_means(original, DeletionPlan(plan.deletions), pruner.scored.cpu())
+    kl_mean = divergence(original, mean, pruner.held_out.cpu())
+    return Compensated(plan, "ridge", images=fitted, held_out=held_out, kl=result.held_out_loss.kl, kl_mean=kl_mean)
 
 
-def _note(asked: Asked, found: Attained, held_out: int) -> str:
+def _note(asked: GoalRequest, result: GoalResult, held_out: int) -> str:
     counted = "" if asked.reference is None else ", counted from the original"
-    missed = "" if found.met else " and missed"
-    fast = "" if found.speedup is None else f"measured {found.speedup:.2f}×, predicted {found.predicted:.2f}×, "
+    missed = "" if result.met else " and missed"
+    speed = "" if result.speedup is None else f"measured {result.speedup:.2f}×, predicted {result.predicted:.2f}×, "
     on = f"on {held_out} images held out from fitting"
-    return f"asked for {asked.goal}{counted}{missed}: {fast}{said(found.standing)} {on}"
+    return f"asked for {asked.goal}{counted}{missed}: {speed}{result.held_out_loss} {on}"
 
 
-def _circuit(original: GraphModule, found: Attained, price: Price, asked: Asked, facts: dict[str, str]) -> Circuit:
-    """The model as a circuit of the head graph: each head, and of each MLP what is kept and what is gone as a path."""
-    gone = {deletion.name: deletion for deletion in found.state.plan.deletions}
+def _circuit(
+    original: GraphModule, result: GoalResult, price: Price, asked: GoalRequest, facts: dict[str, str]
+) -> Circuit:
+    """The model as a circuit of the head graph: every head, and for each MLP one path kept and one deleted."""
+    deletions = {deletion.name: deletion for deletion in result.state.plan.deletions}
     decisions = [Decision(Edge(Writer(EMBED)), True, 0.0, None, ATTRIBUTED)]
     for stage in read_stages(original):
         module = stage.sublayer
         if module is None:
             continue
-        deletion = gone.get(stage.name)
+        deletion = deletions.get(stage.name)
         dead = () if deletion is None else deletion.units
         kept = tuple(range(module.units)) if deletion is None else deletion.kept
-        each = found.state.costs.get(stage.name, 0.0) / max(1, len(dead))
+        each = result.state.costs.get(stage.name, 0.0) / max(1, len(dead))
         groups: list[tuple[tuple[int, ...], bool]] = [(kept, True), (dead, False)]
         if module.kind == "head":
             groups = [((head,), head not in dead) for head in range(module.units)]
@@ -120,10 +120,10 @@ def _circuit(original: GraphModule, found: Attained, price: Price, asked: Asked,
             Decision(
                 Edge(Writer(stage.name, index, units)), alive, 0.0 if alive else each * len(units), None, ATTRIBUTED
             )
-            for index, (units, alive) in enumerate(one for one in groups if one[0])
+            for index, (units, alive) in enumerate(group for group in groups if group[0])
         ]
     settings = {"method": "goal", "granularity": "head", "ablation": "mean", **asked.to_json()}
-    measured = {"speed-up": found.speedup, "predicted": found.predicted, "met": found.met}
-    steps = {"unit": price.unit, "whole": price.whole, "steps": list(found.steps), **measured}
-    details: Details = {"price": steps, "held out": asdict(found.standing)}
-    return Circuit(tuple(decisions), found.standing.kl, settings, facts, details)
+    measured = {"speed-up": result.speedup, "predicted": result.predicted, "met": result.met}
+    steps = {"unit": price.unit, "whole": price.whole, "steps": list(result.steps), **measured}
+    details: Details = {"price": steps, "held out": asdict(result.held_out_loss)}
+    return Circuit(tuple(decisions), result.held_out_loss.kl, settings, facts, details)

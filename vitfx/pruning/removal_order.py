@@ -1,14 +1,14 @@
-"""In which order the units of a sublayer go when survivors are refitted to make up for each.
+"""The order in which a sublayer's units are deleted when the survivors are refitted after each deletion.
 
-What a deletion costs after the refit is what survivors can't predict of the unit: by the Schur complement, the
-inverse of the unit's entry in the inverse covariance of all that survive (the optimal brain surgeon's denominator,
-Hassibi and Stork 1993, here of activations). Two units that say the same are each worth nothing as long as the other
-stays, and the order knows: after each deletion the inverse is that of those that are left.
+After the refit, a deletion costs only what the survivors can't predict of the unit: by the Schur complement, the
+inverse of the unit's entry in the inverse covariance of the survivors (the denominator of the optimal brain surgeon,
+Hassibi and Stork 1993, here of activations). One of two redundant units costs nothing while the other survives. The
+inverse is updated after each deletion, so the second is then charged in full.
 
     cost(u | survivors) = F(u) · |W_u R_u W_uᵀ| / |W_u Σ_u W_uᵀ|
 
-with F the Fisher information of the unit's gate, Σ_u its covariance and R_u what survivors leave of it, both seen
-through the unit's columns W_u of the projection. For a neuron the fraction is R_u / Σ_u."""
+F is the Fisher information of the unit's gate, Σ_u its covariance and R_u the part of it that the survivors leave
+unexplained, both seen through the unit's columns W_u of the projection. For a neuron the fraction is R_u / Σ_u."""
 
 from __future__ import annotations
 
@@ -18,25 +18,28 @@ import torch
 from torch import Tensor
 
 SHRINKAGE = 1e-2
-"""Of the covariance towards a multiple of the identity, by its mean variance: what refitting will not dare to use is
-not counted on either."""
+"""Of the covariance towards the identity times its mean variance: a map that the refit would shrink away is not
+counted on here either."""
 _SHARE = 1 / 128
-"""Of the units so many go between two updates of the inverse."""
+"""Share of the units deleted between two updates of the inverse."""
 
 
 @dataclass(frozen=True)
-class Elimination:
-    """units: of one sublayer, the first to go first. costs: float64 (units + 1,), nats an image of the first 0, 1, … of
-    them together, rising."""
+class RemovalOrder:
+    """The order for one sublayer."""
 
-    units: tuple[int, ...]
-    costs: Tensor
+    units: tuple[int, ...]  #: the first to go comes first
+    costs: Tensor  #: nats an image of deleting the first 0, 1, … of them, float64 (units + 1,), never falling
 
 
 @torch.no_grad()
-def eliminate(fisher: Tensor, covariance: Tensor, weight: Tensor) -> Elimination:
-    """fisher: nats an image of each unit alone, float64 (units,). covariance: of the inner channels, float64 (E, E), a
-    unit's side by side. weight: the projection's (D, E)."""
+def removal_order(fisher: Tensor, covariance: Tensor, weight: Tensor) -> RemovalOrder:
+    """The order for a sublayer and its costs.
+
+    fisher: nats an image of each unit alone, float64 (units,)
+    covariance: of the inner channels, float64 (E, E), a unit's channels side by side
+    weight: the projection's (D, E)
+    """
     units, width = len(fisher), len(covariance)
     channels = width // units
     scale = float(covariance.diagonal().mean()) or 1.0
@@ -57,7 +60,7 @@ def eliminate(fisher: Tensor, covariance: Tensor, weight: Tensor) -> Elimination
             costs.append(costs[-1] + float(cost[unit]))
         alive[going] = False
         _leave_out(inverse, (going[:, None] * channels + torch.arange(channels)).flatten())
-    return Elimination(tuple(order), torch.tensor(costs, dtype=torch.float64))
+    return RemovalOrder(tuple(order), torch.tensor(costs, dtype=torch.float64))
 
 
 def _blocks(matrix: Tensor, channels: int) -> Tensor:
@@ -68,12 +71,12 @@ def _blocks(matrix: Tensor, channels: int) -> Tensor:
 
 
 def _through(metric: Tensor, covariances: Tensor) -> Tensor:
-    """tr(W_u Σ_u W_uᵀ) of each unit: how large what it writes is."""
+    """tr(W_u Σ_u W_uᵀ) of each unit: the variance of what it writes."""
     return (metric * covariances).sum(dim=(1, 2)).clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def _leave_out(inverse: Tensor, channels: Tensor) -> None:
-    """In place: the inverse covariance of what is left without these channels, whose own rows become the identity's."""
+    """In place: the inverse covariance without these channels, whose own rows and columns become the identity's."""
     columns = inverse[:, channels]
     inverse.addmm_(columns, torch.linalg.solve(columns[channels], columns.T), alpha=-1)
     inverse[channels, :] = 0

@@ -1,4 +1,4 @@
-"""The runtime that a goal is about: exports and times models on it, and keeps the times of sublayers."""
+"""The target runtime of a goal: exports and times models on it, and caches the times of sublayers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from vitfx.deploy.deployment import Deployment, deploy
 from vitfx.deploy.export import export_plain, to_onnx
 from vitfx.deploy.lowering import lower
-from vitfx.deploy.precision_file import FP16
+from vitfx.deploy.precisions import FP16
 from vitfx.deploy.quantize import to_float16
 from vitfx.deploy.runtime import OnnxModel, open_session
 from vitfx.graph.stages import read_stages
@@ -29,59 +29,57 @@ from vitfx.pruning.iterative_pruner import State
 from vitfx.pruning.latency_table import LatencyTable, measure_table
 from vitfx.support.devices import pick_device, synchronize
 from vitfx.support.errors import UserError
-from vitfx.support.files import WriteError, write_aside, writing
+from vitfx.support.files import WriteError, writing
 from vitfx.support.machine import environment
 from vitfx.support.progress import Watcher
-from vitfx.support.timing import Timing, time_interleaved
+from vitfx.support.timing import Timing, batch_to_time, time_interleaved
 
 _ROUNDS, _SECONDS = 41, 8.0
 _EXAMPLES = 8
 
 
 @dataclass(frozen=True)
-class Reference:
-    """The model that a goal is counted from. module: the user's own. graph: canonical, on the CPU."""
+class ReferenceModel:
+    """The model that a goal is counted from."""
 
-    module: nn.Module
-    graph: GraphModule
+    module: nn.Module  #: the user's own
+    graph: GraphModule  #: canonical, on the CPU
 
 
 @dataclass(frozen=True)
-class Asked:
-    """goal, target: see `vitfx.pruning.goal`. deployment: how artifacts are exported, whose times count. seed: of
-    scoring. fresh: times are measured anew even where the cache has them. reference: what the goal is counted from
-    where the model is what earlier pruning left of it; None for the model itself."""
+class GoalRequest:
+    """A goal and how it is to be measured."""
 
     goal: Goal
     target: Target
-    deployment: Deployment
-    seed: int = 0
-    fresh: bool = False
-    reference: Reference | None = None
+    deployment: Deployment  #: how the artifacts that are timed are exported
+    seed: int = 0  #: of scoring
+    fresh: bool = False  #: measure times anew even where they are cached
+    #: what the goal is counted from if earlier pruning made the model from it; None for the model itself
+    reference: ReferenceModel | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"goal": self.goal.kind, "value": self.goal.value, "target": self.target.to_json(), "seed": self.seed}
 
 
-class Bench:
+class TargetBench:
     """Exports and times models on the target."""
 
     def __init__(
-        self, module: nn.Module, original: GraphModule, pixels: Tensor, asked: Asked, watcher: Watcher
+        self, module: nn.Module, original: GraphModule, pixels: Tensor, asked: GoalRequest, watcher: Watcher
     ) -> None:
-        """module: the user's own; original: its canonical graph."""
+        """module: the user's own. original: its canonical graph."""
         self.original, self.asked, self.watcher = original, asked, watcher
-        self.reference = asked.reference or Reference(module, original)
+        self.reference = asked.reference or ReferenceModel(module, original)
         self.examples = pixels[:_EXAMPLES]
         self.device = pick_device(asked.target.device)
-        batch = asked.target.batch
-        self.batch = pixels.repeat(-(-batch // len(pixels)), 1, 1, 1)[:batch]
+        self.batch = batch_to_time(pixels, asked.target.batch)
         self.plain: float | None = None
         self.whole: float | None = None
 
     def price(self) -> Price:
-        """Also finds what the goal is counted from: `plain`, the plain export's time, or `whole`, what shares are
-        of."""
+        """What the model costs in the goal's unit. Also sets what the goal is counted from: `plain`, the plain
+        export's time, or `whole`, the price that shares are of."""
         kind = self.asked.goal.kind
         if kind in (PARAMETERS, FLOPS):
             self.whole = self._counted(self.reference.graph).whole
@@ -89,22 +87,22 @@ class Bench:
         assert kind in (SPEEDUP, DROP, KL)
         table = self._table()
         self.plain = table.plain
-        faster = f"{table.plain / table.whole:.2f}×"
+        speed = f"{table.plain / table.whole:.2f}×"
         if self.asked.reference is None:
-            self.watcher.say(f"on {self.asked.target} exact rewrites alone make it {faster} faster")
+            self.watcher.say(f"on {self.asked.target} exact rewrites alone make it {speed} as fast")
         else:
-            self.watcher.say(f"on {self.asked.target} it is {faster} as fast as the original's plain export already")
+            self.watcher.say(f"on {self.asked.target} it is already {speed} as fast as the original's plain export")
         return table.price()
 
     def measure(self, state: State) -> float:
-        """How many times faster than the plain export; measured in turns with it, each by its tenth percentile."""
+        """How many times faster than the plain export: both timed in turns, by their tenth percentiles."""
         pruned = rewrite(self.original, state.plan).graph_module.eval()
         model = deploy(pruned, self.asked.deployment, self.examples, {}).model
         timings = self.timings({"plain": self.open_plain(), "pruned": self.open(model)})
         return timings["plain"].p10_ms / timings["pruned"].p10_ms
 
     def timings(self, sessions: Mapping[str, OnnxModel]) -> dict[str, Timing]:
-        """Of one batch each, in turns."""
+        """The sessions' times for one batch, taken in turns."""
         return time_interleaved(
             {name: session.bind(self.batch) for name, session in sessions.items()},
             rounds=_ROUNDS,
@@ -114,7 +112,7 @@ class Bench:
         )
 
     def open(self, model: Path | onnx.ModelProto) -> OnnxModel:
-        """On the target, in its numbers."""
+        """A session on the target, in its precision."""
         half = self.asked.target.precision == FP16
         if isinstance(model, Path) and not half:
             return open_session(model, self.device)
@@ -139,9 +137,9 @@ class Bench:
         cached = _cache() / f"latency-{self._key()}.json"
         if cached.is_file() and not self.asked.fresh:
             try:
-                return LatencyTable.from_json(cached.read_text(encoding="utf-8"))
-            except (OSError, ValueError, UserError) as error:
-                self.watcher.say(f"{cached} can't be used ({error}): times are measured anew")
+                return LatencyTable.read(cached)
+            except UserError as error:
+                self.watcher.say(str(error))
         deployment = self.asked.deployment
 
         def lowered(graph_module: GraphModule) -> GraphModule:
@@ -154,18 +152,18 @@ class Bench:
         try:
             with writing(cached):
                 cached.parent.mkdir(parents=True, exist_ok=True)
-            write_aside(cached, table.to_json())
+            table.write(cached)
         except WriteError:
             self.watcher.say(f"{cached} can't be written: the next run will measure these times again")
         return table
 
     def _key(self) -> str:
-        """sha256 of what times depend on: the machine, the target, how models are exported, and their shapes."""
+        """sha256 of all that times depend on: the machine, the target, how models are exported, and their shapes."""
         machine = environment()
-        named = ("platform", "cpu", "cores", "gpus", "torch", "onnxruntime", "vitfx")
+        facts = ("platform", "cpu", "cores", "gpus", "torch", "onnxruntime", "vitfx")
         plain = self._plain_export.graph
         record = {
-            "machine": {name: machine[name] for name in named},
+            "machine": {name: machine[name] for name in facts},
             "target": self.asked.target.to_json(),
             "deployment": self.asked.deployment.to_json(),
             "image": list(self.examples.shape[1:]),

@@ -1,11 +1,12 @@
 """What the units of a pruned model are worth, and how far they can stand in for each other.
 
-Worth is the Fisher information of a unit's gate at the model as it stands: with δ what replacing the unit by its mean
-adds to the stream behind its sublayer, D_KL(M‖M + δ) ≈ ½ E_y[(∇ log p(y) · δ)²], y drawn from the model M (Amari
-1998; for pruning, Theis et al. 2018, arXiv:1801.05787). The expectation is taken with one vector of random signs ε an
-image, Σ_y ε_y √p(y) ∇ log p(y), whose square is unbiased (Hutchinson 1990) and varies less than with one y drawn. One
-forward and one backward pass give it for every unit, those that are gone as well: what they would be worth if they
-came back."""
+A unit's worth is the Fisher information of its gate in the model as it stands. Let δ be what replacing the unit by its
+mean adds to the stream behind its sublayer: D_KL(M‖M + δ) ≈ ½ E_y[(∇ log p(y) · δ)²], y drawn from the model M (Amari
+1998; for pruning, Theis et al. 2018, arXiv:1801.05787). The expectation is estimated with one vector of random signs ε
+an image, Σ_y ε_y √p(y) ∇ log p(y), whose square is unbiased (Hutchinson 1990) and varies less than that of one drawn y.
+One forward and one backward pass give it for every unit, deleted ones included: what those would be worth if they came
+back.
+"""
 
 from __future__ import annotations
 
@@ -23,79 +24,80 @@ BATCH = 16
 
 
 @dataclass(frozen=True)
-class Mended:
-    """A sublayer as pruned: every unit is computed, and what is deleted has no weight.
+class PlannedProjection:
+    """A sublayer's projection as the plan leaves it, for all of its units: deleted ones have no weight."""
 
-    weight: (D, E), the deleted units' columns zero. bias: (D,) or (T, D), what the deleted left behind in it.
-    gone: bool (units,).
-    """
-
-    weight: Tensor
-    bias: Tensor
-    gone: Tensor
+    weight: Tensor  #: (D, E), zero in the deleted units' columns
+    bias: Tensor  #: (D,) or (T, D), including what the deleted units left behind
+    deleted: Tensor  #: bool (units,)
 
 
 @dataclass(frozen=True)
-class Surveyed:
-    """Of one sublayer, float64 on the CPU. fisher: nats an image of each unit, (units,). covariance: of its inner
-    channels over images and tokens, (E, E)."""
+class UnitWorth:
+    """What the units of one sublayer are worth, float64 on the CPU."""
 
-    fisher: Tensor
-    covariance: Tensor
+    fisher: Tensor  #: nats an image of each unit, (units,)
+    covariance: Tensor  #: of the inner channels over images and tokens, (E, E)
 
 
-def mend(stages: Sequence[Stage], plan: DeletionPlan) -> dict[str, Mended]:
-    """The sublayers that the plan prunes or refits, by their names."""
+def planned_projections(stages: Sequence[Stage], plan: DeletionPlan) -> dict[str, PlannedProjection]:
+    """The projections of the sublayers that the plan prunes or refits, by name."""
     modules = sublayers_of(stages)
-    deletions = {one.name: one for one in plan.deletions}
-    refits = {one.name: one for one in plan.refits}
-    found = {}
+    deletions = {deletion.name: deletion for deletion in plan.deletions}
+    refits = {refit.name: refit for refit in plan.refits}
+    projections = {}
     for name in deletions.keys() | refits.keys():
         module, deletion, refit = modules[name], deletions.get(name), refits.get(name)
-        gone = torch.zeros(module.units, dtype=torch.bool)
+        deleted = torch.zeros(module.units, dtype=torch.bool)
         weight, bias = module.out.weight.detach().clone(), module.out.weight.new_zeros(module.out.weight.shape[0])
         if module.out.bias is not None:
             bias = module.out.bias.detach()
         if deletion is not None:
-            gone[list(deletion.units)] = True
+            deleted[list(deletion.units)] = True
             weight[:, channels_of(deletion.units, module.channels).to(weight.device)] = 0
             bias = bias if deletion.constant is None else bias + deletion.constant.to(bias)
         if refit is not None:
-            kept = channels_of((~gone).nonzero().flatten().tolist(), module.channels)
+            kept = channels_of((~deleted).nonzero().flatten().tolist(), module.channels)
             weight[:, kept.to(weight.device)] = refit.weight.to(weight)
             bias = bias + refit.shift.to(bias)
-        found[name] = Mended(weight, bias, gone)
-    return found
+        projections[name] = PlannedProjection(weight, bias, deleted)
+    return projections
 
 
-def survey(
+def unit_worth(
     stages: Sequence[Stage],
-    mended: Mapping[str, Mended],
+    projections: Mapping[str, PlannedProjection],
     pixels: Tensor,
     *,
     seed: int,
     progress: Report | None = None,
-) -> dict[str, Surveyed]:
-    """stages: of the original model. mended: those of its sublayers that are pruned. pixels: (N, C, H, W). seed: of the
-    random signs."""
+) -> dict[str, UnitWorth]:
+    """What every unit of every sublayer is worth.
+
+    stages: of the original model
+    projections: of those of its sublayers that are pruned or refitted
+    pixels: (N, C, H, W)
+    seed: of the random signs
+    """
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, _Sums] = {}
+    sums: dict[str, _Sums] = {}
     for start in range(0, len(pixels), BATCH):
         batch = pixels[start : start + BATCH]
-        inners, gradients = _run(stages, mended, batch, generator)
+        inners, gradients = _run(stages, projections, batch, generator)
         with torch.no_grad():
             for (stage, inner), gradient in zip(inners, gradients, strict=True):
-                found.setdefault(stage.name, _Sums()).add(inner, gradient @ _weight(stage, mended.get(stage.name)))
+                slope = gradient @ _weight(stage, projections.get(stage.name))
+                sums.setdefault(stage.name, _Sums()).add(inner, slope)
         if progress is not None:
             progress(start + len(batch), len(pixels))
     modules = sublayers_of(stages)
-    return {name: sums.surveyed(modules[name].units) for name, sums in found.items()}
+    return {name: total.unit_worth(modules[name].units) for name, total in sums.items()}
 
 
 def _run(
-    stages: Sequence[Stage], mended: Mapping[str, Mended], pixels: Tensor, generator: torch.Generator
+    stages: Sequence[Stage], projections: Mapping[str, PlannedProjection], pixels: Tensor, generator: torch.Generator
 ) -> tuple[list[tuple[Stage, Tensor]], tuple[Tensor, ...]]:
-    """The inner channels of each sublayer, and the gradient of the random score at the stream behind it."""
+    """Each sublayer's inner channels, and the gradient of the random score at the stream behind it."""
     inners: list[tuple[Stage, Tensor]] = []
     behind: list[Tensor] = []
     with torch.enable_grad():
@@ -103,8 +105,9 @@ def _run(
             stage = reading.stage
             if stage.sublayer is None:
                 continue
-            if (pruned := mended.get(stage.name)) is not None:
-                reading.behind = stage.carried(reading.stream) + (reading.inner @ pruned.weight.T + pruned.bias)
+            if (projection := projections.get(stage.name)) is not None:
+                out = reading.inner @ projection.weight.T + projection.bias
+                reading.behind = stage.carried(reading.stream) + out
             if not reading.behind.requires_grad:
                 reading.behind.requires_grad_()
             inners.append((stage, reading.inner.detach()))
@@ -115,27 +118,28 @@ def _run(
         return inners, torch.autograd.grad(score, behind)
 
 
-def _weight(stage: Stage, mended: Mended | None) -> Tensor:
-    """The projection through which each unit is seen: refitted where it is there, its own where it is gone."""
+def _weight(stage: Stage, projection: PlannedProjection | None) -> Tensor:
+    """The weight that each unit is judged by: the refitted one where it survives, its own where it is deleted."""
     assert stage.sublayer is not None
     own = stage.sublayer.out.weight
-    if mended is None:
+    if projection is None:
         return own
-    return torch.where(mended.gone.to(own.device).repeat_interleave(stage.sublayer.channels), own, mended.weight)
+    deleted = projection.deleted.to(own.device).repeat_interleave(stage.sublayer.channels)
+    return torch.where(deleted, own, projection.weight)
 
 
 @dataclass
 class _Sums:
-    """Of one sublayer, over images. The mean that a unit is replaced with is known only at the end."""
+    """Sums over the images for one sublayer. The mean that replaces a unit is known only at the end."""
 
-    rows: int = 0
-    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    rows: int = 0  #: images times tokens
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))  #: of the inner channels
     gram: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    along: list[Tensor] = field(default_factory=list)
-    slopes: list[Tensor] = field(default_factory=list)
+    along: list[Tensor] = field(default_factory=list)  #: Σ over tokens of inner · slope, (N, E) a batch
+    slopes: list[Tensor] = field(default_factory=list)  #: Σ over tokens of the slope, (N, E) a batch
 
     def add(self, inner: Tensor, slope: Tensor) -> None:
-        """Both (N, T, E): the inner channels, and the score's derivative by them."""
+        """inner, slope: (N, T, E), the inner channels and the score's derivative with respect to them."""
         flat = inner.flatten(0, 1)
         self.rows += len(flat)
         self.total = self.total + flat.double().sum(dim=0).cpu()
@@ -143,8 +147,8 @@ class _Sums:
         self.along.append((inner * slope).sum(dim=1).cpu())
         self.slopes.append(slope.sum(dim=1).cpu())
 
-    def surveyed(self, units: int) -> Surveyed:
+    def unit_worth(self, units: int) -> UnitWorth:
         mean = self.total / self.rows
         change = mean * torch.cat(self.slopes).double() - torch.cat(self.along).double()
         by_unit = change.unflatten(-1, (units, -1)).sum(dim=-1)
-        return Surveyed(by_unit.square().mean(dim=0) / 2, self.gram / self.rows - torch.outer(mean, mean))
+        return UnitWorth(by_unit.square().mean(dim=0) / 2, self.gram / self.rows - torch.outer(mean, mean))

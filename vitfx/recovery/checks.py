@@ -1,4 +1,4 @@
-"""How a model that is being retrained does on held-out images, and which of such looks is the best one."""
+"""How a model that is being retrained does on held-out images, and which of these checks is the best."""
 
 from __future__ import annotations
 
@@ -19,24 +19,20 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Check:
-    """One look. progress: 0..1. images: seen in training so far. seconds: of retraining so far.
+    """One evaluation on the held-out images."""
 
-    loss (cross-entropy in nats) and accuracy (0..1) are None without labels. kl: mean D_KL(teacher ‖ student) in nats.
-    agreement: share of images with the teacher's answer. train_loss: mean of the steps since the look before.
-    """
-
-    progress: float
-    images: int
-    seconds: float
-    loss: float | None
-    accuracy: float | None
-    kl: float
-    agreement: float
+    progress: float  #: 0..1
+    images: int  #: seen in training so far
+    seconds: float  #: of retraining so far
+    loss: float | None  #: cross-entropy in nats, None without labels
+    accuracy: float | None  #: 0..1, None without labels
+    kl: float  #: mean D_KL(teacher ‖ student) in nats
+    agreement: float  #: share of images with the teacher's answer
     lr: float
-    train_loss: float | None
+    train_loss: float | None  #: mean over the steps since the last check
 
     def missed(self, label_share: float) -> float:
-        """Nats an image of what is taught, without temperature: the KL from the teacher, the loss by labels."""
+        """Nats an image that the student misses, without temperature: KL from the teacher, loss by labels."""
         if not label_share:
             return self.kl
         assert self.loss is not None
@@ -51,11 +47,11 @@ class Check:
 
 
 def best_of(checks: Sequence[Check], label_share: float) -> int:
-    """The position of the look that misses least of what is taught, the first of equals; none that has fewer held-out
-    images right than the first look has.
+    """The position of the check that misses least of what is taught, the first among equals. A check with fewer
+    held-out images right than the first one is never chosen.
 
-    Which of several looks has most of them right is mostly luck: of 1,000 images at 75 % the standard error is 1.4
-    points. Nats are not as coarse.
+    Which of several checks has the most images right is mostly luck: at 75 % of 1,000 images the standard error is 1.4
+    points. Nats are less coarse.
     """
     before = checks[0].accuracy
     no_worse = [
@@ -67,7 +63,7 @@ def best_of(checks: Sequence[Check], label_share: float) -> int:
 
 
 def is_stale(checks: list[Check], patience: int) -> bool:
-    """Whether the last `patience` looks were in nothing better than all before: not in accuracy, loss or divergence."""
+    """Whether none of the last `patience` checks was better than all before in accuracy, loss or divergence."""
     before, last = checks[:-patience], checks[-patience:]
     if not before:
         return False
@@ -76,7 +72,7 @@ def is_stale(checks: list[Check], patience: int) -> bool:
 
 
 def _figures(check: Check) -> tuple[float, ...]:
-    """The more, the better."""
+    """More is better."""
     labelled = () if check.accuracy is None or check.loss is None else (check.accuracy, -check.loss)
     return (*labelled, -check.kl)
 
@@ -85,17 +81,17 @@ def _figures(check: Check) -> tuple[float, ...]:
 def held_out_logits(
     model: Callable[[Tensor], Tensor], data: RecoverData, device: torch.device, precision: str, every: int = 1
 ) -> Tensor:
-    """(N, K), float64 on the CPU, of the model in eval mode. every: of so many images one is asked about."""
-    found = []
+    """(N, K), float64 on the CPU, of the model in eval mode. every: 1 for all images, 2 for every second one, …"""
+    batches = []
     for indices in torch.arange(0, len(data.held_out), every).split(_BATCH):
         with autocast(device, precision):
             logits = model(data.preprocess(data.held_out.rows(indices)).to(device))
-        found.append(logits.double().cpu())
-    return torch.cat(found)
+        batches.append(logits.double().cpu())
+    return torch.cat(batches)
 
 
 def scores(logits: Tensor, teacher: Tensor, data: RecoverData) -> dict[str, float | None]:
-    """loss, accuracy, kl and agreement of a `Check`; logits of student and teacher as `held_out_logits` gives them."""
+    """loss, accuracy, kl and agreement of a `Check`, from student's and teacher's `held_out_logits`."""
     answers = logits.argmax(1)
     labels = data.held_out.labels
     return {

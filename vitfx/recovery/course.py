@@ -1,4 +1,4 @@
-"""The course of a retraining: steps by number or by the clock, looks at held-out images, states to go on from."""
+"""The course of a retraining: steps by number or by the clock, checks on held-out images, states to resume from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitfx.recovery.checks import Check, best_of, held_out_logits, is_stale, sco
 from vitfx.recovery.data import Batch, RecoverData
 from vitfx.recovery.distill import unexplained
 from vitfx.recovery.settings import RecoverSettings, rate_factor
-from vitfx.recovery.teacher import Tapped, Teacher
+from vitfx.recovery.teacher import TappedModel, Teacher
 from vitfx.support.devices import synchronize
 from vitfx.support.errors import UserError
 from vitfx.support.interrupts import Interrupts
@@ -28,41 +28,36 @@ from vitfx.training.precision import autocast, make_scaler
 from vitfx.training.state import Log, to_cpu
 
 _CHECKING = 0.07
-"""Share of a time budget that looks at held-out images may take."""
+"""Share of a time budget that checks on held-out images may take."""
 _FEWEST_CHECKS = 2
 _FIRST_STEPS = 20
-"""In which the learning rate rises at least."""
+"""The learning rate rises over at least so many steps."""
 
 
 @dataclass(eq=False)
 class Course:
-    """steps: how many, None where settings.minutes says how long. trained: the parameters that change, by name.
-
-    tapped: the student with its streams, where hidden states are taught. wanted: the teacher's held-out logits.
-    store: writes the state. What follows is the state: losses of all steps, looks, the best weights, how many looks
-    there are to be, and the gradients' flow.
-    """
+    """One retraining, with its state."""
 
     student: GraphModule
-    tapped: Tapped | None
+    tapped: TappedModel | None  #: the student with its streams, where hidden states are taught
     teacher: Teacher
-    trained: dict[str, nn.Parameter]
+    trained: dict[str, nn.Parameter]  #: the parameters that change, by name
     data: RecoverData
-    wanted: Tensor
+    wanted: Tensor  #: the teacher's held-out logits
     settings: RecoverSettings
     batch: int
-    steps: int | None
+    steps: int | None  #: None where settings.minutes says how long
     device: torch.device
     precision: str
     watcher: Watcher
-    save_seconds: float
-    store: Callable[[Course], None] | None
-    losses: list[float] = field(default_factory=list)
+    save_seconds: float  #: between saved states
+    store: Callable[[Course], None] | None  #: writes the state
+    losses: list[float] = field(default_factory=list)  #: of all steps; this and what follows is the state
     checks: list[Check] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-    wanted_checks: int = 0
-    spent: float = 0.0
-    flow: FlowLog = field(init=False)
+    best: dict[str, Tensor] = field(default_factory=dict)  #: the best check's weights
+    wanted_checks: int = 0  #: how many there are to be
+    spent: float = 0.0  #: seconds of earlier runs
+    flow: FlowLog = field(init=False)  #: of the gradients
     optimizer: AdamW = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     stopped: bool = False
@@ -71,22 +66,22 @@ class Course:
     _reserve: float = 0.0
 
     def __post_init__(self) -> None:
-        # Nothing decays: what is learnt in so little time is what the loss asks for.
+        # No weight decay: in so little time it would only work against the loss.
         self.optimizer = AdamW(self.trained.values(), lr=self.settings.rate, weight_decay=0.0, fused=True)
         self.scaler = make_scaler(self.device, self.precision)
         self.flow = FlowLog(self.student)
 
     def run(self, batches: Iterator[Batch], interrupts: Interrupts) -> None:
-        """To the end, with the best weights in the student. batches: from where the state is.
+        """Trains to the end, then puts the best weights into the student. batches: from where the state is.
 
-        Raises KeyboardInterrupt after Ctrl-C, with the state saved, and UserError where the loss is no number.
+        Raises KeyboardInterrupt after Ctrl-C, with the state saved, and UserError where the loss is not finite.
         """
         self._began = self._saved = time.monotonic()
         if not self.checks:
             self._first_check()
         bar = self.watcher.bar("retraining")
         while True:
-            # Before the step, so that a run that goes on looks where an unbroken one does.
+            # Before the step, so that a resumed run checks where an uninterrupted one does.
             if self._stepped and self._due(self._progress()) > self._due(self.checks[-1].progress):
                 self._check()
             if self.stopped or self._progress() >= 1:
@@ -105,27 +100,27 @@ class Course:
 
     @property
     def seconds(self) -> float:
-        """Of all runs together."""
+        """Of this run and the earlier ones that it resumes."""
         return self.spent + (0.0 if self._began is None else time.monotonic() - self._began)
 
     def _progress(self) -> float:
         if self.steps is not None:
             return len(self.losses) / self.steps
-        # The last look is within the budget as well.
+        # The last check is part of the budget.
         assert self.settings.minutes is not None
         return min(self.seconds / max(60 * self.settings.minutes - self._reserve, 1e-9), 1.0)
 
     @property
     def _stepped(self) -> bool:
-        """Since the last look: by the clock the set-up alone may take until the next one is due."""
+        """Whether there was a step since the last check: by the clock, set-up alone may take until the next is due."""
         return len(self.losses) * self.batch > self.checks[-1].images
 
     def _due(self, progress: float) -> int:
-        # What rounding takes from a product that is a whole number.
+        # The summand makes up for rounding in products that are whole numbers.
         return int(progress * self.wanted_checks + 1e-9)
 
     def _step(self, batch: Batch) -> None:
-        # By the clock the first 5 % may be a few steps, in which AdamW does not know yet how large gradients are.
+        # By the clock the first 5 % may be only a few steps, too few for AdamW to learn how large gradients are.
         begun = min((len(self.losses) + 1) / _FIRST_STEPS, 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate * min(rate_factor(self._progress()), begun)
@@ -162,7 +157,7 @@ class Course:
         return self.settings.objective(logits, labels, answers)
 
     def _first_check(self) -> None:
-        """Also says how many looks the time allows."""
+        """Also sets how many checks the time allows."""
         began = time.monotonic()
         self._check()
         self._reserve = time.monotonic() - began
@@ -170,8 +165,8 @@ class Course:
         if self.settings.minutes is not None and self.steps is None:
             if self._progress() >= 0.5:
                 raise UserError(
-                    f"a look at {len(self.data.held_out):,} held-out images takes {self._reserve:.0f} s, which leaves "
-                    f"of --minutes {self.settings.minutes:g} too little: give more minutes, or fewer with --held-out"
+                    f"evaluating {len(self.data.held_out):,} held-out images takes {self._reserve:.0f} s, which leaves "
+                    f"too little of --minutes {self.settings.minutes:g}: give more minutes, or fewer with --held-out"
                 )
             affordable = int(_CHECKING * 60 * self.settings.minutes / max(self._reserve, 1e-9))
             self.wanted_checks = max(min(affordable, self.settings.checks), _FEWEST_CHECKS)
@@ -180,9 +175,9 @@ class Course:
         self.student.eval()
         synchronize(self.device)
         logits = held_out_logits(self.student, self.data, self.device, self.precision)
-        seen = sum(check.images for check in self.checks[-1:]) // self.batch
+        seen = sum(last.images for last in self.checks[-1:]) // self.batch
         recent = self.losses[seen:]
-        found = Check(
+        check = Check(
             progress=self._progress() if self.checks else 0.0,
             images=len(self.losses) * self.batch,
             seconds=self.seconds,
@@ -190,13 +185,13 @@ class Course:
             train_loss=sum(recent) / len(recent) if recent else None,
             **scores(logits, self.wanted, self.data),  # type: ignore[arg-type]
         )
-        self.checks.append(found)
+        self.checks.append(check)
         best = best_of(self.checks, self.settings.objective.label_share)
-        if self.checks[best] is found:
+        if self.checks[best] is check:
             self.best = {name: value.detach().clone() for name, value in self.trained.items()}
         self.stopped = is_stale(self.checks, self.settings.patience)
-        title = "before" if len(self.checks) == 1 else f"{found.progress:.0%}, {found.images:,} images"
-        self.watcher.say(f"{title}: {found}{', early stop' if self.stopped else ''}{self._left()}")
+        title = "before" if len(self.checks) == 1 else f"{check.progress:.0%}, {check.images:,} images"
+        self.watcher.say(f"{title}: {check}{', stopping early' if self.stopped else ''}{self._left()}")
         if len(self.checks) > 1:
             self._save()
 
@@ -222,7 +217,7 @@ class Course:
 
     def state_dict(self) -> dict[str, Any]:
         answers = self.teacher.answers
-        return to_cpu(
+        state: dict[str, Any] = to_cpu(
             {
                 "model": dict(self.trained),
                 "optimizer": self.optimizer.state_dict(),
@@ -237,6 +232,7 @@ class Course:
                 "known": None if answers is None else answers.known,
             }
         )
+        return state
 
     def load_state_dict(self, log: Log, state: dict[str, Any]) -> None:
         self.losses, self.spent = log.losses, log.seconds
@@ -250,33 +246,35 @@ class Course:
         self.checks = [Check(**check) for check in state["checks"]]
         self.wanted_checks, self._reserve = state["wanted_checks"], state["reserve"]
         self.stopped = state["stopped"]
-        # States of earlier versions have none.
+        # States of earlier versions lack it.
         self.flow.rows = state.get("flow", [])
 
 
 _ADAPTED = ".parametrizations.weight.0"
-"""What a layer's adapter is called by torch, behind the layer's own name."""
+"""What torch appends to a layer's name for its adapter."""
 
 
 class FlowLog:
-    """rows: the state. One for each look, of the step behind it: `images` seen before that step, and `mean` and `max`
-    of the absolute gradients of each layer, as `GradientFlow` has them."""
+    """Gradients by layer, at the first step after each check.
+
+    rows: the state. Each has `images`, seen before that step, and each layer's `mean` and `max` absolute gradient, as
+    `GradientFlow` has them.
+    """
 
     def __init__(self, student: nn.Module) -> None:
         self._gauge = GradientFlow(student)
         self.rows: list[dict[str, Any]] = []
 
-    def follow(self, looked: int, seen: int) -> None:
-        """Takes the gradients as they are, where that was not done since the last look. Where they are not finite, the
-        next step's are taken.
+    def follow(self, checked: int, seen: int) -> None:
+        """Records the gradients, once after each check. Where they are not finite, the next step's are recorded.
 
-        looked: images seen before the last look; seen: before this step.
+        checked: images seen before the last check; seen: before this step.
         """
-        if self.rows and self.rows[-1]["images"] >= looked:
+        if self.rows and self.rows[-1]["images"] >= checked:
             return
         self._gauge.measure()
-        if found := self._gauge.take():
-            self.rows.append({"images": seen, **found})
+        if gradients := self._gauge.take():
+            self.rows.append({"images": seen, **gradients})
 
     def to_json(self) -> dict[str, Any]:
         return {"layers": [name.removesuffix(_ADAPTED) for name in self._gauge.layers], "steps": self.rows}

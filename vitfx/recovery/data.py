@@ -1,4 +1,4 @@
-"""Images that a pruned model is retrained on, and those held out to see whether it helped."""
+"""The images that a pruned model is retrained on, and those held out to check whether it helps."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _PLAIN = AugmentationConfig(
 )
 _CROPPED = replace(_PLAIN, flip=0.5, crop_scale=(0.5, 1.0), crop_ratio=(0.75, 4 / 3))
 VARIANTS = {"none": 1, "flip": 2}
-"""How many ways an image is shown in, where these are few; each has its place among the teacher's answers."""
+"""How many variants of an image there are, where these are few; each has its place among the teacher's answers."""
 
 
 @dataclass(frozen=True, eq=False)
-class Part(Pixels):
-    """Some images of others, by their positions there."""
+class PixelSubset(Pixels):
+    """Some of the images of another set."""
 
-    positions: Tensor
+    positions: Tensor  #: in that set
 
     def rows(self, indices: Tensor) -> Tensor:
         return super().rows(self.positions[indices])
@@ -43,11 +43,11 @@ class Part(Pixels):
 
 @dataclass(frozen=True, eq=False)
 class RecoverData:
-    """train, held_out: disjoint, decoded at the model's size. labelled: whether their labels mean anything."""
+    """Images for retraining, decoded at the model's size."""
 
-    train: Part
-    held_out: Part
-    labelled: bool
+    train: PixelSubset
+    held_out: PixelSubset  #: disjoint from `train`
+    labelled: bool  #: whether the labels mean anything
     preprocess: Preprocess
 
     @property
@@ -58,15 +58,19 @@ class RecoverData:
 def open_recover_data(
     images: ImageSet, cache: Path, watcher: Watcher, *, held_out: int, samples: int, seed: int
 ) -> RecoverData:
-    """Decodes images, once for all runs, and divides them by chance.
+    """Decodes images, once for all runs, and divides them at random.
 
-    images: the training images, labelled or not. cache: see `vitfx.images.pixel_cache.open_pixels`. held_out: of them,
-    at most, and at most a tenth. samples: of all, at most. Raises UserError where they are too few.
+    images: the training images, labelled or not
+    cache: see `vitfx.images.pixel_cache.open_pixels`
+    held_out: how many to hold out at most, and never more than a tenth
+    samples: how many to use at most
+
+    Raises UserError where they are too few.
     """
     labelled = images.has_labels
     if samples < len(images):
         images = images.sample(samples, seed)
-    # The cache wants labels; these stand for none.
+    # The cache needs labels: -1 stands for none.
     given = images if labelled else replace(images, labels=(-1,) * len(images))
     pixels = open_pixels(given, images.preprocess.size, cache, progress=watcher.bar("decoding images"))
     if pixels.skipped:
@@ -76,12 +80,12 @@ def open_recover_data(
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(derive_seed(seed, "held out")))
     count = max(1, min(held_out, len(pixels) // 10))
     return RecoverData(
-        _part(pixels, order[count:].sort().values), _part(pixels, order[:count]), labelled, images.preprocess
+        _subset(pixels, order[count:].sort().values), _subset(pixels, order[:count]), labelled, images.preprocess
     )
 
 
-def _part(pixels: Pixels, positions: Tensor) -> Part:
-    return Part(
+def _subset(pixels: Pixels, positions: Tensor) -> PixelSubset:
+    return PixelSubset(
         pixels.shape,
         pixels.labels[positions],
         pixels.skipped,
@@ -94,20 +98,20 @@ def _part(pixels: Pixels, positions: Tensor) -> Part:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """images: float32 (B, C, H, W), preprocessed, on the CPU. labels: int64 (B,). places: int64 (B,), which of the
-    `VARIANTS` of which image each one is, variant by variant; None where there are too many variants to number."""
+    """One batch of training images."""
 
-    images: Tensor
-    labels: Tensor
+    images: Tensor  #: float32 (B, C, H, W), preprocessed, on the CPU
+    labels: Tensor  #: int64 (B,)
+    #: int64 (B,), numbers each image's variant, all images of one variant after another; None where there are too many
     places: Tensor | None
 
 
 def load(
     data: RecoverData, augment: str, batch: int, epochs: int, seed: int, start: int, device: torch.device
 ) -> Iterator[Batch]:
-    """The batches from step `start` on. They depend on the arguments alone, so that a run can go on in the middle.
+    """The batches from step `start` on. They depend only on the arguments, so that a run can resume in the middle.
 
-    augment: "none", "flip" or "crop". Mirror images: every image in every second epoch, half of them each time.
+    augment: "none", "flip" or "crop"; "flip" mirrors half of the images in each epoch, every image every second epoch.
     """
     plan = BatchPlan(len(data.train), batch, epochs, seed)
     config = _CROPPED if augment == "crop" else _PLAIN

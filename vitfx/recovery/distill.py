@@ -1,4 +1,4 @@
-"""Losses that teach a model its task, or what another model answers. B images, K classes, T tokens, D width."""
+"""Losses that teach a model its task, or another model's answers. B images, K classes, T tokens, D width."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOSSES = ("kd", "ce", "both")
 def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T² times the mean over images of D_KL(softmax(teacher / T) ‖ softmax(logits / T)), in nats; both (B, K).
 
-    T² keeps the gradient's size where T is changed (Hinton, Vinyals & Dean 2015, section 2.1).
+    T² keeps the size of the gradients when T changes (Hinton, Vinyals & Dean 2015, section 2.1).
     """
     ours, theirs = (values.float() / temperature for values in (logits, teacher))
     divergence = F.kl_div(ours.log_softmax(1), theirs.log_softmax(1), reduction="batchmean", log_target=True)
@@ -23,8 +23,8 @@ def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def unexplained(streams: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """The share of the teacher's residual stream that ours misses: Σ (ours − theirs)² / Σ (theirs − mean)², the mean
-    over the layers. Streams (B, T, D), one a layer; the mean is each channel's over images and tokens.
+    """The share of the teacher's residual stream that ours misses: Σ (ours − theirs)² / Σ (theirs − mean)², averaged
+    over the layers. Streams (B, T, D), one a layer; `mean` is each channel's over images and tokens.
     """
     shares = []
     for ours, theirs in zip(streams, teacher, strict=True):
@@ -37,15 +37,12 @@ def unexplained(streams: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """kind: "kd", "ce", or "both", which is (1 − ce_share) · kd + ce_share · ce. temperature: of distillation.
+    """What a retraining minimises."""
 
-    hidden: the weight of `unexplained`, 0 for none.
-    """
-
-    kind: str
-    temperature: float
+    kind: str  #: "kd", "ce", or "both", which is (1 − ce_share) · kd + ce_share · ce
+    temperature: float  #: of distillation
     ce_share: float
-    hidden: float
+    hidden: float  #: the weight of `unexplained`, 0 for none
 
     @property
     def needs_labels(self) -> bool:
@@ -53,7 +50,7 @@ class Objective:
 
     @property
     def label_share(self) -> float:
-        """What the labels have of it, beside the teacher's logits: 0..1."""
+        """The labels' share of the loss, beside the teacher's logits: 0..1."""
         return {"kd": 0.0, "ce": 1.0, "both": self.ce_share}[self.kind]
 
     @property
@@ -61,7 +58,7 @@ class Objective:
         return self.kind != "ce" or self.hidden > 0
 
     def __call__(self, logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
-        """logits, teacher: (B, K). labels: int64 (B,), not looked at by "kd". Without the hidden states' part."""
+        """The loss without the hidden states' part. logits, teacher: (B, K). labels: int64 (B,), ignored by "kd"."""
         if self.kind == "ce":
             return F.cross_entropy(logits.float(), labels)
         assert teacher is not None

@@ -1,4 +1,4 @@
-"""Retraining a pruned model so that it wins back what deletion cost: distillation, selective, never for the worse."""
+"""Retrains a pruned model to win back what deletion cost, and keeps the best weights, never worse than before."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vitfx.recovery.course import Course
 from vitfx.recovery.data import VARIANTS, RecoverData, load
 from vitfx.recovery.distill import Objective
 from vitfx.recovery.settings import RecoverSettings
-from vitfx.recovery.teacher import Answers, Tapped, Teacher, frozen, keep, shared_sublayers
+from vitfx.recovery.teacher import Answers, TappedModel, Teacher, fits, frozen, shared_sublayers
 from vitfx.recovery.trainable import merge_adapters, prepare
 from vitfx.support.errors import UserError
 from vitfx.support.files import writing
@@ -33,32 +33,28 @@ from vitfx.training.precision import pick_precision
 from vitfx.training.state import Log, read_state, write_state
 
 _MIRROR_AGREEMENT = 0.6
-"""Share of held-out images that the teacher must answer as their mirror images, for these to be trained on."""
+"""Mirror images are trained on if the teacher answers at least this share of held-out ones like the images."""
 _MIRRORED = 250
-"""So many of them, about, are asked about."""
+"""About so many held-out images are mirrored to find out."""
 _FOREVER = 10**6
-"""Epochs of a run that the clock ends."""
+"""Epochs of a run that ends by the clock."""
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """module: the best of the looks, on the CPU, in eval mode, with the structure of the student that was given.
+    """A retrained model, and how it went."""
 
-    checks: the looks, the first before any step; best: the position of the one that is kept. losses: of each step.
-    trained: how many numbers were changed. told: what the user should know. flow: see `FlowLog.to_json`.
-    """
-
-    module: GraphModule
-    checks: tuple[Check, ...]
-    best: int
-    losses: tuple[float, ...]
+    module: GraphModule  #: with the best check's weights, on the CPU, in eval mode, of the given student's structure
+    checks: tuple[Check, ...]  #: the first one before any step
+    best: int  #: position of the check that is kept
+    losses: tuple[float, ...]  #: of each step
     steps: int
     seconds: float
-    trained: int
+    trained: int  #: how many numbers were trained
     precision: str
     augment: str
-    told: tuple[str, ...]
-    flow: Mapping[str, Any]
+    notes: tuple[str, ...]  #: for the user
+    flow: Mapping[str, Any]  #: see `FlowLog.to_json`
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -69,18 +65,18 @@ class Recovered:
             "trained_parameters": self.trained,
             "precision": self.precision,
             "augment": self.augment,
-            "told": list(self.told),
+            "told": list(self.notes),
             "gradient_flow": dict(self.flow),
         }
 
 
 @dataclass(frozen=True)
 class Store:
-    """Where a state to go on from is kept, and how often it is written. force: one that is there is not looked at."""
+    """Where a run saves its state, to resume from."""
 
     path: Path
-    seconds: float = 120.0
-    force: bool = False
+    seconds: float = 120.0  #: between saves
+    force: bool = False  #: ignore a state that is already there
 
     @property
     def answers(self) -> Path:
@@ -104,9 +100,9 @@ def recover(
 ) -> Recovered:
     """Retrains a copy of the student; both canonical graphs stay as they are.
 
-    Of all looks at held-out images, the one before any step among them, the best one's weights are kept: see `best_of`.
-    steps: so many, whatever the settings say of epochs or minutes. Raises UserError where the settings do not fit
-    models or data, and KeyboardInterrupt after Ctrl-C, with the state stored.
+    The weights of the best check on held-out images are kept; the state before any step counts as one: see `best_of`.
+    steps: how many, whatever epochs or minutes say. Raises UserError where the settings do not fit the models or the
+    data, and KeyboardInterrupt after Ctrl-C, with the state stored.
     """
     settings = _with_streams(settings, student, teacher)
     objective = settings.objective
@@ -114,16 +110,15 @@ def recover(
         raise UserError(f"--loss {settings.loss} needs labels and the images have none: give --loss kd")
     began = time.monotonic()
     key = _key(student, teacher, data, settings, steps)
-    found = None if store is None else read_state(store.path, key, force=store.force)
-    log, parts = found or (Log(), None)
+    log, parts = (None if store is None else read_state(store.path, key, force=store.force)) or (Log(), None)
     student = copy.deepcopy(student).to(device)
     original = frozen(copy.deepcopy(teacher).to(device))
     classes = _classes(student, original, data)
     precision, why = _precision(student, data, settings, classes, parts)
     wanted = held_out_logits(original, data, device, precision)
-    augment, told = _augment(original, data, settings, wanted, precision)
+    augment, notes = _augment(original, data, settings, wanted, precision)
     trained = prepare(student, original, settings.only, settings.rank, settings.seed)
-    for sentence in (why, *told, _said(student, trained, settings, data)):
+    for sentence in (why, *notes, _what_is_trained(student, trained, settings, data)):
         watcher.say(sentence)
     taps = _taps(student, original, objective)
     answers = _answers(data, augment, objective, classes, store, parts)
@@ -146,15 +141,15 @@ def recover(
         spent=time.monotonic() - began,
     )
     if parts is not None:
-        watcher.say(f"going on after step {len(log.losses)}")
+        watcher.say(f"resuming after step {len(log.losses)}")
         course.load_state_dict(log, parts)
     _run(course, augment, settings.seed)
     merge_adapters(student)
-    return _recovered(course, student, trained, augment, told)
+    return _recovered(course, student, trained, augment, notes)
 
 
-def _said(student: GraphModule, trained: int, settings: RecoverSettings, data: RecoverData) -> str:
-    whole = sum(one.numel() for one in student.parameters())
+def _what_is_trained(student: GraphModule, trained: int, settings: RecoverSettings, data: RecoverData) -> str:
+    whole = sum(parameter.numel() for parameter in student.parameters())
     return f"{trained:,} of {whole:,} numbers are trained (--only {settings.only}), on {len(data.train):,} images"
 
 
@@ -166,7 +161,7 @@ def _run(course: Course, augment: str, seed: int) -> None:
         course.run(load(course.data, augment, course.batch, epochs, seed, start, course.device), interrupts)
 
 
-def _recovered(course: Course, student: GraphModule, trained: int, augment: str, told: list[str]) -> Recovered:
+def _recovered(course: Course, student: GraphModule, trained: int, augment: str, notes: list[str]) -> Recovered:
     for parameter in student.parameters():
         parameter.requires_grad_(True)
     return Recovered(
@@ -179,7 +174,7 @@ def _recovered(course: Course, student: GraphModule, trained: int, augment: str,
         trained=trained,
         precision=course.precision,
         augment=augment,
-        told=tuple(told),
+        notes=tuple(notes),
         flow=course.flow.to_json(),
     )
 
@@ -197,19 +192,21 @@ def _steps(data: RecoverData, settings: RecoverSettings, batch: int, steps: int 
 
 
 def _with_streams(settings: RecoverSettings, student: GraphModule, teacher: GraphModule) -> RecoverSettings:
-    """Without their part of the loss where nobody asked for it and there are none. Raises UserError where it was."""
+    """Leaves the streams' part out of the loss where there are none. Raises UserError where it was asked for."""
     if shared_sublayers(student, teacher) or not settings.objective.hidden:
         return settings
     if settings.hidden is not None:
-        raise UserError("the pruned model has no sublayer in common with the teacher: leave out --hidden")
+        raise UserError("the pruned model shares no sublayer with the teacher: leave out --hidden")
     return replace(settings, hidden=0.0)
 
 
-def _taps(student: GraphModule, teacher: GraphModule, objective: Objective) -> tuple[Tapped | None, Tapped | None]:
+def _taps(
+    student: GraphModule, teacher: GraphModule, objective: Objective
+) -> tuple[TappedModel | None, TappedModel | None]:
     if not objective.hidden:
         return None, None
     names = shared_sublayers(student, teacher)
-    return Tapped(student, names), Tapped(teacher, names)
+    return TappedModel(student, names), TappedModel(teacher, names)
 
 
 def _answers(
@@ -217,7 +214,7 @@ def _answers(
     parts: Mapping[str, Any] | None,
 ) -> Answers | None:  # fmt: skip
     variants = VARIANTS.get(augment)
-    if not objective.needs_teacher or objective.hidden or not keep(len(data.train), variants, classes):
+    if not objective.needs_teacher or objective.hidden or not fits(len(data.train), variants, classes):
         return None
     assert variants is not None
     path = None
@@ -231,7 +228,7 @@ def _answers(
 def _augment(
     teacher: nn.Module, data: RecoverData, settings: RecoverSettings, wanted: Tensor, precision: str
 ) -> tuple[str, list[str]]:
-    """What "auto" comes to, and why."""
+    """What "auto" stands for here, and why."""
     if settings.augment != "auto":
         return settings.augment, []
     device = next(teacher.parameters()).device
@@ -239,8 +236,8 @@ def _augment(
     mirrored = held_out_logits(lambda pixels: teacher(pixels.flip(-1)), data, device, precision, every)
     share = float((mirrored.argmax(1) == wanted[::every].argmax(1)).double().mean())
     chosen = "flip" if share >= _MIRROR_AGREEMENT else "none"
-    said = "are trained on as well" if chosen == "flip" else "are left out"
-    return chosen, [f"the teacher answers {share:.0%} of mirror images as the images: they {said}"]
+    decision = "are trained on as well" if chosen == "flip" else "are left out"
+    return chosen, [f"the teacher answers {share:.0%} of mirror images like the images themselves: they {decision}"]
 
 
 def _precision(
@@ -255,13 +252,13 @@ def _precision(
 
 @torch.no_grad()
 def _classes(student: GraphModule, teacher: GraphModule, data: RecoverData) -> int:
-    """How many both answer with. Raises UserError where they differ, or a label has no logit."""
+    """How many logits both models have. Raises UserError where they differ, or a label has none."""
     device = next(student.parameters()).device
     pixels = data.preprocess(data.held_out.rows(torch.tensor([0, 0]))).to(device)
-    ours, theirs = (model.eval()(pixels).shape[1] for model in (student, teacher))
+    ours, theirs = (int(model.eval()(pixels).shape[1]) for model in (student, teacher))
     if ours != theirs:
         raise UserError(
-            f"the pruned model has {ours} logits and the teacher {theirs}: give its own original as teacher"
+            f"the pruned model has {ours} logits and the teacher {theirs}: give the model that it was pruned from"
         )
     if data.labelled and int(max(data.train.labels.max(), data.held_out.labels.max())) >= ours:
         raise UserError(f"the images have more classes than the model's {ours} logits: give the data of its training")
@@ -271,7 +268,7 @@ def _classes(student: GraphModule, teacher: GraphModule, data: RecoverData) -> i
 def _key(
     student: GraphModule, teacher: GraphModule, data: RecoverData, settings: RecoverSettings, steps: int | None
 ) -> str:
-    """Everything that the weights depend on."""
+    """Of everything that the weights depend on."""
     record = {
         "kept": "the look that misses least",
         "settings": settings.to_json(),

@@ -1,4 +1,4 @@
-"""What a retraining after pruning is asked to do, with defaults that suit few images and little time."""
+"""The settings of a retraining after pruning, with defaults that suit few images and little time."""
 
 from __future__ import annotations
 
@@ -13,47 +13,38 @@ from vitfx.training.config import PRECISIONS
 
 AUGMENTS = ("auto", "none", "flip", "crop")
 SAMPLES, SAVE_SECONDS = 100_000, 120.0
-"""Training images at most, and the time between states to go on from, where nobody says."""
+"""Defaults: training images at most, and seconds between saved states."""
 _RATES = {"all": 5e-5, "compensating": 3e-4, "norms-and-biases": 1e-3, "neighbours": 5e-5, "lora": 1e-3}
-"""The fewer parameters there are, the further each may move."""
+"""The fewer parameters are trained, the further each may move."""
 _UNTAUGHT = 0.2
-"""Times these, where no streams are taught: a few images' logits or labels throw far what streams hold in place."""
+"""Factor on these where no streams are taught: the logits or labels of a few images move weights far that streams hold
+in place."""
 HIDDEN = 50.0
-"""Weight of the streams beside the teacher's logits: what a few images' logits say of so many weights is mostly noise,
-which at first does more harm than good, and what their tokens' streams say is not."""
+"""Weight of the streams beside the teacher's logits. What the logits of a few images say about so many weights is
+mostly noise, which at first does more harm than good; what their tokens' streams say is not."""
 
 
 @dataclass(frozen=True)
 class RecoverSettings:
-    """epochs, minutes: how long; just one of them is given. minutes: of the wall clock, with everything that the
-    retraining does.
+    """How to retrain. Raises UserError for values that make no sense."""
 
-    loss, temperature, ce_share, hidden: see `vitfx.recovery.distill.Objective`; hidden is None for `HIDDEN` where
-    there is a teacher, and else 0. only, rank: see `vitfx.recovery.trainable`. augment: none, flip (every image and
-    its mirror image in turn, so that the teacher answers each but once), crop (random crops and flips), auto (flip
-    where the teacher answers mirror images as the images). lr: the highest rate of AdamW, None for the default of
-    `only`, less without streams. checks: how often held-out images are looked at, at most, besides the beginning.
-    held_out: how many, at most; a tenth of all where that is less. patience: checks in a row that are better in
-    nothing after which it stops.
-
-    Raises UserError for what can't be done.
-    """
-
-    epochs: float | None = None
-    minutes: float | None = None
-    loss: str = "kd"
+    epochs: float | None = None  #: how long: either this or minutes
+    minutes: float | None = None  #: of the wall clock, for everything that the retraining does
+    loss: str = "kd"  #: this and the next three: see `vitfx.recovery.distill.Objective`
     temperature: float = 2.0
     ce_share: float = 0.5
-    hidden: float | None = None
-    only: str = "all"
+    hidden: float | None = None  #: None for `HIDDEN` where there is a teacher, else 0
+    only: str = "all"  #: this and rank: see `vitfx.recovery.trainable`
     rank: int = 8
+    #: none; flip, every image and its mirror image in turn, so that the teacher answers each only once; crop, random
+    #: crops and flips; auto, flip where the teacher answers mirror images like the images
     augment: str = "auto"
     batch: int = 32
-    lr: float | None = None
+    lr: float | None = None  #: AdamW's highest rate; None for the default of `only`, lower without streams
     clip: float = 1.0
-    checks: int = 10
-    held_out: int = 1000
-    patience: int = 5
+    checks: int = 10  #: evaluations on held-out images at most, besides the first
+    held_out: int = 1000  #: images held out at most, and never more than a tenth
+    patience: int = 5  #: stops after so many checks in a row that are better in nothing
     precision: str = "auto"
     seed: int = 0
 
@@ -96,7 +87,7 @@ _WARM_UP, _FLOOR = 0.05, 0.01
 
 
 def rate_factor(progress: float) -> float:
-    """The learning rate by the highest one: a line up in the first 5 %, then half a cosine down to a hundredth.
+    """The learning rate over the highest one: linear warm-up in the first 5 %, then a half cosine to a hundredth.
 
     progress: 0..1, of the steps or of the time.
     """

@@ -1,4 +1,4 @@
-"""What the unpruned model answers, asked once where the same image comes again."""
+"""The unpruned model's answers, computed once where the same image comes again."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from vitfx.support.files import writing
 from vitfx.training.precision import autocast
 
 MOST_BYTES = 2**30
-"""More answers than this are not kept."""
+"""Answers that take more bytes than this are not kept."""
 
 
 class Answers:
-    """Logits by place, each worked out when it is first asked for. known: bool (places,), which are there.
+    """Logits by place, each computed when it is first asked for.
 
-    path: the file that they are kept in, None for memory. A run that goes on gives `known` as it was when its state was
-    saved: rows that were written later are worked out again, in the batches that an unbroken run has them in.
+    path: the file that keeps them, None for memory
+    known: bool (places,), which are there already. A resumed run passes it as it was when its state was saved: rows
+        written later are computed again, in the same batches as in an uninterrupted run
     """
 
     def __init__(self, places: int, classes: int, path: Path | None, known: Tensor | None = None) -> None:
@@ -41,7 +42,7 @@ class Answers:
             self._values = torch.from_numpy(np.memmap(str(path), np.float32, mode, shape=(places, classes)))
 
     def __call__(self, places: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
-        """Logits (B, K) on the CPU. ask: given the positions in `places` whose answers are missing, gives them."""
+        """Logits (B, K) on the CPU. ask: computes those at the given positions in `places`, which are missing."""
         missing = (~self.known[places]).nonzero().flatten()
         if len(missing):
             self._values[places[missing]] = ask(missing)
@@ -55,12 +56,11 @@ class Answers:
 
 @dataclass(eq=False)
 class Teacher:
-    """module: on the device, in eval mode, changed by nothing. tapped: the same with its streams, where hidden states
-    are taught. answers: kept logits, None where images never come again as they were."""
+    """The model that is learnt from."""
 
-    module: GraphModule
-    tapped: Tapped | None
-    answers: Answers | None
+    module: GraphModule  #: on the device, in eval mode, never changed
+    tapped: TappedModel | None  #: the same with its streams, where hidden states are taught
+    answers: Answers | None  #: kept logits, None where no image comes twice in the same form
     device: torch.device
     precision: str
 
@@ -73,12 +73,12 @@ class Teacher:
     @torch.no_grad()
     def ask(self, images: Tensor) -> Tensor:
         with autocast(self.device, self.precision):
-            logits = self.module(images.to(self.device))
+            logits: Tensor = self.module(images.to(self.device))
         return logits.float()
 
     @torch.no_grad()
     def streams(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Logits and streams, asked anew each time."""
+        """Logits and streams, computed anew each time."""
         assert self.tapped is not None
         with autocast(self.device, self.precision):
             logits, streams = self.tapped(images.to(self.device))
@@ -86,25 +86,25 @@ class Teacher:
 
 
 def frozen(module: GraphModule) -> GraphModule:
-    """In eval mode, without gradients."""
+    """The module in eval mode, without gradients."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     module.eval()
     return module
 
 
-def keep(data_images: int, variants: int | None, classes: int) -> bool:
-    """Whether the answers to all images in so many variants are few enough to be kept; None: too many variants."""
+def fits(data_images: int, variants: int | None, classes: int) -> bool:
+    """Whether the answers to all variants of all images are few enough to keep. variants: None for too many."""
     return variants is not None and 4 * data_images * variants * classes <= MOST_BYTES
 
 
 def shared_sublayers(student: GraphModule, teacher: GraphModule) -> tuple[str, ...]:
-    """The sublayers that both have, in their order."""
+    """The sublayers that both have, in the order of the stream."""
     ours = {site.name for site in read_sites(student)}
     return tuple(site.name for site in read_sites(teacher) if site.name in ours)
 
 
-class Tapped(nn.Module):
+class TappedModel(nn.Module):
     """(B, C, H, W) -> logits (B, K), and the streams (B, T, D) behind the named sublayers, by the graph's modules."""
 
     def __init__(self, graph_module: GraphModule, names: Sequence[str]) -> None:

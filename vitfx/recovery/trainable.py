@@ -1,4 +1,4 @@
-"""Which parameters of a pruned model a retraining changes: all, or those that can make up for what was deleted."""
+"""Which parameters of a pruned model are retrained: all, or those that can make up for what was deleted."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ ONLY = ("all", "compensating", "norms-and-biases", "neighbours", "lora")
 
 
 def choose(student: GraphModule, teacher: GraphModule, only: str) -> set[str]:
-    """The names of the parameters that `only` stands for; "lora" has none of the model's own.
+    """The names of the parameters that `only` stands for; "lora" trains none of the model's own.
 
-    all: every one. compensating: the projections, weight and bias, with which surviving sublayers write to the stream.
-    norms-and-biases: norms, biases, and constants of the stream, such as positions and what deleted sublayers left.
-    neighbours: sublayers that lost units, and the nearest survivors before and after each of these and after each that
-    is gone, with their norms. What was deleted is seen by the teacher, which has it.
+    all: every parameter
+    compensating: weights and biases of the projections with which surviving sublayers write to the stream
+    norms-and-biases: norms, biases, and constants of the stream, such as positions and what deleted sublayers left
+    neighbours: sublayers that lost units, and the nearest survivors before and after each of them and each sublayer
+        that is gone, with their norms; what was deleted is found by comparison with the teacher
 
-    Raises UserError where the student can't have been pruned from the teacher, or nothing is left to be trained.
+    Raises UserError where the student can't have been pruned from the teacher, or nothing would be trained.
     """
     names = {name for name, value in student.named_parameters() if value.is_floating_point()}
     sites = read_sites(student)
@@ -31,17 +32,17 @@ def choose(student: GraphModule, teacher: GraphModule, only: str) -> set[str]:
     if only == "lora":
         return set()
     if only == "norms-and-biases":
-        found = {name for name in names if _is_shift(student, name)}
+        chosen = {name for name in names if _is_shift(student, name)}
     elif only == "compensating":
-        found = _under(names, [f"{site.name}.out" for site in sites])
+        chosen = _under(names, [f"{site.name}.out" for site in sites])
     else:
         near = neighbours(student, teacher)
-        found = _under(
+        chosen = _under(
             names, [part for site in sites if site.name in near for part in (site.name, str(site.norm.target))]
         )
-    if not found:
-        raise UserError(f"--only {only} leaves nothing to be trained in this model: give --only all")
-    return found
+    if not chosen:
+        raise UserError(f"--only {only} leaves nothing to train in this model: give --only all")
+    return chosen
 
 
 def neighbours(student: GraphModule, teacher: GraphModule) -> set[str]:
@@ -52,32 +53,32 @@ def neighbours(student: GraphModule, teacher: GraphModule) -> set[str]:
         if units > whole.get(name, 0):
             raise UserError(
                 f"the pruned model has {units} units in {name} and the teacher {whole.get(name, 0)}: "
-                "give as --teacher the model that it was pruned from"
+                "give the model that it was pruned from with --teacher"
             )
     order = list(whole)
-    found: set[str] = set()
+    near: set[str] = set()
     for place, name in enumerate(order):
         if left.get(name) == whole[name]:
             continue
-        before = [one for one in order[:place] if one in left]
-        after = [one for one in order[place + 1 :] if one in left]
-        found.update((*before[-1:], *after[:1]))
+        before = [earlier for earlier in order[:place] if earlier in left]
+        after = [later for later in order[place + 1 :] if later in left]
+        near.update((*before[-1:], *after[:1]))
         if name in left:
-            found.add(name)
-    return found
+            near.add(name)
+    return near
 
 
 def prepare(student: GraphModule, teacher: GraphModule, only: str, rank: int, seed: int) -> int:
-    """Lets gradients reach what `only` stands for and nothing else; how many numbers those are.
+    """Lets gradients reach only what `only` stands for, and counts those numbers.
 
-    For "lora", adapters of that rank are added, to be merged with `vitfx.recovery.trainable.merge_adapters`.
+    For "lora" it adds adapters of this rank, which `merge_adapters` merges at the end.
     """
     chosen = choose(student, teacher, only)
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(name in chosen)
     if only == "lora":
         add_adapters(student, rank, seed)
-    return sum(one.numel() for one in student.parameters() if one.requires_grad)
+    return sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
 
 
 def _under(names: set[str], modules: list[str]) -> set[str]:
@@ -90,9 +91,9 @@ def _is_shift(student: GraphModule, name: str) -> bool:
 
 
 class LowRank(nn.Module):
-    """LoRA (Hu et al. 2021): W -> W + up · down, with up (rows, rank) zero at first and down (rank, columns) drawn.
+    """LoRA (Hu et al. 2021): W -> W + up · down. up (rows, rank) starts at zero, down (rank, columns) at random.
 
-    Trained with a rate for adapters, the paper's factor α / rank is 1.
+    The paper's factor α / rank is 1, because adapters have a learning rate of their own.
     """
 
     def __init__(self, weight: Tensor, rank: int, generator: torch.Generator) -> None:
@@ -107,27 +108,27 @@ class LowRank(nn.Module):
 
 
 def add_adapters(graph_module: GraphModule, rank: int, seed: int) -> None:
-    """On the weights of all prunable sublayers: queries, keys, values, projections, hidden neurons.
+    """Adds adapters to the weights of all prunable sublayers: queries, keys, values, projections, hidden neurons.
 
-    A rank above a weight's smaller side is that side's. The weights themselves get no gradients any more.
+    The rank is at most a weight's smaller side. The weights themselves no longer get gradients.
     """
     generator = torch.Generator().manual_seed(seed)
     for part in _weighted(graph_module):
         weight: Tensor = part.weight
         weight.requires_grad_(False)
-        own = LowRank(weight, min(rank, *weight.shape), generator)
-        parametrize.register_parametrization(part, "weight", own)
+        adapter = LowRank(weight, min(rank, *weight.shape), generator)
+        parametrize.register_parametrization(part, "weight", adapter)
 
 
 def merge_adapters(graph_module: GraphModule) -> None:
-    """W + up · down becomes the weight: the graph has again the parameters that it had before."""
+    """W + up · down becomes the weight: the graph has the same parameters as before again."""
     for part in _weighted(graph_module):
         if parametrize.is_parametrized(part, "weight"):
             parametrize.remove_parametrizations(part, "weight", leave_parametrized=True)
 
 
 def _weighted(graph_module: GraphModule) -> list[nn.Linear | Projection]:
-    """In the order of the stream: everything in a sublayer that multiplies."""
+    """The linear maps of all sublayers, in the order of the stream."""
     return [
         part
         for site in read_sites(graph_module)

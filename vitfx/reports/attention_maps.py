@@ -21,44 +21,45 @@ from vitfx.images.preprocess import Preprocess
 from vitfx.support.errors import UserError
 
 _SHOWN = 3
-_ASKED = 12
-"""Images, so that corrupt ones among them do not matter."""
+_DRAWN = 12
+"""Images that are sampled, so that corrupt ones among them do not matter."""
 
-Grid = tuple[tuple[float, ...], ...]
+Heat = tuple[tuple[float, ...], ...]
+"""The class token's attention to each patch, by rows."""
 
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """name: the image's. picture: PNG, as the model sees it. before, after: the class token's attention to each patch,
-    by rows."""
-
-    name: str
-    picture: bytes
-    before: Grid
-    after: Grid
+    name: str  #: the image's
+    picture: bytes  #: PNG, as the model sees it
+    before: Heat  #: pruning
+    after: Heat
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Of the last attention sublayer that survives; heads: those of it that do, of `total`, over which both sides are
-    averaged. reason: why there are no maps."""
+    """Maps of the last attention sublayer that survives, averaged on both sides over its surviving heads."""
 
     maps: tuple[AttentionMap, ...] = ()
     sublayer: str = ""
-    heads: tuple[int, ...] = ()
-    total: int = 0
-    reason: str = ""
+    heads: tuple[int, ...] = ()  #: that survive, by their numbers before pruning
+    total: int = 0  #: heads before pruning
+    reason: str = ""  #: why there are no maps
 
 
 def attention_maps(
     original: GraphModule, pruned: GraphModule, plan: DeletionPlan | None, evaluation: ImageSet, seed: int,
     preprocess: Preprocess, classes: Sequence[str] | None,
 ) -> AttentionMaps:  # fmt: skip
-    """On the first images of a sample of those for evaluation. original, pruned: canonical, on the CPU. plan: what was
-    deleted, None where that is not known."""
+    """On the first images of a sample of those for evaluation.
+
+    original, pruned: canonical, on the CPU.
+    plan: what was deleted, None where that is not known.
+    classes: their names, where they are known.
+    """
     left = [site for site in read_sites(pruned) if isinstance(site.module, Attention)]
     if not left:
-        return AttentionMaps(reason="No attention survives, so that there are no attention maps.")
+        return AttentionMaps(reason="No attention survives, so there are no attention maps.")
     name = left[-1].name
     heads, total = _heads(left[-1].module.units, None if plan is None else plan.of_kind("head").get(name))
     if total != {site.name: site.module.units for site in read_sites(original)}.get(name):
@@ -66,7 +67,7 @@ def attention_maps(
             reason=f"Which heads of {name} were deleted is not known: attention before and after can't be compared."
         )
     try:
-        images = evaluation.sample(min(_ASKED, len(evaluation)), seed).load()
+        images = evaluation.sample(min(_DRAWN, len(evaluation)), seed).load()
     except UserError:
         return AttentionMaps(reason="The images drawn for attention maps are all corrupt.")
     pixels = images.pixels[:_SHOWN]
@@ -81,30 +82,30 @@ def attention_maps(
             "of one token would not say where the model looks."
         )
     sides = (before[:, list(heads)], after)
-    grids = [side.mean(1)[:, -shape[0] * shape[1] :].unflatten(1, shape).tolist() for side in sides]
-    made = tuple(
-        AttentionMap(_title(images, place, classes), _png(pixels[place], preprocess), _grid(one), _grid(other))
-        for place, (one, other) in enumerate(zip(*grids, strict=True))
+    grids = [side.mean(1)[:, -shape[0] * shape[1] :].reshape(-1, *shape).tolist() for side in sides]
+    maps = tuple(
+        AttentionMap(_title(images, index, classes), _png(pixels[index], preprocess), _heat(old), _heat(new))
+        for index, (old, new) in enumerate(zip(*grids, strict=True))
     )
-    return AttentionMaps(made, name, heads, total)
+    return AttentionMaps(maps, name, heads, total)
 
 
 def _heads(units: int, deletion: SublayerDeletion | None) -> tuple[tuple[int, ...], int]:
-    """Those that are left, by their numbers before the deletion, and of how many."""
+    """Those that survive, by their numbers before the deletion, and how many there were."""
     return (tuple(range(units)), units) if deletion is None else (deletion.kept, deletion.total)
 
 
 @torch.no_grad()
 def _looks(graph_module: GraphModule, name: str, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """The attention of the first token in the sublayer of this name, (N, H, T), and the stream behind the last one."""
-    found = None
+    weights = None
     for reading in streams_at(read_stages(graph_module)[: _last(graph_module) + 1], pixels):
         stage = reading.stage
         if stage.name == name:
             assert isinstance(stage.module, Attention) and stage.norm is not None
-            found = _weights(stage.module, stage.norm(reading.stream))
-    assert found is not None
-    return found, reading.behind
+            weights = _weights(stage.module, stage.norm(reading.stream))
+    assert weights is not None
+    return weights, reading.behind
 
 
 def _weights(module: Attention, x: Tensor) -> Tensor:
@@ -113,11 +114,12 @@ def _weights(module: Attention, x: Tensor) -> Tensor:
         project(part).unflatten(-1, (module.units, -1)).transpose(1, 2)
         for project, part in ((module.q, x[:, :1]), (module.k, x))
     )
-    return (module.scale * q @ k.transpose(2, 3)).softmax(-1)[:, :, 0]
+    weights: Tensor = (module.scale * q @ k.transpose(2, 3)).softmax(-1)
+    return weights[:, :, 0]
 
 
 def _last(graph_module: GraphModule) -> int:
-    return max(place for place, stage in enumerate(read_stages(graph_module)) if stage.sublayer is not None)
+    return max(index for index, stage in enumerate(read_stages(graph_module)) if stage.sublayer is not None)
 
 
 def _tail(graph_module: GraphModule, stream: Tensor) -> Tensor:
@@ -126,7 +128,7 @@ def _tail(graph_module: GraphModule, stream: Tensor) -> Tensor:
 
 
 def patch_grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:
-    """Rows and columns of the patches, with as few tokens beside them as can be, one at least; None if no grid of the
+    """Rows and columns of the patches, with as few other tokens as possible, but one at least; None if no grid of the
     image's proportions fits."""
     for count in range(tokens - 1, 0, -1):
         rows = round((count * height / width) ** 0.5)
@@ -135,19 +137,19 @@ def patch_grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:
     return None
 
 
-def _title(images: Images, place: int, classes: Sequence[str] | None) -> str:
+def _title(images: Images, index: int, classes: Sequence[str] | None) -> str:
     if images.labels is None:
-        return images.names[place]
-    label = int(images.labels[place])
-    return f"{images.names[place]}, class {classes[label] if classes else label}"
+        return images.names[index]
+    label = int(images.labels[index])
+    return f"{images.names[index]}, class {classes[label] if classes else label}"
 
 
-def _grid(rows: Sequence[Sequence[float]]) -> Grid:
+def _heat(rows: Sequence[Sequence[float]]) -> Heat:
     return tuple(tuple(row) for row in rows)
 
 
 def _png(pixels: Tensor, preprocess: Preprocess) -> bytes:
-    """The normalisation taken back."""
+    """With the normalisation undone."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
     shown = ((pixels * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     # One channel, or three; of any other number the first.

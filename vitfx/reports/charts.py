@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vitfx.reports.page import text
+from markupsafe import Markup
+
+from vitfx.reports.labels import RADIUS, place_labels
+from vitfx.support.svg import drawing, element
 
 _WIDTH = 420
 _COLOURS = 6
@@ -14,42 +17,51 @@ _LABELS, _VALUES = 128, 64
 _LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 52, 20, 30, 42, 290
 _NEAR = 9
 """Points nearer than this have one label."""
+_CROWDED = 40
+"""A line of more points than this is drawn without them."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """series: which colour it has."""
-
     label: str
     value: float
-    shown: str
-    series: int
+    shown: str  #: the value as text
+    series: int  #: which colour it has
 
 
 @dataclass(frozen=True)
 class Curve:
-    """name: in the legend. joined: a line runs through the points. marked: the place of a point that stands out.
-    labels: what is written beside each point, if anything. titles: what a pointer that rests on it is told. series:
-    which colour it has; where the colours begin again, points are hollow and lines dashed."""
+    """Points, joined or not. Where the colours begin again, points are hollow and lines dashed."""
 
-    name: str
+    name: str  #: in the legend
     points: Sequence[tuple[float, float]]
-    joined: bool = True
-    marked: int | None = None
-    labels: Sequence[str] = ()
-    titles: Sequence[str] = ()
-    series: int = 1
+    joined: bool = True  #: a line runs through the points
+    marked: int | None = None  #: the position of a point that stands out
+    labels: Sequence[str] = ()  #: written beside each point, if any
+    titles: Sequence[str] = ()  #: of each point, shown to a pointer that rests on it
+    series: int = 1  #: which colour it has
+
+    @property
+    def colour(self) -> str:
+        return _colour(self.series)
 
     @property
     def hollow(self) -> bool:
         return self.series // _COLOURS % 2 == 1
 
+    @property
+    def ink(self) -> dict[str, object]:
+        """The attributes of its points."""
+        if not self.hollow:
+            return {"fill": self.colour}
+        return {"fill": "var(--back)", "stroke": self.colour, "stroke_width": "1.5"}
+
 
 @dataclass(frozen=True)
 class _Scale:
-    """Numbers to places in the picture. ticks: round numbers that cover the data."""
+    """Numbers to places in the picture."""
 
-    ticks: tuple[float, ...]
+    ticks: tuple[float, ...]  #: round numbers that cover the data
     start: float
     end: float
 
@@ -58,123 +70,102 @@ class _Scale:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
-def svg(width: float, height: float, alt: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{text(alt)}">'
-        f"<title>{text(alt)}</title>{''.join(parts)}</svg>"
-    )
+def _colour(series: int) -> str:
+    return f"var(--c{series % _COLOURS})"
 
 
-def bars(groups: Sequence[tuple[str, Sequence[Bar]]], alt: str) -> str:
+def bars(groups: Sequence[tuple[str, Sequence[Bar]]], alt: str) -> Markup:
     """Groups below one another, each with a scale of its own."""
-    parts, y = [], 0.0
+    parts, y = [], 0
     room = _WIDTH - _LABELS - _VALUES
     for title, members in groups:
-        parts.append(f'<text x="0" y="{y + 14:g}" class="soft">{text(title)}</text>')
+        parts.append(element("text", title, x=0, y=y + 14, class_="soft"))
         y += 20
-        most = max((one.value for one in members), default=0) or 1
-        for one in members:
-            length = max(room * one.value / most, 1)
-            parts.append(f'<text x="0" y="{y + 14:g}">{text(short(one.label, 20))}</text>')
-            parts.append(
-                f'<rect x="{_LABELS}" y="{y + 2:g}" width="{length:.1f}" height="16" rx="2" '
-                f'fill="var(--c{one.series % _COLOURS})"></rect>'
-            )
-            parts.append(f'<text x="{_LABELS + length + 6:.1f}" y="{y + 14:g}">{text(one.shown)}</text>')
+        most = max((bar.value for bar in members), default=0) or 1
+        for bar in members:
+            length = max(room * bar.value / most, 1.0)
+            parts.append(element("text", short(bar.label, 20), x=0, y=y + 14))
+            parts.append(element("rect", x=_LABELS, y=y + 2, width=length, height=16, rx=2, fill=_colour(bar.series)))
+            parts.append(element("text", bar.shown, x=_LABELS + length + 6, y=y + 14))
             y += 22
         y += 8
-    return svg(_WIDTH, y, alt, parts) if parts else ""
+    return drawing(_WIDTH, y, alt, parts) if parts else Markup("")
 
 
 def plane(
     curves: Sequence[Curve], across: str, up: str, alt: str, *, legend: bool = True, most: float = math.inf
-) -> str:
-    """Points, joined or not, over two axes. across, up: what the axes are. most: what no value upwards can pass."""
+) -> Markup:
+    """Points, joined or not, over two axes.
+
+    across, up: what the axes are.
+    most: what no value upwards can exceed.
+    """
     points = [point for curve in curves for point in curve.points]
     if not points:
-        return ""
-    x = _Scale(ticks(*_range([one for one, _ in points])), _LEFT, _WIDTH - _RIGHT)
-    y = _Scale(ticks(*_range([one for _, one in points], most)), _HEIGHT - _BOTTOM, _TOP)
-    parts = [f'<text x="0" y="14" class="soft">{text(up)}</text>', *_axes(x, y)]
-    parts.append(
-        f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2:g}" y="{_HEIGHT - 6}" text-anchor="middle" class="soft">'
-        f"{text(across)}</text>"
-    )
+        return Markup("")
+    x = _Scale(ticks(*_range([value for value, _ in points])), _LEFT, _WIDTH - _RIGHT)
+    y = _Scale(ticks(*_range([value for _, value in points], most)), _HEIGHT - _BOTTOM, _TOP)
+    parts = [
+        element("text", up, x=0, y=14, class_="soft"),
+        *_axes(x, y),
+        element("text", across, x=(x.start + x.end) / 2, y=_HEIGHT - 6, text_anchor="middle", class_="soft"),
+    ]
     for curve in curves:
         parts += _drawn(curve, x, y)
     parts += _labelled(curves, x, y)
-    height = float(_HEIGHT)
-    if legend:
-        for curve in curves:
-            fill, edge = _ink(curve)
-            parts.append(
-                f'<rect x="{_LEFT}" y="{height + 3:g}" width="10" height="10" fill="{fill}"{edge}></rect>'
-                f'<text x="{_LEFT + 16}" y="{height + 12:g}">{text(short(curve.name, 48))}</text>'
-            )
-            height += 18
-    return svg(_WIDTH, height, alt, parts)
+    height = _HEIGHT
+    for curve in curves if legend else ():
+        parts.append(element("rect", x=_LEFT, y=height + 3, width=10, height=10, **curve.ink))
+        parts.append(element("text", short(curve.name, 48), x=_LEFT + 16, y=height + 12))
+        height += 18
+    return drawing(_WIDTH, height, alt, parts)
 
 
-def _axes(x: _Scale, y: _Scale) -> list[str]:
-    parts = []
+def _axes(x: _Scale, y: _Scale) -> Iterator[Markup]:
     for value in y.ticks:
         at = y.at(value)
-        parts.append(f'<line class="axis" x1="{x.start:g}" x2="{x.end:g}" y1="{at:.1f}" y2="{at:.1f}"></line>')
-        parts.append(
-            f'<text x="{x.start - 6:g}" y="{at + 4:.1f}" text-anchor="end" class="soft">{digits(value)}</text>'
-        )
+        yield element("line", class_="axis", x1=x.start, x2=x.end, y1=at, y2=at)
+        yield element("text", digits(value), x=x.start - 6, y=at + 4, text_anchor="end", class_="soft")
     for value in x.ticks:
         at = x.at(value)
-        parts.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{y.start}" y2="{y.start + 5}"></line>')
-        parts.append(f'<text x="{at:.1f}" y="{y.start + 18}" text-anchor="middle" class="soft">{digits(value)}</text>')
-    return parts
+        yield element("line", class_="axis", x1=at, x2=at, y1=y.start, y2=y.start + 5)
+        yield element("text", digits(value), x=at, y=y.start + 18, text_anchor="middle", class_="soft")
 
 
-def _ink(curve: Curve) -> tuple[str, str]:
-    """What its points are filled with, and the attributes of their edge."""
-    colour = f"var(--c{curve.series % _COLOURS})"
-    return ("var(--back)", f' stroke="{colour}" stroke-width="1.5"') if curve.hollow else (colour, "")
-
-
-def _drawn(curve: Curve, x: _Scale, y: _Scale) -> list[str]:
-    fill, edge = _ink(curve)
-    at = [(x.at(one), y.at(other)) for one, other in curve.points]
-    parts = []
-    if curve.joined and len(at) > 1:
-        line = " ".join(f"{one:.1f},{other:.1f}" for one, other in at)
-        dashes = ' stroke-dasharray="5 3"' if curve.hollow else ""
-        parts.append(
-            f'<polyline points="{line}" fill="none" stroke="var(--c{curve.series % _COLOURS})" stroke-width="1.5"'
-            f"{dashes}></polyline>"
+def _drawn(curve: Curve, x: _Scale, y: _Scale) -> Iterator[Markup]:
+    places = [(x.at(across), y.at(up)) for across, up in curve.points]
+    if curve.joined and len(places) > 1:
+        line = " ".join(f"{across:.1f},{down:.1f}" for across, down in places)
+        dashes = "5 3" if curve.hollow else None
+        yield element(
+            "polyline", points=line, fill="none", stroke=curve.colour, stroke_width="1.5", stroke_dasharray=dashes
         )
-    crowded = curve.joined and len(at) > 40 and not curve.labels
-    for place, (one, other) in enumerate(at):
-        marked = place == curve.marked
+    crowded = curve.joined and len(places) > _CROWDED and not curve.labels
+    for index, (across, down) in enumerate(places):
+        marked = index == curve.marked
         if crowded and not marked:
             continue
-        told = f"<title>{text(curve.titles[place])}</title>" if curve.titles else ""
-        ring = ' stroke="var(--ink)" stroke-width="2"' if marked else edge
-        radius = 6 if marked else RADIUS
-        parts.append(f'<circle cx="{one:.1f}" cy="{other:.1f}" r="{radius}" fill="{fill}"{ring}>{told}</circle>')
-    return parts
+        title = element("title", curve.titles[index]) if curve.titles else ""
+        ring = {"stroke": "var(--ink)", "stroke_width": 2} if marked else {}
+        yield element("circle", title, cx=across, cy=down, r=6 if marked else RADIUS, **curve.ink | ring)
 
 
-def _labelled(curves: Sequence[Curve], x: _Scale, y: _Scale) -> list[str]:
+def _labelled(curves: Sequence[Curve], x: _Scale, y: _Scale) -> list[Markup]:
     """Labels beside their points, where possible on nothing else; those of points that lie on one another as one."""
-    found: list[tuple[float, float, list[str]]] = []
+    labels: list[tuple[float, float, list[str]]] = []
     for curve in curves:
-        for (one, other), label in zip(curve.points, curve.labels, strict=False):
+        for (across, up), label in zip(curve.points, curve.labels, strict=False):
             if not label:
                 continue
-            at = x.at(one), y.at(other)
-            near = next((names for *place, names in found if math.dist(place, at) < _NEAR), None)
+            place = x.at(across), y.at(up)
+            near = next((names for *other, names in labels if math.dist(other, place) < _NEAR), None)
             if near is None:
-                found.append((*at, [label]))
+                labels.append((*place, [label]))
             elif label not in near:
                 near.append(label)
-    points = [(x.at(one), y.at(other)) for curve in curves if curve.labels for one, other in curve.points]
-    labels = [(across, down, ", ".join(names)) for across, down, names in found]
-    return written(labels, points, (x.start + x.end) / 2, _WIDTH, y.start)
+    points = [(x.at(across), y.at(up)) for curve in curves if curve.labels for across, up in curve.points]
+    joined = [(across, down, ", ".join(names)) for across, down, names in labels]
+    return place_labels(joined, points, (x.start + x.end) / 2, _WIDTH, y.start)
 
 
 def ticks(low: float, high: float) -> tuple[float, ...]:
@@ -202,67 +193,3 @@ def digits(value: float) -> str:
 def short(label: str, most: int) -> str:
     """The end of a path says more than its beginning."""
     return label if len(label) <= most else f"…{label[1 - most :]}"
-
-
-RADIUS = 4
-"""Of a point."""
-_GLYPH = 6.5
-"""The mean width of a letter."""
-_ABOVE, _BELOW, _BESIDE = -6, 16, 8
-
-
-@dataclass(frozen=True)
-class _Box:
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def within(self, right: float, bottom: float) -> bool:
-        return self.left >= 0 and self.right <= right and self.bottom <= bottom
-
-    def meets(self, other: _Box) -> bool:
-        apart = self.right <= other.left or other.right <= self.left
-        return not apart and self.top < other.bottom and other.top < self.bottom
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a label of the point at `across` may stand: its base line at `down`, on the point's left or right."""
-
-    across: float
-    down: float
-    left: bool
-    said: str
-
-    @property
-    def near(self) -> float:
-        return self.across + (-_BESIDE if self.left else _BESIDE)
-
-    @property
-    def box(self) -> _Box:
-        far = self.near + (-_GLYPH if self.left else _GLYPH) * len(self.said)
-        return _Box(min(self.near, far), self.down - 10, max(self.near, far), self.down + 2)
-
-    def drawn(self) -> str:
-        anchor = ' text-anchor="end"' if self.left else ""
-        return f'<text x="{self.near:.1f}"{anchor} y="{self.down:.1f}">{text(self.said)}</text>'
-
-
-def written(
-    labels: Sequence[tuple[float, float, str]], points: Sequence[tuple[float, float]], middle: float, right: float,
-    bottom: float,
-) -> list[str]:  # fmt: skip
-    """SVG texts. labels: across and down of a label's point, and what it says; they are placed in turn, first choice
-    above the point and towards `middle`, if they can not beyond the picture's `right` nor below its `bottom`. points:
-    what they should not stand on."""
-    taken = [_Box(one - RADIUS, other - RADIUS, one + RADIUS, other + RADIUS) for one, other in points]
-    parts = []
-    for across, down, said in labels:
-        sides = (True, False) if across > middle else (False, True)
-        places = [_Place(across, down + lift, left, said) for lift in (_ABOVE, _BELOW) for left in sides]
-        inside = [one for one in places if one.box.within(right, bottom)] or places
-        best = next((one for one in inside if not any(map(one.box.meets, taken))), inside[0])
-        taken.append(best.box)
-        parts.append(best.drawn())
-    return parts

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
-from vitfx.reports.charts import digits, short, svg
-from vitfx.reports.page import text
+from markupsafe import Markup
+
+from vitfx.reports.charts import digits, short
+from vitfx.reports.records import Flow
+from vitfx.support.svg import drawing, element
 
 _LABELS, _WIDTH, _TOP, _BOTTOM = 118, 420, 6, 20
 _HEIGHT, _LEAST, _MOST = 440, 4.0, 16.0
@@ -16,9 +17,8 @@ _LINE = 12
 _PALEST = 0.06
 
 
-def flow_grid(flow: Mapping[str, Any], name: str) -> str:
-    """flow: of `vitfx.recovery.course.FlowLog.to_json`. name: of the model. Nothing where no gradient was above
-    zero."""
+def flow_grid(flow: Flow, name: str) -> Markup:
+    """Nothing where no gradient was above zero. name: of the model."""
     layers, steps = flow["layers"], flow["steps"]
     known = [
         (value, layer, step["images"])
@@ -27,37 +27,34 @@ def flow_grid(flow: Mapping[str, Any], name: str) -> str:
         if value > 0
     ]
     if not known:
-        return ""
+        return Markup("")
     least, most = min(known), max(known)
     high = min(max(_HEIGHT / len(layers), _LEAST), _MOST)
     wide = (_WIDTH - _LABELS) / len(steps)
     parts = _names(layers, high)
     for column, step in enumerate(steps):
         for row, (layer, value) in enumerate(zip(reversed(layers), reversed(step["mean"]), strict=True)):
-            told = f"{layer}, {step['images']:,} images: {value:.3g}"
-            x, y = _LABELS + column * wide, _TOP + row * high
-            parts.append(
-                f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{high:.1f}" '
-                f'fill="var(--heat)" fill-opacity="{_shade(value, least[0], most[0]):.3f}">'
-                f"<title>{text(told)}</title></rect>"
-            )
+            title = element("title", f"{layer}, {step['images']:,} images: {value:.3g}")
+            opacity = f"{_shade(value, least[0], most[0]):.3f}"
+            place = {"x": _LABELS + column * wide, "y": _TOP + row * high, "width": wide, "height": high}
+            parts.append(element("rect", title, class_="heat", **place, fill_opacity=opacity))
     bottom = _TOP + high * len(layers)
-    for at, anchor, told in (
+    for at, anchor, label in (
         (_LABELS, "start", digits(steps[0]["images"])),
         ((_LABELS + _WIDTH) / 2, "middle", "images seen"),
         (_WIDTH, "end", digits(steps[-1]["images"])),
     ):
-        parts.append(f'<text x="{at:g}" y="{bottom + 14:.1f}" text-anchor="{anchor}" class="soft">{told}</text>')
+        parts.append(element("text", label, x=at, y=bottom + 14, text_anchor=anchor, class_="soft"))
     ends = [f"{value:.3g} ({layer}, {images:,} images)" for value, layer, images in (least, most)]
     alt = f"{name}: mean absolute gradient by layer over the images seen, from {ends[0]} to {ends[1]}."
-    return svg(_WIDTH, bottom + _BOTTOM, alt, parts)
+    return drawing(_WIDTH, bottom + _BOTTOM, alt, parts)
 
 
-def _names(layers: list[str], high: float) -> list[str]:
+def _names(layers: list[str], high: float) -> list[Markup]:
     """Of as many layers as there is room for, the last on top."""
     every = math.ceil(_LINE / high)
     return [
-        f'<text x="0" y="{_TOP + (row + 0.5) * high + 4:.1f}" class="soft">{text(short(layer, 19))}</text>'
+        element("text", short(layer, 19), x=0, y=_TOP + (row + 0.5) * high + 4, class_="soft")
         for row, layer in enumerate(reversed(layers))
         if row % every == 0
     ]

@@ -4,52 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vitfx.pruning.goal import Target
-from vitfx.reports.points import Reached, plain_export
-from vitfx.reports.read_runs import RESULTS, Run, number
+from vitfx.reports.points import ModelPoint, plain_export
+from vitfx.reports.read_runs import DAMAGES, Run, number
+from vitfx.reports.records import Facts, PeersRecord
 from vitfx.support.errors import UserError
 
-PEER = "peer"
 _ORIGINAL = "original"
 BY_TIME = "vitfx-time"
 """The peer whose shares are of the time, not of the FLOPs."""
 
 
-def read_peers(record: Mapping[str, Any], path: Path, name: str) -> tuple[Run, ...]:
-    """The original, then a run for each peer that has a model, in the order of the file; a peer's models by the share
-    of the FLOPs, or of the time, that was to go. record: what the file has. name: of the file, on the page. Raises
-    UserError for anything but a file of benchmarks.peers."""
+def read_peers(record: PeersRecord, path: Path, name: str) -> tuple[Run, ...]:
+    """The original, then a run for each peer that has a model, in the order of the file.
+
+    A peer's models stand by the share of the FLOPs, or of the time, that was to go. name: of the file, on the page.
+    Raises UserError for a damaged file.
+    """
     try:
         return _runs(name, record["asked"], record["rows"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
-        raise UserError(f"{path} is no result of benchmarks.peers ({error!r}): {RESULTS}") from error
+    except DAMAGES as error:
+        raise UserError(
+            f"{path} is a damaged result of benchmarks.peers ({error!r}): give one that it finished"
+        ) from error
 
 
-def _runs(name: str, asked: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> tuple[Run, ...]:
+def _runs(name: str, asked: Facts, rows: Mapping[str, Facts]) -> tuple[Run, ...]:
     where, whole = str(Target(**asked["target"])), rows[_ORIGINAL]
     params = number(whole, "parameters")
-    plain = plain_export(_share(whole, "plain"), where)
-    points = (plain, _reached(whole, "exact rewrites", params, where))
-    made = {
-        "settings": {key: value for key, value in asked.items() if key != "environment"},
-        "environment": dict(asked["environment"]),
-    }
+    points = (plain_export(_share(whole, "plain"), where), _point(whole, "exact rewrites", params, where))
+    settings = {key: value for key, value in asked.items() if key != "environment"}
     notes = tuple(f"{title} has no model: {row['refused']}" for title, row in rows.items() if "refused" in row)
-    found = [Run(f"{name}: {_ORIGINAL}", points, PEER, made=made, notes=notes)]
+    runs = [
+        Run(
+            f"{name}: {_ORIGINAL}",
+            points,
+            made={"settings": settings, "environment": asked["environment"]},
+            notes=notes,
+            is_peer=True,
+        )
+    ]
     measured = [row for title, row in rows.items() if title != _ORIGINAL and "refused" not in row]
     for peer in dict.fromkeys(str(row["peer"]) for row in measured):
         own = sorted((row for row in measured if row["peer"] == peer), key=lambda row: number(row, "share"))
-        what = "time to save" if peer == BY_TIME else "FLOPs to delete"
-        models = [_reached(row, f"{number(row, 'share'):.0%} of the {what}", params, where) for row in own]
-        found.append(Run(f"{name}: {peer}", tuple(models), PEER))
-    return tuple(found)
+        goal = "time to save" if peer == BY_TIME else "FLOPs to delete"
+        models = [_point(row, f"{number(row, 'share'):.0%} of the {goal}", params, where) for row in own]
+        runs.append(Run(f"{name}: {peer}", tuple(models), is_peer=True))
+    return tuple(runs)
 
 
-def _reached(row: Mapping[str, Any], title: str, params: float, where: str) -> Reached:
+def _point(row: Facts, title: str, params: float, where: str) -> ModelPoint:
     """params: of the original."""
-    return Reached(
+    return ModelPoint(
         title,
         _share(row, "accuracy"),
         number(row, "agreement"),
@@ -62,6 +69,6 @@ def _reached(row: Mapping[str, Any], title: str, params: float, where: str) -> R
     )
 
 
-def _share(row: Mapping[str, Any], key: str) -> float | None:
+def _share(row: Facts, key: str) -> float | None:
     """None without labels."""
     return None if row[key] is None else number(row, key)

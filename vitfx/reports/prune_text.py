@@ -1,120 +1,111 @@
-"""What a person looks at: baseline and pruned side by side, as JSON, as Markdown, on the console."""
+"""The report of a pruning: baseline and pruned side by side, and what the table does not say."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from rich.table import Table
-from rich.text import Text
-
 from vitfx.deploy.precision_file import precision_fact
-from vitfx.support.text import digits, provenance_lines
+from vitfx.reports.records import Facts, PrecisionRecord, PruneReport, Side
+from vitfx.support.tables import Table, markdown_report
+from vitfx.support.text import digits, faster
 
 Row = tuple[str, str, str, str]
 
 
-def rows(report: Mapping[str, Any]) -> list[Row]:
-    """The table's rows: what, baseline, pruned, and how they compare."""
-    old, new = report["baseline"], report["pruned"]
-    table: list[Row] = []
-    if old["accuracy"] is not None:
-        table.append(("test loss", f"{old['loss']:.4f}", f"{new['loss']:.4f}", f"{new['loss'] - old['loss']:+.4f}"))
-        points = 100 * (new["accuracy"] - old["accuracy"])
-        table.append(("top-1", f"{old['accuracy']:.2%}", f"{new['accuracy']:.2%}", f"{points:+.2f} points"))
-    table.append(("KL from the original", "0", f"{report['kl']:.4f}", ""))
-    table.append(("agreement with the original", "100.00%", f"{report['agreement']:.2%}", ""))
-    for key, title in (
-        ("params", "parameters"),
-        ("flops", "FLOPs an image"),
-        ("heads", "heads"),
-        ("mlp_neurons", "MLP neurons"),
-        ("sublayers", "sublayers"),
-    ):
-        part = f"{new[key] / old[key]:.3f}" if old[key] else ""
-        table.append((title, f"{old[key]:,}", f"{new[key]:,}", part))
-    seconds = (old["evaluation_seconds"], new["evaluation_seconds"])
-    images = report["images"]["evaluation"]
-    title = f"inference time, {images} evaluation images"
-    table.append((title, f"{digits(seconds[0])} s", f"{digits(seconds[1])} s", _faster(seconds[0] / seconds[1])))
-    for batch, speedup in report["speedup_by_batch"].items():
-        times = (old["latency_ms"][batch], new["latency_ms"][batch])
-        table.append((f"ms at batch {batch}", digits(times[0]), digits(times[1]), _faster(speedup)))
-    return table + _precision_rows(report)
+def to_table(report: PruneReport) -> Table:
+    """Its columns: what is compared, baseline, pruned, and how they compare."""
+    old, new, seconds = report["baseline"], report["pruned"], report["baseline"]["evaluation_seconds"]
+    rows: list[Row] = []
+    if old["loss"] is not None and new["loss"] is not None:
+        rows.append(("test loss", f"{old['loss']:.4f}", f"{new['loss']:.4f}", f"{new['loss'] - old['loss']:+.4f}"))
+    rows += [
+        *_answers(old, new["accuracy"], report["kl"], report["agreement"]),
+        _counted("parameters", old["params"], new["params"]),
+        _counted("FLOPs an image", old["flops"], new["flops"]),
+        _counted("heads", old["heads"], new["heads"]),
+        _counted("MLP neurons", old["mlp_neurons"], new["mlp_neurons"]),
+        _counted("sublayers", old["sublayers"], new["sublayers"]),
+        (
+            f"inference time, {report['images']['evaluation']} evaluation images",
+            f"{digits(seconds)} s",
+            f"{digits(new['evaluation_seconds'])} s",
+            faster(seconds / new["evaluation_seconds"]),
+        ),
+        *_times(old, new, report["speedup_by_batch"]),
+    ]
+    if (third := report["precision"]) is not None:
+        more = _answers(old, third["accuracy"], third["kl"], third["agreement"])
+        more += _times(old, third, third["speedup_by_batch"])
+        rows += [(f"{third['name']}: {what}", before, after, compared) for what, before, after, compared in more]
+    title = f"{report['settings']['model']} at {_threshold(report['settings'])}, {report['runtime']}"
+    return Table(("", "baseline", "pruned", ""), rows, title)
 
 
-def _precision_rows(report: Mapping[str, Any]) -> list[Row]:
-    """The third file against the baseline."""
-    old, new = report["baseline"], report.get("precision")
-    if new is None:
-        return []
-    table: list[Row] = []
-    name = new["name"]
-    if old["accuracy"] is not None:
-        points = 100 * (new["accuracy"] - old["accuracy"])
-        table.append((f"{name}: top-1", f"{old['accuracy']:.2%}", f"{new['accuracy']:.2%}", f"{points:+.2f} points"))
-    table.append((f"{name}: KL from the original", "0", f"{new['kl']:.4f}", ""))
-    table.append((f"{name}: agreement with the original", "100.00%", f"{new['agreement']:.2%}", ""))
-    for batch, speedup in new["speedup_by_batch"].items():
-        times = (old["latency_ms"][batch], new["latency_ms"][batch])
-        table.append((f"{name}: ms at batch {batch}", digits(times[0]), digits(times[1]), _faster(speedup)))
-    return table
+def _answers(old: Side, accuracy: float | None, kl: float, agreement: float) -> list[Row]:
+    rows: list[Row] = []
+    if accuracy is not None and old["accuracy"] is not None:
+        points = 100 * (accuracy - old["accuracy"])
+        rows.append(("top-1", f"{old['accuracy']:.2%}", f"{accuracy:.2%}", f"{points:+.2f} points"))
+    rows.append(("KL from the original", "0", f"{kl:.4f}", ""))
+    rows.append(("agreement with the original", "100.00%", f"{agreement:.2%}", ""))
+    return rows
 
 
-def _faster(speedup: float) -> str:
-    return f"{speedup:.2f}× faster" if speedup >= 1 else f"{1 / speedup:.2f}× slower"
+def _counted(what: str, old: int, new: int) -> Row:
+    return what, f"{old:,}", f"{new:,}", f"{new / old:.3f}" if old else ""
 
 
-def title_of(report: Mapping[str, Any]) -> str:
-    """Which model, by what it was pruned."""
+def _times(old: Side, new: Side | PrecisionRecord, speedups: dict[str, float]) -> list[Row]:
+    return [
+        (
+            f"ms at batch {batch}",
+            digits(old["latency_ms"][batch]),
+            digits(new["latency_ms"][batch]),
+            faster(speedup),
+        )
+        for batch, speedup in speedups.items()
+    ]
+
+
+def title_of(report: PruneReport) -> str:
+    """Which model, and by what it was pruned."""
     return f"{report['settings']['model']}, pruned by vitfx at {_threshold(report['settings'])}"
 
 
-def facts(report: Mapping[str, Any]) -> list[str]:
+def facts(report: PruneReport) -> list[str]:
     """What the table does not say, in sentences."""
-    verify = report["verify"]
+    images, verify = report["images"], report["verify"]
     return [
-        *_circuit_line(report),
-        f"Evaluated on {report['images']['evaluation']} images that discovery did not see "
-        f"({report['images']['skipped']} corrupt ones skipped), with {report['runtime']}.",
+        *_circuit_fact(report),
+        f"Evaluated on {images['evaluation']} images that discovery did not see "
+        f"({images['skipped']} corrupt ones skipped), with {report['runtime']}.",
         f"Verified against the ablated model: {verify['float64']:.1e} in float64, {verify['relative']:.1e} in "
         f"float32; ONNX against torch {verify['onnx']:.1e}; parameters and FLOPs as the plan predicts.",
-        *_compensation(report["compensation"]["sentence"]),
-        *_deployment(report["deployment"]),
-        *precision_fact(report.get("precision")),
+        *_compensation_fact(report["compensation"]["sentence"]),
+        *_deployment_fact(report["deployment"]),
+        *precision_fact(report["precision"]),
         *report["notes"],
     ]
 
 
-def to_markdown(report: Mapping[str, Any]) -> str:
+def to_markdown(report: PruneReport) -> str:
     """report.md."""
-    lines = [
-        f"# {title_of(report)}",
-        "",
-        "| | baseline | pruned | |",
-        "| --- | ---: | ---: | ---: |",
-        *(f"| {' | '.join(row)} |" for row in rows(report)),
-        "",
-        *(f"- {fact}" for fact in facts(report)),
-        *provenance_lines(report["settings"], report["environment"]),
-    ]
-    return "\n".join(lines)
+    return markdown_report(title_of(report), to_table(report), facts(report), report["settings"], report["environment"])
 
 
-def _deployment(made: Mapping[str, Any]) -> list[str]:
-    if not made.get("rewrites"):
+def _deployment_fact(deployment: Facts) -> list[str]:
+    if not deployment.get("rewrites"):
         return []
     return [
-        f"pruned.onnx is the artifact after exact rewrites ({', '.join(made['applied'])}), in float64 within "
-        f"{made['float64']:.1e} of it, in the ONNX form {made['form']}; baseline.onnx is as torch exports it."
+        f"pruned.onnx is the artifact after exact rewrites ({', '.join(deployment['applied'])}), in float64 within "
+        f"{deployment['float64']:.1e} of it, in the ONNX form {deployment['form']}; baseline.onnx is as torch exports "
+        "it."
     ]
 
 
-def _compensation(sentence: str | None) -> list[str]:
+def _compensation_fact(sentence: str | None) -> list[str]:
     return [] if sentence is None else [f"{sentence[0].upper()}{sentence[1:]}."]
 
 
-def _circuit_line(report: Mapping[str, Any]) -> list[str]:
+def _circuit_fact(report: PruneReport) -> list[str]:
     settings, circuit = report["settings"], report["circuit"]
     if settings.get("goal"):
         return []
@@ -127,20 +118,8 @@ def _circuit_line(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _threshold(settings: Mapping[str, Any]) -> str:
+def _threshold(settings: Facts) -> str:
     if settings.get("goal"):
         missed = settings.get("missed")
         return f"{settings['goal']}" + (f" (missed: {missed})" if missed else "")
     return f"τ = {settings['tau']:g}" if settings["remove"] is None else f"{settings['remove']:.0%} to remove"
-
-
-def to_table(report: Mapping[str, Any]) -> Table:
-    """The same table for a console."""
-    # As text: a path may have brackets, which rich would take for styles.
-    table = Table(title=Text(f"{report['settings']['model']} at {_threshold(report['settings'])}, {report['runtime']}"))
-    table.add_column("")
-    for title in ("baseline", "pruned", ""):
-        table.add_column(title, justify="right")
-    for row in rows(report):
-        table.add_row(*row)
-    return table

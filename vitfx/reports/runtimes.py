@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vitfx.reports.charts import Bar
-from vitfx.reports.read_runs import RESULTS, Run, number
+from vitfx.reports.read_runs import DAMAGES, Run, number
+from vitfx.reports.records import Made, RuntimesRecord
 from vitfx.reports.sections import time_bar
 from vitfx.support.errors import UserError
 
-RUNTIMES = "runtimes"
 
-
-def has_runtimes(record: Mapping[str, Any]) -> bool:
-    """Whether this is what benchmarks.runtimes writes."""
-    return {"latency", "evaluation", "settings"} <= record.keys()
-
-
-def read_runtimes(record: Mapping[str, Any], path: Path, name: str) -> Run:
-    """A run without points: its times are of no baseline of its own. record: what the file has. name: of the file, on
-    the page. Raises UserError for a damaged one."""
+def read_runtimes(record: RuntimesRecord, path: Path, name: str) -> Run:
+    """A run without points: its times are of no baseline of its own. name: of the file, on the page. Raises UserError
+    for a damaged file."""
     try:
         if not runtime_bars(record):
             raise ValueError("no model was timed")
@@ -30,15 +22,17 @@ def read_runtimes(record: Mapping[str, Any], path: Path, name: str) -> Run:
             for row in record["latency"]
             if row["unavailable"] is not None
         )
-        made = {"settings": dict(record["settings"]), "environment": dict(record["environment"])}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is no result of benchmarks.runtimes ({error!r}): {RESULTS}") from error
-    return Run(name, (), RUNTIMES, record, made=made, notes=notes)
+        made = Made(settings=record["settings"], environment=record["environment"])
+    except DAMAGES as error:
+        raise UserError(
+            f"{path} is a damaged result of benchmarks.runtimes ({error!r}): give one that it finished"
+        ) from error
+    return Run(name, runtimes=record, made=made, notes=notes)
 
 
-def runtime_bars(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, list[Bar]]]:
+def runtime_bars(record: RuntimesRecord, prefix: str = "") -> list[tuple[str, list[Bar]]]:
     """Medians: a group for each batch and runtime, a bar for each model, which has its colour in all groups."""
-    models = [str(one["name"]) for one in record["models"]]
+    models = [str(model["name"]) for model in record["models"]]
     groups: dict[str, list[Bar]] = {}
     for row in record["latency"]:
         if row["unavailable"] is not None:

@@ -1,88 +1,94 @@
-"""The sections of a report's page, each from the record of a run; empty where a run has nothing for it."""
+"""The sections of a report's page; each is empty where a run has nothing for it."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from markupsafe import Markup
 
 from passes.plan import DeletionPlan
 from vitfx.circuits.circuit import Circuit
+from vitfx.circuits.grid import dead_cells, has_costs, has_scores, score_grid, state_grid
 from vitfx.circuits.view import score_unit
-from vitfx.reports.attention_maps import AttentionMaps, Grid
-from vitfx.reports.charts import Bar, bars, svg
-from vitfx.reports.circuit_grid import dead_cells, has_costs, has_scores, score_grid, state_grid
-from vitfx.reports.page import bullets, details, figure, paragraph, section, table, text
+from vitfx.reports.attention_maps import AttentionMaps, Heat
+from vitfx.reports.charts import Bar, bars
+from vitfx.reports.page import bullets, details, figure, image_maps, paragraph, section, table
+from vitfx.reports.records import Made, PrecisionRecord, PruneReport, RecoverReport, Side
+from vitfx.support.svg import drawing, element
+from vitfx.support.tables import Table
 from vitfx.support.text import digits
 
+Bars = tuple[str, Sequence[Bar]]
+"""A group of bars and its title."""
 _CELL = 10
 
 
-def deleted(report: Mapping[str, Any], circuit: Circuit, plan: DeletionPlan | None, title: str) -> str:
+def deleted(report: PruneReport, circuit: Circuit, plan: DeletionPlan | None, title: str) -> Markup:
     """Which heads and paths died, and how many of each went."""
     old, new = report["baseline"], report["pruned"]
-    told = ", ".join(
-        f"{old[key] - new[key]:,} of {old[key]:,} {name}"
-        for key, name in (("heads", "heads"), ("mlp_neurons", "MLP neurons"), ("sublayers", "sublayers"))
-    )
+    counts = [
+        (old["heads"], new["heads"], "heads"),
+        (old["mlp_neurons"], new["mlp_neurons"], "MLP neurons"),
+        (old["sublayers"], new["sublayers"], "sublayers"),
+    ]
+    listed = ", ".join(f"{before - after:,} of {before:,} {name}" for before, after, name in counts)
     caption = (
         "Layers upwards. Filled: alive; hollow: dead, and deleted. An MLP's paths are as wide as they have neurons."
     )
-    return section(
-        title, paragraph(f"Deleted: {told}."), figure(state_grid(circuit, dead_cells(circuit, plan)), caption)
-    )
+    grid = state_grid(circuit, dead_cells(circuit, plan))
+    return section(title, paragraph(f"Deleted: {listed}."), figure(grid.svg(), caption))
 
 
-def sensitivity(circuit: Circuit, title: str) -> str:
+def sensitivity(circuit: Circuit, title: str) -> Markup:
     """The circuit's scores by layer."""
     if not has_scores(circuit):
-        return ""
-    caption = f"Score: {score_unit(circuit)}. The fuller, the more; logarithmic, three decades."
-    return section(title, figure(score_grid(circuit), caption))
+        return Markup("")
+    caption = f"Score: {score_unit(circuit)}. The fuller, the higher; logarithmic, three decades."
+    return section(title, figure(score_grid(circuit).svg(), caption))
 
 
-def costs(circuit: Circuit, title: str) -> str:
+def costs(circuit: Circuit, title: str) -> Markup:
     """In place of the sensitivity of a cut for a goal, which has no scores of what it kept."""
     if has_scores(circuit) or not has_costs(circuit):
-        return ""
+        return Markup("")
     caption = (
-        "What deleting them was predicted to cost, nats an image; a layer's heads share it equally. Hollow is what was "
-        "kept, which has no score. An MLP's two paths are what it kept and what it lost, as wide as they have neurons. "
-        "The fuller, the more; logarithmic, three decades."
+        "What deleting them was predicted to cost, in nats an image; a layer's heads share it equally. Hollow is what "
+        "was kept, which has no score. An MLP's two paths are what it kept and what it lost, as wide as they have "
+        "neurons. The fuller, the higher; logarithmic, three decades."
     )
-    return section(title, figure(score_grid(circuit), caption))
+    return section(title, figure(score_grid(circuit).svg(), caption))
 
 
-def latency(groups: Sequence[tuple[str, Sequence[Bar]]], title: str) -> str:
-    names = "; ".join(f"{name}: {', '.join(f'{one.label} {one.shown}' for one in group)}" for name, group in groups)
-    return section(title, figure(bars(groups, f"Bars of time. {names}."), "Each group has a scale of its own."))
+def latency(groups: Sequence[Bars], title: str) -> Markup:
+    listed = "; ".join(f"{name}: {', '.join(f'{bar.label} {bar.shown}' for bar in group)}" for name, group in groups)
+    return section(title, figure(bars(groups, f"Bars of time. {listed}."), "Each group has a scale of its own."))
 
 
-def pruned_bars(report: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Sequence[Bar]]]:
+def pruned_bars(report: PruneReport, prefix: str = "") -> list[Bars]:
     """Medians by batch."""
-    sides = {"baseline": report["baseline"], "pruned": report["pruned"]}
-    if report.get("precision"):
+    sides: dict[str, Side | PrecisionRecord] = {"baseline": report["baseline"], "pruned": report["pruned"]}
+    if report["precision"] is not None:
         sides[f"pruned, {report['precision']['name']}"] = report["precision"]
     return [
         (
             f"{prefix}batch {batch}",
-            [time_bar(name, one["latency_ms"][batch], place) for place, (name, one) in enumerate(sides.items())],
+            [time_bar(name, side["latency_ms"][batch], series) for series, (name, side) in enumerate(sides.items())],
         )
         for batch in report["baseline"]["latency_ms"]
     ]
 
 
-def recovered_bars(report: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Sequence[Bar]]]:
+def recovered_bars(report: RecoverReport, prefix: str = "") -> list[Bars]:
     """One image alone, and an image of the test set, on each runtime."""
-    models = report["models"]
-    return [
-        (
-            f"{prefix}{title}, {runtime.removesuffix('ExecutionProvider')}",
-            [time_bar(one["name"], one["runtimes"][runtime][key], place) for place, one in enumerate(models)],
-        )
-        for runtime in models[0]["runtimes"]
-        for key, title in (("ms_at_batch_1", "one image alone"), ("ms_per_image", "an image of the test set"))
-    ]
+    groups: list[Bars] = []
+    for runtime in report["models"][0]["runtimes"]:
+        times = [(model["name"], model["runtimes"][runtime]) for model in report["models"]]
+        alone = [time_bar(name, each["ms_at_batch_1"], series) for series, (name, each) in enumerate(times)]
+        among = [time_bar(name, each["ms_per_image"], series) for series, (name, each) in enumerate(times)]
+        provider = runtime.removesuffix("ExecutionProvider")
+        groups.append((f"{prefix}one image alone, {provider}", alone))
+        groups.append((f"{prefix}an image of the test set, {provider}", among))
+    return groups
 
 
 def time_bar(name: str, ms: float, series: int) -> Bar:
@@ -90,44 +96,49 @@ def time_bar(name: str, ms: float, series: int) -> Bar:
     return Bar(name, ms, f"{digits(ms)} ms", series)
 
 
-def attention(maps: AttentionMaps, title: str) -> str:
+def attention(maps: AttentionMaps, title: str) -> Markup:
     """Each image beside what the class token looks at; or why that is not shown."""
     if not maps.maps:
         return section(title, paragraph(maps.reason))
     kept = ", ".join(map(str, maps.heads))
-    told = (
+    explained = (
         f"How much the class token attends to each patch in {maps.sublayer}, the last attention that survives, "
         f"averaged on both sides over the {len(maps.heads)} of its {maps.total} heads that do ({kept}). The fuller, "
-        "the more; the fullest is each map's own greatest."
+        "the more; the fullest patch of each map is its own greatest."
     )
-    rows = []
-    for one in maps.maps:
-        data = base64.b64encode(one.picture).decode()
-        shape = f"{len(one.before[0])} / {len(one.before)}"
-        image = f'<img src="data:image/png;base64,{data}" alt="{text(one.name)}">'
-        sides = [
-            (_map(grid, f"{one.name}: {side}"), side) for grid, side in ((one.before, "before"), (one.after, "after"))
-        ]
-        boxes = "".join(figure(picture, caption) for picture, caption in ((image, one.name), *sides))
-        rows.append(f'<div class="three" style="--shape: {shape}">{boxes}</div>')
-    return section(title, paragraph(told), *rows)
-
-
-def _map(grid: Grid, alt: str) -> str:
-    most = max(map(max, grid)) or 1.0
-    parts = [
-        f'<rect x="{x * _CELL}" y="{y * _CELL}" width="{_CELL}" height="{_CELL}" fill="var(--heat)" '
-        f'fill-opacity="{value / most:.3f}"></rect>'
-        for y, row in enumerate(grid)
-        for x, value in enumerate(row)
+    rows = [
+        image_maps(
+            image.name,
+            image.picture,
+            [
+                (_heat_map(image.before, f"{image.name}: before"), "before"),
+                (_heat_map(image.after, f"{image.name}: after"), "after"),
+            ],
+            (len(image.before[0]), len(image.before)),
+        )
+        for image in maps.maps
     ]
-    return svg(len(grid[0]) * _CELL, len(grid) * _CELL, f"{alt}, the greatest {most:.3g} of the attention", parts)
+    return section(title, paragraph(explained), *rows)
 
 
-def surroundings(report: Mapping[str, Any], title: str) -> str:
+def _heat_map(heat: Heat, alt: str) -> Markup:
+    most = max(map(max, heat)) or 1.0
+    parts = [
+        element(
+            "rect", class_="heat", x=x * _CELL, y=y * _CELL, width=_CELL, height=_CELL,
+            fill_opacity=f"{value / most:.3f}",
+        )
+        for y, row in enumerate(heat)
+        for x, value in enumerate(row)
+    ]  # fmt: skip
+    alt = f"{alt}, the greatest {most:.3g} of the attention"
+    return drawing(len(heat[0]) * _CELL, len(heat) * _CELL, alt, parts)
+
+
+def surroundings(made: Made, title: str) -> Markup:
     """How it was made, folded up."""
-    return section(title, details("Settings", report["settings"]), details("Environment", report["environment"]))
+    return section(title, details("Settings", made["settings"]), details("Environment", made["environment"]))
 
 
-def summary(head: Sequence[str], rows: Sequence[Sequence[str]], told: Sequence[str], title: str, caption: str) -> str:
-    return section(title, table(head, rows, caption), bullets(told))
+def summary(models: Table, facts: Sequence[str], title: str) -> Markup:
+    return section(title, table(models), bullets(facts))

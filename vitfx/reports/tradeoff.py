@@ -5,91 +5,98 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from markupsafe import Markup
+
 from vitfx.reports.charts import Curve, plane
 from vitfx.reports.page import figure, section, table
-from vitfx.reports.points import KNEE_RULE, Reached
+from vitfx.reports.points import KNEE_RULE, ModelPoint
+from vitfx.support.tables import Table
+from vitfx.support.text import percent
 
-Named = Sequence[tuple[str, Sequence[Reached]]]
+Named = Sequence[tuple[str, Sequence[ModelPoint]]]
 """Runs: names and points."""
 
-_HEAD = (
+_COLUMNS = (
     "run", "", "model", "top-1", "agreement", "KL", "parameters left", "FLOPs left", "time left", "faster", "on",
 )  # fmt: skip
 
 
-def tradeoff(runs: Named, title: str) -> str:
+def tradeoff(runs: Named, title: str) -> Markup:
     """What is answered right over the time that it takes: top-1 where all runs have it, else agreement."""
-    if all(one.accuracy is not None for _, found in runs for one in found):
-        return _over_time(runs, title, lambda one: 100 * (one.accuracy or 0.0), "top-1", "%", "up")
-    return _over_time(runs, title, lambda one: 100 * one.agreement, "agreement with the original", "%", "up")
+    if all(point.accuracy is not None for _, points in runs for point in points):
+        return _over_time(runs, title, lambda point: 100 * (point.accuracy or 0.0), "top-1", "%", "up")
+    return _over_time(runs, title, lambda point: 100 * point.agreement, "agreement with the original", "%", "up")
 
 
-def divergence(runs: Named, title: str) -> str:
+def divergence(runs: Named, title: str) -> Markup:
     """KL from the original over time."""
-    return _over_time(runs, title, lambda one: one.kl, "KL from the original", "nats an image", "down")
+    return _over_time(runs, title, lambda point: point.kl, "KL from the original", "nats an image", "down")
 
 
-def _over_time(runs: Named, title: str, value: Callable[[Reached], float], what: str, unit: str, better: str) -> str:
-    """One run's points are named in the picture; those of several have the table's numbers."""
-    if not any(found for _, found in runs):
-        return ""
+def _over_time(
+    runs: Named, title: str, value: Callable[[ModelPoint], float], quantity: str, unit: str, better: str
+) -> Markup:
+    """The points of one run are named in the picture; those of several have the table's numbers."""
+    if not any(points for _, points in runs):
+        return Markup("")
     several = len(runs) > 1
     curves, number = [], 0
-    for place, (name, found) in enumerate(runs, 1):
-        labels = _numbers(found, number + 1) if several else [_name(one) for one in found]
-        number += len(found)
-        points = [(one.time, value(one)) for one in found]
-        titles = [f"{name}: {_name(one)}" for one in found]
-        knee = next((index for index, one in enumerate(found) if one.knee), None)
-        curves.append(Curve(name, points, all(one.joined for one in found), knee, labels, titles, place))
-    said = "; ".join(
-        f"{told} {x:.3g} of the time, {y:.4g} {unit}"
-        for one in curves
-        for told, (x, y) in zip(one.titles, one.points, strict=True)
+    for series, (name, points) in enumerate(runs, 1):
+        labels = _numbers(points, number + 1) if several else [_name(point) for point in points]
+        number += len(points)
+        places = [(point.time, value(point)) for point in points]
+        titles = [f"{name}: {_name(point)}" for point in points]
+        knee = next((index for index, point in enumerate(points) if point.knee), None)
+        curves.append(Curve(name, places, all(point.joined for point in points), knee, labels, titles, series))
+    listed = "; ".join(
+        f"{title} {x:.3g} of the time, {y:.4g} {unit}"
+        for curve in curves
+        for title, (x, y) in zip(curve.titles, curve.points, strict=True)
     )
     picture = plane(
-        curves, "time, as a share of the run's own baseline", f"{what}, {unit}", f"{what} over time: {said}.",
+        curves, "time, as a share of the run's own baseline", f"{quantity}, {unit}", f"{quantity} over time: {listed}.",
         legend=several, most=100 if unit == "%" else math.inf,
     )  # fmt: skip
-    where = "; ".join(sorted({one.where for _, found in runs for one in found}))
+    where = "; ".join(sorted({point.where for _, points in runs for point in points}))
     caption = (
         f"Left is faster, {better} is better. Each model was timed in turns with the baseline of its own run ({where})."
     )
-    if any(one.marked is not None for one in curves):
+    if any(curve.marked is not None for curve in curves):
         caption += f" Ringed: the knee of a sweep, {KNEE_RULE}."
     return section(title, figure(picture, caption))
 
 
-def _numbers(found: Sequence[Reached], first: int) -> list[str]:
-    """Of a row of models only its ends and its knee are told, so that many rows can be read."""
-    ends = (0, len(found) - 1)
+def _numbers(points: Sequence[ModelPoint], first: int) -> list[str]:
+    """Of a row of models only its ends and its knee are labelled, so that many rows can be read."""
+    ends = (0, len(points) - 1)
     return [
-        str(number) if not one.joined or one.knee or index in ends else ""
-        for index, (number, one) in enumerate(enumerate(found, first))
+        str(first + index) if not point.joined or point.knee or index in ends else ""
+        for index, point in enumerate(points)
     ]
 
 
-def _name(point: Reached) -> str:
+def _name(point: ModelPoint) -> str:
     return f"{point.name}, the knee" if point.knee else point.name
 
 
-def points_table(runs: Named, title: str) -> str:
+def points_table(runs: Named, title: str) -> Markup:
     """All models of all runs, numbered as in the pictures."""
-    named = [(name, one) for name, found in runs for one in found]
+    named = [(name, point) for name, points in runs for point in points]
     rows = [
         [
             name,
             str(number),
-            _name(one),
-            "–" if one.accuracy is None else f"{one.accuracy:.2%}",
-            f"{one.agreement:.2%}",
-            f"{one.kl:.4f}",
-            f"{one.params:.3f}",
-            f"{one.flops:.3f}",
-            f"{one.time:.3f}",
-            f"{1 / one.time:.2f}×",
-            one.where,
+            _name(point),
+            percent(point.accuracy),
+            percent(point.agreement),
+            f"{point.kl:.4f}",
+            f"{point.params:.3f}",
+            f"{point.flops:.3f}",
+            f"{point.time:.3f}",
+            f"{1 / point.time:.2f}×",
+            point.where,
         ]
-        for number, (name, one) in enumerate(named, 1)
+        for number, (name, point) in enumerate(named, 1)
     ]
-    return section(title, table(_HEAD, rows, "Times are shares of each run's own baseline, measured beside it"))
+    caption = "Times are shares of each run's own baseline, timed beside it"
+    return section(title, table(Table(_COLUMNS, rows, caption=caption)))

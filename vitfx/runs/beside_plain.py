@@ -10,7 +10,7 @@ from typing import Any
 from vitfx.deploy.evaluate import evaluate
 from vitfx.deploy.runtime import OnnxModel
 from vitfx.images.image_set import ImageSet
-from vitfx.pruning.target_bench import Bench
+from vitfx.pruning.target_bench import TargetBench
 from vitfx.support.devices import synchronize
 
 _PLAIN, _PRUNED = "plain", "pruned"
@@ -36,7 +36,7 @@ class BesidePlain:
         return asdict(self)
 
 
-def measure_beside_plain(bench: Bench, plain: OnnxModel, artifact: Path, images: ImageSet) -> BesidePlain:
+def measure_beside_plain(bench: TargetBench, plain: OnnxModel, artifact: Path, images: ImageSet) -> BesidePlain:
     """artifact: an ONNX file. plain: of `bench.open_plain`."""
     sessions = {_PLAIN: plain, _PRUNED: bench.open(artifact)}
     timings = bench.timings(sessions)

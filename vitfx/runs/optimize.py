@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,9 +17,11 @@ from vitfx.deploy.lowering import Normalising, plain_pixels
 from vitfx.deploy.onnx_forms import FORMS, Form
 from vitfx.graph.canonical import read_module
 from vitfx.models.checkpoint import LoadedModel
+from vitfx.reports.records import OPTIMIZE_REPORT, OptimizeReport
 from vitfx.runs.optimize_bench import Bench, fastest, measure_alone
 from vitfx.runs.optimize_text import to_markdown
 from vitfx.support.files import UNFINISHED, begin_results, remove_results, write_aside
+from vitfx.support.json_files import write_json
 from vitfx.support.machine import environment, load_average
 from vitfx.support.progress import Watcher
 from vitfx.support.timing import Ratio, Timing
@@ -51,7 +53,7 @@ class OptimizeJob:
         return Deployment(self.rewrites, self.forms[0], self.model.preprocess if self.plain else None)
 
 
-def run_optimize(job: OptimizeJob, watcher: Watcher) -> dict[str, Any]:
+def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
     """Writes baseline.onnx, optimized.onnx and the report, which it returns.
 
     Raises UserError, VerificationError and ExportMismatch.
@@ -83,10 +85,11 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> dict[str, Any]:
         "notes": [*front.notes, *best.refusals],
         "environment": {**environment(), "device": str(job.device), "load_average_before": load},
     }
-    write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
-    write_aside(job.out / "report.md", to_markdown(report))
+    typed = cast(OptimizeReport, report)
+    write_json(job.out / "report.json", OPTIMIZE_REPORT, typed)
+    write_aside(job.out / "report.md", to_markdown(typed))
     remove_results(job.out, [UNFINISHED])
-    return report
+    return typed
 
 
 def _metadata(job: OptimizeJob) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,8 @@ import torch
 
 from vitfx.circuits.circuit import Circuit
 from vitfx.deploy.deployment import Deployment
-from vitfx.deploy.precision_file import FP32, write_precision
+from vitfx.deploy.precision_file import write_precision
+from vitfx.deploy.precisions import FP32
 from vitfx.discovery.basis.journal import FileJournal
 from vitfx.discovery.basis.settings import Settings
 from vitfx.images.image_set import Images, ImageSet
@@ -20,16 +20,18 @@ from vitfx.models.graph_json import encode
 from vitfx.pruning.goal import Goal, Target
 from vitfx.pruning.prune_by_circuit import Compensation, Pruned, compile_model
 from vitfx.pruning.prune_for_goal import compile_for_goal
-from vitfx.pruning.target_bench import Asked, Reference
+from vitfx.pruning.target_bench import GoalRequest, ReferenceModel
 from vitfx.reports.attention_maps import attention_maps
 from vitfx.reports.pages import prune_page
 from vitfx.reports.prune_text import to_markdown
+from vitfx.reports.records import PRUNE_REPORT, PruneReport
 from vitfx.runs.inputs import Inputs
 from vitfx.runs.prune_files import BATCHES, RESULTS, measure, write_files
 from vitfx.runs.prune_record import make_report
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import JOURNAL, UNFINISHED, WriteError, begin_results, remove_results, write_aside
+from vitfx.support.json_files import write_json
 from vitfx.support.machine import environment
 from vitfx.support.progress import Watcher
 
@@ -42,7 +44,7 @@ class Job:
     circuit, circuit_file: what stands in place of discovery, if anything does; the settings are its own then. goal:
     what is looked for in place of discovery, and where it is measured. speeds: of a sweep, rising; the goal is the last
     then. deployment: how pruned.onnx is made. precision: of a third ONNX file, none for "fp32". reference: see
-    `Asked`."""
+    `GoalRequest`."""
 
     inputs: Inputs
     evaluation: ImageSet
@@ -58,7 +60,7 @@ class Job:
     goal: tuple[Goal, Target] | None = None
     precision: str = FP32
     speeds: tuple[float, ...] = ()
-    reference: Reference | None = None
+    reference: ReferenceModel | None = None
 
     @property
     def runs_on(self) -> torch.device:
@@ -89,7 +91,7 @@ class Job:
         }
 
 
-def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
+def run_job(job: Job, watcher: Watcher) -> PruneReport:
     """Compiles, writes and measures; the report. A journal in the folder keeps decisions until all is written.
 
     Raises UserError, VerificationError and ExportMismatch.
@@ -129,12 +131,12 @@ def run_job(job: Job, watcher: Watcher) -> dict[str, Any]:
     return report
 
 
-def _write_report(job: Job, pruned: Pruned, report: dict[str, Any]) -> None:
+def _write_report(job: Job, pruned: Pruned, report: PruneReport) -> None:
     model = job.inputs.model
     maps = attention_maps(
         pruned.original, pruned.module, pruned.plan, job.evaluation, job.settings.seed, model.preprocess, model.classes
     )
-    write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+    write_json(job.out / "report.json", PRUNE_REPORT, report)
     write_aside(job.out / "report.md", to_markdown(report))
     write_aside(job.out / "report.html", prune_page(report, pruned.circuit, pruned.plan, maps))
 
@@ -174,7 +176,7 @@ def _discovered(job: Job, images: Images, journal: list[FileJournal], watcher: W
 def _for_goal(job: Job, images: Images, watcher: Watcher) -> Pruned:
     assert job.goal is not None
     goal, target = job.goal
-    asked = Asked(goal, target, job.deployment, job.settings.seed, fresh=job.force, reference=job.reference)
+    asked = GoalRequest(goal, target, job.deployment, job.settings.seed, fresh=job.force, reference=job.reference)
     module = job.inputs.model.module
     return compile_for_goal(module, images, asked, device=job.device, watcher=watcher, accept=encode)
 

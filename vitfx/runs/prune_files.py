@@ -18,7 +18,8 @@ from vitfx.deploy.deployment import Deployment
 from vitfx.deploy.evaluate import Scores, evaluate
 from vitfx.deploy.export import ExportMismatch, compare_onnx, export_plain, to_onnx, write_onnx
 from vitfx.deploy.lowering import lower
-from vitfx.deploy.precision_file import FP32, HALVES
+from vitfx.deploy.precision_file import HALVES
+from vitfx.deploy.precisions import FP32
 from vitfx.deploy.runtime import OnnxModel, open_session
 from vitfx.images.image_set import Images, ImageSet
 from vitfx.models.checkpoint import LoadedModel, save_artifact

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from passes.cost import Cost
 from vitfx.deploy.precision_file import precision_record
 from vitfx.images.image_set import Images
 from vitfx.pruning.prune_by_circuit import Pruned
+from vitfx.reports.records import CircuitRecord, PrecisionRecord, PruneReport, Side
 from vitfx.runs.prune_files import Measured
 
 
@@ -19,10 +20,11 @@ def make_report(
     settings: Mapping[str, Any],
     environment: Mapping[str, Any],
     batch: int | None = None,
-) -> dict[str, Any]:
+) -> PruneReport:
     """report.json. latency_ms: median by batch; speedup: baseline's time by pruned's at `batch`, or the largest, which
     is then named."""
     batch = batch or max(measured.ratios)
+    precision = precision_record(measured.precision, measured.scores, measured.timings)
     ratios = {str(batch): ratio.paired for batch, ratio in measured.ratios.items()}
     return {
         "baseline": _side("baseline", pruned.verification.before, measured),
@@ -45,14 +47,14 @@ def make_report(
         },
         "verify": {**pruned.verification.to_json(), "onnx": measured.onnx_error},
         "deployment": dict(measured.deployment),
-        "precision": precision_record(measured.precision, measured.scores, measured.timings),
+        "precision": cast("PrecisionRecord | None", precision),
         "notes": list(pruned.notes),
         "settings": dict(settings),
         "environment": dict(environment),
     }
 
 
-def _circuit(pruned: Pruned, source: str | None) -> dict[str, Any]:
+def _circuit(pruned: Pruned, source: str | None) -> CircuitRecord:
     """fidelity: of the circuit as it is, on the calibration images. artifact_kl: see `Pruned`. source: the file that it
     came from, None where this run discovered it."""
     circuit = pruned.circuit
@@ -70,7 +72,7 @@ def _circuit(pruned: Pruned, source: str | None) -> dict[str, Any]:
     }
 
 
-def _side(name: str, cost: Cost, measured: Measured) -> dict[str, Any]:
+def _side(name: str, cost: Cost, measured: Measured) -> Side:
     scores = measured.scores[name]
     return {
         "loss": scores.loss,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,15 @@ from vitfx.recovery.retrain import Recovered, Store, recover
 from vitfx.recovery.settings import RecoverSettings
 from vitfx.reports.attention_maps import attention_maps
 from vitfx.reports.pages import recover_page
-from vitfx.reports.points import PRUNE
 from vitfx.reports.read_runs import Run, read_run
+from vitfx.reports.records import RECOVER_REPORT, RecoverReport
 from vitfx.reports.recover_text import draw, to_markdown
 from vitfx.runs.inputs import Inputs
 from vitfx.runs.recover_measure import Row, measure
 from vitfx.runs.recover_record import make_report
 from vitfx.support.errors import UserError
 from vitfx.support.files import UNFINISHED, begin_results, remove_results, write_aside
+from vitfx.support.json_files import write_json
 from vitfx.support.machine import environment, load_average
 from vitfx.support.progress import Watcher
 from vitfx.version import VERSION
@@ -72,7 +72,7 @@ class _Models:
     teacher: GraphModule
 
 
-def run_recover(job: RecoverJob, watcher: Watcher) -> dict[str, Any]:
+def run_recover(job: RecoverJob, watcher: Watcher) -> RecoverReport:
     """Retrains, exports, measures and writes; the report. Goes on where a run with the same settings stopped.
 
     Raises UserError, VerificationError, ExportMismatch, and KeyboardInterrupt after Ctrl-C.
@@ -107,7 +107,7 @@ def run_recover(job: RecoverJob, watcher: Watcher) -> dict[str, Any]:
 
 
 def _write_report(
-    job: RecoverJob, teacher: GraphModule, retrained: GraphModule, report: Mapping[str, Any], watcher: Watcher
+    job: RecoverJob, teacher: GraphModule, retrained: GraphModule, report: RecoverReport, watcher: Watcher
 ) -> None:
     model = job.inputs.model
     origin = origin_of(model, job.teacher)
@@ -115,7 +115,7 @@ def _write_report(
         teacher, retrained, None if origin is None else origin.plan, job.evaluation, job.settings.seed,
         model.preprocess, model.classes,
     )  # fmt: skip
-    write_aside(job.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+    write_json(job.out / "report.json", RECOVER_REPORT, report)
     write_aside(job.out / "report.md", to_markdown(report))
     write_aside(job.out / "report.html", recover_page(report, origin, maps))
     draw(job.out / PICTURE, report, watcher)
@@ -235,6 +235,6 @@ def origin_of(model: LoadedModel, teacher: LoadedModel) -> Run | None:
         run = read_run(folder, str(folder))
     except UserError:
         return None
-    if run.kind != PRUNE or run.circuit is None:
+    if run.prune is None or run.circuit is None:
         return None
     return run if run.circuit.fingerprint() == model.provenance.get("circuit_fingerprint") else None

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.fx import GraphModule
@@ -15,6 +14,7 @@ from passes.cost import Cost, measure_cost
 from vitfx.deploy.evaluate import Scores, evaluate
 from vitfx.deploy.runtime import OnnxModel, open_session
 from vitfx.images.image_set import ImageSet
+from vitfx.reports.records import RecoveredModel
 from vitfx.support.devices import is_gpu, synchronize
 from vitfx.support.progress import Watcher
 from vitfx.support.timing import Timing, time_interleaved
@@ -53,7 +53,7 @@ class Measured:
     def names(self) -> list[str]:
         return list(self.costs)
 
-    def to_json(self) -> list[dict[str, Any]]:
+    def to_json(self) -> list[RecoveredModel]:
         """A record for each model."""
         first = self.runtimes[0]
         return [

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from vitfx.recovery.data import RecoverData
 from vitfx.recovery.retrain import Recovered
+from vitfx.reports.records import CourseRecord, RecoverReport
 from vitfx.runs.recover_measure import Measured
 
 _POINTS = 200
@@ -21,16 +22,14 @@ def make_report(
     measured: Measured,
     data: RecoverData,
     environment: Mapping[str, Any],
-) -> dict[str, Any]:
+) -> RecoverReport:
     """report.json. again: the unpruned model's own retraining, None where there was none."""
     scores = measured.runtimes[0].scores[measured.names[0]]
     return {
         "made_by": command,
         "models": measured.to_json(),
-        "recovery": {**found.to_json(), "losses": _thinned(found.losses), "sentence": sentence(found)},
-        "baseline_recovery": None
-        if again is None
-        else {**again.to_json(), "losses": _thinned(again.losses), "sentence": sentence(again)},
+        "recovery": _course(found),
+        "baseline_recovery": None if again is None else _course(again),
         "won_back": won_back(measured),
         "images": {
             "training": len(data.train),
@@ -42,6 +41,11 @@ def make_report(
         "settings": dict(settings),
         "environment": dict(environment),
     }
+
+
+def _course(found: Recovered) -> CourseRecord:
+    record = {**found.to_json(), "losses": _thinned(found.losses), "sentence": sentence(found)}
+    return cast(CourseRecord, record)
 
 
 def won_back(measured: Measured) -> float | None:

@@ -19,7 +19,7 @@ from vitfx.models.checkpoint import load_model
 from vitfx.models.graph_json import encode
 from vitfx.pruning.goal import Goal
 from vitfx.pruning.goal_search import check_reach
-from vitfx.pruning.target_bench import Asked, Bench, Reference
+from vitfx.pruning.target_bench import GoalRequest, ReferenceModel, TargetBench
 from vitfx.recovery.retrain import Store
 from vitfx.recovery.settings import SAMPLES, SAVE_SECONDS, RecoverSettings
 from vitfx.runs.beside_plain import measure_beside_plain
@@ -50,9 +50,9 @@ class Runner:
 
     work: RoundsJob
     goals: list[Goal]
-    original: Reference
+    original: ReferenceModel
     cost: Cost
-    bench: Bench
+    bench: TargetBench
     plain: OnnxModel
     watcher: Watcher
 
@@ -163,12 +163,12 @@ def _runner(work: RoundsJob, original: GraphModule, cost: Cost, images: Images, 
     job = work.job
     assert job.goal is not None
     module = job.inputs.model.module
-    asked = Asked(*job.goal, job.deployment, job.settings.seed, fresh=job.force)
-    bench = Bench(module, original, images.pixels, asked, watcher)
+    asked = GoalRequest(*job.goal, job.deployment, job.settings.seed, fresh=job.force)
+    bench = TargetBench(module, original, images.pixels, asked, watcher)
     price = bench.price()
     check_reach(job.goal[0], price, plain=bench.plain)
     goals = work.rounds.goals(job.goal[0], 1.0 if bench.plain is None else bench.plain / price.whole)
-    return Runner(work, goals, Reference(module, original), cost, bench, bench.open_plain(), watcher)
+    return Runner(work, goals, ReferenceModel(module, original), cost, bench, bench.open_plain(), watcher)
 
 
 def _begin(out: Path, steps: list[Step], settings: Mapping[str, Any], machine: Mapping[str, Any]) -> None:

@@ -13,14 +13,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.table import Table
-
 from vitfx.pruning.goal import SPEEDUP, Goal, reaches
+from vitfx.reports.records import ROUNDS_RECORD, Facts
 from vitfx.runs.beside_plain import BesidePlain
 from vitfx.support.errors import UserError
-from vitfx.support.files import ROUNDS, check_same, write_aside
-from vitfx.support.text import digits, large, provenance_lines
+from vitfx.support.files import ROUNDS, check_same
+from vitfx.support.json_files import write_json
+from vitfx.support.tables import Table, markdown_report
+from vitfx.support.text import digits, large
 
 PRUNED, RECOVERED = "pruned", "recovered"
 
@@ -51,9 +51,6 @@ class Step(BesidePlain):
         return Step(**record)
 
 
-_COLUMNS = ("", "asked", "measured", "ms", "KL", "agreement", "top-1", "parameters", "FLOPs")
-
-
 def missed(steps: Sequence[Step], settings: Mapping[str, Any]) -> str | None:
     """What the last step fell short of, in words; None where it is what was asked for."""
     last = steps[-1]
@@ -62,66 +59,51 @@ def missed(steps: Sequence[Step], settings: Mapping[str, Any]) -> str | None:
     return f"{last.asked:g}× faster was asked for and missed: measured {last.speedup:.2f}×"
 
 
-def to_table(steps: Sequence[Step], settings: Mapping[str, Any]) -> Table:
-    """For a console, of 80 characters if need be: of parameters and FLOPs the share that is left alone."""
-    table = Table(box=SIMPLE, padding=0)
-    for column in _COLUMNS:
-        heading = column.replace("agreement", "agree-\nment").replace("parameters", "para-\nmeters")
-        table.add_column(heading, justify="right" if column else "left")
-    for row in _rows(steps, settings, counts=False):
-        table.add_row(*row)
-    return table
+def to_table(steps: Sequence[Step], settings: Facts) -> Table:
+    """For a console of 80 characters: of parameters and FLOPs only the share that is left."""
+    return _table(steps, settings, counts=False)
 
 
-def to_markdown(steps: Sequence[Step], settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+def to_markdown(steps: Sequence[Step], settings: Facts, environment: Facts) -> str:
     """rounds.md."""
-    return "\n".join(
-        [
-            f"# {settings['model']}: {settings['goal']}, in {settings['rounds']} rounds",
-            "",
-            f"| {' | '.join(_COLUMNS)} |",
-            f"| --- |{' ---: |' * (len(_COLUMNS) - 1)}",
-            *(f"| {' | '.join(row)} |" for row in _rows(steps, settings, counts=True)),
-            "",
-            f"- Each step is measured against the plain export of the original, in turns with it, on "
-            f"{settings['target']}; KL, agreement and top-1 are those of the exported files on {steps[0].images} "
-            "evaluation images.",
-            "- A step's own folder has a report that holds it against the model that the step was given.",
-            f"- Each retraining had {settings['minutes']:g} minutes, with the original as teacher.",
-            *(f"- {one.name}: {one.said}." for one in steps if one.said),
-            *provenance_lines(settings, environment),
-        ]
-    )
+    facts = [
+        "Each step is measured against the plain export of the original, in turns with it, on "
+        f"{settings['target']}; KL, agreement and top-1 are those of the exported files on {steps[0].images} "
+        "evaluation images.",
+        "The report in a step's own folder compares it with the model that the step was given.",
+        f"Each retraining had {settings['minutes']:g} minutes, with the original as teacher.",
+        *(f"{step.name}: {step.said}." for step in steps if step.said),
+    ]
+    title = f"{settings['model']}: {settings['goal']}, in {settings['rounds']} rounds"
+    return markdown_report(title, _table(steps, settings, counts=True), facts, settings, environment)
 
 
-def _rows(steps: Sequence[Step], settings: Mapping[str, Any], *, counts: bool) -> list[tuple[str, ...]]:
+def _table(steps: Sequence[Step], settings: Facts, *, counts: bool) -> Table:
     def left(count: int, share: float) -> str:
         return f"{large(count)} ({share:.1%})" if counts else f"{share:.1%}"
 
+    def top1(share: float | None) -> str:
+        return "" if share is None else f"{share:.2%}"
+
     first = steps[0]
     whole = (left(settings["original_params"], 1.0), left(settings["original_flops"], 1.0))
-    original = ("original", "", "1×", digits(first.plain_ms), "0", "100.00%", _percent(first.plain_accuracy), *whole)
-    return [
-        original,
-        *(
-            (
-                one.name,
-                f"{one.asked:.3g}×" if settings["goal_kind"] == SPEEDUP else f"{one.asked:.1%}",
-                f"{one.speedup:.3f}×",
-                digits(one.ms),
-                f"{one.kl:.4f}",
-                f"{one.agreement:.2%}",
-                _percent(one.accuracy),
-                left(one.params, one.params_share),
-                left(one.flops, one.flops_share),
-            )
-            for one in steps
-        ),
+    original = ("original", "", "1×", digits(first.plain_ms), "0", "100.00%", top1(first.plain_accuracy), *whole)
+    rows = [
+        (
+            step.name,
+            f"{step.asked:.3g}×" if settings["goal_kind"] == SPEEDUP else f"{step.asked:.1%}",
+            f"{step.speedup:.3f}×",
+            digits(step.ms),
+            f"{step.kl:.4f}",
+            f"{step.agreement:.2%}",
+            top1(step.accuracy),
+            left(step.params, step.params_share),
+            left(step.flops, step.flops_share),
+        )
+        for step in steps
     ]
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.2%}"
+    columns = ("", "asked", "measured", "ms", "KL", "agreement", "top-1", "parameters" if counts else "params", "FLOPs")
+    return Table(columns, [original, *rows])
 
 
 @dataclass(frozen=True)
@@ -182,4 +164,4 @@ def write_steps(
         "environment": dict(environment),
         "steps": [one.to_json() for one in steps],
     }
-    write_aside(folder / ROUNDS, json.dumps(record, indent=1, ensure_ascii=False))
+    write_json(folder / ROUNDS, ROUNDS_RECORD, record)

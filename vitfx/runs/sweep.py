@@ -21,11 +21,11 @@ from vitfx.graph.verify import rewrite, verify
 from vitfx.images.image_set import Images
 from vitfx.models.graph_json import encode
 from vitfx.pruning.cost_model import Price
-from vitfx.pruning.goal_search import ROUNDS, Attempt
-from vitfx.pruning.iterative_pruner import Pursuit, State
+from vitfx.pruning.goal_search import ROUNDS, GoalSearch
+from vitfx.pruning.iterative_pruner import IterativePruner, State
 from vitfx.pruning.plan_file import read_plan, write_plan
 from vitfx.pruning.prune_for_goal import SCORED
-from vitfx.pruning.target_bench import Asked, Bench
+from vitfx.pruning.target_bench import GoalRequest, TargetBench
 from vitfx.runs.beside_plain import measure_beside_plain
 from vitfx.runs.prune import Job
 from vitfx.runs.sweep_points import Point, by_speed, draw_front, read_points, to_markdown, write_points
@@ -50,9 +50,9 @@ class Runner:
     job: Job
     original: GraphModule
     images: Images
-    bench: Bench
+    bench: TargetBench
     price: Price
-    pursuit: Pursuit
+    pursuit: IterativePruner
     plain: OnnxModel
     watcher: Watcher
 
@@ -89,7 +89,7 @@ class Runner:
         assert plain is not None
         away = self.price.total(start.kept) - plain / asked
         rounds = min(ROUNDS, max(1, math.ceil(away / (_STRIDE * self.price.whole))))
-        attempt = Attempt(self.pursuit, self.price, self.watcher)
+        attempt = GoalSearch(self.pursuit, self.price, self.watcher)
         return attempt.to_speed(asked, plain, self.bench.measure, rounds, start)[0]
 
     def _write(self, folder: Path, artifact: GraphModule, asked: float | None) -> Path:
@@ -145,11 +145,11 @@ def run_sweep(job: Job, watcher: Watcher) -> tuple[Point, ...]:
 def _runner(job: Job, original: GraphModule, images: Images, watcher: Watcher) -> Runner:
     """Raises UserError where the fastest of the sweep is out of reach."""
     assert job.goal is not None
-    bench = Bench(
+    bench = TargetBench(
         job.inputs.model.module,
         original,
         images.pixels,
-        Asked(*job.goal, job.deployment, job.settings.seed, fresh=job.force),
+        GoalRequest(*job.goal, job.deployment, job.settings.seed, fresh=job.force),
         watcher,
     )
     price = bench.price()
@@ -160,7 +160,7 @@ def _runner(job: Job, original: GraphModule, images: Images, watcher: Watcher) -
             f"--sweep asks for up to {max(job.speeds):g}× and even without any attention and MLP the model is "
             f"{most:.2f}× as fast as its plain export: ask for less"
         )
-    pursuit = Pursuit(
+    pursuit = IterativePruner(
         copy.deepcopy(original).to(job.device),
         images.pixels.to(job.device),
         None if images.labels is None else images.labels.to(job.device),

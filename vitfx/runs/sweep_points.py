@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.table import Table
-
 from vitfx.pruning.goal import reaches
 from vitfx.reports.points import KNEE_RULE
+from vitfx.reports.records import SWEEP_RECORD, Facts
 from vitfx.runs.beside_plain import BesidePlain
 from vitfx.support.errors import UserError
-from vitfx.support.files import SWEEP, check_same, write_aside
-from vitfx.support.text import digits, provenance_lines
+from vitfx.support.files import SWEEP, check_same
+from vitfx.support.json_files import write_json
+from vitfx.support.tables import Table, markdown_report
+from vitfx.support.text import digits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,56 +109,39 @@ def knee(points: Sequence[Point]) -> Point | None:
 
 
 def to_table(points: Sequence[Point]) -> Table:
-    """For a console; the knee is marked."""
-    table = Table(box=SIMPLE)
-    for column in _COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in _rows(points):
-        table.add_row(*row)
-    return table
+    """The knee is marked."""
+    bend = knee(points)
+    rows = [
+        (
+            point.name,
+            f"{point.speedup:.3f}×",
+            digits(point.ms),
+            f"{point.kl:.4f}",
+            f"{point.agreement:.2%}",
+            "" if point.accuracy is None else f"{point.accuracy:.2%}",
+            "" if point.lost is None else f"{point.lost:+.2f}",
+            f"{point.flops:.3f}",
+            f"{point.params:.3f}",
+            "knee" if point is bend else "",
+        )
+        for point in points
+    ]
+    columns = ("asked", "measured", "ms", "KL", "agreement", "top-1", "points lost", "FLOPs left", "parameters left")
+    return Table((*columns, ""), rows, left=())
 
 
-def to_markdown(points: Sequence[Point], settings: dict[str, Any], environment: dict[str, Any], note: str) -> str:
+def to_markdown(points: Sequence[Point], settings: Facts, environment: Facts, note: str) -> str:
     """sweep.md. note: what is to be known of the plot."""
     bend = knee(points)
-    said = "No point lies below that line: the front has no knee." if bend is None else f"The knee is {bend.name}."
-    return "\n".join(
-        [
-            f"# {settings['model']}: accuracy and KL against time",
-            "",
-            f"| {' | '.join(_COLUMNS)} |",
-            f"| {' | '.join(['---:'] * len(_COLUMNS))} |",
-            *(f"| {' | '.join(row)} |" for row in _rows(points)),
-            "",
-            f"- Speed-ups are against the plain export, measured in turns on {settings['target']}; KL, agreement and "
-            f"top-1 are those of the exported files on {points[0].images} evaluation images.",
-            f"- Knee: {KNEE_RULE}. {said}",
-            f"- {note}",
-            *provenance_lines(settings, environment),
-        ]
-    )
-
-
-_COLUMNS = ("asked", "measured", "ms", "KL", "agreement", "top-1", "points lost", "FLOPs left", "parameters left", "")
-
-
-def _rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
-    bend = knee(points)
-    return [
-        (
-            one.name,
-            f"{one.speedup:.3f}×",
-            digits(one.ms),
-            f"{one.kl:.4f}",
-            f"{one.agreement:.2%}",
-            "" if one.accuracy is None else f"{one.accuracy:.2%}",
-            "" if one.lost is None else f"{one.lost:+.2f}",
-            f"{one.flops:.3f}",
-            f"{one.params:.3f}",
-            "knee" if one is bend else "",
-        )
-        for one in points
+    found = "No point lies below that line: the front has no knee." if bend is None else f"The knee is {bend.name}."
+    facts = [
+        f"Speed-ups are against the plain export, measured in turns on {settings['target']}; KL, agreement and "
+        f"top-1 are those of the exported files on {points[0].images} evaluation images.",
+        f"Knee: {KNEE_RULE}. {found}",
+        note,
     ]
+    title = f"{settings['model']}: accuracy and KL against time"
+    return markdown_report(title, to_table(points), facts, settings, environment)
 
 
 def read_points(folder: Path, settings: Mapping[str, Any], *, force: bool) -> tuple[tuple[Point, ...], dict[str, Any]]:
@@ -193,7 +176,7 @@ def write_points(
         "knee": {"asked": None if bend is None else bend.asked, "found": bend is not None, "rule": KNEE_RULE},
         "points": [one.to_json() for one in points],
     }
-    write_aside(folder / SWEEP, json.dumps(record, indent=1, ensure_ascii=False))
+    write_json(folder / SWEEP, SWEEP_RECORD, record)
 
 
 _LINE, _MARK = "#3b6fb6", "#c8553d"

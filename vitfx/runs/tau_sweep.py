@@ -10,9 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.table import Table
-
 from vitfx.circuits.circuit import Circuit
 from vitfx.discovery.basis.settings import Settings
 from vitfx.discovery.stability import Outcome
@@ -20,6 +17,7 @@ from vitfx.runs.discover import Discoveries, matches
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
 from vitfx.support.processes import on_first
+from vitfx.support.tables import Table
 
 
 def read_sweep(text: str) -> tuple[float, ...]:
@@ -135,19 +133,21 @@ def to_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     first = rows[0]["evaluation"] or rows[0]["fidelity"]
     where = f"{first['images']} {'held-out' if rows[0]['evaluation'] else 'calibration'} images"
     totals = f"{rows[0]['edges']:,} edges, {rows[0]['heads']} heads, {rows[0]['paths']} paths"
-    table = Table(caption=f"of {totals}; KL on the calibration images, agreement and accuracy on {where}", box=SIMPLE)
-    for title in ("τ", "edges\nremoved", "dead\nheads", "dead\npaths", "KL", "agreement", "accuracy", "seconds"):
-        table.add_column(title, justify="right", no_wrap=True)
+    cells = []
     for row in rows:
         scores = row["evaluation"] or row["fidelity"]
-        table.add_row(
-            f"{row['tau']:g}",
-            f"{row['removed']:,}",
-            str(row["dead_heads"]),
-            str(row["dead_paths"]),
-            f"{row['kl']:.4g}",
-            f"{scores['agreement']:.2%}",
-            "" if scores["accuracy"] is None else f"{scores['accuracy']:.2%}",
-            "" if row["seconds"] is None else f"{row['seconds']:.1f}",
+        cells.append(
+            (
+                f"{row['tau']:g}",
+                f"{row['removed']:,}",
+                str(row["dead_heads"]),
+                str(row["dead_paths"]),
+                f"{row['kl']:.4g}",
+                f"{scores['agreement']:.2%}",
+                "" if scores["accuracy"] is None else f"{scores['accuracy']:.2%}",
+                "" if row["seconds"] is None else f"{row['seconds']:.1f}",
+            )
         )
-    return table
+    columns = ("τ", "edges removed", "dead heads", "dead paths", "KL", "agreement", "accuracy", "seconds")
+    caption = f"of {totals}; KL on the calibration images, agreement and accuracy on {where}"
+    return Table(columns, cells, caption=caption, left=())

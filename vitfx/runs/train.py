@@ -85,7 +85,7 @@ def prepare(job: TrainJob, share: Share, watcher: Watcher) -> tuple[TrainModel, 
         return made, splits.calibration, splits.evaluation, splits.classes or (), splits.description
 
     made, train, validation, classes, description = on_each(share, make)
-    for sentence in (description, *made.told):
+    for sentence in (description, *made.notes):
         watcher.say(sentence)
     stored = (job.config.images.stored_size,) * 2 if job.config.images.stored_size else made.preprocess.size
     pixels = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -10,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from vitfx.models.checkpoint import save_checkpoint
+from vitfx.reports.records import TRAIN_REPORT
 from vitfx.runs.train_job import Data, TrainJob
 from vitfx.support.files import remove_results, write_aside, writing
+from vitfx.support.json_files import write_json
 from vitfx.support.pictures import has_matplotlib, png_bytes
 from vitfx.training.confusion import Confusion, classes_csv, draw_confusion, matrix_csv
 from vitfx.training.curves import draw_curves, draw_flow
@@ -69,7 +70,7 @@ class Files:
             write_aside(out / "confusion.png", png_bytes(lambda: draw_confusion(found, classes)))
         if self.job.model_file is not None:
             self._save_model(self.job.model_file)
-        write_aside(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+        write_json(out / "report.json", TRAIN_REPORT, report)
         remove_results(out, [STATE])
 
     def _draw(self) -> None:

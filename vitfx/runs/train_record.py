@@ -44,7 +44,7 @@ def training_report(
             "kwargs": made.kwargs,
             "preprocess": made.preprocess.to_json(),
             "parameters": sum(one.numel() for one in made.module.parameters()),
-            "told": list(made.told),
+            "told": list(made.notes),
         },
         "data": {
             "description": data.description,

@@ -1,4 +1,4 @@
-"""What every other wing leans on: errors, files, progress, processes, timing, text.
+"""What every other wing needs: consoles, errors, files, locks, processes, progress, timing, text.
 
 Imports nothing of vitfx.
 """

@@ -1,4 +1,4 @@
-"""Which device to run on: the one file that knows the name of NVIDIA's."""
+"""Which device to run on: the only file that spells the name of NVIDIA's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMES = f"auto, cpu, {GPU} or {GPU}:N"
 def pick_device(name: str) -> torch.device:
     """The device called `name`: "auto" is the first GPU, or the CPU where there is none.
 
-    Raises UserError for a name that is none of `NAMES` and for a GPU that is not there.
+    Raises UserError for a name that is not one of `NAMES` and for a GPU that torch does not see.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -24,10 +24,10 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cpu")
     match = re.fullmatch(rf"{GPU}(?::(\d+))?", name)
     if match is None:
-        raise UserError(f"device {name!r} is not one of {NAMES}")
+        raise UserError(f"device {name!r} is not one of {NAMES}: give one of these")
     index = int(match[1] or 0)
     if index >= count:
-        raise UserError(f"device {name!r} was asked for and torch sees {count} GPUs here: use --device cpu or auto")
+        raise UserError(f"device {name!r} does not exist, torch sees {count} GPUs here: use --device cpu or auto")
     return torch.device(GPU, index)
 
 
@@ -36,7 +36,7 @@ def is_gpu(device: torch.device) -> bool:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was given; the CPU always has."""
+    """Waits for the device to finish its work; the CPU always has."""
     if is_gpu(device):
         torch.cuda.synchronize(device)
 

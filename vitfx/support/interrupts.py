@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment that suits: asked for at any time, obeyed between two steps."""
+"""Ctrl-C at a suitable moment: pressed at any time, obeyed between two steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class Interrupts:
-    """asked: whether Ctrl-C was pressed."""
+    """Whether Ctrl-C was pressed."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -18,20 +18,20 @@ class Interrupts:
 
 @contextmanager
 def held_interrupts() -> Iterator[Interrupts]:
-    """The first Ctrl-C within is only noted; the second raises KeyboardInterrupt as ever."""
-    found = Interrupts()
+    """The first Ctrl-C within is only noted; the second raises KeyboardInterrupt as usual."""
+    interrupts = Interrupts()
     if threading.current_thread() is not threading.main_thread():
-        # Python lets the main thread alone handle signals.
-        yield found
+        # Python lets only the main thread handle signals.
+        yield interrupts
         return
     before = signal.getsignal(signal.SIGINT)
 
     def note(number: int, frame: FrameType | None) -> None:
-        found.asked = True
+        interrupts.asked = True
         signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, note)
     try:
-        yield found
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,12 @@ def write_json(path: Path, format: str, record: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, format: str, advice: str) -> dict[str, Any]:
-    """The record that `write_json` wrote, without its `format`.
+    """The record that `write_json` wrote, without its `format`; see `read_any_json`."""
+    return read_any_json(path, (format,), advice)[1]
+
+
+def read_any_json(path: Path, formats: Sequence[str], advice: str) -> tuple[str, dict[str, Any]]:
+    """The file's format, which is one of `formats`, and its record without it.
 
     advice: ends the sentence of the error, such as "give a report.json that vitfx wrote". Raises UserError where the
     file can't be read, is no JSON object, or has another format.
@@ -33,7 +38,8 @@ def read_json(path: Path, format: str, advice: str) -> dict[str, Any]:
         raise UserError(f"{path} can't be read ({error.strerror}): {advice}") from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): {advice}") from error
-    if not isinstance(record, dict) or record.get("format") != format:
-        kind = record.get("format") if isinstance(record, dict) else None
-        raise UserError(f"{path} is {'of no format' if kind is None else f'a {kind}'}, not a {format}: {advice}")
-    return {name: value for name, value in record.items() if name != "format"}
+    format = record.pop("format", None) if isinstance(record, dict) else None
+    if not isinstance(format, str) or format not in formats:
+        kind = "of no format" if format is None else f"a {format}"
+        raise UserError(f"{path} is {kind}, not a {' or a '.join(formats)}: {advice}")
+    return format, record

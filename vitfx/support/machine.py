@@ -1,4 +1,4 @@
-"""What a measurement was made with: versions and the machine."""
+"""What a measurement was made with: versions and hardware."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitfx.version import VERSION
 
 
 def environment() -> dict[str, Any]:
-    """Versions and the machine, ready for JSON. Memory in GiB, None where the system does not tell."""
+    """Versions and hardware, ready for JSON. Memory in GiB, None where it is unknown."""
     return {
         "vitfx": VERSION,
         "python": platform.python_version(),
@@ -35,7 +35,7 @@ def environment() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The processor's name as its maker gives it, or its architecture where the system does not tell."""
+    """The processor's name as its maker gives it, or its architecture where that is unknown."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(errors="replace").splitlines():
@@ -46,7 +46,7 @@ def cpu_model() -> str:
 
 
 def usable_cores() -> int:
-    """The logical cores that this process may use, which in a container can be fewer than there are."""
+    """The logical cores that this process may use; in a container they can be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -63,5 +63,5 @@ def memory_gib() -> float | None:
 
 
 def load_average() -> float | None:
-    """How many threads wanted a core over the last minute, None where the system does not tell."""
+    """How many threads wanted a core over the last minute, None where that is unknown."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -11,12 +11,8 @@ from vitfx.support.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-_DPI = 120
-
-
 # The user's own matplotlibrc must not change the picture; "$" and "_" in a class's name are themselves.
-_STYLE: list[Any] = ["default", {"text.parse_math": False, "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}]
+_STYLE: list[Any] = ["default", {"text.parse_math": False, "svg.hashsalt": "vitfx", "font.size": 9, "grid.alpha": 0.3}]
 
 
 def has_matplotlib() -> bool:
@@ -28,12 +24,23 @@ def has_matplotlib() -> bool:
 
 
 def png_bytes(draw: Callable[[], Figure]) -> bytes:
-    """The figure that `draw` makes, as a PNG file. Raises UserError where matplotlib is missing."""
+    """See `figure_bytes`."""
+    return figure_bytes(draw, ".png", dpi=120, grid=True)
+
+
+def figure_bytes(draw: Callable[[], Figure], suffix: str, *, dpi: int, grid: bool) -> bytes:
+    """The figure that `draw` makes, as a file; the same figure gives the same bytes.
+
+    suffix: ".png" or ".svg".
+    grid: whether axes have one.
+    Raises UserError where matplotlib is missing.
+    """
     if not has_matplotlib():
         raise UserError("pictures need matplotlib: pip install 'vitfx[plot]'")
     from matplotlib import style
 
+    metadata: dict[str, Any] = {"Date": None} if suffix == ".svg" else {}
     buffer = io.BytesIO()
-    with style.context(_STYLE):
-        draw().savefig(buffer, format="png", dpi=_DPI)
+    with style.context([*_STYLE, {"axes.grid": grid}]):
+        draw().savefig(buffer, format=suffix[1:], dpi=dpi, metadata=metadata)
     return buffer.getvalue()

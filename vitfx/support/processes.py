@@ -1,7 +1,7 @@
-"""Several processes on one discovery: `torchrun` starts them, each holds a share of the images, and all decide alike.
+"""Several processes on one discovery or training: `torchrun` starts them, and each holds a share of the images.
 
-Every process runs the same code on the same sums, to the bit, so that every process takes the same decisions. The first
-alone writes and speaks. torchrun ends the others as soon as one ends with an exit code that is not 0.
+Every process runs the same code on the same sums, to the bit, so that all take the same decisions. Only the first
+writes and prints. torchrun ends the others as soon as one ends with an exit code other than 0.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -21,48 +21,46 @@ from vitfx.support.devices import GPU, is_gpu, pick_device
 from vitfx.support.errors import UserError
 
 _TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others before it gives up."""
+"""How long a process waits for the others until it gives up."""
 
 _PATIENCE = timedelta(days=1)
-"""The same where the first works for all meanwhile: to decode a large data set takes it hours."""
+"""The same while the first works for all: decoding a large data set can take hours."""
 
 _SPEAKING = 10.0
-"""Seconds that a process waits for the one that says what is wrong; torchrun ends it as soon as that one has ended."""
+"""Seconds that a process gives another to print what is wrong: torchrun ends all as soon as one has ended."""
 
 T = TypeVar("T")
 
 
 class ToldElsewhere(UserError):
-    """Another process says what is wrong; this one only ends."""
+    """Another process prints what is wrong; this one only ends."""
 
 
 class OwnFailure(UserError):
-    """This process alone, which need not be the first, can't go on, and has to say so."""
+    """Only this process, which need not be the first, can't go on: it has to say so itself."""
 
 
 class Distributed:
-    """One of torchrun's processes.
-
-    device: on which values are exchanged; NCCL has the GPU alone.
-    """
+    """One of torchrun's processes."""
 
     def __init__(self, device: torch.device) -> None:
+        """device: where values are exchanged; NCCL takes nothing but the GPU."""
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self._device = device if is_gpu(device) else torch.device("cpu")
         patient = dist.new_group(timeout=_PATIENCE)
         assert isinstance(patient, dist.ProcessGroup)
         self._patient = patient
-        # NCCL connects when something is first exchanged, for which it has the shorter time.
+        # NCCL connects at the first exchange, which has to come within the shorter time.
         self.broadcast(None)
 
     def sum(self, value: Tensor) -> Tensor:
-        """Gathered, then added in the order of the processes: the same to the bit on each, whatever the backend does.
+        """Gathered, then added in the order of the processes: the same to the bit on each, whatever the backend.
 
-        value: of the same shape and type on every process.
+        value: has the same shape and type on every process.
         """
-        mine = value.detach().to(self._device).contiguous()
-        parts = [torch.empty_like(mine) for _ in range(self.world)]
-        dist.all_gather(parts, mine)
+        own = value.detach().to(self._device).contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.world)]
+        dist.all_gather(parts, own)
         total = parts[0]
         for part in parts[1:]:
             total = total + part
@@ -79,26 +77,26 @@ def started_by_torchrun() -> bool:
 
 
 def share_device(name: str) -> torch.device:
-    """`pick_device`, but under torchrun the GPU of this process's own number. Raises UserError."""
+    """`pick_device`, but under torchrun the GPU with this process's number. Raises UserError."""
     device = pick_device(name)
     if not started_by_torchrun() or not is_gpu(device) or int(os.environ["WORLD_SIZE"]) == 1:
         return device
     if name not in ("auto", GPU):
-        raise UserError(f"--device {name} would put all processes on one GPU: leave the number out")
-    here, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if here >= there:
+        raise UserError(f"--device {name} puts all processes on one GPU: leave out the number")
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= count:
         raise OwnFailure(
-            f"process {os.environ['RANK']} is number {here + 1} on a machine with {there} GPUs: start as many as there "
-            f"are, with --nproc-per-node={there}, or add --device cpu"
+            f"process {os.environ['RANK']} is number {number + 1} on a machine with {count} GPUs: start at most "
+            f"{count} there, with --nproc-per-node={count}, or add --device cpu"
         )
-    return pick_device(f"{GPU}:{here}")
+    return pick_device(f"{GPU}:{number}")
 
 
 @contextmanager
 def open_share(device: torch.device) -> Iterator[Share]:
-    """This process's share among those that torchrun started; of a command started alone, all.
+    """This process's share among those that torchrun started; everything for a command that was started alone.
 
-    NCCL on GPUs, gloo on CPUs. An error leaves at once, without waiting for the other processes.
+    NCCL on GPUs, gloo on CPUs. After an error it does not wait for the other processes.
     """
     if not started_by_torchrun():
         yield Alone()
@@ -111,33 +109,42 @@ def open_share(device: torch.device) -> Iterator[Share]:
 
 
 def on_first(share: Share, function: Callable[[], T]) -> T:
-    """What a function gives on the first process, for all; the others do not run it.
+    """Runs a function on the first process and returns its value on all.
 
-    Raises the first process's UserError, on the others as ToldElsewhere.
+    Raises the first process's UserError, and ToldElsewhere on the others.
     """
     value: T | None = None
     error: UserError | None = None
     if share.rank == 0:
         try:
             value = function()
-        except UserError as found:
-            error = found
+        except UserError as raised:
+            error = raised
     value, failed = share.broadcast((value, error is not None))
     if failed:
         raise error or ToldElsewhere
     return value
 
 
-def on_each(share: Share, function: Callable[[], T]) -> T:
-    """What a function, which does not itself exchange anything, gives on each process.
+@contextmanager
+def first_holds(share: Share, context: AbstractContextManager[None]) -> Iterator[None]:
+    """Enters a context on the first process alone. Raises what `on_first` does."""
+    with ExitStack() as stack:
+        on_first(share, lambda: stack.enter_context(context))
+        yield
 
-    Raises the lowest process's UserError there, OwnFailure where that is not the first; on the others ToldElsewhere.
+
+def on_each(share: Share, function: Callable[[], T]) -> T:
+    """Runs a function, which itself exchanges nothing, on each process.
+
+    Where some fail, the one with the lowest number raises its UserError, as an OwnFailure if it is not the first, and
+    all others raise ToldElsewhere.
     """
     error = None
     try:
         value = function()
-    except UserError as found:
-        error = found
+    except UserError as raised:
+        error = raised
     failed = torch.zeros(share.world)
     failed[share.rank] = error is not None
     failing = share.sum(failed).nonzero().flatten().tolist()
@@ -149,14 +156,14 @@ def on_each(share: Share, function: Callable[[], T]) -> T:
 
 
 def let_speak() -> None:
-    """To be called before a process ends on ToldElsewhere: it would take the process that speaks with it."""
+    """To be called before a process ends on ToldElsewhere: torchrun would end the one that has yet to print."""
     if started_by_torchrun():
         time.sleep(_SPEAKING)
 
 
 @contextmanager
 def first_says(first: bool) -> Iterator[None]:
-    """UserErrors within are raised by all processes, or by the first: on the others as ToldElsewhere."""
+    """Turns a UserError within, which all processes raise, into ToldElsewhere on all but the first."""
     try:
         yield
     except OwnFailure:

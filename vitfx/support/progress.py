@@ -1,4 +1,4 @@
-"""Progress bars with what is going on and the time left."""
+"""Progress bars with the current state and the time left."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
+
+_WIDE = 110
+"""Columns of a terminal that has room for a bar beside its title and numbers."""
 
 Report = Callable[[int, int], None]
-"""Called with how much is done, and how much there is."""
+"""Called with how much is done and how much there is in all."""
 
 
 class Watcher(Protocol):
-    """Is told what a long run is doing."""
+    """Shows what a long run is doing."""
 
     def say(self, sentence: str) -> None: ...
 
     def bar(self, title: str) -> Report: ...
 
     def detail(self, text: str) -> None:
-        """Shown beside the bar that moved last, or a newer one."""
+        """Text beside the bar that moved last or was opened since."""
 
 
 class Silent:
-    """Watches nothing."""
+    """Shows nothing."""
 
     def say(self, sentence: str) -> None:
         pass
@@ -46,7 +50,7 @@ class ConsoleWatcher:
         self._task = progress.add_task("", visible=False)
 
     def say(self, sentence: str) -> None:
-        # Lines are left whole, so that what a log holds can be searched and copied.
+        # Lines are not broken, so that a log can be searched and copied from.
         self._progress.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
     def bar(self, title: str) -> Report:
@@ -64,13 +68,14 @@ class ConsoleWatcher:
 
 @contextmanager
 def console_watcher(console: Console) -> Iterator[ConsoleWatcher]:
-    """A watcher while the block runs; bars go away when they are full."""
+    """A watcher while the block runs; full bars disappear."""
+    # On a narrow terminal titles and details wrap, but numbers stay whole.
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.description}", table_column=Column()),
+        *((BarColumn(bar_width=24),) if console.width >= _WIDE else ()),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[detail]}", table_column=Column()),
     )
     with Progress(*columns, console=console, transient=True) as progress:
         yield ConsoleWatcher(progress)
@@ -80,25 +85,25 @@ _SECONDS = 300.0
 
 
 class Lines:
-    """A watcher that says by another one what it is told, and a bar's state after `_SECONDS` in which nothing was said.
+    """Passes messages on to another watcher, and, when there was none for `_SECONDS`, the state of a bar as a message.
 
-    A bar that is full says nothing: what comes after it will.
+    A full bar is silent: a message follows it anyway.
     """
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
         self._detail = ""
-        self._said = time.monotonic()
+        self._last_message = time.monotonic()
 
     def say(self, sentence: str) -> None:
         self._watcher.say(sentence)
-        self._said = time.monotonic()
+        self._last_message = time.monotonic()
 
     def bar(self, title: str) -> Report:
         self._detail = ""
 
         def report(done: int, total: int) -> None:
-            if done < total and time.monotonic() - self._said >= _SECONDS:
+            if done < total and time.monotonic() - self._last_message >= _SECONDS:
                 self.say(f"{title}: {done} of {total}{self._detail}")
 
         return report
@@ -109,6 +114,6 @@ class Lines:
 
 @contextmanager
 def training_watcher(console: Console) -> Iterator[Watcher]:
-    """A watcher while the block runs: with bars on a terminal, with lines elsewhere."""
+    """A watcher while the block runs: bars on a terminal, lines elsewhere."""
     with console_watcher(console) as watcher:
         yield watcher if console.is_terminal and not console.is_dumb_terminal else Lines(watcher)

@@ -1,4 +1,4 @@
-"""Seeds for each part of a training, so that nothing depends on what was drawn before it."""
+"""A seed for each part of a training, so that nothing depends on earlier draws."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def derive_seed(seed: int, *parts: str | int) -> int:
 
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seeds torch's generators of the CPU and of `device`."""
-    # Not torch.manual_seed, which keeps a stack trace of each call in a list where no GPU was touched yet.
+    # Not torch.manual_seed, which keeps a stack trace of each call until a GPU is used.
     torch.default_generator.manual_seed(seed)
     if is_gpu(device):
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)

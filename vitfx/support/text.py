@@ -1,9 +1,6 @@
-"""Numbers as tables show them, and how a report in Markdown ends."""
+"""Numbers as tables show them."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 
 def digits(value: float) -> str:
@@ -19,16 +16,10 @@ def large(count: int) -> str:
     return f"{count:,}"
 
 
-def provenance_lines(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
-    """Lines of two sections, a list each."""
-    return [
-        "",
-        "## Settings",
-        "",
-        *(f"- {key}: {value}" for key, value in settings.items()),
-        "",
-        "## Environment",
-        "",
-        *(f"- {key}: {value}" for key, value in environment.items()),
-        "",
-    ]
+def percent(share: float | None) -> str:
+    """Two decimals; a dash for what is not known, such as an accuracy without labels."""
+    return "–" if share is None else f"{share:.2%}"
+
+
+def faster(speedup: float) -> str:
+    return f"{speedup:.2f}× faster" if speedup >= 1 else f"{1 / speedup:.2f}× slower"

@@ -1,4 +1,4 @@
-"""Wall-clock times of things that are to be compared, taken in turns."""
+"""Wall-clock times for comparison, taken in turns."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from vitfx.support.errors import UserError
 
 
 @dataclass(frozen=True)
 class Timing:
-    """samples_ms: one time per round in milliseconds, in the order of the rounds."""
+    """The times of one run."""
 
-    samples_ms: tuple[float, ...]
+    samples_ms: tuple[float, ...]  #: milliseconds, one per round, in order
 
     @property
     def rounds(self) -> int:
@@ -46,17 +47,14 @@ class Timing:
 
 @dataclass(frozen=True)
 class Ratio:
-    """paired: the median over the rounds of a's time by b's in the same round. of_medians: median by median.
+    """The time of a divided by that of b, in two ways; where they differ widely, the machine's speed drifts."""
 
-    On a machine whose speed drifts the paired ratio is the truer one; far apart, they say that it drifts.
-    """
-
-    paired: float
-    of_medians: float
+    paired: float  #: median of the ratios within each round, which a drift of the machine's speed hardly touches
+    of_medians: float  #: ratio of the medians
 
 
 def ratio(a: Timing, b: Timing) -> Ratio:
-    """a's time as a part of b's; both must come from one call of `time_interleaved`."""
+    """The time of a divided by that of b, both from the same call of `time_interleaved`."""
     if a.rounds != b.rounds:
         raise ValueError(f"timings of {a.rounds} and {b.rounds} rounds were not taken in turns")
     paired = np.median(np.divide(a.samples_ms, b.samples_ms))
@@ -72,17 +70,18 @@ def time_interleaved(
     synchronize: Callable[[], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Timing]:
-    """Times each run once a round, one after the other, so that the machine's drift hits all of them alike.
+    """Times each run once a round, one after the other, so that a drift of the machine's speed affects all alike.
 
-    Each round starts with the next run, so that none is always the first or always after the same pause.
-    Rounds go on until there are `rounds` of them and they took `min_seconds` seconds together.
-    synchronize: waits for a device that works on its own; called before each reading of the clock.
+    Each round starts with another run, so that none is always the first or always follows the same one.
+
+    rounds, min_seconds: the least number of rounds, and the least time that they take together.
+    synchronize: waits for a device that runs asynchronously; called before each reading of the clock.
     progress: called with (rounds done, rounds expected) after each round.
     """
     if not runs:
         raise ValueError("there is nothing to time")
     if rounds < 1 or warmup < 0:
-        raise UserError(f"rounds is {rounds} and warm-up {warmup}: give at least 1 round and no negative warm-up")
+        raise UserError(f"rounds is {rounds} and warm-up {warmup}: give at least 1 and at least 0")
     wait = synchronize or _nothing
     names = list(runs)
     for _ in range(warmup):
@@ -103,6 +102,11 @@ def time_interleaved(
     return {name: Timing(tuple(values)) for name, values in samples.items()}
 
 
+def batch_to_time(images: Tensor, size: int) -> Tensor:
+    """(size, C, H, W): the first images, repeated where there are fewer."""
+    return images.repeat(-(-size // len(images)), 1, 1, 1)[:size]
+
+
 def _milliseconds(run: Callable[[], None], wait: Callable[[], None]) -> float:
     wait()
     begin = time.perf_counter_ns()
@@ -112,4 +116,4 @@ def _milliseconds(run: Callable[[], None], wait: Callable[[], None]) -> float:
 
 
 def _nothing() -> None:
-    """Stands in for the synchronization of a device that needs none."""
+    """The synchronization of a device that needs none."""

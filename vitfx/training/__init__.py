@@ -1,4 +1,4 @@
-"""Training from nothing: recipes, loader, loop, state.
+"""Training from scratch: recipes, loader, loop, state.
 
 Imports models, images and support.
 """

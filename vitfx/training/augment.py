@@ -1,7 +1,7 @@
-"""Augmentation with torchvision's transforms: one by one what differs in shape, whole batches for the rest.
+"""Augmentation with torchvision's transforms, first of single images and then of whole batches.
 
-Images are cropped, moved, flipped, rotated and erased as uint8 where they are read, each with a seed of its own;
-batches become floats, get noise, are normalised and mixed on the device that trains.
+Images are cropped, shifted, flipped, rotated and erased as uint8 when they are read, each with a seed of its own.
+Batches become floats, get noise, and are normalised and mixed on the device that trains.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from vitfx.training.config import AugmentationConfig
 def sample_transform(config: AugmentationConfig, preprocess: Preprocess) -> v2.Transform:
     """uint8 (C, h, w) -> uint8 (C, height, width), drawing from torch's CPU generator.
 
-    What a rotation or an erasing leaves empty gets the mean colour, which is 0 once it is normalised.
+    Rotation and erasing fill with the mean colour, which is 0 after normalisation.
     """
     size, interpolation = list(preprocess.size), InterpolationMode(preprocess.interpolation)
     mean = [round(255 * value) for value in preprocess.mean]
     parts: list[v2.Transform] = []
     if config.crop_scale:
-        # Bicubic costs twice as much and augmented images are not looked at.
+        # Bicubic costs twice as much, and nobody looks at augmented images.
         bilinear = InterpolationMode.BILINEAR
         scale, ratio = list(config.crop_scale), list(config.crop_ratio)
         parts.append(v2.RandomResizedCrop(size, scale=scale, ratio=ratio, interpolation=bilinear))
@@ -43,18 +43,19 @@ def sample_transform(config: AugmentationConfig, preprocess: Preprocess) -> v2.T
 
 
 def transform_each(transform: v2.Transform, images: Tensor, seeds: Sequence[int]) -> Tensor:
-    """uint8 (B, C, h, w) -> uint8 (B, C, height, width), each by its seed; torch's generator is left alone."""
+    """uint8 (B, C, h, w) -> uint8 (B, C, height, width), each by its seed; torch's generator keeps its state."""
     with torch.random.fork_rng(devices=[]):
         return torch.stack([_seeded(transform, image, seed) for image, seed in zip(images, seeds, strict=True)])
 
 
 def _seeded(transform: v2.Transform, image: Tensor, seed: int) -> Tensor:
     torch.default_generator.manual_seed(seed)
-    return transform(image)
+    augmented: Tensor = transform(image)
+    return augmented
 
 
 def batch_transform(config: AugmentationConfig, preprocess: Preprocess) -> v2.Transform:
-    """uint8 (B, C, H, W) -> float32, normalised; noise is drawn from the generator of the images' device."""
+    """uint8 (B, C, H, W) -> float32, normalised; noise comes from the generator of the images' device."""
     parts: list[v2.Transform] = [v2.ToDtype(torch.float32, scale=True)]
     if config.noise:
         parts.append(v2.GaussianNoise(sigma=config.noise))
@@ -64,13 +65,13 @@ def batch_transform(config: AugmentationConfig, preprocess: Preprocess) -> v2.Tr
 def mixing(config: AugmentationConfig, classes: int) -> v2.Transform | None:
     """(images, labels (B,)) -> the same, or mixed images with soft targets (B, classes); None where nothing is mixed.
 
-    CutMix (Yun et al. 2019) and MixUp (Zhang et al. 2018), each as often as the other where both are asked for.
+    CutMix (Yun et al. 2019) and MixUp (Zhang et al. 2018), equally often where the configuration has both.
     """
-    kinds: list[v2.Transform] = []
+    mixers: list[v2.Transform] = []
     if config.cutmix:
-        kinds.append(v2.CutMix(alpha=config.cutmix, num_classes=classes))
+        mixers.append(v2.CutMix(alpha=config.cutmix, num_classes=classes))
     if config.mixup:
-        kinds.append(v2.MixUp(alpha=config.mixup, num_classes=classes))
-    if not kinds or not config.mix:
+        mixers.append(v2.MixUp(alpha=config.mixup, num_classes=classes))
+    if not mixers or not config.mix:
         return None
-    return v2.RandomApply([v2.RandomChoice(kinds)], p=config.mix)
+    return v2.RandomApply([v2.RandomChoice(mixers)], p=config.mix)

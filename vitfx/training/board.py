@@ -1,4 +1,4 @@
-"""TensorBoard logs, for those who watch their trainings there."""
+"""A training's log for TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Board(Protocol):
     def step(self, step: int, loss: float, lr: float) -> None: ...
 
     def epoch(self, step: int, epoch: Epoch, layers: Sequence[str]) -> None:
-        """step: the epoch's last, from 0, so that a run which goes on behind it keeps what is said here."""
+        """step: the epoch's last, counted from 0, so that a run that goes on after it keeps the entry."""
 
     def flush(self) -> None:
-        """To be called before a state is saved: a run that goes on from there logs nothing of this again."""
+        """To be called before a state is saved: a run that goes on from it does not log these entries again."""
 
     def close(self) -> None: ...
 
@@ -39,9 +39,10 @@ class NoBoard:
 
 
 class TensorBoard:
-    """Event files in a folder. start: the step from which this run logs; what an earlier one logged beyond it goes."""
+    """Event files in a folder."""
 
     def __init__(self, folder: Path, start: int) -> None:
+        """start: this run's first step; what an earlier run logged from there on is removed."""
         self._writer = _writer_class()(str(folder), purge_step=start)
 
     def step(self, step: int, loss: float, lr: float) -> None:
@@ -71,7 +72,5 @@ def _writer_class() -> type:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UserError(
-            "--tensorboard needs the package of that name: pip install 'vitfx[tensorboard]', or leave it out"
-        ) from error
+        raise UserError("--tensorboard needs a package: pip install 'vitfx[tensorboard]', or leave it out") from error
     return SummaryWriter

@@ -1,11 +1,11 @@
-"""What a training is asked to do: TOML files, those of the package and the user's, read into checked dataclasses."""
+"""A training's recipe: TOML files, the package's or the user's, read into checked dataclasses."""
 
 from __future__ import annotations
 
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -19,7 +19,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """See vitfx/training/configs/tiny-imagenet.toml for what each value means, here and below."""
+    """vitfx/training/configs/tiny-imagenet.toml explains each value, here and below."""
 
     arch: str
     image_size: int
@@ -73,7 +73,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Raises UserError, naming the key and its value, for what can't be done."""
+    """Raises UserError, with the key and its value, for what is out of range."""
 
     model: ModelConfig
     images: ImagesConfig
@@ -96,7 +96,7 @@ class TrainConfig:
             )
         if not self.training.warm_up < self.training.epochs:
             raise UserError(
-                f"training.warm_up is {self.training.warm_up:g} of {self.training.epochs} epochs: give less"
+                f"training.warm_up is {self.training.warm_up:g} of {self.training.epochs} epochs: give fewer"
             )
 
     @property
@@ -108,7 +108,7 @@ class TrainConfig:
         return asdict(self)
 
 
-# Section, key, and the least and greatest value; a greatest value that is a share below 1 is left out.
+# Section, key, and the least and greatest value, both inclusive.
 _RANGES: tuple[tuple[str, str, float, float], ...] = (
     ("model", "image_size", 1, math.inf),
     ("images", "stored_size", 0, math.inf),
@@ -129,21 +129,21 @@ def _check_ranges(config: TrainConfig) -> None:
             if most == math.inf:
                 wanted = "a number above 0" if 0 < least < 1 else f"{least:g} or more"
             else:
-                wanted = f"a number from {least:g} to {most:g}" + ("" if most == int(most) else ", without the latter")
+                wanted = f"a number from {least:g} to {'' if most == int(most) else 'less than '}{most:g}"
             raise UserError(f"{section}.{name} is {value:g}: give {wanted}")
 
 
 def read_config(name: str, settings: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> TrainConfig:
-    """The configuration of that name in the package, or in that TOML file, with changes.
+    """The configuration `name` of the package, or of the TOML file `name`, with changes. Raises UserError.
 
-    settings: "section.key=value", the value as in TOML, where a string may go without quotes. changes: values by
-    "section.key", over these. Raises UserError.
+    settings: "section.key=value", the value as in TOML, but strings may lack quotes.
+    changes: values by "section.key"; they override settings.
     """
     record = _read_record(name)
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise UserError(f"--set {setting} sets nothing: give section.key=value, such as training.epochs=10")
+            raise UserError(f"--set {setting} has no value: give section.key=value, such as training.epochs=10")
         _put(record, key.strip(), _value(text.strip()), f"--set {setting}")
     for key, value in (changes or {}).items():
         _put(record, key, value, key)
@@ -151,7 +151,7 @@ def read_config(name: str, settings: Sequence[str] = (), changes: Mapping[str, A
 
 
 def sets_image_size(name: str, settings: Sequence[str]) -> bool:
-    """Whether the user's file or settings, as `read_config` took them, say model.image_size, and not the package's."""
+    """Whether the user's file or settings, as for `read_config`, contain model.image_size."""
     own = {} if name in PACKAGED else _read_file(name)
     keys = [setting.partition("=")[0].strip() for setting in settings]
     return "image_size" in own.get("model", {}) or "model.image_size" in keys
@@ -183,7 +183,7 @@ def _read_file(name: str) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{name} is no TOML that can be read ({error}): mend it") from error
+        raise UserError(f"{name} can't be read as TOML ({error}): correct it") from error
 
 
 def _value(text: str) -> Any:
@@ -196,7 +196,7 @@ def _value(text: str) -> Any:
 def _put(record: dict[str, Any], key: str, value: Any, where: str) -> None:
     section, _, name = key.partition(".")
     if not isinstance(record.get(section), dict) or not name:
-        raise UserError(f"{where} names no section: give section.key, with {', '.join(_sections())} as section")
+        raise UserError(f"{where} has no section: give section.key, the section one of {', '.join(_sections())}")
     record[section][name] = value
 
 
@@ -208,29 +208,29 @@ def _typed_config(record: Mapping[str, Any], name: str) -> TrainConfig:
     sections = _sections()
     _check_keys(record, sections, name, "section")
     parts = {}
-    for section, kind in sections.items():
+    for section, section_type in sections.items():
         values = record[section]
         if not isinstance(values, dict):
             raise UserError(f"{name} has the value {values!r} for {section}, which is a section: write [{section}]")
-        _check_keys(values, [field.name for field in fields(kind)], name, "key", f"{section}.")
-        hints = get_type_hints(kind)
-        parts[section] = kind(**{key: _typed(f"{section}.{key}", hints[key], values[key]) for key in hints})
+        hints = get_type_hints(section_type)
+        _check_keys(values, hints, name, "key", f"{section}.")
+        parts[section] = section_type(**{key: _typed(f"{section}.{key}", hints[key], values[key]) for key in hints})
     return TrainConfig(**parts)
 
 
-def _check_keys(given: Mapping[str, Any], known: Any, name: str, what: str, before: str = "") -> None:
+def _check_keys(given: Mapping[str, Any], known: Mapping[str, Any], name: str, noun: str, prefix: str = "") -> None:
     if unknown := [key for key in given if key not in known]:
-        raise UserError(f"{name} has the unknown {what} {before}{unknown[0]}: known are {', '.join(known)}")
+        raise UserError(f"{name} has the unknown {noun} {prefix}{unknown[0]}: give one of {', '.join(known)}")
     if missing := [key for key in known if key not in given]:
         raise UserError(
-            f'{name} lacks the {what} {before}{missing[0]}: add it, or begin the file with base = "tiny-imagenet"'
+            f'{name} lacks the {noun} {prefix}{missing[0]}: add it, or begin the file with base = "tiny-imagenet"'
         )
 
 
 def _typed(key: str, kind: Any, value: Any) -> Any:
-    """The value as its field wants it, where TOML writes whole numbers for floats and lists for tuples."""
+    """The value as its field has it: TOML has whole numbers for floats and lists for tuples."""
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
-        return tuple(_typed(key, get_args(kind)[0], one) for one in value)
+        return tuple(_typed(key, get_args(kind)[0], item) for item in value)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, bool) or get_origin(kind) is tuple or not isinstance(value, kind):

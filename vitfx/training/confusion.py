@@ -1,4 +1,4 @@
-"""Which classes a model takes for which, on all images of a set: the matrix, accuracy by class, and their files."""
+"""Which classes a model confuses, on all images of a set: the matrix, accuracy by class, and their files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from vitfx.images.pixel_cache import Pixels
 from vitfx.images.preprocess import Preprocess
+from vitfx.support.modes import evaluating
 from vitfx.support.processes import Share
 from vitfx.training.precision import autocast
 
@@ -21,12 +22,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+ClassRow = TypedDict(
+    "ClassRow", {"class": str, "images": int, "accuracy": float | None, "taken_for": str | None, "times": int}
+)
+"""A class, its images, the share answered correctly, and what it is most often taken for, how many times."""
+
+
 @dataclass(frozen=True, eq=False)
 class Confusion:
-    """counts: int64 (K, K), row the true class, column the answer. loss: mean cross-entropy in nats."""
+    """The answers of a model to a set of images."""
 
-    counts: Tensor
-    loss: float
+    counts: Tensor  #: int64 (K, K), row the true class, column the answer
+    loss: float  #: mean cross-entropy in nats
 
     @property
     def images(self) -> int:
@@ -38,9 +45,23 @@ class Confusion:
         return int(self.counts.trace()) / self.images
 
     def by_class(self) -> list[float | None]:
-        """Each class's share of right answers, None for a class without images."""
-        right, all_ = self.counts.diagonal().tolist(), self.counts.sum(1).tolist()
-        return [one / count if count else None for one, count in zip(right, all_, strict=True)]
+        """Each class's share of correct answers, None for a class without images."""
+        correct, images = self.counts.diagonal().tolist(), self.counts.sum(1).tolist()
+        return [hits / count if count else None for hits, count in zip(correct, images, strict=True)]
+
+    def rows(self, classes: Sequence[str]) -> list[ClassRow]:
+        wrong = self.counts.clone().fill_diagonal_(0)
+        times, taken_for = wrong.max(1)
+        return [
+            {
+                "class": name,
+                "images": int(self.counts[index].sum()),
+                "accuracy": accuracy,
+                "taken_for": classes[int(taken_for[index])] if times[index] else None,
+                "times": int(times[index]),
+            }
+            for index, (name, accuracy) in enumerate(zip(classes, self.by_class(), strict=True))
+        ]
 
 
 @torch.no_grad()
@@ -55,48 +76,45 @@ def confuse(
     share: Share,
     goes_on: Callable[[int, int], bool] = lambda done, total: True,
 ) -> Confusion | None:
-    """`model`, on its own device and in eval mode while this runs, on all images, shared among the processes.
+    """Evaluates `model` on its own device, on all images, which are shared out among the processes.
 
-    goes_on: told how many of this process's images are done; None is returned where it says no.
+    goes_on: called with (images done, images in all) of this process; where it returns False, so does this None.
     """
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     counts = torch.zeros(classes * classes, dtype=torch.int64)
     loss = torch.zeros(1, dtype=torch.float64)
-    mine = torch.arange(share.rank, len(pixels), share.world)
+    own = torch.arange(share.rank, len(pixels), share.world)
     done = 0
-    for indices in mine.split(batch):
-        labels = pixels.labels[indices]
-        with autocast(device, precision):
-            logits = model(preprocess(pixels.rows(indices).to(device)))
-        logits = logits.double().cpu()
-        counts += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
-        loss += cross_entropy(logits, labels, reduction="sum")
-        done += len(indices)
-        if not goes_on(done, len(mine)):
-            return None
-    model.train(was_training)
+    with evaluating(model):
+        for indices in torch.split(own, batch):
+            labels = pixels.labels[indices]
+            with autocast(device, precision):
+                logits = model(preprocess(pixels.rows(indices).to(device)))
+            logits = logits.double().cpu()
+            counts += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
+            loss += cross_entropy(logits, labels, reduction="sum")
+            done += len(indices)
+            if not goes_on(done, len(own)):
+                return None
     total = share.sum(counts).reshape(classes, classes)
     return Confusion(total, float(share.sum(loss)) / len(pixels))
 
 
 def matrix_csv(confusion: Confusion, classes: Sequence[str]) -> str:
     """A row for each true class, a column for each answer."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["true \\ answered", *classes])
-    writer.writerows([name, *row] for name, row in zip(classes, confusion.counts.tolist(), strict=True))
-    return text.getvalue()
+    rows = zip(classes, confusion.counts.tolist(), strict=True)
+    return _csv([["true \\ answered", *classes], *([name, *counts] for name, counts in rows)])
 
 
 def classes_csv(confusion: Confusion, classes: Sequence[str]) -> str:
     """Each class with its images, its accuracy, and what it is most often taken for."""
+    header = ["class", "images", "accuracy", "most often taken for", "times"]
+    return _csv([header, *(list(row.values()) for row in confusion.rows(classes))])
+
+
+def _csv(rows: list[list[Any]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["class", "images", "accuracy", "most often taken for", "times"])
-    for row in _class_rows(confusion, classes):
-        writer.writerow(["" if value is None else value for value in row.values()])
+    csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
@@ -105,30 +123,14 @@ def to_json(confusion: Confusion, classes: Sequence[str]) -> dict[str, Any]:
         "images": confusion.images,
         "loss": confusion.loss,
         "accuracy": confusion.accuracy,
-        "classes": _class_rows(confusion, classes),
+        "classes": confusion.rows(classes),
     }
 
 
-def _class_rows(confusion: Confusion, classes: Sequence[str]) -> list[dict[str, Any]]:
-    wrong = confusion.counts.clone().fill_diagonal_(0)
-    most, where = wrong.max(1)
-    counts = confusion.counts.sum(1).tolist()
-    return [
-        {
-            "class": name,
-            "images": counts[index],
-            "accuracy": share,
-            "taken_for": classes[int(where[index])] if most[index] else None,
-            "times": int(most[index]),
-        }
-        for index, (name, share) in enumerate(zip(classes, confusion.by_class(), strict=True))
-    ]
-
-
 def draw_confusion(confusion: Confusion, classes: Sequence[str]) -> Figure:
-    """The matrix as a heat map, rows as shares of their class, beside accuracies by class, lowest first.
+    """The matrix as a heat map, each row as shares of its class, beside the accuracies by class in rising order.
 
-    Colours go by the root of the share: among many classes, what is taken for what is rare.
+    Colours follow the square root of the share: among many classes each confusion is rare.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Which images a step sees, in every process and after every restart the same, and the batches themselves."""
+"""Which images a step sees, independent of restarts, and the batches themselves."""
 
 from __future__ import annotations
 
@@ -23,16 +23,13 @@ _MOST_WORKERS = 8
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The order of `count` images in every epoch, for one of `world` processes.
+    """The order of the images in every epoch, for one of several processes; an incomplete last batch is dropped.
 
-    batch: images a step over all processes, of which this one takes every `world`-th. What is left of an epoch when it
-    holds no whole batch is left out, other images each time.
-
-    Raises UserError where no batch can be made or it can't be shared out.
+    Raises UserError where the images do not fill a batch, or the processes can't share it equally.
     """
 
-    count: int
-    batch: int
+    count: int  #: images
+    batch: int  #: images a step over all processes, of which this one takes every `world`-th
     epochs: int
     seed: int
     rank: int = 0
@@ -40,9 +37,13 @@ class BatchPlan:
 
     def __post_init__(self) -> None:
         if self.count < self.batch:
-            raise UserError(f"training.batch is {self.batch} and there are {self.count} images: give a smaller --batch")
+            raise UserError(
+                f"training.batch is {self.batch}, but there are {self.count} images: give a smaller --batch"
+            )
         if self.batch % self.world:
-            raise UserError(f"training.batch {self.batch} can't be shared by {self.world} processes: give a multiple")
+            raise UserError(
+                f"training.batch is {self.batch}, which {self.world} processes can't share equally: give a multiple"
+            )
 
     @property
     def epoch_steps(self) -> int:
@@ -53,7 +54,7 @@ class BatchPlan:
         return self.epochs * self.epoch_steps
 
     def batches(self, start: int) -> Iterator[tuple[int, Tensor]]:
-        """From step `start` to the end: the epoch, from 0, and the indices of this process's images."""
+        """From step `start` to the end: the epoch, counted from 0, and the indices of this process's images."""
         for epoch in range(start // self.epoch_steps, self.epochs):
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
             order = torch.randperm(self.count, generator=generator)
@@ -71,7 +72,7 @@ class _Order(Sampler[tuple[int, Tensor]]):
 
 
 class _Augmented(Dataset[tuple[Tensor, Tensor]]):
-    """Whole batches, by epoch and indices: an image's augmentation depends on seed, epoch and index alone."""
+    """Whole batches, by epoch and indices; an image's augmentation depends only on seed, epoch and index."""
 
     def __init__(self, pixels: Pixels, transform: v2.Transform, seed: int) -> None:
         self._pixels, self._transform, self._seed = pixels, transform, seed
@@ -84,12 +85,12 @@ class _Augmented(Dataset[tuple[Tensor, Tensor]]):
 
 
 def default_workers(device: torch.device) -> int:
-    """Processes that augment. On a CPU none: there they would take turns with the training for the same cores."""
+    """Processes that augment; none on a CPU, where they would compete with the training for cores."""
     return min(usable_cores() - 1, _MOST_WORKERS) if is_gpu(device) else 0
 
 
 def pick_workers(asked: int | None, device: torch.device) -> int:
-    """What --workers asks for, the default for None. Raises UserError."""
+    """The value of --workers, or the default for None. Raises UserError."""
     if asked is None:
         return default_workers(device)
     if asked < 0:
@@ -101,7 +102,7 @@ def load_batches(
     pixels: Pixels, transform: v2.Transform, plan: BatchPlan, start: int, workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """From step `start` on: uint8 (B, C, H, W) and labels (B,), on the CPU."""
-    # One loader for the whole run: nothing waits at the beginning of an epoch.
+    # One loader for the whole run, so that epochs begin without a pause.
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
         _Augmented(pixels, transform, plan.seed),
         sampler=_Order(plan, start),
@@ -116,5 +117,5 @@ def load_batches(
 
 
 def _leave_ctrl_c(worker: int) -> None:
-    """The training process alone decides what Ctrl-C means."""
+    """Only the training process reacts to Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The course of a training: steps, epochs with their evaluation, states to go on from, Ctrl-C."""
+"""The course of a training: steps, the evaluation after each epoch, saved states, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -23,14 +23,12 @@ from vitfx.training.state import Epoch, Log
 from vitfx.training.trainer import Trainer
 
 _GPU_STEPS = 10
-"""Steps after which a GPU's losses are fetched: to fetch each would make it wait."""
+"""Steps between two fetches of a GPU's losses: it waits for each fetch."""
 
 
 @dataclass(eq=False)
 class Loop:
-    """evaluate: on the validation images; told when to give up, with None. save: writes the state, on the first
-    process. epoch_ended: writes what an epoch leaves behind, on the first process.
-    """
+    """A training from where its log ends."""
 
     trainer: Trainer
     plan: BatchPlan
@@ -39,9 +37,10 @@ class Loop:
     watcher: Watcher
     board: Board
     interrupts: Interrupts
+    #: On the validation images; its argument is called with (images done, images in all) and returns whether to go on.
     evaluate: Callable[[Callable[[int, int], bool]], Confusion | None]
-    save: Callable[[], None]
-    epoch_ended: Callable[[], None]
+    save: Callable[[], None]  #: writes the state; called on the first process
+    epoch_ended: Callable[[], None]  #: writes the files of an epoch; called on the first process
     save_seconds: float
     _pending: list[tuple[Tensor, float]] = field(default_factory=list)
     _began: float = 0.0
@@ -50,9 +49,9 @@ class Loop:
     _start: int = 0
 
     def run(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
-        """From where the log ends to the last step. batches: from there on.
+        """Takes the remaining steps, with these batches.
 
-        Raises KeyboardInterrupt after Ctrl-C, with the state saved, and UserError where the loss is no number.
+        Raises KeyboardInterrupt after Ctrl-C, with the state saved, and UserError where the loss is not finite.
         """
         self._began = self._counted = self._saved = time.monotonic()
         self._start = step = len(self.log.losses)
@@ -79,7 +78,7 @@ class Loop:
             report(step, self.plan.steps)
 
     def _fetch(self, step: int) -> None:
-        """Losses into the log, as means over the processes, which also agree here whether to stop."""
+        """Logs losses, as means over the processes, which also agree here whether to stop."""
         asked = torch.tensor([float(self.interrupts.asked)], device=self.trainer.device)
         pending, rates = zip(*self._pending, strict=True)
         total = self.share.sum(torch.cat([torch.stack(pending), asked])).tolist()
@@ -104,11 +103,11 @@ class Loop:
 
         def goes_on(done: int, total: int) -> bool:
             report(done, total)
-            # Several processes would not give up after the same image: they all go on, and stop at the next step.
+            # Several processes would not stop at the same image: they all stop at the next step.
             return self.share.world > 1 or not self.interrupts.asked
 
-        found = self.evaluate(goes_on)
-        if found is None:
+        validation = self.evaluate(goes_on)
+        if validation is None:
             self._save()
             raise KeyboardInterrupt
         number = step // self.plan.epoch_steps
@@ -116,8 +115,8 @@ class Loop:
         epoch = Epoch(
             number=number,
             train_loss=sum(recent) / len(recent),
-            loss=found.loss,
-            accuracy=found.accuracy,
+            loss=validation.loss,
+            accuracy=validation.accuracy,
             lr=learning_rate(self.trainer.optimizer),
             images_per_second=images_per_second,
             flow=self.trainer.flow.take(),
@@ -133,7 +132,7 @@ class Loop:
         )
 
     def _left(self, step: int) -> str:
-        """The time left, from this run's mean time a step, evaluations included."""
+        """The time left, by this run's mean time per step, evaluations included."""
         if step in (self._start, self.plan.steps):
             return ""
         minutes = (time.monotonic() - self._began) / (step - self._start) * (self.plan.steps - step) / 60

@@ -1,4 +1,4 @@
-"""The model to be trained: from nothing, or from weights that are already there, fitted to the data's classes."""
+"""The model to train, from scratch or from existing weights, with the data's classes."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _POSITIONS = ("positions", "pos_embed", "encoder.pos_embedding")
 
 @dataclass(frozen=True)
 class TrainModel:
-    """factory, kwargs: what a checkpoint says, without dropout. told: what the user should know about it."""
+    """A model and how a checkpoint describes it."""
 
     module: nn.Module
-    factory: str
-    kwargs: dict[str, Any]
+    factory: str  #: makes the module from `kwargs`
+    kwargs: dict[str, Any]  #: without dropout
     preprocess: Preprocess
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  #: for the user
 
 
 def new_model(config: ModelConfig, preprocess: Preprocess, classes: int) -> TrainModel:
-    """The architecture with weights drawn from torch's generator; raises UserError where there is no such model.
+    """The architecture, with weights drawn from torch's generator. Raises UserError where there is no such model.
 
-    preprocess: what images it gets, of the configuration's size.
+    preprocess: for images of the configuration's size.
     """
     if config.arch == "vit":
         kwargs: dict[str, Any] = {
@@ -55,13 +55,13 @@ def new_model(config: ModelConfig, preprocess: Preprocess, classes: int) -> Trai
         }
         return _built(_OWN, kwargs, config, preprocess)
     factory, named = arch_factory(config.arch)
-    # Without weights there are no sizes to be read, but a name that the library does not know is refused.
+    # There are no weights to read sizes from, but names that the library does not know are refused.
     arch_sizes(config.arch, {})
     kwargs = named | {"num_classes": classes}
     if preprocess.channels != 3:
         if not factory.startswith("timm"):
             raise UserError(
-                f"{config.arch} takes images of 3 channels and images.mean has {preprocess.channels}: give three "
+                f"{config.arch} takes images of 3 channels, but images.mean has {preprocess.channels}: give three "
                 "values for images.mean and images.std, such as --set images.mean=[0.5,0.5,0.5]"
             )
         kwargs["in_chans"] = preprocess.channels
@@ -71,17 +71,18 @@ def new_model(config: ModelConfig, preprocess: Preprocess, classes: int) -> Trai
 def model_from(
     init: str, arch: str | None, config: ModelConfig, classes: Sequence[str], image_size: int | None
 ) -> TrainModel:
-    """A model that begins with the weights in the file `init`, with a new classifier where the classes are others.
+    """A model with the weights in the file `init`, and a new classifier if the classes differ.
 
-    init: a vitfx checkpoint; or bare weights, with `arch` ("timm:NAME", "torchvision:NAME"). image_size: where it is
-    not the weights' own, positions are interpolated, if the model has any. The preprocessing is that of the weights,
-    at that size.
+    init: a vitfx checkpoint; or bare weights, with `arch` ("timm:NAME", "torchvision:NAME").
+    image_size: if it is not that of the weights, positions are interpolated, where the model has them.
 
-    Raises UserError for weights that do not fit.
+    The preprocessing is that of the weights, at this size. Raises UserError for weights that do not fit.
     """
     path = Path(init)
     if not path.is_file():
-        raise UserError(f"--init {init} is no file: give a vitfx checkpoint or weights saved with torch or safetensors")
+        raise UserError(
+            f"--init {init} is not a file: give a vitfx checkpoint or weights saved with torch or safetensors"
+        )
     contents = read_model_file(path, trust_pickle=False)
     known: Sequence[str] | None = None
     if isinstance(contents, Mapping) and "format" in contents:
@@ -89,36 +90,34 @@ def model_from(
         known = contents.get("classes")
     else:
         if arch is None or arch == "vit":
-            raise UserError(
-                f"{init} holds weights alone: say with --arch what model they are of, timm:… or torchvision:…"
-            )
+            raise UserError(f"{init} has only weights: name their model with --arch, as timm:… or torchvision:…")
         weights = unwrap_state_dict(contents, init)
         factory, named = arch_factory(arch)
         kwargs = named | arch_sizes(arch, weights)
         preprocess = build_from_arch(arch, weights, init)[1]
     check_finite(weights, init)
     same = known is None or list(known) == list(classes)
-    told = [f"{init}: {len(weights)} tensors, images as they were trained with, {_shown(preprocess)}"]
+    notes = [f"{init}: {len(weights)} tensors, trained on images of {_shown(preprocess)}"]
     kwargs = kwargs | {"classes" if factory == _OWN else "num_classes": len(classes)}
     if image_size is None or (image_size, image_size) == preprocess.size:
         made = _built(factory, kwargs, config, preprocess)
     else:
         made = _sized(factory, kwargs, config, replace(preprocess, size=(image_size, image_size)))
         changed = "positions are interpolated" if any(name in weights for name in _POSITIONS) else "images are resized"
-        told.append(f"{changed} to {image_size}×{image_size}")
+        notes.append(f"{changed} to {image_size}×{image_size}")
     fresh = _load(made.module, weights, init, image_size, keep_classifier=same)
     if fresh:
-        told.append(f"the classifier ({', '.join(fresh)}) begins anew for {len(classes)} classes")
-    return replace(made, told=(*told, *made.told))
+        notes.append(f"the classifier ({', '.join(fresh)}) is new, for {len(classes)} classes")
+    return replace(made, notes=(*notes, *made.notes))
 
 
 def _sized(factory: str, kwargs: dict[str, Any], config: ModelConfig, preprocess: Preprocess) -> TrainModel:
-    """The model for images of the preprocessing's size, with the argument that says so where it takes one."""
+    """The model for images of the preprocessing's size, which its factory is given if it takes one."""
     side = "img_size" if factory.startswith("timm") else "image_size"
     try:
         return _built(factory, kwargs | {side: preprocess.size[0]}, config, preprocess)
     except UserError as error:
-        # Convolutional models take images of any size, and no such argument.
+        # Convolutional models take images of any size and have no such argument.
         if not isinstance(error.__cause__, TypeError):
             raise
         return _built(factory, kwargs, config, preprocess)
@@ -130,36 +129,34 @@ def _from_record(
     if record["format"] != CHECKPOINT_FORMAT:
         raise UserError(f"{init} has the format {record['format']!r}: --init takes {CHECKPOINT_FORMAT} or bare weights")
     if arch not in (None, "vit"):
-        raise UserError(f"{init} says itself what model it is of, so --arch {arch} has no say: leave it out")
+        raise UserError(f"{init} names its own model, which --arch {arch} can't change: leave out --arch")
     if not record.get("preprocess"):
-        raise UserError(
-            f"{init} does not say what images it takes: write it with vitfx.models.checkpoint.save_checkpoint"
-        )
+        raise UserError(f"{init} has no preprocessing: write it with vitfx.models.checkpoint.save_checkpoint")
     weights = unwrap_state_dict(record["state_dict"], init)
     return record["factory"], dict(record["kwargs"]), weights, Preprocess.from_json(dict(record["preprocess"]))
 
 
 def _built(factory: str, kwargs: dict[str, Any], config: ModelConfig, preprocess: Preprocess) -> TrainModel:
-    """The module with the configuration's dropout, as far as the factory takes it."""
-    told: list[str] = []
+    """The module, with as much of the configuration's dropout as the factory takes."""
+    notes: list[str] = []
     name = str(kwargs.get("model_name", kwargs.get("name", factory)))
     names = _dropout_names(factory)
     wanted = {names[key]: value for key in names if (value := getattr(config, key))}
-    for absent in [key for key in ("dropout", "attention_dropout", "drop_path") if key not in names]:
-        if getattr(config, absent):
-            told.append(f"{factory} has no {absent}: model.{absent} does nothing")
+    for key in ("dropout", "attention_dropout", "drop_path"):
+        if key not in names and getattr(config, key):
+            notes.append(f"{factory} has no {key}: model.{key} does nothing")
     module = _try(factory, kwargs | wanted)
     if module is None:
         refused = [key for key, value in wanted.items() if _try(factory, kwargs | {key: value}) is None]
         taken = {key: value for key, value in wanted.items() if key not in refused}
         module = build_from_factory(factory, kwargs | taken)
-        told.append(f"{name} takes no {' or '.join(refused)}")
+        notes.append(f"{name} takes no {' or '.join(refused)}")
     plain = {key: value for key, value in kwargs.items() if key not in set(names.values())}
-    return TrainModel(_answering(module, preprocess, name), factory, plain, preprocess, tuple(told))
+    return TrainModel(_answering(module, preprocess, name), factory, plain, preprocess, tuple(notes))
 
 
 def _try(factory: str, kwargs: dict[str, Any]) -> nn.Module | None:
-    """The model, or None where a library refuses these arguments; vitfx's own takes all, and says what is wrong."""
+    """The model, or None where a library refuses these arguments. vitfx's own raises its UserError instead."""
     try:
         return build_from_factory(factory, kwargs)
     except UserError:
@@ -169,7 +166,7 @@ def _try(factory: str, kwargs: dict[str, Any]) -> nn.Module | None:
 
 
 def _dropout_names(factory: str) -> dict[str, str]:
-    """The configuration's keys and what the factory calls them."""
+    """The configuration's keys, and the factory's names for them."""
     if factory == _OWN:
         return {"dropout": "dropout", "attention_dropout": "attention_dropout", "drop_path": "drop_path"}
     if factory.startswith("timm"):
@@ -184,24 +181,24 @@ def _answering(module: nn.Module, preprocess: Preprocess, name: str) -> nn.Modul
     try:
         with torch.no_grad():
             answer = module.eval()(torch.zeros(shape))
-            # Auxiliary classifiers answer in training alone. Of a copy, whose running statistics may change.
+            # Auxiliary classifiers answer only in training. A copy, because running statistics change.
             with torch.random.fork_rng(devices=[]):
                 trained = copy.deepcopy(module).train()(torch.zeros(shape))
-    except Exception as error:  # What a model raises on images of another size is its own affair.
+    except Exception as error:  # Models raise what they like on images of another size.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{name} does not take images of {shape[1]}×{shape[2]}×{shape[3]} ({reason}): give its --image-size"
         ) from error
-    for one, when in ((answer, ""), (trained, " while it is trained")):
-        if not isinstance(one, Tensor) or one.ndim != 2:
-            raise UserError(f"{name} does not answer with (B, classes) logits{when}: give a classifier")
+    for logits, mode in ((answer, ""), (trained, " in training mode")):
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise UserError(f"{name} does not return (B, classes) logits{mode}: give a classifier")
     return module
 
 
 def _load(
     module: nn.Module, weights: Mapping[str, Tensor], init: str, image_size: int | None, *, keep_classifier: bool
 ) -> list[str]:
-    """Loads all but the classifier where it is another; the names of what was not loaded."""
+    """Loads everything, except the classifier if it differs, and returns the names that were not loaded."""
     own = module.state_dict()
     given = dict(weights)
     if image_size is not None:
@@ -227,7 +224,7 @@ def _load(
 
 
 def _classifier(module: nn.Module) -> set[str]:
-    """The parameters' names of the last linear layer, or of those that timm says classify."""
+    """The parameters of the last linear layer, or of the layers that timm calls the classifier."""
     named = getattr(module, "default_cfg", {}).get("classifier")
     last = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1:]
     layers = last if not named else [named] if isinstance(named, str) else list(named)
@@ -235,18 +232,20 @@ def _classifier(module: nn.Module) -> set[str]:
 
 
 def _resampled(module: Any, positions: Tensor, own: Tensor) -> Tensor:
-    """(1, 1 + n², D) -> the shape of `own`, bicubic, by the library that the model is of."""
+    """(1, 1 + n², D) -> the shape of `own`, bicubic, by the model's own library."""
     if positions.shape == own.shape:
         return positions
     if hasattr(module, "num_prefix_tokens"):
         layers = import_extra("timm", "timm").layers
         grid = module.patch_embed.grid_size
         prefix = 0 if getattr(module, "no_embed_class", False) else module.num_prefix_tokens
-        return layers.resample_abs_pos_embed(positions, list(grid), num_prefix_tokens=prefix)
+        resampled: Tensor = layers.resample_abs_pos_embed(positions, list(grid), num_prefix_tokens=prefix)
+        return resampled
     side = round((own.shape[1] - 1) ** 0.5)
-    # In units of patches, as the lengths alone say how many there are.
+    # In units of patches: lengths alone give their number.
     key = "encoder.pos_embedding"
-    return interpolate_embeddings(side, 1, OrderedDict({key: positions}))[key]
+    interpolated: Tensor = interpolate_embeddings(side, 1, OrderedDict({key: positions}))[key]
+    return interpolated
 
 
 def _shown(preprocess: Preprocess) -> str:

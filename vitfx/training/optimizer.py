@@ -14,17 +14,17 @@ from vitfx.training.config import TrainingConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
-    """AdamW (Loshchilov & Hutter 2019); biases, norms and other parameters with one axis do not decay."""
+    """AdamW (Loshchilov & Hutter 2019); without decay for biases, norms and other parameters of one axis."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [one for one in trained if one.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [one for one in trained if one.ndim < 2], "weight_decay": 0.0},
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     return AdamW([group for group in groups if group["params"]], lr=config.lr, fused=True)
 
 
 def make_schedule(optimizer: Optimizer, config: TrainingConfig, epoch_steps: int) -> LRScheduler:
-    """To be stepped once a batch: up to `lr` within the warm-up's epochs, then down, to `final_lr` after the last."""
+    """Stepped once a batch: up to `lr` during the warm-up, then down to `final_lr` at the end."""
     steps = config.epochs * epoch_steps
     warm_up = min(round(config.warm_up * epoch_steps), steps - 1)
     cosine = CosineAnnealingLR(optimizer, T_max=steps - warm_up, eta_min=config.final_lr)
@@ -42,8 +42,8 @@ def learning_rate(optimizer: Optimizer) -> float:
 def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
     """torch's AveragedModel, updated by `update_parameters` after each step; None where `decay` is 0.
 
-    After n updates the decay is at most (1 + n) / (10 + n), as TensorFlow's ExponentialMovingAverage has it: the first
-    epochs would else be averaged with the weights that the model began with.
+    After n updates the decay is at most (1 + n) / (10 + n), as in TensorFlow's ExponentialMovingAverage: otherwise the
+    initial weights would weigh on the average of the first epochs.
     """
     if not decay:
         return None

@@ -1,7 +1,7 @@
-"""All that a training needs to go on: weights, optimizer, schedule, scaler, average, and what was logged so far.
+"""A training's saved state: weights, optimizer, schedule, scaler, average, and the log.
 
-Torch's generators are not in it. Every step, every image and every epoch's order begins with a seed of its own
-(`vitfx.support.seeds`), so that the number of the step says everything about chance.
+It does not need torch's generators: every step, every image and every epoch's order has a seed of its own
+(`vitfx.support.seeds`), so that the number of the step determines all random draws.
 """
 
 from __future__ import annotations
@@ -23,52 +23,47 @@ _FORMAT = "vitfx-training/1"
 
 @dataclass(frozen=True)
 class Epoch:
-    """train_loss: mean of the steps' losses, on mixed and smoothed targets. loss, accuracy: on the validation images.
+    """What is logged of an epoch."""
 
-    lr: of the step after it. images_per_second: while training. flow: mean and greatest absolute gradient by layer, in
-    the model's order.
-    """
-
-    number: int
-    train_loss: float
-    loss: float
-    accuracy: float
-    lr: float
-    images_per_second: float
-    flow: dict[str, list[float]]
+    number: int  #: from 1
+    train_loss: float  #: mean of the steps' losses, on mixed and smoothed targets
+    loss: float  #: on the validation images
+    accuracy: float  #: on the validation images
+    lr: float  #: of the next step
+    images_per_second: float  #: while training
+    flow: dict[str, list[float]]  #: mean and greatest absolute gradient by layer, in the model's order
 
 
 @dataclass
 class Log:
-    """losses: of every step so far. seconds: of all runs together. best: the epoch with the highest accuracy, the first
-    of equals.
-    """
+    """A training so far."""
 
-    losses: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  #: of every step
     epochs: list[Epoch] = field(default_factory=list)
-    seconds: float = 0.0
+    seconds: float = 0.0  #: of all runs together
 
     @property
     def best(self) -> Epoch | None:
-        return max(self.epochs, key=lambda one: one.accuracy, default=None)
+        """The epoch with the highest accuracy, the first among equals."""
+        return max(self.epochs, key=lambda epoch: epoch.accuracy, default=None)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @staticmethod
     def from_json(record: dict[str, Any]) -> Log:
-        return Log(list(record["losses"]), [Epoch(**one) for one in record["epochs"]], record["seconds"])
+        return Log(list(record["losses"]), [Epoch(**epoch) for epoch in record["epochs"]], record["seconds"])
 
 
 def write_state(path: Path, key: str, log: Log, parts: dict[str, Any]) -> None:
-    """Replaces the file at once: a reader, or a crash, finds the old or the new one whole. Raises WriteError."""
+    """Replaces the file in one go: a reader, or a crash, finds the old or the new one whole. Raises WriteError."""
     write_record(path, {"format": _FORMAT, "key": key, "log": log.to_json(), "parts": parts})
 
 
 def read_state(path: Path, key: str, *, force: bool) -> tuple[Log, dict[str, Any]] | None:
-    """What `write_state` wrote, on the CPU; None where nothing was written, or, with force, whatever is there.
+    """What `write_state` wrote, on the CPU; None where there is no file, and always with force.
 
-    key: everything that the run depends on. Raises UserError where that is another, or the file can't be read.
+    key: everything that the run depends on. Raises UserError where the file has another, or can't be read.
     """
     if force or not path.exists():
         return None
@@ -79,7 +74,7 @@ def read_state(path: Path, key: str, *, force: bool) -> tuple[Log, dict[str, Any
     steps = len(record["log"]["losses"]) if known else 0
     raise UserError(
         f"{path} is of a training that was stopped after {steps} steps, with other settings, images or weights: "
-        "give those to go on with it, another folder with --out, or --force to begin anew"
+        "give the same ones to go on, another folder with --out, or --force to start over"
     )
 
 
@@ -93,7 +88,7 @@ def to_cpu(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if isinstance(value, dict):
-        return {key: to_cpu(one) for key, one in value.items()}
+        return {key: to_cpu(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(to_cpu(one) for one in value)
+        return type(value)(to_cpu(item) for item in value)
     return value

@@ -28,17 +28,17 @@ from vitfx.training.state import to_cpu
 
 @dataclass(eq=False)
 class Trainer:
-    """Everything that a step changes. network: the model, or what keeps its gradients equal in all processes."""
+    """Everything that a step uses and changes."""
 
     model: nn.Module
-    network: nn.Module
+    network: nn.Module  #: the model, or the wrapper that shares its gradients among processes
     average: AveragedModel | None
     optimizer: Optimizer
     schedule: LRScheduler
     scaler: torch.amp.GradScaler
     flow: GradientFlow
-    to_batch: v2.Transform
-    mix: v2.Transform | None
+    to_batch: v2.Transform  #: uint8 images to floats
+    mix: v2.Transform | None  #: CutMix and MixUp
     config: TrainingConfig
     precision: str
     rank: int
@@ -46,13 +46,13 @@ class Trainer:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The weights that are evaluated and saved."""
+        """The model whose weights are evaluated and saved."""
         return self.model if self.average is None else self.average.module
 
     def step(self, number: int, images: Tensor, labels: Tensor) -> Tensor:
-        """Learns from uint8 images (B, C, H, W) and labels (B,); the loss, on the device.
+        """Learns from uint8 images (B, C, H, W) and labels (B,), and returns the loss, on the device.
 
-        What is drawn by chance, for noise, mixing and dropout, depends on the seed, `number` and the process alone.
+        Random draws (noise, mixing, dropout) depend only on the seed, `number` and the process.
         """
         seed_generators(derive_seed(self.config.seed, "step", number, self.rank), self.device)
         batch = self.to_batch(images.to(self.device, non_blocking=True))
@@ -62,7 +62,7 @@ class Trainer:
         with autocast(self.device, self.precision):
             logits = self.network(batch)
         loss = cross_entropy(logits.float(), targets, label_smoothing=self.config.label_smoothing)
-        self.scaler.scale(loss).backward()
+        torch.autograd.backward(self.scaler.scale(loss))
         self.scaler.unscale_(self.optimizer)
         if number % self.config.flow_every == 0:
             self.flow.measure()
@@ -77,20 +77,19 @@ class Trainer:
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        return to_cpu(
-            {
-                "model": dict(self.model.state_dict()),
-                "average": None if self.average is None else dict(self.average.state_dict()),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "flow": self.flow.state_dict(),
-                "precision": self.precision,
-            }
-        )
+        state = {
+            "model": dict(self.model.state_dict()),
+            "average": None if self.average is None else dict(self.average.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "flow": self.flow.state_dict(),
+            "precision": self.precision,
+        }
+        return {name: to_cpu(value) for name, value in state.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What `state_dict` gave, of a trainer with the same precision."""
+        """Takes what `state_dict` returned for a trainer of the same precision."""
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -112,7 +111,7 @@ def make_trainer(
     share: Share,
     device: torch.device,
 ) -> Trainer:
-    """A trainer at step 0 of `model`, which is on the device already and is put in training mode."""
+    """A trainer at step 0 for `model`, which must be on the device and is put in training mode."""
     model.train()
     network = model
     if share.world > 1:

@@ -19,14 +19,13 @@ def test_calibration_tells_heads_from_paths():
     assert calibration_of(heads[:3], 0.5) == {}
 
 
-def test_rank_correlation_of_equal_values():
-    def probes(predicted, measured):
-        edges = [Edge(Writer("a0", index), Reader("logits")) for index in range(5)]
-        return [
-            Decision(edge, True, cost, cost, PROBE, forecast)
-            for edge, forecast, cost in zip(edges, predicted, measured, strict=True)
-        ]
+@pytest.mark.parametrize(
+    ("measured", "correlation"),
+    [((1, 1, 2, 2, 3, 3), 0.9562), ((5, 4, 3, 2, 1, 0), -1.0), ((2, 2, 2, 2, 2, 2), None)],
+)
+def test_ties_share_a_rank(measured, correlation):
+    def decision(index, cost):
+        return Decision(Edge(Writer(f"a{index}"), Reader("logits")), True, cost, cost, PROBE, float(index))
 
-    tied = calibration_of(probes([0.1, 0.2, 0.2, 0.3, 0.4], [1, 2, 2, 3, 4]), 0.5)
-    assert tied["heads"]["rank_correlation"] == 1.0
-    assert calibration_of(probes([0.1] * 5, [1, 2, 3, 4, 5]), 0.5)["heads"]["rank_correlation"] is None
+    report = calibration_of([decision(*pair) for pair in enumerate(measured)], 0.5)
+    assert report["heads"]["rank_correlation"] == correlation

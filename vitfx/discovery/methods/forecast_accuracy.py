@@ -31,7 +31,7 @@ def calibration_of(decisions: Sequence[Decision], tau: float) -> ForecastCalibra
         same = (forecast * scales[kind] < tau) == (measured < tau)
         calibration[kind] = ForecastAccuracy(
             edges=len(pairs),
-            rank_correlation=_spearman(forecast, measured),
+            rank_correlation=_rank_correlation(forecast, measured),
             agreement=round(float(same.double().mean()), 4),
             scale=scales[kind],
         )
@@ -60,9 +60,11 @@ def _forecast_and_measured(decisions: Sequence[Decision], kind: Kind) -> list[tu
     ]
 
 
-def _spearman(forecast: torch.Tensor, measured: torch.Tensor) -> float | None:
-    if len(forecast.unique()) == 1 or len(measured.unique()) == 1:
+def _rank_correlation(forecast: torch.Tensor, measured: torch.Tensor) -> float | None:
+    """Spearman's; None where all forecasts or all costs are equal, which leaves it undefined."""
+    if any(len(values.unique()) == 1 for values in (forecast, measured)):
         return None
-    from scipy.stats import spearmanr  # takes as long to import as all the rest
+    # The import takes half a second, which other commands need not wait for.
+    from scipy.stats import spearmanr
 
-    return round(float(spearmanr(forecast.numpy(), measured.numpy()).statistic), 4)
+    return round(float(spearmanr(forecast, measured).statistic), 4)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from itertools import combinations
 
 import pytest
 
 from passes.plan import DeletionPlan, SublayerDeletion
 from tests.support.circuits import made_up, of_edges
 from tests.support.pages import Page
-from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer
-from vitfx.reports.circuit_grid import dead_cells, has_costs, has_scores, score_grid, state_grid
+from vitfx.circuits.circuit import ATTRIBUTED, BOUND, EMBED, Circuit, Decision, Edge, Writer
+from vitfx.circuits.grid import dead_cells, has_costs, has_scores, score_grid, state_grid
 
 
 def circuit(*, paths: int = 2) -> Circuit:
@@ -31,7 +32,7 @@ def test_what_died_is_what_the_plan_deletes() -> None:
 
 
 def test_the_grid_of_the_living() -> None:
-    drawn = state_grid(circuit(), frozenset({"a0.h1"}))
+    drawn = state_grid(circuit(), frozenset({"a0.h1"})).svg()
     (label,) = Page(drawn).labels
     assert label == "Layers upwards: 1 of 2 heads and 0 of 2 MLP paths are dead (hollow)."
     assert drawn.count('class="hollow"') == 4
@@ -40,12 +41,12 @@ def test_the_grid_of_the_living() -> None:
 
 
 def test_layers_run_upwards() -> None:
-    drawn = state_grid(made_up("head", layers=3), frozenset())
+    drawn = state_grid(made_up("head", layers=3), frozenset()).svg()
     assert re.findall(r"layer \d", drawn) == ["layer 2", "layer 1", "layer 0"]
 
 
 def test_scores_shade_over_three_decades() -> None:
-    shades = [float(one) for one in re.findall(r'fill-opacity="([\d.]+)"', score_grid(circuit()))]
+    shades = [float(one) for one in re.findall(r'fill-opacity="([\d.]+)"', score_grid(circuit()).svg())]
     assert shades == pytest.approx([1, 2 / 3, 1, 2 / 3], abs=1e-3)
     assert has_scores(circuit())
     cut = Circuit(tuple(Decision(Edge(Writer("a0", 0)), True, 0.0, None, ATTRIBUTED) for _ in range(1)), 0.1, {})
@@ -61,6 +62,22 @@ def test_only_a_cut_for_a_goal_has_costs() -> None:
 
 
 def test_very_many_paths_are_drawn_together() -> None:
-    drawn = state_grid(circuit(paths=100), frozenset({"m0.p0"}))
+    drawn = state_grid(circuit(paths=100), frozenset({"m0.p0"})).svg()
     assert drawn.count('class="hollow"') == 2 + 25
     assert 'fill-opacity="0.750"><title>m0.p0: dead … m0.p3: alive' in drawn
+
+
+def test_a_picture_of_its_own_has_names_and_crosses() -> None:
+    grid = score_grid(made_up("head", heads=12, paths=4), frozenset({"a0.h1"}), labelled=True)
+    drawn = grid.svg()
+    assert drawn.count('class="cross') == 1
+    labels = re.findall(r'class="(?:light|dark)">([^<]+)</text>', drawn)
+    assert len(labels) == 2 * (12 + 4) - 1 and {one.strip("≥") for one in labels} >= {"h0", "h11", "p3"}
+    for one, other in combinations(grid.cells, 2):
+        assert one.y != other.y or one.x + one.width <= other.x or other.x + other.width <= one.x
+    assert all(cell.x >= 0 and cell.x + cell.width <= grid.width for cell in grid.cells)
+
+
+def test_bounds_are_marked() -> None:
+    bound = Circuit((Decision(Edge(Writer("a0", 0)), True, 0.5, None, BOUND),), 0.1, {})
+    assert "<title>a0.h0: ≥ 0.5</title>" in score_grid(bound).svg()

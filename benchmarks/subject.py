@@ -1,12 +1,10 @@
-"""What the benchmarks of discovery run on: a model as a graph, its calibration images, references and edge graph."""
+"""What the benchmarks run on: a model with its images, and for those of discovery its graph and references as well."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,26 +30,49 @@ from vitfx.support.progress import Watcher
 
 
 @dataclass(frozen=True)
-class Subject:
-    """sample: the calibration images, undecoded; images: decoded. graph_module: canonical, on the device.
-    facts: see `vitfx.discovery.run.origins`. units: each unit's Fisher score; empty where a circuit gave the groups."""
+class Opened:
+    """A model and its images."""
 
+    source: str  #: as the user gave the model
     model: LoadedModel
     splits: Splits
-    sample: ImageSet
-    images: Images
-    graph_module: GraphModule
+    sample: ImageSet  #: the calibration images, not decoded
+    images: Images  #: the same, decoded
+    seed: int
+
+    def evaluation(self, count: int) -> ImageSet:
+        """So many evaluation images, or all there are."""
+        return self.splits.evaluation.sample(min(count, len(self.splits.evaluation)), self.seed)
+
+
+def open_model_and_data(model: str, data: str | None, samples: int, seed: int, watcher: Watcher) -> Opened:
+    """data: None for what the model names. samples: calibration images. Raises UserError where they can't be used."""
+    loaded = load_model(model)
+    source = data or loaded.data
+    if source is None:
+        raise UserError(f"{model} does not name its data: pass images with --data, a folder, .npz or digits")
+    splits = open_data(source, loaded.preprocess, loaded.classes)
+    sample = splits.calibration.sample(samples, seed)
+    return Opened(model, loaded, splits, sample, sample.load(watcher.bar("loading")), seed)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a benchmark of discovery runs on."""
+
+    opened: Opened
+    graph_module: GraphModule  #: canonical, on the device
     setup: Setup
     graph: EdgeGraph
-    facts: dict[str, str]
-    units: Mapping[str, Tensor]
+    facts: dict[str, str]  #: see `vitfx.discovery.run.origins`
+    units: Mapping[str, Tensor]  #: each unit's Fisher score; empty where a circuit gave the groups
 
     def engine(self) -> Engine:
-        kind = HeadEngine if self.graph.reads_stream else ReaderEngine
-        return kind(self.graph, self.setup.calibration, self.setup.reference)
+        engine = HeadEngine if self.graph.reads_stream else ReaderEngine
+        return engine(self.graph, self.setup.calibration, self.setup.reference)
 
     def order(self) -> Order:
-        """The least attributed first, as `vitfx.discovery.run` has it by default."""
+        """The least attributed first, the default of `vitfx.discovery.run`."""
         if self.graph.reads_stream:
             return partial(by_attribution, stream_scores(self.graph, self.units))
         return partial(by_attribution, fisher(self.graph, self.setup.calibration, self.setup.reference))
@@ -65,18 +86,13 @@ def open_subject(
     watcher: Watcher,
     circuit: Circuit | None = None,
 ) -> Subject:
-    """circuit: what the neurons' groups are taken from; without one they are found as discovery finds them.
+    """circuit: gives the neurons' groups; without one they are found as discovery finds them.
 
-    Raises UserError where model or data can't be used, or the circuit is of others.
+    Raises UserError where model or data can't be used, or the circuit is not theirs.
     """
-    loaded = load_model(model)
-    source = data or loaded.data
-    if source is None:
-        raise UserError(f"{model} does not name its data: pass images with --data, a folder, .npz or digits")
-    splits = open_data(source, loaded.preprocess, loaded.classes)
-    sample = splits.calibration.sample(settings.samples, settings.seed)
-    images = sample.load(watcher.bar("loading"))
-    graph_module = to_canonical(at_rest(loaded.module), images.pixels[:2]).graph_module.to(device)
+    opened = open_model_and_data(model, data, settings.samples, settings.seed, watcher)
+    images = opened.images
+    graph_module = to_canonical(at_rest(opened.model.module), images.pixels[:2]).graph_module.to(device)
     facts = origins(graph_module, images)
     if circuit is not None and any(circuit.origins.get(name) != facts[name] for name in ("model", "images")):
         raise UserError("--circuit was found on another model or other images: give those that it was found on")
@@ -90,21 +106,4 @@ def open_subject(
         paths = paths_of(circuit, setup)
     graph = EdgeGraph(graph_module, paths, settings.granularity)
     watcher.say(f"the {settings.granularity} graph has {len(graph.edges()):,} edges")
-    return Subject(loaded, splits, sample, images, graph_module, setup, graph, facts, scores)
-
-
-def settings_of(circuit: Circuit) -> Settings:
-    """What a circuit was found with. Raises UserError where it does not say."""
-    record = dict(circuit.settings)
-    if record.get("max_kl") is None:
-        record["max_kl"] = float("inf")
-    try:
-        return Settings(**{one.name: record[one.name] for one in fields(Settings)})
-    except KeyError as error:
-        raise UserError(f"--circuit does not say its {error.args[0]}: give one that this vitfx found") from error
-
-
-def check_out(path: Path, option: str = "out") -> None:
-    """Raises UserError where what the option names can't be written, before it takes hours to find."""
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UserError(f"--{option} {path} can't be written: give it a file in a folder that is there and is yours")
+    return Subject(opened, graph_module, setup, graph, facts, scores)
