@@ -15,8 +15,7 @@ from benchmarks.discovery_table import tables
 from benchmarks.naive import BATCH, Naive
 from benchmarks.sampling import LiveSampler, Sample, draw, walk
 from benchmarks.subject import Subject, open_subject
-from vitfx.circuits.circuit import Circuit, Decision
-from vitfx.circuits.edge_graph import GRANULARITIES
+from vitfx.circuits.circuit import GRANULARITIES, Circuit, Decision
 from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.protocol import Limits
 from vitfx.discovery.basis.settings import RANKING, Settings

@@ -15,10 +15,9 @@ from benchmarks.comparison import Comparison
 from benchmarks.methods_table import markdown, table
 from benchmarks.subject import Subject, open_subject
 from benchmarks.thresholds import ThresholdRun
-from vitfx.circuits.edge_graph import GRANULARITIES
+from vitfx.circuits.circuit import GRANULARITIES
 from vitfx.cli.exit_codes import GOES_ON
-from vitfx.discovery.basis.metric import METRICS
-from vitfx.discovery.basis.settings import METHODS, Settings
+from vitfx.discovery.basis.settings import METHODS, METRICS, Settings
 from vitfx.images.image_set import ImageSet
 from vitfx.support.console import entry_point
 from vitfx.support.devices import pick_device

@@ -31,7 +31,7 @@ from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.metric import log_probability
 from vitfx.discovery.methods.attribution import random_scores
 from vitfx.discovery.methods.magnitude import magnitude
-from vitfx.graph.stages import Stage, read_stages
+from vitfx.graph.stages import Stage, read_stages, streams_at
 from vitfx.graph.verify import tokens_of
 from vitfx.pruning.compensation import with_means
 from vitfx.pruning.goal import Target
@@ -152,17 +152,12 @@ def taylor_scores(given: Given) -> dict[str, Tensor]:
     totals: dict[str, Tensor] = {}
     report = given.watcher.bar("taylor")
     for start in range(0, len(given.pixels), _BATCH):
-        stream = given.pixels[start : start + _BATCH]
         inners: list[tuple[Stage, Tensor]] = []
         with torch.enable_grad():
-            for stage in stages:
-                if stage.sublayer is None:
-                    stream = stage(stream)
-                    continue
-                inner = stage.inner(stream).requires_grad_()
-                inners.append((stage, inner))
-                stream = stream + stage.sublayer.out(inner)
-            loss = log_probability(given.labels[start : start + _BATCH], sign=-1)(stream).sum()
+            for reading in streams_at(stages, given.pixels[start : start + _BATCH]):
+                if reading.stage.sublayer is not None:
+                    inners.append((reading.stage, reading.inner.requires_grad_()))
+            loss = log_probability(given.labels[start : start + _BATCH], sign=-1)(reading.behind).sum()
             gradients = torch.autograd.grad(loss, [inner for _, inner in inners])
         for (stage, inner), gradient in zip(inners, gradients, strict=True):
             assert stage.sublayer is not None
@@ -182,15 +177,15 @@ def hidden_moments(given: Given) -> dict[str, tuple[Moments, Moments]]:
     # Even with few images, some must choose.
     size = max(1, min(_BATCH, len(given.pixels) // _CHOOSES))
     for number, batch in enumerate(given.pixels.split(size)):
-        stream, part = batch, int(number % _CHOOSES == 1)
-        for stage in stages:
+        part = int(number % _CHOOSES == 1)
+        for reading in streams_at(stages, batch):
+            stage = reading.stage
             if stage.sublayer is not None and stage.sublayer.kind == "neuron":
-                inner = stage.inner(stream).flatten(0, 1)
+                inner = reading.inner.flatten(0, 1)
                 moments = _on_cpu(Moments.of(inner, inner.new_empty(len(inner), 0)))
                 parts = sums.setdefault(stage.name, [None, None])
                 old = parts[part]
                 parts[part] = moments if old is None else old + moments
-            stream = stage(stream)
         report(min((number + 1) * size, len(given.pixels)), len(given.pixels))
     whole = {}
     for name, (fitted, chooses) in sums.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_the_evaluation_is_that_of_the_edge_graph_on_images_not_seen(circuit: Pa
     splits = open_data("digits", GREY)
     images, held_out = splits.calibration.sample(16, 0).load(), splits.evaluation.sample(40, 0).load()
     setup = prepare(graph_module, images, Settings.from_json(found.settings))
-    expected = fidelity(graph, found.removed, setup.reference, held_out.pixels, held_out.labels).to_json()
+    expected = fidelity(graph, found.removed, setup.reference, held_out.pixels, held_out.labels)
     assert found.details["evaluation"] == pytest.approx(expected)
     assert found.details["fidelity"]["kl"] == found.kl
 
@@ -99,9 +100,9 @@ def test_the_same_seed_gives_the_same_bytes(path: Path, circuit: Path, tmp_path:
 def test_ctrl_c_and_on(path: Path, circuit: Path, tmp_path: Path, capsys: Captured) -> None:
     record, recorded = FileJournal.record, 0
 
-    def interrupting(journal: FileJournal, decision: Decision) -> None:
+    def interrupting(journal: FileJournal, decisions: Sequence[Decision]) -> None:
         nonlocal recorded
-        record(journal, decision)
+        record(journal, decisions)
         recorded += 1
         if recorded == 30:
             raise KeyboardInterrupt
@@ -112,7 +113,7 @@ def test_ctrl_c_and_on(path: Path, circuit: Path, tmp_path: Path, capsys: Captur
     assert capsys.readouterr().err == "\nstopped; the same command goes on where it stopped\n"
     assert [one.name for one in tmp_path.iterdir()] == [".out.json.journal"]
     assert run(path, tmp_path / "out.json", "--tau", "0.1") == 2
-    assert ".out.json.journal is of a run of 30 decisions that was broken off" in capsys.readouterr().err
+    assert ".out.json.journal belongs to an interrupted run of 30 decisions" in capsys.readouterr().err
     assert run(path, tmp_path / "out.json", *QKV) == 0
     assert "going on after 30 decisions" in capsys.readouterr().out
     assert [one.name for one in tmp_path.iterdir()] == ["out.json"]
@@ -271,8 +272,11 @@ REFUSED = {
     "one": (("--tau-sweep", "0.1:1:1"), "--tau-sweep 0.1:1:1 is not a range"),
     "no repeats": (("--repeats", "0"), "--repeats 0 is too small"),
     "negative": (("--eval-samples", "-1"), "--eval-samples -1 is negative"),
-    "not measured": (("--method", "eap", "--max-kl", "1"), "--max-kl is for methods that measure KL, eap ranks"),
-    "not ranked": (("--remove", "0.1"), "--remove is for the methods that rank, acdc decides by --tau"),
+    "not measured": (
+        ("--method", "eap", "--max-kl", "1"),
+        "--max-kl is for methods that measure KL, eap only ranks edges",
+    ),
+    "not ranked": (("--remove", "0.1"), "--remove is for methods that rank edges, acdc decides by --tau"),
     "twice": (("--remove", "0.1", "--tau", "1", "--method", "eap"), "--remove 0.1 replaces --tau"),
     "not looked at": (("--steps", "3"), "--steps is for eap-ig, not acdc: leave it out"),
     "no groups": (
@@ -280,7 +284,7 @@ REFUSED = {
         "--paths 4 splits MLPs, which the block graph keeps whole",
     ),
     "memory": (("--memory", "1e-6"), "--memory 1e-06 GiB is too little for the "),
-    "no memory": (("--memory", "-1"), "--memory -1 is no amount"),
+    "no memory": (("--memory", "-1"), "--memory -1 is not an amount of memory"),
     "device": (("--device", "abacus"), "device 'abacus' is not one of"),
 }
 

@@ -18,8 +18,7 @@ import vitfx
 from passes.stream import read_sites
 from tests.support.prune_runs import DIGITS, EDGES, GREY, checkpoint, discover, model, picture, report, run
 from vitfx.circuits.circuit import Circuit
-from vitfx.discovery.basis.ablation import ABLATIONS
-from vitfx.discovery.basis.corruption import CORRUPTIONS
+from vitfx.discovery.basis.settings import ABLATIONS, CORRUPTIONS
 from vitfx.images.image_set import Images
 from vitfx.images.splits import open_data
 from vitfx.models.checkpoint import load_model

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,9 @@ def interrupted(whole: Whole, out: Path, after: int, *options: str) -> int:
     record = FileJournal.record
     recorded = 0
 
-    def interrupting(journal: FileJournal, decision: Decision) -> None:
+    def interrupting(journal: FileJournal, decisions: Sequence[Decision]) -> None:
         nonlocal recorded
-        record(journal, decision)
+        record(journal, decisions)
         recorded += 1
         if recorded == after:
             raise KeyboardInterrupt
@@ -184,8 +185,8 @@ def test_other_settings_do_not_go_on(
     capsys.readouterr()
     assert run(whole.model, out, "--tau", "0.02") == 2
     assert capsys.readouterr().err == (
-        f"error: {out / JOURNAL} is of a run of 5 decisions that was broken off, with other settings, model or images: "
-        "give those to go on with it, another place with --out, or --force to begin anew\n"
+        f"error: {out / JOURNAL} belongs to an interrupted run of 5 decisions with other settings, another model or "
+        "other images: give those to resume it, another place with --out, or --force to begin anew\n"
     )
     assert (out / JOURNAL).read_text() == journal
     assert evaluations.count == 5

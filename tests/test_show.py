@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.support.circuits import made_up, of_edges
-from vitfx.circuits.circuit import Circuit
-from vitfx.circuits.edge_graph import GRANULARITIES
+from vitfx.circuits.circuit import GRANULARITIES, Circuit
 from vitfx.circuits.picture import picture_bytes
 from vitfx.show import main
 

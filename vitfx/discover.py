@@ -138,8 +138,9 @@ def _run(task: _Task, share: Share, watcher: Watcher) -> list[RenderableType]:
 def _shown(outcome: Outcome, task: _Task) -> list[RenderableType]:
     circuit = outcome.circuit
     shown: list[RenderableType] = [summary(circuit, task.options.top)]
-    for name, where in (("fidelity", "calibration"), ("evaluation", "held-out")):
-        if scores := circuit.details.get(name):
+    details = circuit.details
+    for scores, where in ((details.get("fidelity"), "calibration"), (details.get("evaluation"), "held-out")):
+        if scores:
             accuracy = ""
             if scores["accuracy"] is not None:
                 accuracy = f", top-1 {scores['accuracy']:.2%} (whole model {scores['whole_accuracy']:.2%})"
@@ -147,7 +148,7 @@ def _shown(outcome: Outcome, task: _Task) -> list[RenderableType]:
                 f"the circuit on {scores['images']:,} {where} images: KL {scores['kl']:.4f} nats, agreement with the "
                 f"whole model {scores['agreement']:.2%}{accuracy}"
             )
-    if steady := circuit.details.get("stability"):
+    if steady := details.get("stability"):
         others = "images and seeds" if steady["other_images"] else "seeds (all calibration images in each)"
         shown.append(
             f"{steady['repeats']} runs with other {others}; of what either of two keeps, both keep on average "

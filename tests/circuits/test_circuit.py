@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -84,3 +85,9 @@ def damaged(**changes: object) -> str:
 def test_a_damaged_file_is_refused_in_a_sentence(text: str) -> None:
     with pytest.raises(UserError, match=r"give a circuit\.json that (this )?vitfx wrote"):
         Circuit.from_json(text)
+
+
+@pytest.mark.parametrize("change", [{"kl": math.nan}, {"decisions": (Decision(HEAD, True, math.inf, 0.5),)}])
+def test_what_json_lacks_is_not_written(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        dataclasses.replace(CIRCUIT, **change).to_json()

@@ -10,6 +10,7 @@ from vitfx.circuits.circuit import EMBED, Edge, Writer
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.ablation import make_reference
 from vitfx.graph.divergence import kl_divergence
+from vitfx.graph.stages import run_stages
 from vitfx.graph.verify import rewrite, tokens_of
 from vitfx.support.errors import UserError
 
@@ -45,7 +46,7 @@ def test_zero_ablation_of_a_head_is_its_part_of_the_sum(graph):
     writer = next(one for one in graph.writers if one.name == "a2.h1")
     stage = next(one for one in graph.stages if one.name == "a2")
     with torch.no_grad():
-        stream = graph.streams(PIXELS)[graph.stages.index(stage)]
+        stream = run_stages(graph.stages[: graph.stages.index(stage)], PIXELS)
         module = stage.sublayer
         inner = stage.inner(stream).unflatten(-1, (4, 8))
         weight = module.out.weight.unflatten(1, (4, 8))

@@ -103,7 +103,7 @@ def test_processes_share_it_and_a_ranking_needs_less(graph_module: GraphModule) 
 
 def test_the_limit() -> None:
     needed = Needed(3 * GIB, 2 * GIB)
-    said = "activations kept: 3.00 GiB, beside the weights and a batch at a time"
+    said = "activations kept: 3.00 GiB, besides the weights and a batch at a time"
     assert fit(needed, 3.0, 1) == fit(needed, None, 1) == (said, False)
     assert fit(needed, 2.0, 1) == (f"{said}; 2.00 GiB of it in a file beside --out, which takes longer", True)
     assert "activations kept: 5.0 MiB in each of 2 processes" in fit(Needed(5 * 2**20, 0), None, 2)[0]

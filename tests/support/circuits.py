@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import random
 
-from vitfx.circuits.circuit import BOUND, EMBED, EXACT, LOGITS, PARTS, Circuit, Decision, Edge, Reader, Writer
-from vitfx.circuits.edge_graph import GRANULARITIES
+from vitfx.circuits.circuit import (
+    BOUND,
+    EMBED,
+    EXACT,
+    GRANULARITIES,
+    LOGITS,
+    PARTS,
+    Circuit,
+    Decision,
+    Edge,
+    Reader,
+    Writer,
+)
 
 SETTINGS = {"method": "acdc", "tau": 0.01, "ablation": "mean", "corruption": "swap", "samples": 8, "seed": 0}
 

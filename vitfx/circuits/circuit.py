@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vitfx.circuits.details import Details
 from vitfx.support.errors import UserError
 
 FORMAT = "vitfx-circuit/2"
@@ -16,22 +17,27 @@ EMBED = "embed"
 STREAM = "stream"
 LOGITS = "logits"
 PARTS = ("q", "k", "v")
+GRANULARITIES = ("block", "head", "edge", "qkv")
+"""What an edge is, see `vitfx.circuits.edge_graph`."""
 
 EXACT, BOUND, GROUP, ATTRIBUTED, PROBE = "exact", "bound", "group", "attributed", "probe"
-"""What a decision rests on, see `Decision.basis`."""
+"""What a decision rests on.
+
+exact: the score and the KL divergence were measured on all images.
+bound: both are at least this much; measuring stopped once that was enough to keep the edge.
+group: the edge was removed together with others; kl is that of the group, score the edge's share of its cost.
+attributed: the score is an attribution alone.
+probe: exact, of an edge drawn at random to check the attributions.
+"""
 
 
 @dataclass(frozen=True)
 class Writer:
-    """What adds to the residual stream.
+    """What adds to the residual stream: the embedding, a head, an MLP path, or a whole sublayer."""
 
-    sublayer: "embed", or the sublayer's name ("a3", "m3"). index: which head or path of it, None for all of it.
-    units: the heads or hidden neurons that it is made of (one head; a path's neurons, ascending).
-    """
-
-    sublayer: str
-    index: int | None = 0
-    units: tuple[int, ...] = ()
+    sublayer: str  #: its name ("a3", "m3"), or "embed"
+    index: int | None = 0  #: which head or path of the sublayer; None for all of it
+    units: tuple[int, ...] = ()  #: its heads or hidden neurons: one head; the neurons of a path, ascending
 
     @property
     def name(self) -> str:
@@ -44,7 +50,7 @@ class Writer:
 @dataclass(frozen=True)
 class Reader:
     """What reads the residual stream: an MLP ("m3"), a head ("a3.h5"), its queries, keys or values ("a3.h5.q"), the
-    classifier ("logits"), or, on the block and the head graph, all that comes behind ("stream")."""
+    classifier ("logits"), or, on the block and the head graph, everything behind the writer ("stream")."""
 
     sublayer: str = STREAM
     head: int | None = None
@@ -57,7 +63,7 @@ class Reader:
 
     @staticmethod
     def parse(name: str) -> Reader:
-        """The reader of this name. Raises ValueError for anything else."""
+        """The reader of this name. Raises ValueError if no reader has such a name."""
         sublayer, *rest = name.split(".")
         if not rest:
             return Reader(sublayer)
@@ -68,7 +74,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class Edge:
-    """writer → reader. Removing it makes the reader see the writer's ablation instead of its output."""
+    """writer → reader. Once it is removed, the reader sees the writer's ablation instead of its output."""
 
     writer: Writer
     reader: Reader = Reader()
@@ -80,40 +86,27 @@ class Edge:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a scorer made of an edge.
-
-    score: by how much removing it raised D_KL(G‖H), in nats an image; for the methods that rank, their own score.
-    kl: D_KL(G‖H) once the edge was removed; None where it was not measured. basis: "exact", both were measured on all
-    images; "bound", both are at least this much, the rest was not needed to keep the edge; "group", the edge went with
-    others at once, kl is theirs, score its share by attribution; "attributed", the score is an attribution alone;
-    "probe", exact, of an edge that was drawn at random to tell how far attributions can be believed.
-    attribution: what the score was predicted to be before it was measured, where that was done. order: of a removed
-    edge, the images by what they now add to D_KL(G‖H), most first; for going on after it, and no part of a circuit.
-    """
+    """Whether an edge was kept, and why."""
 
     edge: Edge
     kept: bool
-    score: float
-    kl: float | None
-    basis: str = EXACT
-    attribution: float | None = None
+    score: float  #: by how much removing it raised D_KL(G‖H), nats an image; for ranking methods, their own score
+    kl: float | None  #: D_KL(G‖H) with the edge removed; None where it was not measured
+    basis: str = EXACT  #: what score and kl rest on, see `EXACT`
+    attribution: float | None = None  #: the score that was forecast before it was measured
+    #: Of a removed edge: the images by what they now add to D_KL(G‖H), most first. For resuming; not part of a circuit.
     order: tuple[int, ...] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Circuit:
-    """The edges kept (H of the paper) and those removed, in the order of the decisions.
-
-    kl: D_KL(G‖H) of the whole circuit in nats an image, over the calibration images. settings: what made it: method, τ,
-    granularity, ablation, corruption, samples, seed. origins: fingerprints of model and data, versions. details: what a
-    method has to say about itself, such as its calibration; JSON-ready.
-    """
+    """The edges kept (H of the paper) and those removed, in the order in which they were decided."""
 
     decisions: tuple[Decision, ...]
-    kl: float
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    origins: Mapping[str, str] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
+    kl: float  #: D_KL(G‖H) of the whole circuit, nats an image, over the calibration images
+    settings: Mapping[str, Any] = field(default_factory=dict)  #: that it was found with: method, τ, granularity, …
+    origins: Mapping[str, str] = field(default_factory=dict)  #: fingerprints of model and images, versions
+    details: Details = field(default_factory=Details)  #: what the method has to say about it
 
     @property
     def removed(self) -> tuple[Edge, ...]:
@@ -128,8 +121,11 @@ class Circuit:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The same circuit gives the same bytes. Writers once, by name, then a line a decision."""
-        writers = {one.edge.writer.name: one.edge.writer for one in self.decisions}
+        """Each writer once, by name, then one decision a line. Equal circuits give equal bytes.
+
+        Raises ValueError for NaN and infinity, which JSON lacks.
+        """
+        writers = {decision.edge.writer.name: decision.edge.writer for decision in self.decisions}
         record = {
             "format": FORMAT,
             "settings": dict(sorted(self.settings.items())),
@@ -137,17 +133,14 @@ class Circuit:
             "details": dict(sorted(self.details.items())),
             "kl": self.kl,
             "edges": {"kept": len(self.kept), "removed": len(self.removed)},
-            "writers": {name: [one.sublayer, one.index, list(one.units)] for name, one in sorted(writers.items())},
+            "writers": {
+                name: [writer.sublayer, writer.index, list(writer.units)] for name, writer in sorted(writers.items())
+            },
             "columns": ["writer", "reader", "kept", "score", "kl", "basis", "attribution"],
         }
-        lines = [
-            json.dumps(
-                [one.edge.writer.name, one.edge.reader.name, one.kept, one.score, one.kl, one.basis, one.attribution]
-            )
-            for one in self.decisions
-        ]
-        head = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-        return head[:-1] + ',"decisions":[\n' + ",\n".join(lines) + "\n]}"
+        head = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        rows = ",\n".join(json.dumps(_row(decision), allow_nan=False) for decision in self.decisions)
+        return f'{head[:-1]},"decisions":[\n{rows}\n]}}'
 
     @staticmethod
     def from_json(text: str) -> Circuit:
@@ -158,7 +151,10 @@ class Circuit:
                 raise UserError(
                     f"format {record.get('format')!r} is not {FORMAT}: give a circuit.json that this vitfx wrote"
                 )
-            writers = {name: Writer(one[0], one[1], tuple(one[2])) for name, one in record["writers"].items()}
+            writers = {
+                name: Writer(sublayer, index, tuple(units))
+                for name, (sublayer, index, units) in record["writers"].items()
+            }
             decisions = tuple(
                 Decision(Edge(writers[writer], Reader.parse(reader)), *measured)
                 for writer, reader, *measured in record["decisions"]
@@ -168,18 +164,22 @@ class Circuit:
             raise UserError(f"the circuit can't be read: {error!r}; give a circuit.json that vitfx wrote") from error
 
 
+def _row(decision: Decision) -> list[str | float | None]:
+    edge = decision.edge
+    measured = (decision.kept, decision.score, decision.kl, decision.basis, decision.attribution)
+    return [edge.writer.name, edge.reader.name, *measured]
+
+
 def read_circuit(path: Path) -> Circuit:
     """Raises UserError for anything but a circuit with edges."""
     try:
-        text = path.read_text(encoding="utf-8")
+        circuit = Circuit.from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}): give a circuit.json that vitfx wrote") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text: give a circuit.json that vitfx wrote") from error
-    try:
-        circuit = Circuit.from_json(text)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if not circuit.decisions:
-        raise UserError(f"{path} has no edges: give a circuit of a whole run")
+        raise UserError(f"{path} has no edges: give a circuit from a discovery that finished")
     return circuit

@@ -1,18 +1,18 @@
-"""The edge graph: who reads which writer of the residual stream, and a run of the model with any set of edges removed.
+"""The edge graph: who reads which writer of the residual stream, and the model run with any set of edges removed.
 
-Writers are the embedding, each attention head and each MLP path; the embedding is the stream that the first prunable
-sublayer reads, so that what was not recognised before it is part of it. Four granularities of one graph, with L layers
-of H heads and P paths, W(l) = 1 + l·(H + P) writers before layer l:
+Writers are the embedding, each attention head and each MLP path. The embedding is the stream that the first prunable
+sublayer reads, so it includes any unrecognised step before that. There are four granularities. With L layers of H
+heads and P paths, and W(l) = 1 + l·(H + P) writers before layer l, they have this many edges:
 
-    block   embedding and whole sublayers, one edge each into the stream         1 + 2L
+    block   the embedding and whole sublayers, one edge each into the stream     1 + 2L
     head    each writer, one edge into the stream                                W(L)
     edge    each writer → each later head, MLP and the logits                    Σ_l [H·W(l) + W(l) + H] + W(L)
-    qkv     the same with a head's queries, keys and values as readers apart     Σ_l [3H·W(l) + W(l) + H] + W(L)
+    qkv     the same, with a head's queries, keys and values separate readers    Σ_l [3H·W(l) + W(l) + H] + W(L)
 
-12 layers of 6 heads and 8 paths have 25, 169, 6,793 and 18,025 edges. A reader of the edge and the qkv graph sees the
-stream less, for each of its removed edges, what the writer adds now, plus what the writer's reference adds. Biases
-belong to no writer. An unrecognised step between sublayers reads the whole stream: the block and the head graph run
-through it, the edge and the qkv graph refuse it.
+12 layers of 6 heads and 8 paths have 25, 169, 6,793 and 18,025 edges. On the edge and the qkv graph a reader sees the
+stream with, for each of its removed edges, the writer's reference in place of what the writer adds now. Biases belong
+to no writer. An unrecognised step between sublayers reads the whole stream: the block and the head graph run through
+it, the edge and the qkv graph refuse it.
 
 Shapes: N images, T tokens, D width, E inner channels of a sublayer.
 """
@@ -25,29 +25,37 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from passes.dialect import Attention
-from vitfx.circuits.circuit import EMBED, LOGITS, PARTS, Edge, Reader, Writer
-from vitfx.graph.stages import Reference, Stage, attend, contribution, project_heads, read_stages, replaced
+from passes.dialect import Attention, Sublayer
+from vitfx.circuits.circuit import EMBED, GRANULARITIES, LOGITS, PARTS, Edge, Reader, Writer
+from vitfx.graph.stages import (
+    Reference,
+    Stage,
+    attend,
+    contribution,
+    project_heads,
+    read_stages,
+    replaced,
+    run_stages,
+    streams_at,
+    sublayers_of,
+)
 from vitfx.support.errors import NothingPrunable, UserError
 
-GRANULARITIES = ("block", "head", "edge", "qkv")
-
 Paths = Mapping[str, Sequence[Sequence[int]]]
-"""The hidden neurons of each path, for each MLP by name."""
+"""The hidden neurons of each path, for each MLP by its name."""
 
 STREAM_READER = Reader()
 LOGITS_READER = Reader(LOGITS)
 
 
 class EdgeGraph:
-    """The oracle. Nothing is deleted and nothing is cached: every run computes everything and then replaces it."""
+    """The oracle that every engine is tested against: a run computes everything, then replaces what was removed.
+
+    Raises ValueError for an unknown granularity, and where an MLP's paths do not hold each of its neurons once;
+    UserError where no sublayer is left, or where a reader-level graph has an unrecognised step between sublayers.
+    """
 
     def __init__(self, graph_module: GraphModule, paths: Paths, granularity: str = "head") -> None:
-        """paths: for every MLP, groups that hold each of its neurons once; raises ValueError otherwise.
-
-        Raises UserError where no sublayer is left, or the graph is to be taken apart by reader and has an unrecognised
-        step between sublayers.
-        """
         if granularity not in GRANULARITIES:
             raise ValueError(f"granularity {granularity!r} is not one of {', '.join(GRANULARITIES)}")
         self.granularity = granularity
@@ -59,7 +67,7 @@ class EdgeGraph:
         unseen = [stage.name for stage in self.stages[self.first : self.last] if stage.reads_unseen]
         if unseen and not self.reads_stream:
             raise UserError(
-                f"{unseen[0]} is not recognised, and reads the stream in ways that the {granularity} graph can't take "
+                f"{unseen[0]} is not recognised and reads the stream in ways that the {granularity} graph can't take "
                 "apart: choose --granularity head or block"
             )
         self.writers = (Writer(EMBED), *self._sublayer_writers(paths))
@@ -67,17 +75,14 @@ class EdgeGraph:
 
     def _sublayer_writers(self, paths: Paths) -> list[Writer]:
         writers = []
-        for stage in self.stages:
-            module = stage.sublayer
-            if module is None:
-                continue
+        for name, module in sublayers_of(self.stages).items():
             if self.granularity == "block":
-                writers.append(Writer(stage.name, None, tuple(range(module.units))))
+                writers.append(Writer(name, None, tuple(range(module.units))))
                 continue
-            groups = paths[stage.name] if module.kind == "neuron" else [[head] for head in range(module.units)]
+            groups = paths[name] if module.kind == "neuron" else [[head] for head in range(module.units)]
             if sorted(unit for group in groups for unit in group) != list(range(module.units)):
-                raise ValueError(f"the paths of {stage.name} do not hold each of its {module.units} neurons once")
-            writers += [Writer(stage.name, index, tuple(sorted(group))) for index, group in enumerate(groups)]
+                raise ValueError(f"the paths of {name} do not hold each of its {module.units} neurons once")
+            writers += [Writer(name, index, tuple(sorted(group))) for index, group in enumerate(groups)]
         return writers
 
     def _readers(self) -> Iterable[Reader]:
@@ -94,47 +99,53 @@ class EdgeGraph:
 
     @property
     def reads_stream(self) -> bool:
-        """The block and the head graph: one reader, so that an edge stands for its writer."""
+        """On the block and the head graph: the stream is the only reader, so an edge stands for its writer."""
         return self.granularity in ("block", "head")
 
     def parents(self, reader: Reader) -> tuple[Writer, ...]:
-        """The writers that a reader can read, in the order of the stream."""
+        """The writers before a reader, in the order of the stream."""
         if reader in (STREAM_READER, LOGITS_READER):
             return self.writers
         at = self.stage_index(reader.sublayer)
-        return tuple(one for one in self.writers if one.sublayer == EMBED or self.stage_index(one.sublayer) < at)
+        return tuple(
+            writer for writer in self.writers if writer.sublayer == EMBED or self.stage_index(writer.sublayer) < at
+        )
+
+    def writers_of(self, sublayer: str) -> list[Writer]:
+        return [writer for writer in self.writers if writer.sublayer == sublayer]
+
+    def readers_of(self, sublayer: str) -> list[Reader]:
+        return [reader for reader in self.readers if reader.sublayer == sublayer]
 
     def edges(self) -> tuple[Edge, ...]:
         return tuple(Edge(writer, reader) for reader in self.readers for writer in self.parents(reader))
 
     def stage_index(self, sublayer: str) -> int:
-        """Where a sublayer stands; the logits read what comes after the last one."""
+        """The place of a sublayer among the stages. The logits' is the one behind the last sublayer."""
         if sublayer == LOGITS:
             return self.last + 1
         return next(index for index, stage in enumerate(self.stages) if stage.name == sublayer)
 
     def run(self, pixels: Tensor, removed: Collection[Edge] = (), reference: Reference | None = None) -> Tensor:
-        """(N, C, H, W) -> logits (N, K), with every removed edge's reader seeing the writer's reference instead."""
+        """(N, C, H, W) -> logits (N, K); each removed edge's reader sees the writer's reference instead."""
         run = _Run(self, removed, reference)
-        stream = pixels
-        for index, stage in enumerate(self.stages):
+        for index, reading in enumerate(streams_at(self.stages, pixels)):
             if index == self.first:
-                stream = run.write_embedding(stream)
+                reading.stream = run.write_embedding(reading.stream)
             if index == self.last + 1:
-                (stream,) = run.seen(stream, [LOGITS_READER])
-            stream = stage(stream) if stage.sublayer is None else run.write(stage, stream)
-        return stream
+                (reading.stream,) = run.seen(reading.stream, [LOGITS_READER])
+            if reading.stage.sublayer is not None:
+                reading.inner = run.write(reading.stage, reading.stage.sublayer, reading.stream)
+        return reading.behind
 
-    def streams(self, pixels: Tensor) -> list[Tensor]:
-        """The whole model's input to each stage, and its logits last."""
-        found = [pixels]
-        for stage in self.stages:
-            found.append(stage(found[-1]))
-        return found
+    @torch.no_grad()
+    def embedding(self, pixels: Tensor) -> Tensor:
+        """(N, C, H, W) -> the stream that the first prunable sublayer reads (N, T, D)."""
+        return run_stages(self.stages[: self.first], pixels)
 
 
 class _Run:
-    """One run: what has been written so far, less its reference, for the writers that some reader does not see."""
+    """One run: for each writer that some reader does not see, what it has written less its reference."""
 
     def __init__(self, graph: EdgeGraph, removed: Collection[Edge], reference: Reference | None) -> None:
         self.graph, self.reference = graph, reference
@@ -142,8 +153,8 @@ class _Run:
         for edge in removed:
             self.unseen.setdefault(edge.reader, []).append(edge.writer)
         self.gone = self.unseen.pop(STREAM_READER, [])
-        needed = {writer for writers in self.unseen.values() for writer in writers}
-        self.rows = {writer: row for row, writer in enumerate(one for one in graph.writers if one in needed)}
+        unseen = {writer for writers in self.unseen.values() for writer in writers}
+        self.rows = {writer: row for row, writer in enumerate(sorted(unseen, key=graph.writers.index))}
         self.deltas = torch.empty(0)
 
     def write_embedding(self, stream: Tensor) -> Tensor:
@@ -156,11 +167,9 @@ class _Run:
             self.deltas[self.rows[embed]] = stream - self._reference(EMBED).to(stream)
         return stream
 
-    def write(self, stage: Stage, stream: Tensor) -> Tensor:
-        """The stream behind a sublayer."""
-        module = stage.sublayer
-        assert module is not None
-        inner = self._inner(stage, stream)
+    def write(self, stage: Stage, module: Sublayer, stream: Tensor) -> Tensor:
+        """The inner channels that a sublayer writes."""
+        inner = self._inner(stage, module, stream)
         units = [unit for writer in self.gone if writer.sublayer == stage.name for unit in writer.units]
         if units:
             inner = replaced(stage, inner, units, self._reference(stage.name))
@@ -168,26 +177,25 @@ class _Run:
             if writer.sublayer == stage.name:
                 change = inner - self._reference(stage.name).to(inner)
                 self.deltas[row] = contribution(module, writer.units, change)
-        return stream + module.out(inner)
+        return inner
 
     def seen(self, stream: Tensor, readers: Sequence[Reader]) -> Tensor:
-        """What each reader sees of the stream (N, T, D): (readers, N, T, D)."""
+        """The stream (N, T, D) as each reader sees it: (readers, N, T, D)."""
         if not any(reader in self.unseen for reader in readers):
             return stream.expand(len(readers), *stream.shape)
         mask = stream.new_zeros(len(readers), len(self.rows))
         for index, reader in enumerate(readers):
             mask[index, [self.rows[writer] for writer in self.unseen.get(reader, [])]] = 1
-        return stream - (mask @ self.deltas.flatten(1)).unflatten(1, stream.shape)
+        return stream - torch.unflatten(mask @ self.deltas.flatten(1), 1, stream.shape)
 
-    def _inner(self, stage: Stage, stream: Tensor) -> Tensor:
-        readers = [reader for reader in self.graph.readers if reader.sublayer == stage.name]
-        module = stage.module
+    def _inner(self, stage: Stage, module: Sublayer, stream: Tensor) -> Tensor:
+        readers = self.graph.readers_of(stage.name)
         if not any(reader in self.unseen for reader in readers):
             return stage.inner(stream)
         assert stage.norm is not None
         read = stage.norm(self.seen(stream, readers))
         if not isinstance(module, Attention):
-            return stage.sublayer.inner(read[0])  # type: ignore[union-attr]
+            return module.inner(read[0])
         parts = len(readers) // module.units
         q, k, v = (
             project_heads(linear, module.units, read[min(part, parts - 1) :: parts])

@@ -1,4 +1,4 @@
-"""Who still sees whom: the edges of a reader-level graph as a table, and what of it still leads to the logits."""
+"""Who still sees whom: the edges of a reader-level graph as a table, and which of them still lead to the logits."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from vitfx.circuits.edge_graph import EdgeGraph
 
 
 class Wiring:
-    """seen: bool (readers, writers), True where the edge is there and not removed. Rows and columns are in the order of
-    the graph's readers and writers; a stage's writers stand together, a stage's readers too."""
+    """Rows are the graph's readers and columns its writers, in the graph's order: those of one stage are adjacent."""
 
     def __init__(self, graph: EdgeGraph) -> None:
         self.graph = graph
@@ -20,13 +19,16 @@ class Wiring:
         self.row = {writer: row for row, writer in enumerate(self.writers)}
         self.reader_row = {reader: row for row, reader in enumerate(self.readers)}
         self.writer_stage = [
-            graph.first - 1 if one.sublayer == EMBED else graph.stage_index(one.sublayer) for one in self.writers
+            graph.first - 1 if writer.sublayer == EMBED else graph.stage_index(writer.sublayer)
+            for writer in self.writers
         ]
-        self.reader_stage = [graph.stage_index(one.sublayer) for one in self.readers]
+        self.reader_stage = [graph.stage_index(reader.sublayer) for reader in self.readers]
         stages = torch.tensor(self.writer_stage)
+        #: bool (readers, writers): the edge exists and was not removed
         self.seen = torch.stack([stages < stage for stage in self.reader_stage])
+        #: bool (writers,): some chain of kept edges leads to the logits; known once the stage is settled
         self.alive = torch.zeros(len(self.writers), dtype=torch.bool)
-        self._leads = torch.tensor([one.sublayer == LOGITS for one in self.readers])
+        self._leads = torch.tensor([reader.sublayer == LOGITS for reader in self.readers])
 
     def writers_of(self, stage: int) -> list[int]:
         return [row for row, at in enumerate(self.writer_stage) if at == stage]
@@ -38,18 +40,18 @@ class Wiring:
         return [row for row in self.writers_of(stage) if bool(self.alive[row])]
 
     def alive_readers(self, stage: int) -> list[int]:
-        """Those from which a kept way leads to the logits. Those for keys come together, as do those for queries
-        and those for values: what they read is taken apart without a copy."""
+        """The readers from which a chain of kept edges leads to the logits. Keys come first, then queries, then values,
+        so that what they read is split without a copy."""
         leading = [row for row in self.readers_of(stage) if bool(self._leads[row])]
         return sorted(leading, key=lambda row: self.readers[row].part or "")
 
     def missed(self, stage: int) -> list[bool]:
-        """For each writer, whether a reader behind this stage that leads to the logits may do without it."""
+        """For each writer, whether some reader behind this stage that leads to the logits does not see it."""
         behind = self._leads & (torch.tensor(self.reader_stage) > stage)
         return (behind[:, None] & ~self.seen).any(dim=0).tolist()
 
     def head_row(self, reader: Reader) -> int:
-        """The row of the head, as a writer, that a head's reader belongs to."""
+        """The row, as a writer, of the head that a reader belongs to."""
         assert reader.head is not None
         return self.writers_of(self.graph.stage_index(reader.sublayer))[reader.head]
 
@@ -57,10 +59,10 @@ class Wiring:
         return bool(self.seen[self.reader_row[edge.reader], self.row[edge.writer]])
 
     def remove(self, reader: int, writers: Sequence[Writer]) -> None:
-        self.seen[reader, [self.row[one] for one in writers]] = False
+        self.seen[reader, [self.row[writer] for writer in writers]] = False
 
     def settle(self, stage: int) -> None:
-        """To be called once all readers behind a stage are decided: which of its writers are alive, and its readers."""
+        """Works out which of a stage's writers and readers are alive, once all readers behind it are decided."""
         own = self.writers_of(stage)
         self.alive[own] = (self.seen[:, own] & self._leads[:, None]).any(dim=0)
         for row in self.readers_of(stage):

@@ -1,7 +1,7 @@
-"""Circuit -> deletion plan: what is dead, and the constant that it leaves behind.
+"""Circuit -> deletion plan: which heads and paths are dead, and the constants that they leave behind.
 
-A head or path is dead when no kept way leads from the image through it to the logits: then what it writes, as the
-readers that are left see it, is a constant, and it can be deleted.
+A head or path is dead when no chain of kept edges leads from the image through it to the logits. What the remaining
+readers see of it is then a constant, and it can be deleted.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from passes.plan import DeletionPlan, SublayerDeletion
 from vitfx.circuits.circuit import EMBED, Circuit, Reader, Writer
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.circuits.edge_table import Wiring
-from vitfx.graph.stages import Reference, contribution
+from vitfx.graph.stages import Reference, contribution, sublayers_of
 from vitfx.support.errors import UserError
 
 
 def dead_writers(circuit: Circuit, graph: EdgeGraph, reference: Reference | None) -> tuple[Writer, ...]:
-    """The heads and paths that no kept way from the image to the logits passes, in the order of the stream.
+    """The dead heads and paths, in the order of the stream.
 
-    On the block and the head graph a writer has one edge, and is dead when that is gone. On the others a reader needs a
-    kept edge from a writer that the image reaches, and a writer one into a reader that leads to the logits; an MLP's
-    paths share their reader; a head whose values see nothing of the image is a constant if they are the same for every
-    token, because then its pattern does not matter (`reference`, None for zero, says what they see instead).
-    Raises UserError where the embedding is dead, because then all of the model is.
+    On the block and the head graph a writer is dead once its only edge is removed. On the edge and the qkv graph it is
+    alive if it has a kept edge into a reader that leads to the logits, and its own reader has one from a writer that
+    the image reaches. The paths of an MLP share their reader. A head whose values see nothing of the image is dead too
+    if these are the same for every token, because its attention pattern then makes no difference.
+
+    reference: what readers see instead of removed writers; None for zero.
+    Raises UserError where the embedding is dead, because then nothing is left alive.
     """
     if graph.reads_stream:
         dead = {edge.writer for edge in circuit.removed}
@@ -41,56 +43,55 @@ def dead_writers(circuit: Circuit, graph: EdgeGraph, reference: Reference | None
             wiring.settle(index)
         by_token = _differs_by_token([*(reference or {}).values(), *_constants(graph)])
         reached = _reached(graph, wiring, rows, by_token=by_token)
-        dead = {one for row, one in enumerate(graph.writers) if not (bool(wiring.alive[row]) and one in reached)}
+        dead = {writer for row, writer in enumerate(graph.writers) if not wiring.alive[row] or writer not in reached}
     if any(writer.sublayer == EMBED for writer in dead):
         share, tau = circuit.settings.get("remove"), circuit.settings.get("tau")
         raise UserError(
             f"at τ = {tau} nothing of the image reaches the logits any more: choose a smaller --tau or set --max-kl"
             if share is None
-            else f"with --remove {share:g} nothing of the image reaches the logits any more: choose a smaller one"
+            else f"with --remove {share:g} nothing of the image reaches the logits any more: choose a smaller share"
         )
     return tuple(writer for writer in graph.writers if writer in dead)
 
 
 def _reached(graph: EdgeGraph, wiring: Wiring, rows: dict[Reader, int], *, by_token: bool) -> set[Writer]:
-    """The writers to which a kept way leads from the image."""
+    """The writers to which a chain of kept edges leads from the image."""
     reached = {graph.writers[0]}
 
     def sees(reader: Reader) -> bool:
         seen = wiring.seen[rows[reader]].tolist()
-        return any(sees_it and writer in reached for sees_it, writer in zip(seen, graph.writers, strict=True))
+        return any(is_seen and writer in reached for is_seen, writer in zip(seen, graph.writers, strict=True))
 
     for stage in graph.stages[graph.first : graph.last + 1]:
-        writers = [one for one in graph.writers if one.sublayer == stage.name]
-        readers = [one for one in graph.readers if one.sublayer == stage.name]
+        writers, readers = graph.writers_of(stage.name), graph.readers_of(stage.name)
         if not isinstance(stage.module, Attention):
-            reached |= set(writers) if any(sees(one) for one in readers) else set()
+            reached |= set(writers) if any(sees(reader) for reader in readers) else set()
             continue
         for writer in writers:
-            own = [one for one in readers if one.head == writer.index and sees(one)]
-            if any(by_token or one.part in (None, "v") for one in own):
+            own = [reader for reader in readers if reader.head == writer.index and sees(reader)]
+            if any(by_token or reader.part in (None, "v") for reader in own):
                 reached.add(writer)
     return reached
 
 
 def _constants(graph: EdgeGraph) -> list[Tensor]:
-    """What is added to the stream for every image alike, and belongs to no writer."""
-    found: list[Tensor] = []
+    """What is added to the stream of every image alike and belongs to no writer: positions and biases."""
+    constants: list[Tensor] = []
     for stage in graph.stages[graph.first : graph.last + 1]:
         if isinstance(stage.module, AddConstant):
-            found.append(stage.module.value)
+            constants.append(stage.module.value)
         elif isinstance(stage.module, Sublayer) and stage.module.out.bias is not None:
-            found.append(stage.module.out.bias)
-    return found
+            constants.append(stage.module.out.bias)
+    return constants
 
 
 def _differs_by_token(values: Sequence[Tensor]) -> bool:
-    """Some of what readers see without any image is not the same for every token."""
+    """Whether some of what readers see without an image differs from token to token."""
     return any(value.dim() > 1 and not torch.equal(value, value[..., :1, :].expand_as(value)) for value in values)
 
 
 def make_plan(circuit: Circuit, graph: EdgeGraph, reference: Reference | None) -> DeletionPlan:
-    """The plan that deletes the dead.
+    """The plan that deletes the dead heads and paths.
 
     reference: constants (E,) or (T, E) for each sublayer's inner channels; None deletes without replacement (zero).
     """
@@ -98,13 +99,11 @@ def make_plan(circuit: Circuit, graph: EdgeGraph, reference: Reference | None) -
     for writer in dead_writers(circuit, graph, reference):
         by_sublayer[writer.sublayer].extend(writer.units)
     deletions = []
-    for stage in graph.stages:
-        module = stage.sublayer
-        if module is None or not by_sublayer[stage.name]:
+    for name, module in sublayers_of(graph.stages).items():
+        if not (units := tuple(sorted(by_sublayer[name]))):
             continue
-        units = tuple(sorted(by_sublayer[stage.name]))
         constant = None
         if reference is not None:
-            constant = contribution(module, units, reference[stage.name], double=True).detach().cpu()
-        deletions.append(SublayerDeletion(stage.name, module.kind, units, module.units, constant))
+            constant = contribution(module, units, reference[name], double=True).detach().cpu()
+        deletions.append(SublayerDeletion(name, module.kind, units, module.units, constant))
     return DeletionPlan(tuple(deletions))

@@ -74,7 +74,7 @@ def summary(circuit: Circuit, top: int) -> Group:
     if top:
         live = live_edges(circuit, structurally_alive(circuit))
         parts.append(_strongest(live[:top], f"the strongest {min(top, len(live)):,} of {len(live):,} live kept edges"))
-    parts += [_details(circuit.details[name], name) for name in DETAILS if circuit.details.get(name)]
+    parts += [_details(details, name) for name in DETAILS if (details := circuit.details.get(name))]
     return Group(*parts)
 
 

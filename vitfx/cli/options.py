@@ -6,12 +6,9 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from vitfx.circuits.edge_graph import GRANULARITIES
+from vitfx.circuits.circuit import GRANULARITIES
 from vitfx.deploy.deployment import NAMES
-from vitfx.discovery.basis.ablation import ABLATIONS
-from vitfx.discovery.basis.corruption import CORRUPTIONS
-from vitfx.discovery.basis.metric import METRICS
-from vitfx.discovery.basis.settings import METHODS, ORDERS, Settings
+from vitfx.discovery.basis.settings import ABLATIONS, CORRUPTIONS, METHODS, METRICS, ORDERS, Settings
 from vitfx.models.architectures import KNOWN_ARCHES
 from vitfx.support.errors import UserError
 

@@ -1,4 +1,4 @@
-"""What a discovery keeps in memory, worked out before it starts."""
+"""How much memory a discovery needs, worked out before it starts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.fx import GraphModule
 from passes.dialect import Attention
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.settings import RANKING, Settings
-from vitfx.discovery.methods.edge_gradients import embedding_of
 from vitfx.discovery.run import whole_mlps
 from vitfx.graph.narrow import narrow
+from vitfx.graph.stages import sublayers_of
 from vitfx.images.image_set import Images
 from vitfx.support.errors import UserError
 
@@ -23,47 +23,47 @@ _DOUBLE = 8
 
 @dataclass(frozen=True)
 class Needed:
-    """Bytes of a process. in_file: those of the total that may lie in a file."""
+    """Bytes that each process needs."""
 
     total: int
-    in_file: int
+    in_file: int  #: of the total, those that can go into a file
 
 
 def memory_needed(graph_module: GraphModule, images: Images, settings: Settings, processes: int) -> Needed:
-    """What a process keeps while it needs most, beside the weights and a batch's activations.
+    """What a process keeps at its peak, besides the weights and a batch's activations.
 
-    N images of a process, T tokens (those that the logits read, behind the last attention), D width, E inner channels:
-    the clean and the corrupted images; the resampling reference, N·T·(D + ΣE); for the methods that measure
+    With N images a process, T tokens (behind the last attention, those that the logits read), width D and E inner
+    channels, these are the clean and the corrupted images; the resampling reference, N·T·(D + ΣE); and for the methods
+    that measure
 
-        block, head   the streams before every sublayer and behind the last, and of one sublayer the inner channels
-                      and what comes before and behind it
-        edge, qkv     the streams, every writer's change, N·T·D each, and, while the first sublayer is visited, what
-                      every reader behind it reads, N·T·D each, the sublayers' inner channels, and heads' queries, keys
-                      and values, N·T·E each; for eap-acdc what its own readers read as well, and inner channels
-                      once more, and, however few images a process has, two forecasts of (e, e) in float64, where e
-                      edges lead into the sublayer with most
+        block, head   the streams before every sublayer and behind the last, and one sublayer's inner channels with
+                      the streams before and behind it
+        edge, qkv     the streams and every writer's change, N·T·D each; while the first sublayer is visited, what every
+                      reader behind it reads, N·T·D each, and the sublayers' inner channels and heads' queries, keys and
+                      values, N·T·E each. For eap-acdc, also what the sublayer's own readers read, its inner channels
+                      once more, and, whatever N, two forecasts of (e, e) in float64, where e is the greatest number of
+                      edges into a sublayer
 
-    Of the edge and the qkv graph every writer's change may lie in a file, see `vitfx.discovery.engines.clean_run`.
+    The changes of the edge and the qkv graph can go into a file, see `vitfx.discovery.engines.clean_run`.
     """
     pixels = images.pixels[:2].to(next(graph_module.parameters()).device)
     graph = EdgeGraph(graph_module, whole_mlps(graph_module), settings.granularity)
-    _, tokens, width = embedding_of(graph, pixels).shape
-    read_tokens = narrow(graph.stages, pixels)
-    kept = tokens if read_tokens.tokens is None else len(read_tokens.tokens)
+    _, tokens, width = graph.embedding(pixels).shape
+    narrowed = narrow(graph.stages, pixels)
+    kept = tokens if narrowed.tokens is None else len(narrowed.tokens)
+    modules = sublayers_of(graph.stages)
     sizes, changes = [], tokens * width
-    for index, stage in enumerate(graph.stages[graph.first : graph.last + 1], graph.first):
-        if stage.sublayer is not None:
-            behind = kept if index >= read_tokens.start else tokens
-            readers = sum(one.sublayer == stage.name for one in graph.readers)
-            inner = stage.sublayer.units * stage.sublayer.channels
-            read = tokens if index <= read_tokens.start else kept
-            writers = sum(one.sublayer == stage.name for one in graph.writers)
-            changes += writers * behind * width
-            sizes.append((read * width, behind * inner, readers, 3 if isinstance(stage.module, Attention) else 0))
+    for name, module in modules.items():
+        index = graph.stage_index(name)
+        behind = kept if index >= narrowed.start else tokens
+        readers = len(graph.readers_of(name))
+        read = tokens if index <= narrowed.start else kept
+        changes += len(graph.writers_of(name)) * behind * width
+        parts = 3 if isinstance(module, Attention) else 0
+        sizes.append((read * width, behind * module.units * module.channels, readers, parts))
     numbers, in_file = 2 * pixels[0].numel(), 0
     if settings.ablation == "resample":
-        modules = [stage.sublayer for stage in graph.stages if stage.sublayer is not None]
-        numbers += tokens * (width + sum(one.units * one.channels for one in modules))
+        numbers += tokens * (width + sum(module.units * module.channels for module in modules.values()))
     streams = sum(read for read, *_ in sizes) + kept * width
     if settings.method not in RANKING and graph.reads_stream:
         numbers += streams + max(inner + 2 * read for read, inner, *_ in sizes)
@@ -83,24 +83,24 @@ def memory_needed(graph_module: GraphModule, images: Images, settings: Settings,
 
 
 def fit(needed: Needed, limit: float | None, processes: int) -> tuple[str, bool]:
-    """What is needed as a sentence, and whether what may lie in a file has to.
+    """What is needed, as a sentence, and whether a part of it has to go into a file.
 
-    limit: GiB a process. Raises UserError where that is too little all the same.
+    limit: GiB a process. Raises UserError where that is too little even so.
     """
     if limit is not None and not limit > 0:
-        raise UserError(f"--memory {limit:g} is no amount: give a number of GiB above 0")
+        raise UserError(f"--memory {limit:g} is not an amount of memory: give a number of GiB above 0")
     room = float("inf") if limit is None else limit * GIB
-    left = needed.total - needed.in_file
-    if left > room:
+    least = needed.total - needed.in_file
+    if least > room:
         raise UserError(
-            f"--memory {limit:g} GiB is too little for the {_amount(left)} of activations that each process keeps "
-            "anyway: give fewer --samples, a coarser --granularity, or more processes with torchrun"
+            f"--memory {limit:g} GiB is too little for the {_amount(least)} of activations that each process must hold "
+            "in memory: give fewer --samples, a coarser --granularity, or more processes with torchrun"
         )
-    whose = f" in each of {processes} processes" if processes > 1 else ""
-    said = f"activations kept: {_amount(needed.total)}{whose}, beside the weights and a batch at a time"
+    each = f" in each of {processes} processes" if processes > 1 else ""
+    sentence = f"activations kept: {_amount(needed.total)}{each}, besides the weights and a batch at a time"
     if needed.total <= room:
-        return said, False
-    return f"{said}; {_amount(needed.in_file)} of it in a file beside --out, which takes longer", True
+        return sentence, False
+    return f"{sentence}; {_amount(needed.in_file)} of it in a file beside --out, which takes longer", True
 
 
 def _amount(size: int) -> str:

@@ -1,4 +1,4 @@
-"""Discovery from images to circuit: references, groups of neurons, the scorer, and what the result depends on."""
+"""Discovery from images to circuit: references, groups of neurons, the method, and what the result depends on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.fx import GraphModule
 
 from passes.cost import measure_cost
 from vitfx.circuits.circuit import Circuit, Decision
+from vitfx.circuits.details import Details
 from vitfx.circuits.edge_graph import EdgeGraph, Paths
 from vitfx.discovery.basis.ablation import make_reference
 from vitfx.discovery.basis.calibration import Calibration, calibrate
@@ -30,7 +30,7 @@ from vitfx.discovery.methods.eap_acdc import eap_acdc
 from vitfx.discovery.methods.forecast_accuracy import calibration_of
 from vitfx.discovery.methods.rank import below, least
 from vitfx.discovery.methods.unit_importance import fisher_scores, group_paths, stream_scores
-from vitfx.graph.stages import Reference, read_stages
+from vitfx.graph.stages import Reference, read_stages, sublayers_of
 from vitfx.graph.verify import tokens_of
 from vitfx.images.image_set import Images
 from vitfx.models.weights import fingerprint
@@ -42,21 +42,19 @@ from vitfx.version import VERSION
 
 @dataclass(frozen=True)
 class Discovery:
-    """circuit: the result. graph: the edge graph that it is one of. reference: what its removed edges read, for the
-    images in `calibration`. constants: what artifacts replace the dead with, None for zero ablation."""
+    """A circuit with what it takes to run it and to delete what is dead in it."""
 
     circuit: Circuit
-    graph: EdgeGraph
+    graph: EdgeGraph  #: whose edges it decides
     calibration: Calibration
-    reference: Reference
-    constants: Reference | None
+    reference: Reference  #: what the readers of removed edges see, for the calibration images
+    constants: Reference | None  #: what artifacts replace dead units with; None for zero ablation
 
 
 def origins(graph_module: GraphModule, images: Images) -> dict[str, str]:
-    """What a circuit was found on: versions, and sha256 of the weights and of the calibration images' pixels."""
+    """What a circuit was found with: versions, and sha256 of the weights and of the calibration images and labels."""
     pixels = hashlib.sha256(images.pixels.contiguous().numpy().tobytes())
-    labels = b"" if images.labels is None else images.labels.numpy().tobytes()
-    pixels.update(labels)
+    pixels.update(b"" if images.labels is None else images.labels.numpy().tobytes())
     return {
         "vitfx": VERSION,
         "torch": torch.__version__,
@@ -66,18 +64,18 @@ def origins(graph_module: GraphModule, images: Images) -> dict[str, str]:
 
 
 def journal_key(settings: Settings, facts: dict[str, str], device: torch.device) -> str:
-    """sha256 of everything that decisions depend on."""
-    record: dict[str, Any] = {"settings": settings.to_json(), "origins": facts, "device": device.type}
+    """sha256 of everything that the decisions depend on."""
+    record = {"settings": settings.to_json(), "origins": facts, "device": device.type}
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def hardest_first(graph_module: GraphModule, images: Images, share: Share) -> Images:
-    """The images by the entropy of the model's answer, highest first: those on which removals tell soonest."""
+    """The images by the entropy of the model's answer, highest first: on these, removals show soonest."""
     with torch.no_grad():
         device = next(graph_module.parameters()).device
         logits = torch.cat([graph_module(batch.to(device)).cpu() for batch in images.pixels.split(32)])
     log_p = logits.double().log_softmax(-1)
-    # Other machines may round otherwise, and every process must hold another part of one and the same order.
+    # Processes on other machines may round differently, and all must take their shares from the same order.
     order = share.broadcast(torch.argsort((log_p.exp() * log_p).sum(-1), stable=True))
     return replace(
         images,
@@ -88,29 +86,25 @@ def hardest_first(graph_module: GraphModule, images: Images, share: Share) -> Im
 
 
 def whole_mlps(graph_module: GraphModule) -> Paths:
-    """Every MLP as one path."""
-    stages = read_stages(graph_module)
-    return {
-        stage.name: [list(range(stage.sublayer.units))]
-        for stage in stages
-        if stage.sublayer is not None and stage.sublayer.kind == "neuron"
-    }
+    """Every MLP as a single path."""
+    modules = sublayers_of(read_stages(graph_module))
+    return {name: [list(range(module.units))] for name, module in modules.items() if module.kind == "neuron"}
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What comes before any scoring. coarse: the graph with whole MLPs."""
+    """What a discovery needs before it scores any edge."""
 
-    coarse: EdgeGraph
+    coarse: EdgeGraph  #: with whole MLPs
     calibration: Calibration
-    reference: Reference
-    constants: Reference | None
+    reference: Reference  #: see `Discovery`
+    constants: Reference | None  #: see `Discovery`
 
 
 def prepare(graph_module: GraphModule, images: Images, settings: Settings, share: Share | None = None) -> Setup:
-    """Corrupted images and what stands in for removed writers.
+    """Corrupts the images and works out what stands in for removed writers.
 
-    Raises UserError where a corruption can't be made, or where a process would have fewer than two images.
+    Raises UserError where the images can't be corrupted this way, or a process would have fewer than two of them.
     """
     share = share or Alone()
     if len(images) < 2 * share.world:
@@ -121,7 +115,9 @@ def prepare(graph_module: GraphModule, images: Images, settings: Settings, share
     coarse = EdgeGraph(graph_module, whole_mlps(graph_module))
     make = partial(make_reference, coarse, calibration.corrupted, share=calibration.share)
     reference = make(settings.ablation)
-    constants = {"zero": lambda: None, "resample": lambda: make("mean")}.get(settings.ablation, lambda: reference)()
+    constants: Reference | None = reference
+    if settings.ablation in ("zero", "resample"):
+        constants = None if settings.ablation == "zero" else make("mean")
     return Setup(coarse, calibration, reference, constants)
 
 
@@ -135,38 +131,39 @@ def discover(
     share: Share | None = None,
     folder: Path | None = None,
 ) -> Discovery:
-    """Scores every edge of the graph on these images, on the graph module's device.
+    """Decides every edge of the graph on these images, on the graph module's device.
 
-    facts: their `origins`, which the circuit carries. share: this process's, where several work together. folder: for
-    the largest part of what an edge or a qkv graph keeps, which goes to a file there instead of memory.
-    Raises UserError where the corruption can't be made of these images, or the graph can't be taken apart as asked.
+    facts: `origins` of model and images, which the circuit carries.
+    share: this process's, where several work together.
+    folder: where an edge or qkv graph puts most of what it keeps into a file; None keeps it in memory.
+    Raises UserError where the images can't be corrupted this way, or the graph can't be taken apart as asked.
     """
     setup = prepare(graph_module, images, settings, share)
     stages, calibration, reference = setup.coarse.stages, setup.calibration, setup.reference
-    EdgeGraph(graph_module, whole_mlps(graph_module), settings.granularity)  # what it refuses is refused at once
+    EdgeGraph(graph_module, whole_mlps(graph_module), settings.granularity)  # refuses a graph before any work
     scores = fisher_scores(stages, calibration, reference, progress=watcher.bar("importance"))
     graph = EdgeGraph(graph_module, group_paths(stages, scores, settings.paths), settings.granularity)
     watcher.say(f"the {settings.granularity} graph has {len(graph.edges()):,} edges")
     run = _Discovery(graph_module, graph, calibration, reference, scores, settings, journal, watcher, folder)
     decisions = run.decide()
-    removed = [one.edge for one in decisions if not one.kept]
-    faith = fidelity(graph, removed, reference, calibration.clean, calibration.labels, calibration.share)
-    details: dict[str, Any] = {"fidelity": faith.to_json()}
+    removed = [decision.edge for decision in decisions if not decision.kept]
+    figures = fidelity(graph, removed, reference, calibration.clean, calibration.labels, calibration.share)
+    details: Details = {"fidelity": figures}
     if settings.method == "eap-acdc":
         details["calibration"] = calibration_of(decisions, settings.tau)
-    circuit = Circuit(tuple(decisions), faith.kl, settings.to_json(), facts, details)
+    circuit = Circuit(tuple(decisions), figures["kl"], settings.to_json(), facts, details)
     return Discovery(circuit, graph, calibration, reference, setup.constants)
 
 
 @dataclass(frozen=True)
 class _Discovery:
-    """One run of a method. units: the Fisher score of every head and neuron."""
+    """One run of a method."""
 
     graph_module: GraphModule
     graph: EdgeGraph
     calibration: Calibration
     reference: Reference
-    units: Mapping[str, Tensor]
+    units: Mapping[str, Tensor]  #: the Fisher information of every head and neuron
     settings: Settings
     journal: Journal
     watcher: Watcher
@@ -179,15 +176,16 @@ class _Discovery:
             return self._rank(score_edges(self.graph, self.calibration, self.reference, settings, report))
         limits = Limits(settings.tau, settings.max_kl)
         order = self._order() if settings.method == "acdc" else None
-        # A process may find no room for its file, and has to tell the others.
+        # A process that has no room for its file must tell the others.
         engine = on_each(self.calibration.share, self._engine)
         if order is not None:
             return acdc(engine, order, limits, self.journal, self._progress())
         return eap_acdc(engine, limits, self.journal, settings.seed, self._progress())
 
     def _engine(self) -> Engine:
-        given = self.graph, self.calibration, self.reference
-        return HeadEngine(*given) if self.graph.reads_stream else ReaderEngine(*given, self.folder)
+        if self.graph.reads_stream:
+            return HeadEngine(self.graph, self.calibration, self.reference)
+        return ReaderEngine(self.graph, self.calibration, self.reference, self.folder)
 
     def _rank(self, scores: dict[str, float]) -> list[Decision]:
         if self.settings.remove is None:

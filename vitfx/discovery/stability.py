@@ -1,8 +1,8 @@
 """How much of a circuit other calibration images and other seeds would have found again.
 
-Heads are compared by their place. MLP paths are not, because every run groups its neurons anew: a path's edge counts as
-the same edge of each of its neurons, and neurons are compared. All neurons of an MLP together weigh as much as its
-paths do, so that a graph of a path or a graph of a neuron has the same number of edges.
+Heads are compared by their place. MLP paths can't be, because every run groups the neurons anew. A path's edge counts
+as an edge of each of its neurons, and neurons are compared. All neurons of an MLP together weigh as much as all its
+paths, so that the number of edges stays what it was.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitfx.circuits.circuit import EMBED, Circuit, Edge, Writer
+from vitfx.circuits.details import KeptBy, Overlap, Stability
 from vitfx.circuits.liveness import dead_writers
 from vitfx.discovery.run import Discovery
 from vitfx.support.errors import UserError
@@ -23,70 +23,63 @@ from vitfx.support.errors import UserError
 
 @dataclass(frozen=True)
 class Outcome:
-    """A circuit and which of its graph's writers are dead: all, where nothing of the image reaches the logits."""
+    """A circuit, its graph's writers, and which of them are dead."""
 
     circuit: Circuit
     writers: tuple[Writer, ...]
-    dead: frozenset[Writer]
+    dead: frozenset[Writer]  #: all of them, where nothing of the image reaches the logits
 
     @staticmethod
-    def of(found: Discovery) -> Outcome:
-        writers = found.graph.writers
+    def of(discovery: Discovery) -> Outcome:
+        writers = discovery.graph.writers
         try:
-            dead = dead_writers(found.circuit, found.graph, found.constants)
+            dead = dead_writers(discovery.circuit, discovery.graph, discovery.constants)
         except UserError:
             dead = writers
-        return Outcome(found.circuit, writers, frozenset(dead))
+        return Outcome(discovery.circuit, writers, frozenset(dead))
 
     def dead_of(self, kind: str) -> tuple[int, int]:
-        """Dead heads ("a") or MLP paths ("m"), and all of them; on the block graph, sublayers."""
-        own = [one for one in self.writers if one.sublayer != EMBED and one.sublayer.startswith(kind)]
-        return sum(one in self.dead for one in own), len(own)
+        """How many heads ("a") or MLP paths ("m") are dead, and how many there are; on the block graph, sublayers."""
+        own = [writer for writer in self.writers if writer.sublayer != EMBED and writer.sublayer.startswith(kind)]
+        return sum(writer in self.dead for writer in own), len(own)
 
 
-def stability(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """outcomes: of two runs or more on the same graph but for the groups of neurons. JSON-ready:
-
-    overlap: the mean over pairs of runs of |both| / |either|, of kept edges, surviving heads and surviving neurons.
-    kept_by: how many edges, heads and neurons survived in 0, 1, … R of the R runs. seeds, kl: of the runs. survival:
-    for each writer of the first run, the share of runs in which it survived; of a path, the mean over its neurons.
-    edges: on the block and the head graph, the same of kept edges; by_writer: on the others, the mean over a writer's
-    edges.
-    """
+def stability(outcomes: Sequence[Outcome]) -> Stability:
+    """outcomes: of two runs or more, on graphs that differ in the groups of neurons alone."""
     table = _Table(outcomes[0])
-    kept = torch.stack([table.kept(one) for one in outcomes])
-    alive = torch.stack([table.alive(one) for one in outcomes])
+    kept = torch.stack([table.kept(outcome) for outcome in outcomes])
+    alive = torch.stack([table.alive(outcome) for outcome in outcomes])
     share, survival = kept.double().mean(dim=0), alive.double().mean(dim=0)
     heads, neurons = table.rows_of("a"), table.rows_of("m")
-    found: dict[str, Any] = {
-        "repeats": len(outcomes),
-        "overlap": {
-            "edges": _overlap(kept, table.weight[:, None].expand_as(kept[0])),
-            "heads": _overlap(alive[:, heads], table.weight[heads]),
-            "neurons": _overlap(alive[:, neurons], table.weight[neurons]),
-        },
-        "kept_by": {
-            "edges": _counts(kept, table.weight[:, None] * table.there),
-            "heads": _counts(alive[:, heads]),
-            "neurons": _counts(alive[:, neurons]),
-        },
-        "seeds": [one.circuit.settings["seed"] for one in outcomes],
-        "kl": [one.circuit.kl for one in outcomes],
-        "survival": {one.name: _mean(survival[table.rows(one)]) for one in outcomes[0].writers},
-    }
-    edges = [one.edge for one in outcomes[0].circuit.decisions]
+    result = Stability(
+        repeats=len(outcomes),
+        overlap=Overlap(
+            edges=_overlap(kept, table.weight[:, None].expand_as(kept[0])),
+            heads=_overlap(alive[:, heads], table.weight[heads]),
+            neurons=_overlap(alive[:, neurons], table.weight[neurons]),
+        ),
+        kept_by=KeptBy(
+            edges=_counts(kept, table.weight[:, None] * table.exists),
+            heads=_counts(alive[:, heads]),
+            neurons=_counts(alive[:, neurons]),
+        ),
+        seeds=[outcome.circuit.settings["seed"] for outcome in outcomes],
+        kl=[outcome.circuit.kl for outcome in outcomes],
+        survival={writer.name: _mean(survival[table.rows(writer)]) for writer in outcomes[0].writers},
+    )
+    edges = [decision.edge for decision in outcomes[0].circuit.decisions]
     if len(table.readers) == 1:
-        found["edges"] = {edge.name: _mean(table.of(share, edge)) for edge in sorted(edges, key=table.place)}
+        result["edges"] = {edge.name: _mean(table.of(share, edge)) for edge in sorted(edges, key=table.place)}
     else:
-        found["by_writer"] = {
-            one.name: _mean(share[table.rows(one)][:, table.there[table.rows(one)[0]]]) for one in outcomes[0].writers
+        result["by_writer"] = {
+            writer.name: _mean(share[table.rows(writer)][:, table.exists[table.rows(writer)[0]]])
+            for writer in outcomes[0].writers
         }
-    return found
+    return result
 
 
 class _Table:
-    """Rows are the embedding, heads and neurons, columns the readers. weight: edges of a row's unit for each of its
-    writer's, (rows,). there: bool (rows, readers), where there is an edge."""
+    """Rows are the embedding, heads and neurons, columns are the readers."""
 
     def __init__(self, first: Outcome) -> None:
         self._start: dict[str, int] = {}
@@ -96,15 +89,16 @@ class _Table:
             by_sublayer.setdefault(writer.sublayer, []).append(writer)
         size = 0
         for sublayer, writers in by_sublayer.items():
-            units = max(1, sum(len(one.units) for one in writers))
+            units = max(1, sum(len(writer.units) for writer in writers))
             self._start[sublayer] = size
             weights.append(torch.full((units,), len(writers) / units, dtype=torch.float64))
             size += units
-        self.weight = torch.cat(weights)
+        self.weight = torch.cat(weights)  #: (rows,): a sublayer's writers per row of it
         self.sublayers = [name for name, part in zip(by_sublayer, weights, strict=True) for _ in part]
         self.readers = dict.fromkeys(decision.edge.reader for decision in first.circuit.decisions)
-        self._column = {one: column for column, one in enumerate(self.readers)}
-        self.there = self._marked([one.edge for one in first.circuit.decisions])
+        self._column = {reader: column for column, reader in enumerate(self.readers)}
+        #: bool (rows, readers): the edge exists
+        self.exists = self._marked([decision.edge for decision in first.circuit.decisions])
 
     def rows(self, writer: Writer) -> list[int]:
         start = self._start[writer.sublayer]
@@ -114,6 +108,7 @@ class _Table:
         return [row for row, name in enumerate(self.sublayers) if name != EMBED and name.startswith(kind)]
 
     def place(self, edge: Edge) -> tuple[int, int]:
+        """A key that sorts edges by their writers, in the order of the stream."""
         return self._start[edge.writer.sublayer], edge.writer.index or 0
 
     def kept(self, outcome: Outcome) -> Tensor:
@@ -121,32 +116,31 @@ class _Table:
 
     def alive(self, outcome: Outcome) -> Tensor:
         """bool (rows,)."""
-        rows = [row for one in outcome.writers if one not in outcome.dead for row in self.rows(one)]
-        found = torch.zeros(len(self.weight), dtype=torch.bool)
-        found[rows] = True
-        return found
+        alive = torch.zeros(len(self.weight), dtype=torch.bool)
+        alive[[row for writer in outcome.writers if writer not in outcome.dead for row in self.rows(writer)]] = True
+        return alive
 
     def of(self, values: Tensor, edge: Edge) -> Tensor:
         return values[self.rows(edge.writer), self._column[edge.reader]]
 
     def _marked(self, edges: Sequence[Edge]) -> Tensor:
-        found = torch.zeros(len(self.weight), len(self._column), dtype=torch.bool)
+        marked = torch.zeros(len(self.weight), len(self._column), dtype=torch.bool)
         for edge in edges:
-            found[self.rows(edge.writer), self._column[edge.reader]] = True
-        return found
+            marked[self.rows(edge.writer), self._column[edge.reader]] = True
+        return marked
 
 
 def _overlap(marked: Tensor, weight: Tensor) -> float:
-    """Mean over pairs of runs of |both| / |either|, 1 where neither has any. marked: bool (runs, …)."""
-    found = []
-    for one, other in combinations(marked, 2):
-        either = float((weight * (one | other)).sum())
-        found.append(float((weight * (one & other)).sum()) / either if either else 1.0)
-    return round(sum(found) / len(found), 6)
+    """The mean over pairs of runs of |both| / |either|, 1 where neither has any. marked: bool (runs, …)."""
+    shares = []
+    for left, right in combinations(marked, 2):
+        either = float((weight * (left | right)).sum())
+        shares.append(float((weight * (left & right)).sum()) / either if either else 1.0)
+    return round(sum(shares) / len(shares), 6)
 
 
 def _counts(marked: Tensor, weight: Tensor | None = None) -> list[float]:
-    """How many were marked in 0, 1, … R of the R runs. marked: bool (runs, …); weight: how much each counts for."""
+    """How many were marked in 0, 1, … R of the R runs. marked: bool (runs, …). weight: how much each counts."""
     times = marked.sum(dim=0)
     weight = torch.ones(times.shape, dtype=torch.float64) if weight is None else weight
     return [round(float((weight * (times == count)).sum()), 3) for count in range(len(marked) + 1)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from passes.dialect import Attention, Sublayer
 from passes.token_use import by_token, cut_tokens, tokens_read
-from vitfx.graph.stages import Reference, Stage, attend
+from vitfx.graph.stages import Reference, Stage, attend, run_stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,8 @@ class WideningStage(Stage):
 
     def __call__(self, stream: Tensor) -> Tensor:
         whole = stream.new_zeros(stream.shape[0], self.count, stream.shape[2])
-        return self.module(whole.index_copy(1, self.tokens, stream))
+        result: Tensor = self.module(whole.index_copy(1, self.tokens, stream))
+        return result
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,7 @@ def narrow(stages: Sequence[Stage], pixels: Tensor) -> Narrowed:
     whole = Narrowed(plain, len(stages), len(stages), None)
     if start < 0 or end == len(stages):
         return whole
-    stream = pixels[:2]
-    for stage in stages[:end]:
-        stream = stage(stream)
+    stream = run_stages(stages[:end], pixels[:2])
     tail = nn.Sequential(*(stage.module for stage in stages[end:]))
     read = tokens_read(tail, stream)
     if len(read) == stream.shape[1]:

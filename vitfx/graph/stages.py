@@ -5,8 +5,9 @@ Shapes: N images, T tokens, D width, E inner channels of a sublayer, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class Stage:
 
     name: str
     module: nn.Module
-    norm: nn.Module | None = None
+    norm: nn.Module | None = None  #: of a sublayer: what it reads the stream through
 
     @property
     def sublayer(self) -> Sublayer | None:
@@ -36,7 +37,7 @@ class Stage:
 
     @property
     def reads_unseen(self) -> bool:
-        """An unrecognised step: it reads the stream in ways that the edge graph does not take apart."""
+        """An unrecognised step, which reads the stream in ways that the edge graph can't take apart."""
         return self.norm is None and not isinstance(self.module, AddConstant)
 
     def inner(self, stream: Tensor, module: Sublayer | None = None) -> Tensor:
@@ -46,13 +47,72 @@ class Stage:
         return module.inner(self.norm(stream))
 
     def carried(self, stream: Tensor) -> Tensor:
-        """What of the stream goes on past the sublayer: all of it."""
+        """The part of the stream that goes on past the sublayer: all of it."""
         return stream
 
+    def behind(self, stream: Tensor, inner: Tensor) -> Tensor:
+        """The stream behind the sublayer, from the stream that it reads and its inner channels."""
+        assert self.sublayer is not None
+        result: Tensor = self.carried(stream) + self.sublayer.out(inner)
+        return result
+
     def __call__(self, stream: Tensor) -> Tensor:
-        if self.sublayer is None:
-            return self.module(stream)
-        return self.carried(stream) + self.sublayer.out(self.inner(stream))
+        if self.sublayer is not None:
+            return self.behind(stream, self.inner(stream))
+        result: Tensor = self.module(stream)
+        return result
+
+
+@dataclass
+class Reading:
+    """A stage with the stream that it reads. What it makes of that is computed once, when it is first asked for. A
+    caller may set any of these values before later stages run."""
+
+    stage: Stage
+    stream: Tensor
+    batch: int | None = None  #: images computed at a time, to save memory; None: all
+
+    @cached_property
+    def inner(self) -> Tensor:
+        """The sublayer's inner channels (N, T, E)."""
+        if self.batch is not None:
+            return in_batches(self.stage.inner, self.stream, self.batch)
+        return self.stage.inner(self.stream)
+
+    @cached_property
+    def behind(self) -> Tensor:
+        """The stream behind the stage; behind the last one, the logits."""
+        if self.batch is not None:
+            return in_batches(self.stage, self.stream, self.batch)
+        return self.stage(self.stream) if self.stage.sublayer is None else self.stage.behind(self.stream, self.inner)
+
+
+def streams_at(stages: Iterable[Stage], stream: Tensor, batch: int | None = None) -> Iterator[Reading]:
+    """Runs the stages one after another, from the images (N, C, H, W) or a stream, and gives each with what it reads.
+
+    A stage runs after the caller has looked at its reading, in the caller's gradient mode.
+    """
+    for stage in stages:
+        reading = Reading(stage, stream, batch)
+        yield reading
+        stream = reading.behind
+
+
+def run_stages(stages: Iterable[Stage], stream: Tensor) -> Tensor:
+    """The stream behind the last of the stages."""
+    for stage in stages:
+        stream = stage(stream)
+    return stream
+
+
+def in_batches(function: Callable[[Tensor], Tensor], stream: Tensor, size: int) -> Tensor:
+    """The function's value for all images, computed for `size` of them at a time."""
+    return torch.cat([function(images) for images in stream.split(size)])
+
+
+def sublayers_of(stages: Iterable[Stage]) -> dict[str, Sublayer]:
+    """The prunable sublayers by name, in the order of the stream."""
+    return {stage.name: stage.sublayer for stage in stages if stage.sublayer is not None}
 
 
 def read_stages(graph_module: GraphModule) -> list[Stage]:
@@ -88,9 +148,10 @@ def contribution(module: Sublayer, units: Sequence[int], inner: Tensor, *, doubl
 
 
 def project_heads(linear: nn.Linear, heads: int, inputs: Tensor, chosen: Sequence[int] | None = None) -> Tensor:
-    """Rows of a projection on each head's own input: (H, N, T, D) -> (N, H, T, channels).
+    """A projection's rows of each head, applied to that head's own input: (H, N, T, D) -> (N, H, T, channels).
 
-    heads: all that the projection has. chosen: those that the inputs are of, where they are not all.
+    heads: how many the projection has.
+    chosen: the heads that the inputs belong to; None where they are all of them, in order.
     """
     count, images, tokens, width = inputs.shape
     weight = linear.weight.unflatten(0, (heads, -1))
@@ -98,10 +159,10 @@ def project_heads(linear: nn.Linear, heads: int, inputs: Tensor, chosen: Sequenc
     if chosen is not None and list(chosen) != list(range(heads)):
         index = torch.tensor(list(chosen), device=weight.device)
         weight, bias = weight[index], None if bias is None else bias[index]
-    found = inputs.reshape(count, images * tokens, width) @ weight.transpose(1, 2)
+    projected = inputs.reshape(count, images * tokens, width) @ weight.transpose(1, 2)
     if bias is not None:
-        found = found + bias
-    return found.unflatten(1, (images, tokens)).transpose(0, 1)
+        projected = projected + bias
+    return torch.unflatten(projected, 1, (images, tokens)).transpose(0, 1)
 
 
 def attend(module: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

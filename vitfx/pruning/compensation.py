@@ -23,7 +23,7 @@ from passes.least_squares import Moments, Ridge, ridge
 from passes.plan import DeletionPlan, Refit
 from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.narrow import Narrowed, narrow
-from vitfx.graph.stages import Stage, contribution, read_stages
+from vitfx.graph.stages import Stage, contribution, read_stages, streams_at
 from vitfx.graph.verify import rewrite
 from vitfx.support.progress import Report
 
@@ -122,18 +122,17 @@ class Compensator:
         names = [stage.name for stage in self._narrowed.stages]
         deleted = {deletion.name for deletion in plan.deletions}
         touched = False
-        stream, fits = self.pixels, list[tuple[Stage, Ridge]]()
-        for index, stage in enumerate(pruned.stages):
+        fits: list[tuple[Stage, Ridge]] = []
+        for index, reading in enumerate(streams_at(pruned.stages, self.pixels, self._batch)):
+            stage = reading.stage
             touched = touched or _changed(plan, names, stage.name, pruned.stages[index + 1 :])
             if touched and stage.sublayer is not None:
                 reader = next(after.name for after in pruned.stages[index + 1 :] if after.name in names)
                 target = next(value for name, value in targets if name == reader)
-                fit = ridge(*self._moments(pruned, stage, stream, target))
+                fit = ridge(*self._moments(pruned, stage, reading.stream, target))
                 fits.append((stage, fit))
                 if fit.change is not None or stage.name in deleted:
                     _install(stage, fit)
-            if index + 1 < len(pruned.stages):
-                stream = torch.cat([stage(batch) for batch in stream.split(self._batch)])
             if progress is not None:
                 progress(index + 1, len(pruned.stages))
         report = tuple(RefitReport(stage.name, fit.shrinkage, fit.before, fit.after) for stage, fit in fits)
@@ -145,10 +144,8 @@ class Compensator:
     @torch.no_grad()
     def _streams(self) -> Iterator[tuple[str, Tensor]]:
         """The original's stream as each stage reads it."""
-        stream = self.pixels
-        for before, stage in zip(self._narrowed.stages, self._narrowed.stages[1:], strict=False):
-            stream = torch.cat([before(batch) for batch in stream.split(self._batch)])
-            yield stage.name, stream
+        for reading in streams_at(self._narrowed.stages, self.pixels, self._batch):
+            yield reading.stage.name, reading.stream
 
     def _moments(self, pruned: Narrowed, stage: Stage, stream: Tensor, target: Tensor) -> tuple[Moments, Moments]:
         """Of the surviving inner channels and what the stream lacks: to fit, and to choose the shrinkage."""
@@ -215,12 +212,10 @@ def with_means(original: GraphModule, plan: DeletionPlan, pixels: Tensor) -> Del
     constants: dict[str, Tensor] = {}
     stages = read_stages(original)
     for batch in pixels.split(_BATCH):
-        stream = batch.to(device)
-        for stage in stages:
-            if stage.name in wanted:
-                total = stage.inner(stream).double().mean(dim=1).sum(dim=0)
-                sums[stage.name] = sums[stage.name] + total if stage.name in sums else total
-            stream = stage(stream)
+        for reading in streams_at(stages, batch.to(device)):
+            if (name := reading.stage.name) in wanted:
+                total = reading.inner.double().mean(dim=1).sum(dim=0)
+                sums[name] = sums[name] + total if name in sums else total
     for stage in stages:
         if stage.name in wanted and stage.sublayer is not None:
             mean = sums[stage.name] / len(pixels)

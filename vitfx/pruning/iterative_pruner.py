@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 from passes.plan import DeletionPlan
 from vitfx.graph.divergence import kl_divergence
-from vitfx.graph.stages import read_stages
+from vitfx.graph.stages import read_stages, sublayers_of
 from vitfx.graph.verify import rewrite
 from vitfx.pruning.budget import select
 from vitfx.pruning.compensation import Compensator
@@ -78,7 +78,7 @@ class IterativePruner:
         self.labels = None if labels is None else labels[-held:]
         self.scored = self.fitted[:scored]
         self.stages = read_stages(original)
-        self.modules = {stage.name: stage.sublayer for stage in self.stages if stage.sublayer is not None}
+        self.modules = sublayers_of(self.stages)
         self.multiples = {name: align for name, module in self.modules.items() if module.kind != "head"}
         self.expected = _logits(original, self.held_out)
         self._quick = Compensator(original, self.scored, keep=True)

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from passes.plan import DeletionPlan
 from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer
+from vitfx.circuits.details import Details
 from vitfx.discovery.run import origins
 from vitfx.graph.canonical import read_module
 from vitfx.graph.stages import read_stages
@@ -138,5 +139,5 @@ def _circuit(
     settings = {"method": "goal", "granularity": "head", "ablation": "mean", **asked.to_json()}
     measured = {"speed-up": result.speedup, "predicted": result.predicted, "met": met}
     steps = {"unit": price.unit, "whole": price.whole, "steps": list(result.steps), **measured}
-    details = {"price": steps, "held out": asdict(result.held_out_loss)}
+    details: Details = {"price": steps, "held out": asdict(result.held_out_loss)}
     return Circuit(tuple(decisions), result.held_out_loss.kl, settings, facts, details)

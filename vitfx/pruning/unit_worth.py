@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from passes.plan import DeletionPlan, channels_of
-from vitfx.graph.stages import Stage
+from vitfx.graph.stages import Stage, streams_at, sublayers_of
 from vitfx.support.progress import Report
 
 BATCH = 16
@@ -42,7 +42,7 @@ class UnitWorth:
 
 def planned_projections(stages: Sequence[Stage], plan: DeletionPlan) -> dict[str, PlannedProjection]:
     """The projections of the sublayers that the plan prunes or refits, by name."""
-    modules = {stage.name: stage.sublayer for stage in stages if stage.sublayer is not None}
+    modules = sublayers_of(stages)
     deletions = {deletion.name: deletion for deletion in plan.deletions}
     refits = {refit.name: refit for refit in plan.refits}
     projections = {}
@@ -90,8 +90,8 @@ def unit_worth(
                 sums.setdefault(stage.name, _Sums()).add(inner, slope)
         if progress is not None:
             progress(start + len(batch), len(pixels))
-    units = {stage.name: stage.sublayer.units for stage in stages if stage.sublayer is not None}
-    return {name: total.unit_worth(units[name]) for name, total in sums.items()}
+    modules = sublayers_of(stages)
+    return {name: total.unit_worth(modules[name].units) for name, total in sums.items()}
 
 
 def _run(
@@ -100,21 +100,19 @@ def _run(
     """Each sublayer's inner channels, and the gradient of the random score at the stream behind it."""
     inners: list[tuple[Stage, Tensor]] = []
     behind: list[Tensor] = []
-    stream = pixels
     with torch.enable_grad():
-        for stage in stages:
+        for reading in streams_at(stages, pixels):
+            stage = reading.stage
             if stage.sublayer is None:
-                stream = stage(stream)
                 continue
-            inner = stage.inner(stream)
-            projection = projections.get(stage.name)
-            out = stage.sublayer.out(inner) if projection is None else inner @ projection.weight.T + projection.bias
-            stream = stage.carried(stream) + out
-            if not stream.requires_grad:
-                stream.requires_grad_()
-            inners.append((stage, inner.detach()))
-            behind.append(stream)
-        log_p = stream.log_softmax(-1)
+            if (projection := projections.get(stage.name)) is not None:
+                out = reading.inner @ projection.weight.T + projection.bias
+                reading.behind = stage.carried(reading.stream) + out
+            if not reading.behind.requires_grad:
+                reading.behind.requires_grad_()
+            inners.append((stage, reading.inner.detach()))
+            behind.append(reading.behind)
+        log_p = reading.behind.log_softmax(-1)
         signs = torch.randint(0, 2, log_p.shape, generator=generator).to(log_p) * 2 - 1
         score = (log_p.detach().exp().sqrt() * signs * log_p).sum()
         return inners, torch.autograd.grad(score, behind)

@@ -15,7 +15,7 @@ from passes.dialect import Attention
 from passes.plan import DeletionPlan, SublayerDeletion
 from passes.stream import read_sites
 from passes.token_use import tokens_read
-from vitfx.graph.stages import read_stages
+from vitfx.graph.stages import read_stages, run_stages, streams_at
 from vitfx.images.image_set import Images, ImageSet
 from vitfx.images.preprocess import Preprocess
 from vitfx.support.errors import UserError
@@ -98,14 +98,14 @@ def _heads(units: int, deletion: SublayerDeletion | None) -> tuple[tuple[int, ..
 @torch.no_grad()
 def _looks(graph_module: GraphModule, name: str, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """The attention of the first token in the sublayer of this name, (N, H, T), and the stream behind the last one."""
-    stream, weights = pixels, None
-    for stage in read_stages(graph_module)[: _last(graph_module) + 1]:
+    weights = None
+    for reading in streams_at(read_stages(graph_module)[: _last(graph_module) + 1], pixels):
+        stage = reading.stage
         if stage.name == name:
             assert isinstance(stage.module, Attention) and stage.norm is not None
-            weights = _weights(stage.module, stage.norm(stream))
-        stream = stage(stream)
+            weights = _weights(stage.module, stage.norm(reading.stream))
     assert weights is not None
-    return weights, stream
+    return weights, reading.behind
 
 
 def _weights(module: Attention, x: Tensor) -> Tensor:
@@ -124,9 +124,7 @@ def _last(graph_module: GraphModule) -> int:
 
 def _tail(graph_module: GraphModule, stream: Tensor) -> Tensor:
     """What follows the last sublayer."""
-    for stage in read_stages(graph_module)[_last(graph_module) + 1 :]:
-        stream = stage(stream)
-    return stream
+    return run_stages(read_stages(graph_module)[_last(graph_module) + 1 :], stream)
 
 
 def patch_grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
 from vitfx.circuits.circuit import Circuit
+from vitfx.circuits.details import Fidelity
 from vitfx.discovery.basis.fidelity import fidelity
 from vitfx.discovery.basis.journal import FileJournal, SharedJournal
 from vitfx.discovery.basis.settings import Settings
@@ -54,7 +54,9 @@ class Discoveries:
         """
         evaluated = self._held_out(settings)
         discovery, journal = self._discover(settings, self.images, self._journal_path(out, 0))
-        details = {**discovery.circuit.details, **self._evaluation(discovery, evaluated)}
+        details = discovery.circuit.details.copy()
+        if (evaluation := self._evaluation(discovery, evaluated)) is not None:
+            details["evaluation"] = evaluation
         outcomes, journals = [Outcome.of(discovery)], [journal]
         for repeat in range(1, self.repeats):
             again = replace(settings, seed=settings.seed + repeat)
@@ -64,10 +66,8 @@ class Discoveries:
             outcomes.append(Outcome.of(repeated))
             journals.append(journal)
         if self.repeats > 1:
-            details["stability"] = {
-                **stability(outcomes),
-                "other_images": settings.samples < len(self.inputs.splits.calibration),
-            }
+            details["stability"] = stability(outcomes)
+            details["stability"]["other_images"] = settings.samples < len(self.inputs.splits.calibration)
         circuit = replace(discovery.circuit, details=details)
         if self.share.rank == 0:
             write_aside(out, circuit.to_json())
@@ -107,12 +107,12 @@ class Discoveries:
             )
         return chosen.subset(range(self.share.rank, len(chosen), self.share.world))
 
-    def _evaluation(self, discovery: Discovery, mine: ImageSet | None) -> dict[str, Any]:
+    def _evaluation(self, discovery: Discovery, mine: ImageSet | None) -> Fidelity | None:
         """How faithful the circuit is on images that discovery did not see; mine: this process's part of them."""
         if mine is None:
-            return {}
+            return None
         images = on_each(self.share, lambda: mine.load(self.watcher.bar("loading")))
-        scores = fidelity(
+        return fidelity(
             discovery.graph,
             discovery.circuit.removed,
             discovery.reference,
@@ -121,7 +121,6 @@ class Discoveries:
             self.share,
             self.watcher.bar("evaluating"),
         )
-        return {"evaluation": scores.to_json()}
 
     @property
     def _device(self) -> torch.device:
@@ -139,5 +138,5 @@ class Discoveries:
 
 def matches(circuit: Circuit, settings: Settings, facts: dict[str, str], repeats: int) -> bool:
     """Whether a discovery with these settings would give the same circuit."""
-    runs = circuit.details.get("stability", {}).get("repeats", 1)
+    runs = circuit.details["stability"]["repeats"] if "stability" in circuit.details else 1
     return dict(circuit.settings) == settings.to_json() and dict(circuit.origins) == facts and runs == repeats

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from vitfx.circuits.circuit import Circuit
+from vitfx.circuits.details import Fidelity, Overlap
 from vitfx.discovery.basis.settings import Settings
 from vitfx.discovery.stability import Outcome
 from vitfx.runs.discover import Discoveries, matches
@@ -34,10 +35,10 @@ class Row(TypedDict):
     paths: int
     dead_paths: int
     kl: float
-    fidelity: dict[str, Any]
+    fidelity: Fidelity
     eval_samples: int
-    evaluation: dict[str, Any] | None
-    overlap: dict[str, float] | None
+    evaluation: Fidelity | None
+    overlap: Overlap | None
     seconds: float | None  #: None where an earlier run was stopped and nobody knows how long it had taken
 
 
@@ -140,7 +141,7 @@ def _row(outcome: Outcome, path: Path, evaluated: int, seconds: float | None) ->
         "fidelity": circuit.details["fidelity"],
         "eval_samples": evaluated,
         "evaluation": circuit.details.get("evaluation"),
-        "overlap": circuit.details.get("stability", {}).get("overlap"),
+        "overlap": circuit.details["stability"]["overlap"] if "stability" in circuit.details else None,
         "seconds": None if seconds is None else round(seconds, 3),
     }
 

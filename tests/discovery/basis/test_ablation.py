@@ -5,9 +5,10 @@ from tests.support.checks import assert_equal, canonical
 from tests.support.families import images
 from vitfx.circuits.circuit import EMBED, Edge
 from vitfx.circuits.edge_graph import EdgeGraph
-from vitfx.discovery.basis.ablation import ABLATIONS, make_reference
+from vitfx.discovery.basis.ablation import make_reference
+from vitfx.discovery.basis.settings import ABLATIONS
 from vitfx.discovery.engines.decided_stages import decide, run_decided
-from vitfx.graph.stages import contribution
+from vitfx.graph.stages import contribution, run_stages
 
 WHOLE = {f"m{i}": [range(48)] for i in range(3)}
 # More images than make_reference runs at a time.
@@ -24,7 +25,7 @@ def inner(graph):
     """a1's inner channels on the corrupted images, computed on their own."""
     with torch.no_grad():
         index = next(i for i, stage in enumerate(graph.stages) if stage.name == "a1")
-        return graph.stages[index].inner(graph.streams(CORRUPTED)[index])
+        return graph.stages[index].inner(run_stages(graph.stages[:index], CORRUPTED))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_the_suffix_with_less_in_it_is_the_edge_graph_with_more_removed(graph, a
             decide(stage, removed.get(stage.name, ()), reference.get(stage.name)) for stage in graph.stages[start:]
         ]
         images_of = slice(3, 20)
-        stream = graph.streams(CORRUPTED)[start][images_of]
+        stream = run_stages(graph.stages[:start], CORRUPTED)[images_of]
         gone = [one for one in EdgeGraph(canonical(), _groups(removed)).writers if _removed(one, removed)]
         sliced = {name: value[images_of] if value.dim() == 3 else value for name, value in reference.items()}
         expected = graph.run(CORRUPTED[images_of], [Edge(one) for one in gone], sliced)

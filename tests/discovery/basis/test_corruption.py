@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from vitfx.discovery.basis.corruption import CORRUPTIONS, corrupt
+from vitfx.discovery.basis.corruption import corrupt
+from vitfx.discovery.basis.settings import CORRUPTIONS
 from vitfx.images.preprocess import Preprocess
 from vitfx.images.splits import Images, open_data
 from vitfx.support.errors import UserError
@@ -122,7 +123,7 @@ def test_refusals() -> None:
     with pytest.raises(UserError, match="'gauss' is not known: choose one of swap, noise, blur, shuffle"):
         corrupt(numbered([0, 1]), "gauss", 0)
     for labels in (None, [3]):
-        with pytest.raises(UserError, match="there is one only"):
+        with pytest.raises(UserError, match="there is only one"):
             corrupt(numbered(labels, 1), "swap", 0)
     with pytest.raises(UserError, match="all 4 are of class 2"):
         corrupt(numbered([2] * 4), "swap", 0)

@@ -22,16 +22,16 @@ def test_figures_are_those_of_the_edge_graph(granularity, ablation):
     labels = torch.where(torch.arange(20) % 4 == 0, circuit.argmax(1), whole.argmax(1))
     found = fidelity(graph, removed, reference, PIXELS, labels)
     expected = F.kl_div(circuit.log_softmax(-1), whole.log_softmax(-1), log_target=True, reduction="batchmean")
-    assert found.kl == pytest.approx(float(expected), rel=1e-9)
-    assert found.agreement == pytest.approx(float((whole.argmax(1) == circuit.argmax(1)).double().mean()))
-    assert found.accuracy == pytest.approx(float((labels == circuit.argmax(1)).double().mean()))
-    assert found.whole_accuracy == pytest.approx(float((labels == whole.argmax(1)).double().mean()))
-    assert found.images == 20
+    assert found["kl"] == pytest.approx(float(expected), rel=1e-9)
+    assert found["agreement"] == pytest.approx(float((whole.argmax(1) == circuit.argmax(1)).double().mean()))
+    assert found["accuracy"] == pytest.approx(float((labels == circuit.argmax(1)).double().mean()))
+    assert found["whole_accuracy"] == pytest.approx(float((labels == whole.argmax(1)).double().mean()))
+    assert found["images"] == 20
 
 
 def test_without_labels_there_is_no_accuracy():
     graph = EdgeGraph(canonical(), PATHS)
     found = fidelity(graph, [], {}, PIXELS)
-    assert (found.accuracy, found.whole_accuracy) == (None, None)
-    assert found.kl == 0
-    assert found.agreement == 1
+    assert (found["accuracy"], found["whole_accuracy"]) == (None, None)
+    assert found["kl"] == 0
+    assert found["agreement"] == 1

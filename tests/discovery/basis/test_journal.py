@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,15 +23,20 @@ def path(tmp_path: Path) -> Path:
     journal = FileJournal(path, "key")
     assert len(journal) == 0
     for decision in DECISIONS:
-        journal.record(decision)
+        journal.record([decision])
     return path
+
+
+def recalled(journal: FileJournal, edges: Sequence[Edge] = EDGES) -> list[Decision | None]:
+    """Edge by edge."""
+    return [known[0] if (known := journal.recall([edge])) else None for edge in edges]
 
 
 def test_decisions_are_recalled_to_the_last_bit(path: Path) -> None:
     again = FileJournal(path, "key")
     assert len(again) == 3
-    assert [again.recall(edge) for edge in EDGES] == DECISIONS
-    assert again.recall(Edge(Writer("a0", 0, (0,)))) is None
+    assert recalled(again) == DECISIONS
+    assert again.recall([Edge(Writer("a0", 0, (0,)))]) is None
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30])
@@ -38,10 +44,10 @@ def test_a_line_that_was_cut_off_is_decided_again(path: Path, cut: int) -> None:
     path.write_text(path.read_text()[:-cut])
     again = FileJournal(path, "key")
     expected = DECISIONS if cut == 1 else DECISIONS[:2]
-    assert [again.recall(edge) for edge in EDGES[: len(expected)]] == expected
+    assert recalled(again, EDGES[: len(expected)]) == expected
     assert len(again) == len(expected)
-    again.record(DECISIONS[2])
-    assert FileJournal(path, "key").recall(EDGES[2]) == DECISIONS[2]
+    again.record([DECISIONS[2]])
+    assert FileJournal(path, "key").recall([EDGES[2]]) == [DECISIONS[2]]
 
 
 @pytest.mark.parametrize("rubbish", ["7\n", "[]\n", '{"edge": "m1.p2→stream"}\n', "\x00\x00\x00", "\udcff"])
@@ -49,7 +55,7 @@ def test_rubbish_at_the_end_is_dropped(path: Path, rubbish: str) -> None:
     with path.open("a", errors="surrogateescape") as file:
         file.write(rubbish)
     again = FileJournal(path, "key")
-    assert [again.recall(edge) for edge in EDGES] == DECISIONS
+    assert recalled(again) == DECISIONS
 
 
 def test_a_crash_while_the_journal_is_opened_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,21 +74,21 @@ def test_an_edge_of_other_neurons_is_decided_again(path: Path) -> None:
     again = FileJournal(path, "key")
     other = Edge(Writer("m1", 0, (0, 4)))
     assert other.name == EDGES[0].name
-    assert again.recall(other) is None
-    again.record(Decision(other, True, 1.0, 2.0))
-    assert FileJournal(path, "key").recall(other) == Decision(other, True, 1.0, 2.0)
+    assert again.recall([other]) is None
+    again.record([Decision(other, True, 1.0, 2.0)])
+    assert FileJournal(path, "key").recall([other]) == [Decision(other, True, 1.0, 2.0)]
 
 
 def test_a_sublayer_is_recalled_whole_or_not_at_all(path: Path) -> None:
     others = [Edge(Writer("m1", 1, (2, 9))), Edge(Writer("m1", 2, (4, 5)))]
     mixed = [EDGES[0], *others]
-    assert FileJournal(path, "key").recall_all(EDGES) == DECISIONS
-    assert FileJournal(path, "key").recall_all(mixed) is None
-    assert FileJournal(path, "key").recall_all([*EDGES, Edge(Writer("m2"))]) is None
+    assert FileJournal(path, "key").recall(EDGES) == DECISIONS
+    assert FileJournal(path, "key").recall(mixed) is None
+    assert FileJournal(path, "key").recall([*EDGES, Edge(Writer("m2"))]) is None
     # What is decided again is recalled in its new order.
     again = [Decision(edge, False, 0.5, 0.25) for edge in reversed(mixed)]
-    FileJournal(path, "key").record_all(again)
-    assert FileJournal(path, "key").recall_all(mixed) == again
+    FileJournal(path, "key").record(again)
+    assert FileJournal(path, "key").recall(mixed) == again
 
 
 @pytest.mark.parametrize("contents", [None, "notes\n", "[]\n"])

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from tests.support.gated import direct_metric, make_calibration, make_graph
-from vitfx.discovery.basis.metric import METRICS, drawn_from, fisher_probes, make_metric
+from vitfx.discovery.basis.metric import drawn_from, fisher_probes, make_metric
+from vitfx.discovery.basis.settings import METRICS
 
 ALL = slice(0, 5)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -22,7 +24,7 @@ from vitfx.support.errors import UserError
         ({"samples": 1}, "--samples 1 is too small: give 2 or more"),
         ({"paths": 0}, "--paths 0 is too small: give 1 or more"),
         ({"seed": -1}, "--seed -1 is too small: give 0 or more"),
-        ({"seed": 2**63}, "--seed 9223372036854775808 is too large: give less than 2 to the power of 63"),
+        ({"seed": 2**63}, "--seed 9223372036854775808 is too large: give a number below 2 to the power of 63"),
         ({"method": "magic"}, "--method magic is not known: choose one of acdc"),
         ({"ablation": "median"}, "--ablation median is not known: choose one of zero, mean, position-mean, resample"),
         ({"corruption": "fog"}, "--corruption fog is not known: choose one of swap, noise, blur, shuffle"),
@@ -58,3 +60,14 @@ def test_a_circuit_of_a_goal_says_what_to_do() -> None:
     )
     with pytest.raises(UserError, match="can't be read"):
         Settings.from_json({"method": "acdc"})
+
+
+def test_settings_load_no_algorithm() -> None:
+    """`--help` and the check of a command's options do without torch."""
+    code = "import sys, vitfx.discovery.basis.settings; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    discovery = {name for name in loaded if name.startswith("vitfx.discovery.")}
+    assert discovery == {"vitfx.discovery.basis", "vitfx.discovery.basis.settings"}
+    assert "torch" not in loaded
+    assert "vitfx.circuits.edge_graph" not in loaded

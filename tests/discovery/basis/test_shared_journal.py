@@ -20,10 +20,10 @@ def test_orders_of_another_number_of_processes_are_left_out(tmp_path: Path) -> N
     def recalled(order: tuple[int, ...], share: Alone) -> tuple[int, ...] | None:
         path = tmp_path / "journal"
         path.unlink(missing_ok=True)
-        FileJournal(path, "key").record(decision(order))
-        found = SharedJournal(FileJournal(path, "key"), share).recall(decision(None).edge)
+        FileJournal(path, "key").record([decision(order)])
+        found = SharedJournal(FileJournal(path, "key"), share).recall([decision(None).edge])
         assert found is not None
-        return found.order
+        return found[0].order
 
     packed = (-2, 3, 2, 0, 1, 2, 1, 0)
     assert recalled(packed, Of(0, 2)) == (2, 0, 1)
@@ -40,9 +40,8 @@ def test_only_the_first_process_records(tmp_path: Path) -> None:
 
     decision = Decision(Edge(Writer("m0", 0, (1,))), True, 1.0, 2.0)
     journal = FileJournal(tmp_path / "journal", "key")
-    SharedJournal(journal, Second()).record(decision)
+    SharedJournal(journal, Second()).record([decision])
     assert len(FileJournal(tmp_path / "journal", "key")) == 0
-    SharedJournal(journal, Alone()).record_all([decision])
+    SharedJournal(journal, Alone()).record([decision])
     again = SharedJournal(FileJournal(tmp_path / "journal", "key"), Second())
-    assert again.recall(decision.edge) == decision
-    assert again.recall_all([decision.edge]) == [decision]
+    assert again.recall([decision.edge]) == [decision]

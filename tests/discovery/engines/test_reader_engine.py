@@ -11,9 +11,10 @@ from tests.support.checks import calibration_on, canonical
 from tests.support.families import images
 from vitfx.circuits.circuit import EXACT, LOGITS, Edge
 from vitfx.circuits.edge_graph import EdgeGraph
-from vitfx.discovery.basis.ablation import ABLATIONS, make_reference
+from vitfx.discovery.basis.ablation import make_reference
 from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.protocol import Limits
+from vitfx.discovery.basis.settings import ABLATIONS
 from vitfx.discovery.engines.reader_engine import ReaderEngine
 from vitfx.discovery.methods.acdc import acdc, by_attribution
 

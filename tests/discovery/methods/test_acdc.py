@@ -11,9 +11,10 @@ from tests.support.checks import calibration_on, canonical
 from tests.support.families import images
 from vitfx.circuits.circuit import EMBED, EXACT, Edge
 from vitfx.circuits.edge_graph import EdgeGraph
-from vitfx.discovery.basis.ablation import ABLATIONS, make_reference
+from vitfx.discovery.basis.ablation import make_reference
 from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.protocol import Limits
+from vitfx.discovery.basis.settings import ABLATIONS
 from vitfx.discovery.engines.head_engine import HeadEngine
 from vitfx.discovery.methods.acdc import acdc, by_attribution
 from vitfx.discovery.methods.attribution import fisher
@@ -138,11 +139,11 @@ def test_a_journal_spares_the_work_of_what_it_recalls():
     class Recalls:
         recorded: list = []  # noqa: RUF012
 
-        def recall(self, edge):
-            return known.get(edge) if edge.writer.sublayer.endswith(("2", "1")) else None
+        def recall(self, edges):
+            return [known[edge] for edge in edges if edge.writer.sublayer.endswith(("2", "1"))] or None
 
-        def record(self, decision):
-            self.recorded.append(decision)
+        def record(self, decisions):
+            self.recorded += decisions
 
     journal = Recalls()
     again = setting.run(1e-2, journal=journal)

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from tests.support.gated import GRANULARITIES, assert_scores, direct_metric, make_inputs, per_image
-from vitfx.discovery.basis.ablation import ABLATIONS, make_reference
+from vitfx.discovery.basis.ablation import make_reference
+from vitfx.discovery.basis.settings import ABLATIONS
 from vitfx.discovery.methods.attribution import eap, fisher
 from vitfx.graph.stages import Stage
 from vitfx.support.errors import UserError

@@ -65,7 +65,7 @@ def test_scores_do_not_depend_on_the_batch(method, monkeypatch):
     graph, calibration = make_graph("qkv"), make_calibration(5)
     reference = make_reference(graph, calibration.corrupted, "resample")
     expected = METHODS[method](graph, calibration, reference)
-    monkeypatch.setattr("vitfx.discovery.methods.edge_gradients._BATCH", 2)
+    monkeypatch.setattr("vitfx.discovery.methods.edge_gradients.BATCH", 2)
     assert_scores(METHODS[method](graph, calibration, reference), expected, 1e-9)
 
 

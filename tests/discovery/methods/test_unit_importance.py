@@ -52,7 +52,7 @@ def test_scores_do_not_depend_on_the_batch(graph, monkeypatch):
     reference = make_reference(graph, corrupted, "resample")
     calibration = calibration_on(pixels, corrupted)
     scores = fisher_scores(graph.stages, calibration, reference)
-    monkeypatch.setattr("vitfx.discovery.methods.unit_importance._BATCH", 20)
+    monkeypatch.setattr("vitfx.discovery.methods.unit_importance.BATCH", 20)
     again = fisher_scores(graph.stages, calibration, reference)
     assert all(torch.allclose(scores[name], again[name], rtol=1e-9) for name in scores)
 

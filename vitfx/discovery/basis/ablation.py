@@ -1,9 +1,11 @@
 """What stands in for a removed writer: nothing, a mean over the corrupted images, or the corrupted run itself.
 
-zero: the writer adds nothing. mean: its mean over corrupted images and tokens (the embedding's keeps its tokens apart:
-positions are no property of an image). position-mean: its mean over corrupted images, token by token. resample: what
-it computes on the image's own counterpart in the corrupted set (Conmy et al. 2023, "interchange"). An artifact holds
-constants only, so what resampling removed is deleted with the mean.
+zero: the writer adds nothing.
+mean: its mean over corrupted images and tokens. The embedding's is taken token by token, because positions are not a
+    property of the image.
+position-mean: its mean over corrupted images, token by token.
+resample: what it computes on the image's own counterpart in the corrupted set (Conmy et al. 2023, "interchange"). An
+    artifact can only hold constants, so what a resampled circuit lacks is deleted with the mean.
 """
 
 from __future__ import annotations
@@ -15,26 +17,22 @@ from torch import Tensor
 
 from vitfx.circuits.circuit import EMBED
 from vitfx.circuits.edge_graph import EdgeGraph
-from vitfx.graph.stages import Reference
+from vitfx.discovery.basis.settings import ABLATIONS
+from vitfx.graph.stages import Reference, streams_at
 from vitfx.support.processes import Alone, Share
 
-ABLATIONS = ("zero", "mean", "position-mean", "resample")
 _BATCH = 32
 
 
 def make_reference(graph: EdgeGraph, corrupted: Tensor, ablation: str, share: Share | None = None) -> Reference:
-    """The reference of each writer, in float32 or the model's own type on the model's device.
+    """Each writer's reference, on the model's device: (E,) for zero and mean, (T, E) for position-mean, (N, T, E) for
+    resample, which takes N·T·ΣE numbers of memory.
 
-    corrupted: (N, C, H, W), preprocessed; this process's, where the images are shared out.
-    Shapes: zero and mean (E,), position-mean (T, E), resample (N, T, E), which
-    takes N·T·ΣE numbers of memory.
+    corrupted: this process's images (N, C, H, W), preprocessed.
     """
     if ablation == "resample":
-        found: dict[str, list[Tensor]] = {}
-        for batch in _batches(graph, corrupted):
-            for name, inner in batch.items():
-                found.setdefault(name, []).append(inner)
-        return {name: torch.cat(parts) for name, parts in found.items()}
+        batches = list(_batches(graph, corrupted))
+        return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     share = share or Alone()
     sums = {name: share.sum(total) for name, total in _sums(graph, corrupted).items()}
     count = int(share.sum(torch.tensor(len(corrupted))))
@@ -45,11 +43,11 @@ def make_reference(graph: EdgeGraph, corrupted: Tensor, ablation: str, share: Sh
         return by_token
     if ablation == "mean":
         return {name: mean if name == EMBED else mean.mean(dim=0) for name, mean in by_token.items()}
-    raise ValueError(f"ablation {ablation!r} is not one of {', '.join(ABLATIONS)}")
+    raise ValueError(f"ablation {ablation!r} is not known: choose one of {', '.join(ABLATIONS)}")
 
 
 def _sums(graph: EdgeGraph, corrupted: Tensor) -> dict[str, Tensor]:
-    """Σ over images, float64 (T, E)."""
+    """The sum over images, float64 (T, E)."""
     sums: dict[str, Tensor] = {}
     for batch in _batches(graph, corrupted):
         for name, inner in batch.items():
@@ -62,13 +60,10 @@ def _sums(graph: EdgeGraph, corrupted: Tensor) -> dict[str, Tensor]:
 def _batches(graph: EdgeGraph, corrupted: Tensor) -> Iterator[dict[str, Tensor]]:
     """For each batch the embedding and every sublayer's inner channels."""
     for pixels in corrupted.split(_BATCH):
-        stream, found = pixels, {}
-        for index, stage in enumerate(graph.stages):
+        values = {}
+        for index, reading in enumerate(streams_at(graph.stages, pixels)):
             if index == graph.first:
-                found[EMBED] = stream
-            if stage.sublayer is None:
-                stream = stage(stream)
-                continue
-            found[stage.name] = stage.inner(stream)
-            stream = stream + stage.sublayer.out(found[stage.name])
-        yield found
+                values[EMBED] = reading.stream
+            if reading.stage.sublayer is not None:
+                values[reading.stage.name] = reading.inner
+        yield values

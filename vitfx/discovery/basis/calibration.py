@@ -1,4 +1,4 @@
-"""What scorers run on: clean and corrupted images, and which part of them this process holds."""
+"""What methods run on: clean and corrupted images, and which of them this process holds."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from vitfx.support.processes import Alone, Share
 
 @dataclass(frozen=True)
 class Calibration:
-    """clean, corrupted: this process's images and their counterparts, (n, C, H, W) on the model's device. labels: int64
-    (n,), or None. draws: uniform in [0, 1), float64 (n,) on the CPU, one for each image whoever holds it. total: images
-    of all processes."""
+    """This process's share of the calibration images."""
 
-    clean: Tensor
-    corrupted: Tensor
-    labels: Tensor | None
-    draws: Tensor
-    total: int
+    clean: Tensor  #: (n, C, H, W) on the model's device
+    corrupted: Tensor  #: their counterparts
+    labels: Tensor | None  #: int64 (n,)
+    draws: Tensor  #: uniform in [0, 1), float64 (n,) on the CPU: a number for each image, whichever process holds it
+    total: int  #: images of all processes
     share: Share
 
     def mean(self, total: Tensor) -> Tensor:
@@ -33,9 +31,9 @@ class Calibration:
 def calibrate(
     images: Images, corruption: str, seed: int, device: torch.device, share: Share | None = None
 ) -> Calibration:
-    """Corrupts the images and takes this process's share: every world-th from its rank on.
+    """Corrupts the images, then takes this process's share: every world-th, beginning with its rank.
 
-    Raises UserError where the corruption can't be made of these images.
+    Raises UserError where these images can't be corrupted this way.
     """
     share = share or Alone()
     mine = slice(share.rank, None, share.world)

@@ -1,4 +1,4 @@
-"""What removing some of a sublayer's edges would cost, on top of one another, without running the model."""
+"""What removing edges of a sublayer would cost, one on top of another, without running the model."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Forecast:
-    """D_KL(G‖H) to second order in the removals of a sublayer's edges, around the circuit as it stood.
+    """D_KL(G‖H) to second order in the removals of E edges into a sublayer, around the circuit as it stood.
 
-    Removing a set S costs Σ_s slope_s + c/2 Σ_{s,t} fisher_st: of two edges that carry the same, the second costs more.
-    slope: (E,), fisher: (E, E), for E edges in their order; float64 on the CPU, in nats an image. kl: D_KL(G‖H) as it
-    stood, exact. order: this process's images by what they add to it, most first. curvature: c, see `Curvature`.
+    Removing a set S costs Σ_s slope_s + c/2 Σ_{s,t} fisher_st: where two edges carry the same, the second costs more.
+    Tensors are float64 on the CPU, in nats an image.
     """
 
-    slope: Tensor
-    fisher: Tensor
-    kl: float = 0.0
-    order: tuple[int, ...] | None = None
-    curvature: float = 1.0
+    slope: Tensor  #: (E,)
+    fisher: Tensor  #: (E, E)
+    kl: float = 0.0  #: D_KL(G‖H) as it stood, exact
+    order: tuple[int, ...] | None = None  #: this process's images by what they add to it, most first
+    curvature: float = 1.0  #: c, see `Curvature`
 
     def alone(self) -> Tensor:
         """What removing each edge by itself would cost: (E,)."""
         return self.slope + self.curvature * self.fisher.diagonal() / 2
 
     def together(self, edges: Sequence[int]) -> tuple[float, float]:
-        """What removing these would cost by slope, and by the Fisher information where c is 1."""
+        """What removing these would cost by their slopes, and what by the Fisher information if c were 1."""
         at = list(edges)
         return float(self.slope[at].sum()), float(self.fisher[at][:, at].sum()) / 2
 
@@ -39,17 +38,17 @@ class Forecast:
         return self.curvature * self.fisher[list(edges)].sum(dim=0)
 
     def moved(self, edges: Sequence[int], times: int) -> Forecast:
-        """Its slopes once these edges are removed, or with times = −1 put back."""
+        """The forecast once these edges are removed; with times = −1, once they are put back."""
         return replace(self, slope=self.slope + times * self.steeper(edges))
 
 
 def marginals(group: Sequence[int], here: Forecast, there: Forecast) -> Tensor:
-    """What each edge of a group costs at its place in it, from the slopes before and behind the whole: (group,).
+    """What each edge of a group costs at its place in it, from the slopes before and after the group goes: (group,).
 
-    On the way from here to there each slope is taken to change as the others before it go, each by as much as it
-    matters (the root of its Fisher information), and by its own Fisher information, of which half counts wherever it
-    stands. Exact where D_KL is quadratic and edges change each other's slopes by as much as they matter; the sum can be
-    held against there.kl − here.kl, which is exact.
+    An edge's slope changes as the edges before it go, by each in proportion to the root of that edge's Fisher
+    information, and by the edge's own Fisher information, half of which counts wherever the edge stands. That is exact
+    where D_KL is quadratic and edges change each other's slopes in this proportion. The sum can be checked against
+    there.kl − here.kl, which is exact.
     """
     at = list(group)
     first, last, own = here.slope[at], there.slope[at], here.curvature * here.fisher.diagonal()[at]
@@ -61,16 +60,16 @@ def marginals(group: Sequence[int], here: Forecast, there: Forecast) -> Tensor:
 
 
 class Curvature:
-    """By how much more D_KL(G‖H) bends than the Fisher information says, learned from what removals cost.
+    """How many times more D_KL(G‖H) bends than the Fisher information says, learned from what removals cost.
 
-    The Fisher information leaves out that the logits themselves are not linear in what is removed: on the way down a
-    slope, where removals are sought, that is most of it. From the costs of removals, slope + c · curvature each, c is
-    their least squares where each counts by its curvature up to `scale`, and inversely beyond; one removal of that
-    size stands for c = 1.
+    The Fisher information leaves out that the logits are not linear in what is removed. Where slopes lead downwards,
+    which is where removals are sought, that is most of the curvature. Each removal costs slope + c · curvature; c is
+    fitted to these costs by least squares, in which small curvatures count more than large ones, from `scale` on. One
+    removal of that size stands for c = 1 to begin with.
     """
 
     def __init__(self, scale: float) -> None:
-        """scale: nats an image."""
+        """scale: in nats an image."""
         self._scale = max(scale, sys.float_info.min)
         self._moment = self._square = self._scale / 2
 
@@ -80,7 +79,7 @@ class Curvature:
         return max(self._moment / self._square, 1.0)
 
     def learn(self, by_slope: float, by_fisher: float, cost: float) -> None:
-        """Of one removal: what it would cost by slope and by the Fisher information alone, and what it cost."""
+        """Takes in one removal: its forecast cost by slope and by the Fisher information alone, and what it cost."""
         weight = by_fisher / (self._scale + by_fisher)
         self._moment += weight * (cost - by_slope)
         self._square += weight * by_fisher

@@ -1,7 +1,7 @@
 """What discovery algorithms and the engines under them agree on.
 
-An engine walks the edge graph's readers from the output backwards and answers, for the reader at hand, what
-D_KL(G‖H) becomes without some more of its edges; an algorithm asks, decides, and tells the engine what is removed.
+An engine visits the edge graph's readers from the output backwards. For the reader at hand it answers what D_KL(G‖H)
+becomes if some more of its edges are removed. The algorithm asks, decides, and tells the engine which edges go.
 """
 
 from __future__ import annotations
@@ -19,34 +19,32 @@ from vitfx.discovery.basis.calibration import Calibration
 from vitfx.discovery.basis.forecast import Forecast
 
 BATCH = 16
-"""Images run at a time: small enough for a batch's activations to stay near the cores, and for a hopeless trial to be
-broken off early."""
+"""Images run at a time: few enough for a batch's activations to stay in the caches, and for a hopeless trial to end
+early."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """kl: D_KL(G‖H) in nats an image; where not exact, at least this much, and more than was allowed. order: where it
-    is exact, this process's images by what they add to it, most first."""
+    """The answer to what D_KL(G‖H) becomes without some edges."""
 
-    kl: float
+    kl: float  #: nats an image; where not exact, it is at least this, and more than was allowed
     exact: bool
-    order: tuple[int, ...] | None = None
+    order: tuple[int, ...] | None = None  #: where exact: this process's images by what they add to it, most first
 
 
 @dataclass(frozen=True)
 class Limits:
-    """tau: an edge goes if removing it raises D_KL(G‖H) by less than this, in nats an image. max_kl: the most that
-    D_KL(G‖H) may reach, whatever τ says."""
+    """Up to which D_KL(G‖H) edges are removed, in nats an image."""
 
-    tau: float
-    max_kl: float = float("inf")
+    tau: float  #: an edge is removed if that raises D_KL(G‖H) by less
+    max_kl: float = float("inf")  #: what D_KL(G‖H) may reach at most, whatever τ says
 
     def allow(self, kl_new: float, kl: float) -> bool:
         return kl_new - kl < self.tau and kl_new <= self.max_kl
 
 
 Chosen = slice | Tensor
-"""Some of this process's images: a slice of them, or their indices."""
+"""Some of this process's images: a slice, or their indices."""
 
 
 class Visit(Protocol):
@@ -54,55 +52,53 @@ class Visit(Protocol):
 
     reader: Reader
     writers: Sequence[Writer]
-    idle: bool
-    """No kept way leads from the reader to the logits: its edges change nothing."""
+    idle: bool  #: no chain of kept edges leads from the reader to the logits, so its edges make no difference
 
     def kl_without(self, writers: Sequence[Writer], allowed: Callable[[float], bool]) -> Trial:
-        """D_KL(G‖H) without these edges, on top of those removed. allowed: once it says no to a part of the sum over
-        images, which only grows, the rest is not computed."""
+        """D_KL(G‖H) without these edges, on top of those removed.
+
+        allowed: asked about each partial sum over the images, which only grows; once it says no, the trial ends.
+        """
 
     def remove(self, writers: Sequence[Writer], order: tuple[int, ...] | None = None) -> None:
-        """Settles that these edges are gone. order: that of their trial, for the trials to come: the images that add
-        most tell first that a removal is not allowed."""
+        """Removes these edges for good.
+
+        order: of their trial. Later trials begin with the images that add most, which are the first to show that a
+        removal is not allowed.
+        """
 
 
 class WideVisit(Protocol):
     """All readers of one sublayer at once, in the circuit as decided so far."""
 
-    edges: Sequence[Edge]
-    """Into readers from which a kept way leads to the logits."""
-    idle: Sequence[Edge]
-    """The others: they change nothing."""
+    edges: Sequence[Edge]  #: into readers from which a chain of kept edges leads to the logits
+    idle: Sequence[Edge]  #: into the other readers, so that they make no difference
 
     def kl_without(self, edges: Sequence[Edge], allowed: Callable[[float], bool]) -> Trial:
-        """As in `Visit`; edges of `edges` alone."""
+        """As in `Visit`, for some of `edges`."""
 
     def forecast(self, gone: Sequence[Edge] = ()) -> Forecast:
-        """What removing any of `edges` would cost, predicted, were these gone as well."""
+        """What removing any of `edges` is forecast to cost, if `gone` were removed as well."""
 
     def remove(self, edges: Sequence[Edge], order: tuple[int, ...] | None = None) -> None:
-        """As in `Visit`; of `edges` and `idle`."""
+        """As in `Visit`, for some of `edges` and `idle`."""
 
 
 class Engine(Protocol):
     def visits(self) -> Iterator[Visit]:
-        """The readers from the output backwards; each must be settled before the next is asked for."""
+        """The readers from the output backwards. Decide one before asking for the next."""
 
     def wide_visits(self) -> Iterator[WideVisit]:
-        """The sublayers from the output backwards, all readers of one together."""
+        """The sublayers from the output backwards, each with all its readers. Decide one before asking for the next."""
 
 
 class Journal(Protocol):
-    """Remembers decisions, so that a run that was broken off goes on where it stopped."""
+    """Remembers decisions, so that an interrupted run resumes where it stopped."""
 
-    def recall(self, edge: Edge) -> Decision | None: ...
+    def recall(self, edges: Sequence[Edge]) -> list[Decision] | None:
+        """The decisions on these edges, in the order in which they were made; None unless all are known."""
 
-    def record(self, decision: Decision) -> None: ...
-
-    def recall_all(self, edges: Sequence[Edge]) -> list[Decision] | None:
-        """The decisions on these edges in the order in which they were made, or None where one is not known."""
-
-    def record_all(self, decisions: Sequence[Decision]) -> None: ...
+    def record(self, decisions: Sequence[Decision]) -> None: ...
 
 
 def mean_kl(
@@ -111,10 +107,10 @@ def mean_kl(
     allowed: Callable[[float], bool],
     order: Sequence[int] | None = None,
 ) -> Trial:
-    """The mean over all processes' images of a divergence, batch by batch, broken off as soon as it is not allowed.
+    """The mean of a divergence over all processes' images, batch by batch, until a partial sum is not allowed.
 
-    divergence: images of this process -> (n,), none negative, so that a part of the sum bounds the whole from below.
-    order: in which this process's images are taken; as they stand where None.
+    divergence: some of this process's images -> (n,), none negative, so that a partial sum bounds the whole from below.
+    order: in which this process's images are taken; None: as they stand.
     """
     mine = len(calibration.clean)
     most = -(-calibration.total // calibration.share.world)

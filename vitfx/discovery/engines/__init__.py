@@ -1,4 +1,4 @@
-"""What removing an edge costs, answered exactly and without running the whole model again.
+"""What removing an edge costs, answered exactly, without running the whole model again.
 
 Imports basis.
 """

@@ -1,11 +1,11 @@
-"""What removing an edge changes behind its reader's LayerNorm, where the change is known in full.
+"""What removing an edge changes behind its reader's LayerNorm, computed exactly.
 
-A gradient by the stream takes the norm for linear. It is not: without a writer that made much of what a reader saw, the
-norm enlarges all the rest, and a removal that the tangent has lowering D_KL often raises it. With
+A gradient by the stream treats the norm as linear, which it is not: once a writer that made up much of what a reader
+saw is gone, the norm scales up all the rest, and a removal that lowers D_KL along the tangent often raises it. With
 
     x̂ = (x − x̄) / σ(x),   Δ = (x + δ − mean) / σ(x + δ) − x̂,
 
-gradients are taken by x̂ and multiplied by Δ, which takes no more than x's and δ's products and variances.
+gradients are taken by x̂ and multiplied by Δ, which needs only the products and variances of x and δ.
 
 Shapes: g gradients, R readers, W writers, n images, T tokens, D width.
 """
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 
 class Rescale(nn.Module):
-    """A LayerNorm's scale and shift, for what is standardized already."""
+    """A LayerNorm's scale and shift alone, for a stream that is standardized already."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()
@@ -30,34 +30,39 @@ class Rescale(nn.Module):
 
 
 def standardized(norm: nn.LayerNorm, read: Tensor) -> Tensor:
-    """x̂, in read's shape (..., D)."""
+    """x̂, in the shape of `read` (..., D)."""
     return F.layer_norm(read, norm.normalized_shape, eps=norm.eps)
 
 
 def products(gradients: Tensor, read: Tensor, changes: Tensor, signs: Tensor, eps: float) -> Tensor:
-    """Gradients by x̂, (g, R, n, T, D), times Δ, for each reader's x (R, n, T, D) and each writer's δ (W, n, T, D):
-    (g, R·W, n).
+    """The products of gradients by x̂ with Δ, for every reader and writer: (g, R·W, n).
 
-    signs: (R, W), 1 where Δ leads from x to x + δ; −1 where x is without the writer already and Δ leads there, from
-    x − δ. eps: the norm's.
+    gradients: (g, R, n, T, D).
+    read: each reader's x, (R, n, T, D).
+    changes: each writer's δ, (W, n, T, D).
+    signs: (R, W): 1 where Δ leads from x to x + δ; −1 where x lacks the writer already, and Δ led there from x − δ.
+    eps: the norm's.
     """
     width = read.shape[-1]
     x = read - read.mean(dim=-1, keepdim=True)
     variance = _per_token(x).square() / width + eps
-    # Means are taken out of products, not of what is large. Token by token: (n, T, W, ·).
+    # Means are subtracted from the products and not from the large tensors. Token by token: (n, T, W, ·).
     across, mean = changes.permute(1, 2, 0, 3), changes.mean(dim=-1)
     shared = across @ x.permute(1, 2, 3, 0)
     means = torch.einsum("wnt,grnt->ntwgr", mean, gradients.mean(dim=-1))
-    along = (across @ gradients.flatten(0, 1).permute(1, 2, 3, 0)).unflatten(-1, gradients.shape[:2]) - width * means
+    along = (
+        torch.unflatten(across @ gradients.flatten(0, 1).permute(1, 2, 3, 0), -1, gradients.shape[:2]) - width * means
+    )
     sign = signs.to(x).T
     own = (_per_token(changes).square() / width - mean.square()).permute(1, 2, 0).unsqueeze(-1)
     moved = variance.permute(1, 2, 0).unsqueeze(2) + 2 / width * sign * shared + own
     here = (gradients * x).sum(dim=-1).permute(2, 3, 0, 1).unsqueeze(2)
-    # Rounding may take what is next to nothing below it.
+    # Rounding can make a variance of next to nothing negative.
     there = (here + sign.unsqueeze(1) * along) / moved.clamp(min=eps).sqrt().unsqueeze(3)
     difference = sign.unsqueeze(1) * (there - here / variance.sqrt().permute(1, 2, 0).unsqueeze(2).unsqueeze(3))
     return difference.sum(dim=1).permute(2, 3, 1, 0).flatten(1, 2)
 
 
 def _per_token(value: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(value, dim=-1)
+    norms: Tensor = torch.linalg.vector_norm(value, dim=-1)
+    return norms

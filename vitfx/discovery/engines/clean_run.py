@@ -1,4 +1,4 @@
-"""The whole model's run over the calibration images, kept: what every writer before the reader at hand puts out."""
+"""The whole model's run on the calibration images, kept: it is what every writer before the reader at hand adds."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from torch import Tensor
 from vitfx.circuits.circuit import EMBED, Writer
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.calibration import Calibration
-from vitfx.discovery.basis.protocol import BATCH, Chosen
-from vitfx.graph.narrow import Narrowed, narrow
-from vitfx.graph.stages import Reference, contribution, of_images
+from vitfx.discovery.basis.protocol import BATCH, Chosen, batches
+from vitfx.graph.narrow import narrow
+from vitfx.graph.stages import Reference, contribution, in_batches, of_images, run_stages, streams_at
 from vitfx.support.files import writing
 
 
 class CleanRun:
-    """streams: the input of each stage, (N, T, D); T behind the last attention is what the logits read. logits: (N, K).
+    """Keeps every stage's stream, the logits, and for each writer its change, what replacing it adds to the stream:
+    reference less value. Every reader's trials add up some of the changes. Behind the last attention only the tokens
+    that the logits read are kept.
 
-    Memory, in numbers: N·T·D for each of the 2L + 1 streams and for each writer, whose reference less its value is kept
-    as it enters the stream: every reader's trials add some of these up.
+    Memory, in numbers: N·T·D for each of the 2L + 1 streams and each writer.
     """
 
     def __init__(
         self, graph: EdgeGraph, calibration: Calibration, reference: Reference, folder: Path | None = None
     ) -> None:
-        """folder: where the writers' changes go to a file, instead of the memory of the device. Raises WriteError."""
+        """folder: where the changes go into a file; None keeps them in the device's memory. Raises WriteError."""
         self._folder = folder
         self.graph, self.calibration = graph, calibration
-        self.narrowed: Narrowed = narrow(graph.stages, calibration.clean)
+        self.narrowed = narrow(graph.stages, calibration.clean)
         self.logits_stage = graph.last + 1
         self._whole_reference, self._reference = reference, self.narrowed.reference(reference)
         names = {stage.name: index for index, stage in enumerate(graph.stages)} | {EMBED: graph.first - 1}
         self._writers: dict[int, list[Writer]] = {}
         for writer in graph.writers:
             self._writers.setdefault(names[writer.sublayer], []).append(writer)
-        self._place = {one: place for own in self._writers.values() for place, one in enumerate(own)}
+        self._place = {writer: place for own in self._writers.values() for place, writer in enumerate(own)}
         self._changes: dict[int, Tensor] = {}
         with torch.no_grad():
             self._run()
@@ -49,42 +50,38 @@ class CleanRun:
     def _run(self) -> None:
         streams: dict[int, list[Tensor]] = {}
         logits = []
-        for start in range(0, len(self.calibration.clean), BATCH):
-            images = slice(start, min(start + BATCH, len(self.calibration.clean)))
-            stream = self.calibration.clean[images]
-            for index, stage in enumerate(self.narrowed.stages):
+        for images in batches(len(self.calibration.clean)):
+            for index, reading in enumerate(streams_at(self.narrowed.stages, self.calibration.clean[images])):
+                stream, module = reading.stream, reading.stage.sublayer
                 if index == self.graph.first:
                     embed = of_images(self._whole_reference[EMBED], images).to(stream) - stream
                     self._keep(index - 1, images, [embed])
                 if index >= self.graph.first:
                     streams.setdefault(index, []).append(stream)
-                module = stage.sublayer
-                if module is None:
-                    stream = stage(stream)
-                    continue
-                inner = stage.inner(stream)
-                missing = self.reference_of(index, images).to(inner) - inner
-                self._keep(index, images, [contribution(module, one.units, missing) for one in self._writers[index]])
-                stream = stage.carried(stream) + module.out(inner)
-            logits.append(stream)
+                if module is not None:
+                    missing = self.reference_of(index, images).to(reading.inner) - reading.inner
+                    writers = self._writers[index]
+                    self._keep(index, images, [contribution(module, writer.units, missing) for writer in writers])
+            logits.append(reading.behind)
+        #: the input of each stage from the first sublayer on, (N, T, D)
         self.streams = {index: torch.cat(parts) for index, parts in streams.items()}
-        self.logits = torch.cat(logits)
+        self.logits = torch.cat(logits)  #: (N, K)
 
     def _keep(self, index: int, images: slice, changes: Sequence[Tensor]) -> None:
-        """changes: of each writer of a stage, (n, T, D)."""
+        """changes: of each of a stage's writers, (n, T, D)."""
         if index not in self._changes:
             self._changes[index] = self._room(index, changes[0])
         for place, change in enumerate(changes):
             self._changes[index][place, images] = change
 
     def _room(self, index: int, like: Tensor) -> Tensor:
-        """(writers of the stage, N, T, D); up to the last attention all in one piece, in the order of the writers."""
+        """(writers of the stage, N, T, D). Before the last attention, part of one tensor for all writers, in order."""
         own = len(self._writers[index])
         if index >= self.narrowed.start:
             return self._empty(own, like)
-        earlier = sum(len(found) for found in self._changes.values())
+        earlier = sum(len(changes) for changes in self._changes.values())
         if not earlier:
-            count = sum(len(found) for at, found in self._writers.items() if at < self.narrowed.start)
+            count = sum(len(writers) for stage, writers in self._writers.items() if stage < self.narrowed.start)
             self._whole = self._empty(count, like)
         return self._whole[earlier : earlier + own]
 
@@ -94,15 +91,12 @@ class CleanRun:
 
     @torch.no_grad()
     def inner(self, index: int) -> Tensor:
-        """A sublayer's inner channels (N, T, E), worked out again."""
-        stage = self.narrowed.stages[index]
-        return torch.cat([stage.inner(stream) for stream in self.streams[index].split(BATCH)])
+        """A sublayer's inner channels (N, T, E), computed again."""
+        return in_batches(self.narrowed.stages[index].inner, self.streams[index], BATCH)
 
     def classify(self, stream: Tensor) -> Tensor:
-        """What the logits read (n, T, D) -> (n, K)."""
-        for stage in self.narrowed.stages[self.logits_stage :]:
-            stream = stage(stream)
-        return stream
+        """The stream that the logits read (n, T, D) -> (n, K)."""
+        return run_stages(self.narrowed.stages[self.logits_stage :], stream)
 
     def reference_of(self, index: int, images: Chosen) -> Tensor:
         return of_images(self._reference[self.narrowed.stages[index].name], images)
@@ -110,7 +104,7 @@ class CleanRun:
     def change(self, index: int, writers: Sequence[Writer], images: Chosen, *, cut: bool) -> Tensor:
         """What replacing these writers, all of the stage `index`, adds to the stream: (n, T, D).
 
-        cut: for the tokens that the logits read alone.
+        cut: only for the tokens that the logits read.
         """
         first, *others = writers
         total = self._change(index, first, images, cut=cut)
@@ -126,43 +120,46 @@ class CleanRun:
         return self.narrowed.cut(chosen) if cut and index < self.narrowed.start else chosen
 
     def together(self, writers: Sequence[Writer], sets: Tensor, images: slice, *, cut: bool) -> Tensor:
-        """`change` for several sets of writers at once: (sets, n, T, D), every writer's change read once for all.
+        """`change` for several sets of writers: (sets, n, T, D). Each writer's change is read once for all sets.
 
-        writers: the first of the graph's. sets: (sets, writers), 1 where a writer belongs to a set.
+        writers: the graph's first ones.
+        sets: (sets, writers), 1 where a writer belongs to a set.
         """
         changes = self.changes(len(writers), images, cut=cut)
-        return (sets.to(changes) @ changes.flatten(1)).unflatten(1, changes.shape[1:])
+        return torch.unflatten(sets.to(changes) @ changes.flatten(1), 1, changes.shape[1:])
 
     def along(self, gradients: Tensor, writers: Sequence[Writer], images: slice, *, cut: bool) -> Tensor:
-        """Gradients by the stream (g, n, T, D) -> their products with what replacing each of the writers, the first of
-        the graph's, changes: (g, writers, n)."""
+        """The products of gradients by the stream (g, n, T, D) with each writer's change: (g, writers, n).
+
+        writers: the graph's first ones.
+        """
         changes = self.changes(len(writers), images, cut=cut).flatten(2).transpose(0, 1)
         return (changes @ gradients.flatten(2).permute(1, 2, 0)).permute(2, 1, 0)
 
     def changes(self, count: int, images: slice, *, cut: bool) -> Tensor:
-        """What replacing each of the graph's first writers changes: (count, n, T, D)."""
+        """The changes of the graph's first `count` writers: (count, n, T, D)."""
         whole = self._there(self._whole[:count, images])
         if not cut:
             return whole
         later = [changes for index, changes in self._changes.items() if index >= self.narrowed.start]
-        return torch.cat([self.narrowed.cut(whole), *(self._there(one[:, images]) for one in later)])[:count]
+        return torch.cat([self.narrowed.cut(whole), *(self._there(changes[:, images]) for changes in later)])[:count]
 
     def _there(self, changes: Tensor) -> Tensor:
-        """Where the model is: what lies in a file is in the host's memory."""
+        """On the model's device: changes in a file are mapped into the host's memory."""
         return changes.to(self.logits.device)
 
 
 def mapped(folder: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Zeros of this shape, on the CPU, in a file of the folder that has no name: its room is free again once nothing
-    refers to the tensor, even if the process is killed.
+    """Zeros of this shape, on the CPU, in a nameless file in the folder. Its space is freed once nothing refers to the
+    tensor, even if the process is killed.
 
-    Raises WriteError where the folder does not take that much.
+    Raises WriteError where the folder has no room for it.
     """
     count = math.prod(shape)
     size = max(1, count * dtype.itemsize)
     with writing(folder), tempfile.TemporaryFile(dir=folder) as file:
         file.truncate(size)
         if hasattr(os, "posix_fallocate"):
-            # Without room for all of it the process would be killed at some write in the middle of its work.
+            # Otherwise a full disk would kill the process at some write in the middle of its work.
             os.posix_fallocate(file.fileno(), 0, size)
         return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype, count=count).view(tuple(shape))

@@ -1,8 +1,9 @@
 """What the rest of the model makes of a changed stream, on the block and the head graph.
 
-Scoring runs from the output backwards. All that lies before the sublayer at hand is the whole model, so its streams are
-computed once; all that lies behind has been decided, so what was removed there is not computed at all: those sublayers
-run with the units they keep, plus the constant (or, resampling, each image's own value) of those they lost.
+Discovery goes from the output backwards. Everything before the sublayer at hand is still the whole model, so its
+streams are computed once. Everything behind is decided, so what was removed there is not computed at all: those
+sublayers run with the units they keep, plus what stands in for the others, a constant or, with resampling, a value for
+each image.
 """
 
 from __future__ import annotations
@@ -21,19 +22,16 @@ from vitfx.graph.stages import Stage, contribution, of_images
 
 @dataclass(frozen=True)
 class DecidedStage:
-    """A stage behind the sublayer at hand.
-
-    small: what a sublayer keeps; None where nothing is kept, or the stage is no sublayer. added: what its removed units
-    are replaced with, in the stream: (D,), (T, D) or (N, T, D), None where nothing was removed. A sublayer that keeps
-    nothing has its bias in `added` too.
-    """
+    """A stage behind the sublayer at hand."""
 
     stage: Stage
-    small: Sublayer | None
+    small: Sublayer | None  #: with the units that it keeps; None where it keeps none, or is no sublayer
+    #: What stands in for the removed units, in the stream: (D,), (T, D) or (N, T, D). Of a sublayer that keeps no unit,
+    #: its bias as well. None where nothing was removed.
     added: Tensor | None
 
     def __call__(self, stream: Tensor, images: Chosen) -> Tensor:
-        """stream: (n, T, D) of the images `images`."""
+        """stream: (n, T, D), of these images."""
         if self.stage.sublayer is None:
             return self.stage(stream)
         result = self.stage.carried(stream)
@@ -43,7 +41,7 @@ class DecidedStage:
 
 
 def decide(stage: Stage, removed: Sequence[int], reference: Tensor | None) -> DecidedStage:
-    """The stage once its removed units are settled; reference: its inner channels, (E,), (T, E) or (N, T, E)."""
+    """The stage without its removed units. reference: of its inner channels, (E,), (T, E) or (N, T, E)."""
     module = stage.sublayer
     if module is None or not removed:
         return DecidedStage(stage, module, None)
@@ -58,7 +56,7 @@ def decide(stage: Stage, removed: Sequence[int], reference: Tensor | None) -> De
 
 
 def run_decided(decided: Sequence[DecidedStage], stream: Tensor, images: Chosen) -> Tensor:
-    """The logits that the decided stages make of a stream."""
+    """The logits that the decided stages compute from a stream."""
     for stage in decided:
         stream = stage(stream, images)
     return stream

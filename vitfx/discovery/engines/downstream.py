@@ -1,9 +1,9 @@
 """What a change in some writers' output does to the logits, on the edge and the qkv graph.
 
-The readers behind that see none of it keep what they have; the others add the change to what they read, and pass on
-what that changes in turn, edge by edge. Heads and paths without a kept way to the logits are not computed at all.
-What everybody reads in the circuit as it stands is worked out once, before the first trial, so that no rounding piles
-up from trial to trial.
+Readers behind that see none of the change stay as they are. The others add it to what they read, and pass on what that
+changes in turn, edge by edge. Heads and paths from which no chain of kept edges leads to the logits are not computed at
+all. What each reader reads in the circuit as it stands is computed once, before the first trial, so that rounding does
+not pile up from trial to trial.
 
 Shapes: n images of a batch, N images of the process, T tokens, D width, E inner channels of a sublayer.
 """
@@ -18,20 +18,24 @@ from torch import Tensor
 from vitfx.circuits.edge_table import Wiring
 from vitfx.discovery.basis.protocol import BATCH, Chosen, batches
 from vitfx.discovery.engines.clean_run import CleanRun
-from vitfx.discovery.engines.partial_sublayers import Step, Units
+from vitfx.discovery.engines.partial_sublayers import DownstreamStep, Units
 from vitfx.discovery.engines.pullback import Pullback
 from vitfx.graph.narrow import NarrowingStage
 from vitfx.graph.stages import contribution
 
-Follow = Callable[[Step, Tensor, Callable[[Step, Tensor], Tensor]], Tensor]
-"""A step, what its readers read, and what takes the step -> what it makes of that."""
+Follow = Callable[[DownstreamStep, Tensor, Callable[[DownstreamStep, Tensor], Tensor]], Tensor]
+"""From a step, what its readers read, and the function that takes the step, to that function's value."""
 
 
 class Downstream:
-    """Everything behind the sublayer at `stage`, of which the writers in `rows` are going to change."""
+    """Everything behind one sublayer, of which some writers are going to change."""
 
     def __init__(self, run: CleanRun, wiring: Wiring, stage: int, rows: Sequence[int], inner: Tensor) -> None:
-        """inner: what the sublayer puts out in the circuit as it stands, (N, T, E)."""
+        """
+        stage: the sublayer's index.
+        rows: the writers that are going to change.
+        inner: the sublayer's inner channels in the circuit as it stands, (N, T, E).
+        """
         self.run, self.wiring, self.stage = run, wiring, stage
         self.steps = self._plan(list(rows))
         self.missed = wiring.missed(stage)
@@ -40,7 +44,7 @@ class Downstream:
         self._memory = stream.new_empty((len(rows) + self._more) * stream.numel())
         self._fill(inner)
 
-    def _plan(self, changed: list[int]) -> list[Step]:
+    def _plan(self, changed: list[int]) -> list[DownstreamStep]:
         wiring, steps = self.wiring, []
         for index in range(self.stage + 1, self.run.logits_stage + 1):
             readers = [row for row in wiring.alive_readers(index) if bool(wiring.seen[row, changed].any())]
@@ -52,18 +56,17 @@ class Downstream:
                 rows = [row for row in rows if wiring.writers[row].index in heads]
             mask = wiring.seen[readers][:, changed].to(self.run.logits)
             units = Units(self.run.narrowed.stages[index], wiring, rows) if rows else None
-            steps.append(Step(index, readers, mask, units))
+            steps.append(DownstreamStep(index, readers, mask, units))
             changed = [*changed, *rows]
         return steps
 
     def logits(self, images: Chosen, changes: Tensor, follow: Follow | None = None) -> Tensor:
-        """What becomes of the logits, (n, K), when the rows' outputs change by (rows, n, T, D). follow: takes the
-        steps instead."""
+        """The logits (n, K) if the rows' outputs change by (rows, n, T, D). follow: takes the steps instead."""
         narrow = self.run.narrowed.start
         cut = self.stage >= narrow
         known = _Changes(changes, self._more, self._memory)
 
-        def make(step: Step, read: Tensor) -> Tensor:
+        def make(step: DownstreamStep, read: Tensor) -> Tensor:
             return self._made(step, read, images)
 
         for step in self.steps:
@@ -78,11 +81,11 @@ class Downstream:
                 known.cut(step.units.stage.tokens)
                 cut = True
             known.add(made)
-        raise AssertionError("an alive writer has a way to the logits")
+        raise AssertionError("a writer that is alive reaches the logits")
 
-    def _made(self, step: Step, read: Tensor, images: Chosen) -> Tensor:
-        """What the step's rows put out more than they did, (rows, n, T, D), or the logits, when its readers read
-        (readers, n, T, D)."""
+    def _made(self, step: DownstreamStep, read: Tensor, images: Chosen) -> Tensor:
+        """By how much the output of the step's rows changes, (rows, n, T, D), if its readers read (readers, n, T, D);
+        of the last step, the logits."""
         if step.units is None:
             return self.run.classify(read[0])
         readers = [self.wiring.readers[row] for row in step.readers]
@@ -90,7 +93,7 @@ class Downstream:
         return step.units.by_row(step.units.inner(read, parts) - step.inner[images])
 
     def tracked(self, images: Chosen, seen: Tensor, change: Callable[[Tensor], Tensor]) -> Pullback:
-        """The run of some images from what a reader sees, (n, T, D). change: that -> the rows' changes."""
+        """The run of some images from what readers see. change: from that to the rows' changes (rows, n, T, D)."""
         pullback = Pullback(seen, change, self._memory, self.run.narrowed.tokens)
         with torch.no_grad():
             pullback.logits = self.logits(images, pullback.changes, pullback.follow)
@@ -98,33 +101,35 @@ class Downstream:
 
     @torch.no_grad()
     def _fill(self, inner: Tensor) -> None:
-        """One run of the circuit as it stands from the sublayer on, keeping what the steps start from."""
+        """Runs the circuit as it stands from the sublayer on, and keeps what the steps start from."""
         pieces: dict[int, list[tuple[Tensor, list[Tensor], Tensor]]] = {step.index: [] for step in self.steps}
         for images in batches(len(self.run.logits)):
             walk = _Walk(self, images, inner[images])
             for index in range(self.stage + 1, self.run.logits_stage + 1):
-                found = walk.step(index, next((one for one in self.steps if one.index == index), None))
-                if found is not None:
-                    pieces[index].append(found)
+                start = walk.step(index, next((step for step in self.steps if step.index == index), None))
+                if start is not None:
+                    pieces[index].append(start)
         for step in self.steps:
             reads, parts, inners = zip(*pieces[step.index], strict=True)
             step.read = torch.cat(reads, dim=1)
-            step.parts = [torch.cat(one) for one in zip(*parts, strict=True)]
+            step.parts = [torch.cat(part) for part in zip(*parts, strict=True)]
             step.inner = torch.cat(inners)
 
 
 class _Changes:
-    """The changes of ever more writers, (rows, n, T, D), in one piece of memory: the rows so far are not copied for
-    each that are added."""
+    """The changes of ever more writers, (rows, n, T, D), in one tensor, so that adding rows does not copy the earlier
+    ones."""
 
     def __init__(self, rows: Tensor, more: int, memory: Tensor) -> None:
-        """more: how many will be added. memory: numbers enough for all, used again by every trial: the system takes as
-        long to find so much anew as a layer takes."""
+        """
+        more: how many rows will be added.
+        memory: large enough for all, and used again by every trial: allocating it anew takes as long as a layer.
+        """
         self.rows, self._more = rows, more
         self._lay_out(memory)
 
     def cut(self, tokens: Tensor | None) -> None:
-        """Only these tokens go on."""
+        """Keeps these tokens alone."""
         self.rows = self.rows[:, :, tokens]
         self._lay_out(self.rows.new_empty((len(self.rows) + self._more) * self.rows[0].numel()))
 
@@ -141,13 +146,10 @@ class _Changes:
 
 
 class _Walk:
-    """A batch on its way through the circuit as it stands."""
+    """The run of a batch through the circuit as it stands."""
 
     def __init__(self, downstream: Downstream, images: Chosen, inner: Tensor) -> None:
         self.down, self.run, self.wiring, self.images = downstream, downstream.run, downstream.wiring, images
-        stage = self.run.narrowed.stages[downstream.stage]
-        module = stage.sublayer
-        assert module is not None
         stream = self.run.streams[downstream.stage][images]
         self.changes = stream.new_zeros(len(self.wiring.writers), *stream.shape)
         for index in range(self.run.graph.first - 1, downstream.stage):
@@ -155,27 +157,28 @@ class _Walk:
         self._write(downstream.stage, stream, inner)
 
     def _read_before(self, index: int) -> None:
-        """The changes that removing a writer of the whole model makes, where a reader behind does without it."""
+        """The changes of a stage's writers that some reader behind does not see, from the whole model's run."""
         cut = self.down.stage > self.run.narrowed.start
         for row in self.wiring.writers_of(index):
             if self.down.missed[row]:
                 self.changes[row] = self.run.change(index, [self.wiring.writers[row]], self.images, cut=cut)
 
     def _write(self, index: int, stream: Tensor, inner: Tensor) -> None:
-        """inner: of the whole sublayer, (n, T, E)."""
+        """inner: the inner channels of the whole sublayer, (n, T, E)."""
         stage = self.run.narrowed.stages[index]
         module = stage.sublayer
         assert module is not None
         if isinstance(stage, NarrowingStage):
             self.changes = self.changes[:, :, stage.tokens]
-        self.stream = stage.carried(stream) + module.out(inner)
+        self.stream = stage.behind(stream, inner)
         reference = self.run.reference_of(index, self.images).to(inner)
         for row in self.wiring.writers_of(index):
             if self.down.missed[row]:
                 self.changes[row] = contribution(module, self.wiring.writers[row].units, reference - inner)
 
-    def step(self, index: int, wanted: Step | None) -> tuple[Tensor, list[Tensor], Tensor] | None:
-        """Runs a stage; what the wanted step starts from."""
+    def step(self, index: int, wanted: DownstreamStep | None) -> tuple[Tensor, list[Tensor], Tensor] | None:
+        """Runs a stage, and gives what the wanted step starts from: what its readers read, its parts and inner
+        channels."""
         stage = self.run.narrowed.stages[index] if index < self.run.logits_stage else None
         if stage is not None and stage.sublayer is None:
             self.stream = stage(self.stream)
@@ -192,15 +195,14 @@ class _Walk:
         alive = Units(stage, self.wiring, self.wiring.alive_writers(index))
         parts = alive.parts([self.wiring.readers[row] for row in readers], read)
         whole = self._ablated(index).index_copy(2, alive.channels, alive.inner(read, parts))
-        found = None
-        if wanted is not None and wanted.units is not None:
-            heads = [alive.units.index(unit) for unit in wanted.units.units] if parts else []
-            found = read[chosen], [part[:, heads] for part in parts], whole[..., wanted.units.channels]
         self._write(index, self.stream, whole)
-        return found
+        if wanted is None or wanted.units is None:
+            return None
+        heads = [alive.units.index(unit) for unit in wanted.units.units] if parts else []
+        return read[chosen], [part[:, heads] for part in parts], whole[..., wanted.units.channels]
 
     def _ablated(self, index: int) -> Tensor:
-        """The inner channels' reference: what is dead is seen by nobody that matters, and may be anything."""
+        """The reference of the inner channels. No live reader sees those of dead writers, so any value does."""
         stage = self.run.narrowed.stages[index]
         carried = stage.carried(self.stream)
         reference = self.run.reference_of(index, self.images).to(carried)

@@ -1,13 +1,14 @@
-"""The engine of the block and the head graph: a writer's one edge into the stream is removed, and what comes behind
-sees its reference instead.
+"""The engine of the block and the head graph, where removing a writer's only edge makes everything behind it see the
+writer's reference.
 
-A trial adds (reference − value) of the unit at hand to the stream behind its sublayer, and runs what is behind: the
-units kept there, and of the last layer only what the logits read.
+A trial adds the writer's reference less its value to the stream behind its sublayer, and runs what is behind: the units
+that are kept there, and in the last layer only the tokens that the logits read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,16 +20,16 @@ from vitfx.discovery.basis.calibration import Calibration
 from vitfx.discovery.basis.forecast import Forecast
 from vitfx.discovery.basis.protocol import BATCH, Chosen, Trial, mean_kl
 from vitfx.discovery.engines.decided_stages import DecidedStage, decide, run_decided
-from vitfx.discovery.engines.second_order import ByAutograd, Tracked, second_order
+from vitfx.discovery.engines.second_order import ByAutograd, TrackedLogits, second_order
 from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.narrow import narrow
-from vitfx.graph.stages import Reference, Stage, of_images
+from vitfx.graph.stages import Reference, Stage, in_batches, of_images, streams_at
 
 
 class HeadEngine:
-    """Walks the sublayers from the output backwards, then the embedding.
+    """Visits the sublayers from the output backwards, then the embedding.
 
-    Memory, in numbers: the streams of all stages, N·T·D·(2L + 2), one sublayer's inner channels and its output.
+    Memory, in numbers: the streams of all stages, N·T·D·(2L + 2), and one sublayer's inner channels and output.
     """
 
     def __init__(self, graph: EdgeGraph, calibration: Calibration, reference: Reference) -> None:
@@ -47,48 +48,43 @@ class HeadEngine:
             stage, stream = self.narrowed.stages[index], streams.pop()
             gone: list[int] = []
             if stage.sublayer is not None:
-                visit = SublayerVisit(self, stage, stream, behind)
+                visit = SublayerStreamVisit(self, stage, stream, behind)
                 yield visit
                 gone = visit.gone
             with torch.no_grad():
                 self.behind.insert(0, decide(stage, sorted(gone), self.reference.get(stage.name)))
             behind = stream
-        yield EmbeddingVisit(self, stream)
+        yield EmbeddingStreamVisit(self, stream)
 
     def wide_visits(self) -> Iterator[WideStreamVisit]:
         return (WideStreamVisit(visit) for visit in self.visits())
 
     def _streams(self) -> list[Tensor]:
-        """The whole model's input to each stage, and its logits last."""
-        parts = []
-        for pixels in self.calibration.clean.split(BATCH):
-            found = [pixels]
-            for stage in self.narrowed.stages:
-                found.append(stage(found[-1]))
-            parts.append(found)
-        return [torch.cat(one) for one in zip(*parts, strict=True)]
+        """The input of each stage in the whole model, and its logits last."""
+        readings = list(streams_at(self.narrowed.stages, self.calibration.clean, BATCH))
+        return [*(reading.stream for reading in readings), readings[-1].behind]
 
 
 class StreamVisit:
-    """The writers of one sublayer, or the embedding, whose edges into the stream are settled one after another."""
+    """The writers of one sublayer, or the embedding, whose edges into the stream are decided one after another."""
 
     reader: Reader = STREAM_READER
     idle = False
 
     def __init__(self, engine: HeadEngine, sublayer: str) -> None:
         self.engine = engine
-        self.writers: Sequence[Writer] = [one for one in engine.graph.writers if one.sublayer == sublayer]
+        self.writers: Sequence[Writer] = engine.graph.writers_of(sublayer)
 
     def change(self, writer: Writer, images: Chosen) -> Tensor:
         """What replacing the writer adds to the stream: (n, T, D)."""
         raise NotImplementedError
 
     def stream(self, images: Chosen) -> Tensor:
-        """The stream behind the writers, without those removed: (n, T, D)."""
+        """The stream behind the writers, without those that are removed: (n, T, D)."""
         raise NotImplementedError
 
     def replace(self, writers: Sequence[Writer]) -> None:
-        """Their references stand in for them from now on."""
+        """Puts these writers' references in their place for good."""
         raise NotImplementedError
 
     def remove(self, writers: Sequence[Writer], order: tuple[int, ...] | None = None) -> None:
@@ -96,43 +92,44 @@ class StreamVisit:
         if order is not None:
             self.engine.order = order
 
+    def stream_without(self, writers: Sequence[Writer], images: Chosen) -> Tensor:
+        """The stream without these writers as well: (n, T, D)."""
+        stream = self.stream(images)
+        for writer in writers:
+            stream = stream + self.change(writer, images)
+        return stream
+
     @torch.no_grad()
     def kl_without(self, writers: Sequence[Writer], allowed: Callable[[float], bool]) -> Trial:
         def divergence(images: Chosen) -> Tensor:
-            stream = self.stream(images)
-            for writer in writers:
-                stream = stream + self.change(writer, images)
-            return kl_divergence(self.engine.clean[images], run_decided(self.engine.behind, stream, images))
+            logits = run_decided(self.engine.behind, self.stream_without(writers, images), images)
+            return kl_divergence(self.engine.clean[images], logits)
 
         return mean_kl(self.engine.calibration, divergence, allowed, self.engine.order)
 
     def forecast(self, gone: Sequence[Writer] = ()) -> Forecast:
-        """What removing the writers would cost, were these gone."""
+        """What removing each writer would cost, if `gone` were removed as well."""
 
-        def seen(images: slice) -> Tensor:
-            stream = self.stream(images)
-            for writer in gone:
-                stream = stream + self.change(writer, images)
-            return stream
-
-        def track(stream: Tensor, images: slice) -> Tracked:
+        def track(stream: Tensor, images: slice) -> TrackedLogits:
             return ByAutograd(stream, lambda seen: run_decided(self.engine.behind, seen, images))
 
         def along(gradients: Tensor, stream: Tensor, images: slice) -> Tensor:
-            changes = torch.stack([self.change(one, images) for one in self.writers])
+            changes = torch.stack([self.change(writer, images) for writer in self.writers])
             return torch.einsum("wntd,gntd->gwn", changes, gradients)
 
-        return second_order(self.engine.calibration, self.engine.clean, seen, track, along)
+        return second_order(
+            self.engine.calibration, self.engine.clean, partial(self.stream_without, gone), track, along
+        )
 
 
 class WideStreamVisit:
-    """A sublayer's edges into the stream: there is one reader only."""
+    """A sublayer's edges into the stream, which is their only reader."""
 
     idle: Sequence[Edge] = ()
 
     def __init__(self, visit: StreamVisit) -> None:
         self._visit = visit
-        self.edges: Sequence[Edge] = [Edge(one, STREAM_READER) for one in visit.writers]
+        self.edges: Sequence[Edge] = [Edge(writer, STREAM_READER) for writer in visit.writers]
 
     def kl_without(self, edges: Sequence[Edge], allowed: Callable[[float], bool]) -> Trial:
         return self._visit.kl_without(_writers(edges), allowed)
@@ -145,28 +142,28 @@ class WideStreamVisit:
 
 
 def _writers(edges: Sequence[Edge]) -> list[Writer]:
-    return [one.writer for one in edges]
+    return [edge.writer for edge in edges]
 
 
-class SublayerVisit(StreamVisit):
-    """Heads or paths of one sublayer of the whole model, or the sublayer as one."""
+class SublayerStreamVisit(StreamVisit):
+    """The heads or paths of one sublayer, or the sublayer as a whole."""
 
     def __init__(self, engine: HeadEngine, stage: Stage, stream: Tensor, behind: Tensor) -> None:
-        """stream: what the sublayer reads; behind: the stream behind it, in the whole model."""
+        """stream, behind: before and behind the sublayer, in the whole model."""
         super().__init__(engine, stage.name)
         self.stage, self.gone = stage, list[int]()
         self.parts: dict[Writer, tuple[Tensor, Tensor]] = {}
         self.behind = behind
         self.reference = engine.reference[stage.name]
         with torch.no_grad():
-            self.inner = torch.cat([stage.inner(batch) for batch in stream.split(BATCH)])
+            self.inner = in_batches(stage.inner, stream, BATCH)
 
     def change(self, writer: Writer, images: Chosen) -> Tensor:
         missing, columns = self._part(writer)
         return missing[images] @ columns
 
     def _part(self, writer: Writer) -> tuple[Tensor, Tensor]:
-        """Reference less value of the writer's channels, (N, T, ·), and its columns of the projection, (·, D)."""
+        """The writer's reference less its value, (N, T, ·), and its columns of the projection, (·, D)."""
         if writer not in self.parts:
             assert self.stage.sublayer is not None
             module = self.stage.sublayer
@@ -185,8 +182,8 @@ class SublayerVisit(StreamVisit):
                 self.behind = self.behind + self.change(writer, slice(None))
 
 
-class EmbeddingVisit(StreamVisit):
-    """The embedding writes the very stream that the first sublayer reads."""
+class EmbeddingStreamVisit(StreamVisit):
+    """The embedding, which is the very stream that the first sublayer reads."""
 
     def __init__(self, engine: HeadEngine, stream: Tensor) -> None:
         super().__init__(engine, EMBED)

@@ -1,4 +1,4 @@
-"""Single heads and paths of a sublayer behind the reader at hand: what they make of what their readers read.
+"""Some heads or paths of a sublayer alone: what they compute from what their readers read.
 
 Shapes: n images of a batch, N images of the process, T tokens, D width, E inner channels of a sublayer.
 """
@@ -21,9 +21,10 @@ from vitfx.graph.stages import Stage, attend, project_heads
 
 
 class Units:
-    """Some rows (heads or paths) of one sublayer, with their part of its weights laid out for them alone."""
+    """Some heads or paths of one sublayer, with a copy of their part of its weights."""
 
     def __init__(self, stage: Stage, wiring: Wiring, rows: Sequence[int]) -> None:
+        """rows: of the wiring's writers."""
         module = stage.sublayer
         assert module is not None
         self.stage, self.module, self.rows = stage, module, list(rows)
@@ -38,7 +39,7 @@ class Units:
             self._bias = None if module.fc1.bias is None else module.fc1.bias[self.channels]
 
     def inner(self, read: Tensor, parts: Sequence[Tensor]) -> Tensor:
-        """The inner channels, (n, T, ·): heads' from their parts, neurons' from what the MLP reads, (1, n, T, D)."""
+        """The inner channels (n, T, ·): those of heads from `parts`, those of neurons from `read` (1, n, T, D)."""
         if isinstance(self.module, Attention):
             return attend(self.module, *parts)
         assert isinstance(self.module, Mlp) and self.stage.norm is not None
@@ -48,15 +49,15 @@ class Units:
         """What each row adds to the stream: (n, T, ·) -> (rows, n, T, D)."""
         if self._stacked is None:
             pieces = inner.split(self.sizes, dim=-1)
-            return torch.stack([piece @ block for piece, block in zip(pieces, self._columns, strict=True)])
+            return torch.stack([piece @ columns for piece, columns in zip(pieces, self._columns, strict=True)])
         apart = inner.flatten(0, 1).unflatten(1, (len(self.rows), -1)).transpose(0, 1)
-        return torch.bmm(apart, self._stacked).unflatten(1, inner.shape[:2])
+        return torch.unflatten(torch.bmm(apart, self._stacked), 1, inner.shape[:2])
 
     def parts(self, readers: Sequence[Reader], read: Tensor, known: Sequence[Tensor] = ()) -> list[Tensor]:
-        """An attention's queries, keys and values, each from its own reader where one is given; an MLP has none.
+        """An attention's queries, keys and values, computed anew where their reader is given; an MLP has none.
 
-        read: of each reader, (readers, n, T, D); queries alone may come with the tokens that are wanted only. known:
-        what the parts are otherwise, (n, heads, T, channels).
+        read: what each reader reads, (readers, n, T, D). If only queries are given, it may hold their tokens alone.
+        known: the parts whose readers are not given, (n, heads, T, channels).
         """
         if not isinstance(self.module, Attention):
             return []
@@ -84,30 +85,24 @@ class Units:
 
 
 def _apart(rows: Tensor, places: Sequence[Sequence[int]]) -> list[Tensor]:
-    """The rows at each of some places. Where they follow one another it is one split, without a copy, and whose
-    gradient is put together without adding up zeros."""
+    """The rows at each of several lists of places. Where these follow one another, `split` does it without a copy, and
+    autograd puts the gradient together without adding up zeros."""
     filled = sorted((own for own in places if own), key=lambda own: own[0])
     if [at for own in filled for at in own] == list(range(len(rows))):
         pieces = dict(zip((own[0] for own in filled), rows.split([len(own) for own in filled]), strict=True))
         return [pieces[own[0]] if own else rows[:0] for own in places]
-    together = [bool(own) and own[-1] - own[0] + 1 == len(own) for own in places]
-    return [rows[own[0] : own[-1] + 1] if whole else rows[own] for own, whole in zip(places, together, strict=True)]
+    adjacent = [bool(own) and own[-1] - own[0] + 1 == len(own) for own in places]
+    return [rows[own[0] : own[-1] + 1] if whole else rows[own] for own, whole in zip(places, adjacent, strict=True)]
 
 
 @dataclass
-class Step:
-    """A later sublayer, or the logits, as far as a change gets there.
+class DownstreamStep:
+    """A later sublayer, or the logits, as far as a change reaches it. Tensors are of the circuit as it stands."""
 
-    readers: rows of those that see some of it. mask: (readers, writers changed before), 1 where one sees the other.
-    units: the writers that change in turn, None for the logits. read: what the readers read as things stand, (readers,
-    N, T, D). parts: heads' queries, keys and values as things stand, (N, heads, T, channels). inner: the same of what
-    the units put out, (N, T, channels).
-    """
-
-    index: int
-    readers: list[int]
-    mask: Tensor
-    units: Units | None
-    read: Tensor = field(default_factory=lambda: torch.empty(0))
-    parts: list[Tensor] = field(default_factory=list)
-    inner: Tensor = field(default_factory=lambda: torch.empty(0))
+    index: int  #: of the stage
+    readers: list[int]  #: rows of the readers that see some of the change
+    mask: Tensor  #: (readers, writers changed before), 1 where the reader sees the writer
+    units: Units | None  #: the writers that change in turn; None for the logits
+    read: Tensor = field(default_factory=lambda: torch.empty(0))  #: what the readers read, (readers, N, T, D)
+    parts: list[Tensor] = field(default_factory=list)  #: queries, keys and values, (N, heads, T, channels)
+    inner: Tensor = field(default_factory=lambda: torch.empty(0))  #: the units' inner channels, (N, T, channels)

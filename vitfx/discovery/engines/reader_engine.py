@@ -1,7 +1,7 @@
-"""The engine of the edge and the qkv graph: a writer's edge into one reader is removed.
+"""The engine of the edge and the qkv graph, where a writer's edge into one reader is removed.
 
-All before the reader is the whole model and kept; a trial adds (reference − value) to what the reader reads, recomputes
-that reader's own projection and head, and follows the change through the edges behind it.
+Everything before the reader is the whole model's, and kept. A trial adds the writer's reference less its value to what
+the reader reads, recomputes that reader's own projection and head, and follows the change through the edges behind.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from vitfx.discovery.basis.protocol import Chosen, Trial, batches, mean_kl
 from vitfx.discovery.engines.clean_run import CleanRun
 from vitfx.discovery.engines.downstream import Downstream
 from vitfx.discovery.engines.partial_sublayers import Units
-from vitfx.discovery.engines.sublayer_visit import SublayerVisit
+from vitfx.discovery.engines.wide_reader_visit import WideReaderVisit
 from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.stages import Reference
 
 
 class ReaderEngine:
-    """Walks the logits, then MLPs and heads from the output backwards; a head's queries, keys and values in turn.
+    """Visits the logits, then MLPs and heads from the output backwards; a head's queries, keys and values in turn.
 
-    Memory, in numbers: the whole model's streams and every writer's change to them, and during a visit what the readers
-    behind it read, at most N·T·D of each.
+    Memory, in numbers: the whole model's streams, every writer's change to them, and during a visit what the readers
+    behind it read, each N·T·D at most.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class ReaderEngine:
             for readers in self._groups(index):
                 yield from self._visit(index, readers, inner)
 
-    def wide_visits(self) -> Iterator[SublayerVisit]:
+    def wide_visits(self) -> Iterator[WideReaderVisit]:
         for index, inner in self._sublayers():
-            visit = SublayerVisit(self.run, self.wiring, index, inner, self.order)
+            visit = WideReaderVisit(self.run, self.wiring, index, inner, self.order)
             yield visit
             visit.settle()
             self.order = visit.order
 
     def _sublayers(self) -> Iterator[tuple[int, Tensor | None]]:
-        """From the logits backwards: the stage, and what its inner channels are in the whole model, (N, T, E)."""
+        """From the logits backwards: each sublayer's stage, and its inner channels in the whole model, (N, T, E)."""
         for index in range(self.run.logits_stage, self.graph.first - 1, -1):
             if index == self.run.logits_stage:
                 yield index, None
@@ -64,15 +64,15 @@ class ReaderEngine:
                 yield index, self.run.inner(index)
 
     def _groups(self, index: int) -> list[list[int]]:
-        """The readers of one head, or of one MLP, together."""
-        found: dict[int | None, list[int]] = {}
+        """The rows of the readers of each head; of an MLP, its one reader."""
+        groups: dict[int | None, list[int]] = {}
         for row in self.wiring.readers_of(index):
-            found.setdefault(self.wiring.readers[row].head, []).append(row)
-        return list(found.values())
+            groups.setdefault(self.wiring.readers[row].head, []).append(row)
+        return list(groups.values())
 
     def _visit(self, index: int, readers: list[int], inner: Tensor | None) -> Iterator[ReaderVisit]:
-        """inner: what the sublayer puts out as decided so far, (N, T, E); the visited units' part is brought up to
-        date. None for the logits."""
+        """inner: the sublayer's inner channels as decided so far, (N, T, E), in which the visit updates its own; None
+        for the logits."""
         unit = _Unit(self, index, readers, inner)
         for row in readers:
             visit = ReaderVisit(unit, row)
@@ -103,13 +103,13 @@ class _Unit:
 
     @cached_property
     def down(self) -> Downstream:
-        """Worked out when the first question is asked: a reader that a journal settles asks none."""
+        """Computed at the first trial: a reader whose decisions a journal holds needs none."""
         assert self.units is not None
         return Downstream(self.run, self.engine.wiring, self.index, self.units.rows, self.inner)
 
     @property
     def idle(self) -> bool:
-        """Nothing of it leads to the logits."""
+        """Whether nothing of it reaches the logits."""
         return self.units is None and not self.is_logits
 
     def _clean(self, images: Chosen, readers: int) -> Tensor:
@@ -120,13 +120,13 @@ class _Unit:
         assert self.units is not None
         return self.units.parts([self.engine.wiring.readers[row] for row in readers], read, known)
 
-    def _all(self, of: Callable[[slice], list[Tensor]]) -> list[Tensor]:
+    def _all(self, of_images: Callable[[slice], list[Tensor]]) -> list[Tensor]:
         with torch.no_grad():
-            pieces = [of(images) for images in batches(len(self.run.logits))]
-        return [torch.cat(one) for one in zip(*pieces, strict=True)]
+            pieces = [of_images(images) for images in batches(len(self.run.logits))]
+        return [torch.cat(part) for part in zip(*pieces, strict=True)]
 
     def logits(self, reader: int, read: Tensor, images: Chosen) -> Tensor:
-        """What becomes of the logits (n, K) when one of the readers reads (n, T, D)."""
+        """The logits (n, K) if one of the readers reads (n, T, D)."""
         if self.units is None:
             return self.run.classify(read)
         parts = self._parts([reader], read[None], [part[images] for part in self.parts])
@@ -134,7 +134,7 @@ class _Unit:
         return self.down.logits(images, self.units.by_row(change))
 
     def settle(self, visit: ReaderVisit) -> None:
-        """The reader's edges are decided: what it makes of them is what the unit's next reader finds."""
+        """Once the reader's edges are decided: updates the parts from which the unit's next reader starts."""
         visit.tidy()
         if self.idle or self.is_logits:
             return
@@ -144,7 +144,7 @@ class _Unit:
         )
 
     def write(self, inner: Tensor) -> None:
-        """Brings the unit's part of the sublayer's inner channels (N, T, E) up to date."""
+        """Updates the unit's own channels in the sublayer's inner channels (N, T, E)."""
         units = self.units
         if units is not None:
             parts = self.parts
@@ -153,7 +153,7 @@ class _Unit:
 
 
 class ReaderVisit:
-    """One reader: what it reads now, (N, T, D), and the writers before it."""
+    """One reader, what it reads now, (N, T, D), and the writers before it."""
 
     def __init__(self, unit: _Unit, row: int) -> None:
         self.unit, self.row, engine = unit, row, unit.engine
@@ -166,7 +166,8 @@ class ReaderVisit:
         self.read = self._whole()
 
     def _whole(self) -> Tensor:
-        """What the reader reads in the whole model; where it is cut, of the tokens that the logits read."""
+        """What the reader reads in the whole model; queries of the last attention, for the tokens that the logits read
+        alone."""
         stream = self.run.streams[self.unit.index]
         return self.run.narrowed.cut(stream) if self.unit.index == self.run.narrowed.start and self.cut else stream
 
@@ -190,10 +191,10 @@ class ReaderVisit:
             self.read = self.read + torch.cat(changes)
 
     def tidy(self) -> None:
-        """Works out what is read from the whole model once more, so that rounding does not depend on the steps in which
-        edges were removed: a run that was broken off goes on to the same bits."""
+        """Computes what is read from the whole model once more, so that rounding does not depend on the steps in which
+        edges were removed: an interrupted run resumes to the same bits."""
         seen = self.engine.wiring.seen[self.row]
-        gone = [one for one in self.writers if not bool(seen[self.engine.wiring.row[one]])]
+        gone = [writer for writer in self.writers if not seen[self.engine.wiring.row[writer]]]
         self.read = self._whole()
         self.remove(gone)
 

@@ -1,8 +1,8 @@
 """Automatic Circuit DisCovery, Algorithm 1 of Conmy et al. 2023 (arXiv:2304.14997), on any engine.
 
-Readers are visited from the output backwards; of each edge into one the algorithm asks by how much removing it, on top
-of all removed before, raises D_KL(G‖H). Less than τ: the edge goes. The paper leaves the order of a reader's parents
-open; `vitfx.discovery.methods.acdc` has several.
+Readers are visited from the output backwards. For each edge into a reader, the algorithm asks by how much removing it,
+on top of all removed before, raises D_KL(G‖H). If that is less than τ, the edge goes. The paper leaves the order of a
+reader's parents open; there are several here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vitfx.circuits.circuit import BOUND, EXACT, Decision, Edge, Writer
 from vitfx.discovery.basis.protocol import Engine, Journal, Limits, Visit
 
 Order = Callable[[Visit], Sequence[Writer]]
-"""In which order the edges of a reader are asked for."""
+"""In which order the algorithm asks about a reader's edges, by their writers."""
 
 
 def acdc(
@@ -24,16 +24,16 @@ def acdc(
     journal: Journal,
     progress: Callable[[Decision], None] | None = None,
 ) -> list[Decision]:
-    """Decides every edge. The decisions are those of the loop that runs the whole model for each edge."""
+    """Decides every edge, as a loop that runs the whole model for each edge would."""
     decisions: list[Decision] = []
     kl = 0.0
     for visit in engine.visits():
         for writer in order(visit):
             edge = Edge(writer, visit.reader)
-            decision = journal.recall(edge)
-            if decision is None:
-                decision = _decide(visit, edge, kl, limits)
-                journal.record(decision)
+            known = journal.recall([edge])
+            decision = _decide(visit, edge, kl, limits) if known is None else known[0]
+            if known is None:
+                journal.record([decision])
             if not decision.kept:
                 assert decision.kl is not None
                 kl = decision.kl
@@ -54,7 +54,7 @@ def _decide(visit: Visit, edge: Edge, kl: float, limits: Limits) -> Decision:
 
 
 def by_attribution(scores: Mapping[str, float], visit: Visit) -> Sequence[Writer]:
-    """scores: by the edge's name. Ties stay in the order of the stream."""
+    """The least attributed first; ties stay in the order of the stream. scores: by the edge's name."""
     return sorted(visit.writers, key=lambda writer: scores[Edge(writer, visit.reader).name])
 
 

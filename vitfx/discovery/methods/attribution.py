@@ -1,4 +1,4 @@
-"""The methods that score all edges at once, by their names."""
+"""The methods that score all edges at once: EAP, EAP-IG, and the baselines Taylor and random."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.calibration import Calibration
 from vitfx.discovery.basis.metric import check_metric, drawn_from, log_probability, make_metric
 from vitfx.discovery.basis.settings import Settings
-from vitfx.discovery.methods.edge_gradients import TrackedRun, by_name, embedding_of, mean_of_edges
+from vitfx.discovery.methods.edge_gradients import TrackedRun, by_name, mean_of_edges
 from vitfx.discovery.methods.magnitude import magnitude
 from vitfx.graph.stages import Reference, of_images
 from vitfx.support.errors import UserError
@@ -22,7 +22,7 @@ from vitfx.support.progress import Report
 def score_edges(
     graph: EdgeGraph, calibration: Calibration, reference: Reference, settings: Settings, report: Report
 ) -> dict[str, float]:
-    """Every edge's score by `settings.method`, one of `RANKING`, by the edge's name."""
+    """Each edge's score, by the edge's name. settings.method: one of `RANKING`."""
     methods: dict[str, Callable[[], dict[str, float]]] = {
         "eap": lambda: eap(graph, calibration, reference, metric=settings.metric, progress=report),
         "eap-ig": lambda: eap_ig(
@@ -43,8 +43,9 @@ def eap(
 
     |mean over images of (ref_w − clean_w) · ∂metric/∂x_r at the clean run| for each edge w → r, by its name.
 
-    metric: one of METRICS, in whose unit the scores are. D_KL(clean ‖ ·) has no gradient at the clean run: `kl` takes
-    its quadratic form, see `fisher`. Two forward passes for `logit-difference`, else one, and one backward.
+    It takes one forward pass, two for `logit-difference`, and one backward pass.
+    metric: one of METRICS, in whose unit the scores are. The gradient of D_KL(clean ‖ ·) is zero at the clean run, so
+        `kl` takes its quadratic form instead, see `fisher`.
     Raises UserError for an unknown metric.
     """
     check_metric(metric)
@@ -52,7 +53,7 @@ def eap(
         return fisher(graph, calibration, reference, progress=progress)
 
     def of_batch(images: slice) -> Tensor:
-        run = TrackedRun(graph, embedding_of(graph, calibration.clean[images]))
+        run = TrackedRun(graph, graph.embedding(calibration.clean[images]))
         value = make_metric(metric, graph, calibration, images, run.logits)
         return run.derivatives(value, run.deltas(reference, images))
 
@@ -69,20 +70,22 @@ def eap_ig(
     progress: Report | None = None,
 ) -> dict[str, float]:
     """EAP-IG: edge attribution patching with integrated gradients (Hanna et al. 2024, "Have Faith in Faithfulness",
-    arXiv:2403.17806): gradients are taken along the way from the ablated embedding to the clean one.
+    arXiv:2403.17806): gradients are averaged on the straight line from the ablated embedding to the clean one.
 
     |mean over images of (ref_w − clean_w) · 1/m Σ_k ∂metric/∂x_r at z' + k/m (z − z')|, k = 1 … m, by edge name.
 
-    z is the embedding of the image, z' its reference, m the steps; the last point is the clean run, whose gradient of
-    `kl` is zero (Hanna et al. 2024, equation 3). ref_w − clean_w is the clean run's. metric: one of METRICS, in whose
-    unit the scores are. m forward and backward passes. Raises UserError for an unknown metric, or less than one step.
+    z is the embedding of the image, z' its reference, and m the number of steps, each a forward and a backward pass.
+    The last point is the clean run, where the gradient of `kl` is zero (Hanna et al. 2024, equation 3). ref_w − clean_w
+    is the clean run's.
+    metric: one of METRICS, in whose unit the scores are.
+    Raises UserError for an unknown metric, or for less than one step.
     """
     check_metric(metric)
     if steps < 1:
-        raise UserError(f"EAP-IG can't take {steps} steps: give 1 or more")
+        raise UserError(f"--steps {steps} is too small for EAP-IG: give 1 or more")
 
     def of_batch(images: slice) -> Tensor:
-        clean = embedding_of(graph, calibration.clean[images])
+        clean = graph.embedding(calibration.clean[images])
         ablated = of_images(reference[EMBED], images).to(clean)
         run = TrackedRun(graph, clean)
         value = make_metric(metric, graph, calibration, images, run.logits)
@@ -97,16 +100,16 @@ def eap_ig(
 
 
 def taylor(graph: EdgeGraph, calibration: Calibration, *, progress: Report | None = None) -> dict[str, float]:
-    """The first-order Taylor score of pruning, a baseline: how much the loss changes as an edge's activation goes to
+    """The first-order Taylor score of pruning, a baseline: by how much the loss changes as an edge's activation goes to
     zero (Molchanov et al. 2017, arXiv:1611.06440, equation 8; for heads, Michel et al. 2019, arXiv:1905.10650,
     equation 2).
 
-    Mean over images of |clean_w · ∂loss/∂x_r| for each edge w → r, by its name, in nats an image. The absolute value
-    is each image's. It knows no reference: the gate goes towards zero.
+    Mean over images of |clean_w · ∂loss/∂x_r| for each edge w → r, by its name, in nats an image. Absolute values are
+    taken image by image. There is no reference: removing an edge means zero here.
     """
 
     def of_batch(images: slice) -> Tensor:
-        run = TrackedRun(graph, embedding_of(graph, calibration.clean[images]))
+        run = TrackedRun(graph, graph.embedding(calibration.clean[images]))
         loss = make_metric("loss", graph, calibration, images, run.logits)
         return run.derivatives(loss, run.deltas(None, images)).abs()
 
@@ -114,8 +117,8 @@ def taylor(graph: EdgeGraph, calibration: Calibration, *, progress: Report | Non
 
 
 def random_scores(graph: EdgeGraph, seed: int) -> dict[str, float]:
-    """The baseline that every other must beat: a number from [0, 1) for each edge by its name, drawn in the order
-    of `graph.edges()` from this seed."""
+    """The baseline that every method must beat: for each edge, by its name, a number drawn from [0, 1), in the order of
+    `graph.edges()`."""
     generator = torch.Generator().manual_seed(seed)
     return by_name(graph, torch.rand(len(graph.edges()), dtype=torch.float64, generator=generator))
 
@@ -125,17 +128,17 @@ def fisher(
 ) -> dict[str, float]:
     """The Fisher information of every edge: what removing it adds to the KL divergence, to second order.
 
-    An edge's gate is 1 where the edge is whole and 0 where the reader sees the writer's reference. D_KL(clean ‖ ·) has
-    no gradient at the clean run; its quadratic form there is ½·E[(∂ log p(y|x)/∂gate)²] with y drawn from the model
-    (Amari 1998; for pruning, Theis et al. 2018, arXiv:1801.05787, equation 6).
+    An edge's gate is 1 where the edge is whole and 0 where the reader sees the writer's reference. The gradient of
+    D_KL(clean ‖ ·) is zero at the clean run; its quadratic form there is ½·E[(∂ log p(y|x)/∂gate)²], with y drawn from
+    the model (Amari 1998; for pruning, Theis et al. 2018, arXiv:1801.05787, equation 6).
 
     ½ · mean over images of (∂ log p(y|x)/∂gate)² for each edge, by its name, in nats an image.
 
-    One y is drawn for each image, with `calibration.draws`. One forward and one backward pass.
+    One y is drawn for each image, from `calibration.draws`. It takes one forward and one backward pass.
     """
 
     def of_batch(images: slice) -> Tensor:
-        run = TrackedRun(graph, embedding_of(graph, calibration.clean[images]))
+        run = TrackedRun(graph, graph.embedding(calibration.clean[images]))
         drawn = drawn_from(run.logits, calibration.draws[images])
         return run.derivatives(log_probability(drawn), run.deltas(reference, images)).square() / 2
 

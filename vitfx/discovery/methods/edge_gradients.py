@@ -1,10 +1,10 @@
-"""How an image's metric changes with every edge of the graph, from one backward pass: what the attributions rest on.
+"""How an image's metric changes with every edge of the graph, from one backward pass: the ground of all attributions.
 
 The derivative along the edge w → r is Σ_{t,d} (ref_w − clean_w) · ∂metric/∂x_r, with x_r the stream as r alone reads it
-(Nanda 2023; Syed et al. 2024, arXiv:2310.10348, equation 2). The run is the model's own. Its backward pass stops at the
-queries, keys and values, and from there each reader's gradient goes its own way through the reader's rows and the
-LayerNorm, a layer at a time, so that no reader's copy of the stream outlives its layer. On the block and the head graph
-the reader is the stream behind the writer.
+(Nanda 2023; Syed et al. 2024, arXiv:2310.10348, equation 2). The run is that of the whole model. Its backward pass
+stops at the queries, keys and values. From there each reader's gradient is taken back separately, through the reader's
+own rows and the LayerNorm, one layer at a time, so that no reader's copy of the stream outlives its layer. On the block
+and the head graph the reader is the stream behind the writer.
 
 Shapes: n images of a batch, T tokens, D width, E inner channels, W writers, R readers of one sublayer.
 """
@@ -17,45 +17,53 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from passes.dialect import Attention
+from passes.dialect import Attention, Sublayer
 from vitfx.circuits.circuit import EMBED
 from vitfx.circuits.edge_graph import LOGITS_READER, EdgeGraph
 from vitfx.discovery.basis.calibration import Calibration
 from vitfx.discovery.basis.metric import Metric
-from vitfx.graph.stages import Reference, Stage, attend, contribution, of_images
+from vitfx.discovery.basis.protocol import BATCH, batches
+from vitfx.graph.stages import (
+    Reading,
+    Reference,
+    Stage,
+    attend,
+    contribution,
+    of_images,
+    run_stages,
+    streams_at,
+    sublayers_of,
+)
 from vitfx.support.progress import Report
 
 
 @dataclass(frozen=True)
 class _Tap:
-    """values: tensors of a run whose gradients give those of some readers. stream: what these read, by way of the
-    stage's norm if there is one. writers: the rows of those that they read."""
+    """Where a run's gradients are taken for some readers."""
 
-    values: tuple[Tensor, ...]
-    writers: slice
-    stage: Stage | None = None
-    stream: Tensor | None = None
+    values: tuple[Tensor, ...]  #: tensors of the run, whose gradients give those of the readers
+    writers: slice  #: rows of the writers that they read
+    stage: Stage | None = None  #: that they belong to; None where a reader reads the stream without a norm
+    stream: Tensor | None = None  #: that the stage's norm reads
 
 
 class TrackedRun:
-    """A run of the whole model from an embedding on, with what its edges' derivatives need."""
+    """A run of the whole model from an embedding (n, T, D) on, with what the derivatives along its edges need."""
 
     def __init__(self, graph: EdgeGraph, embedding: Tensor) -> None:
-        """embedding: the stream that the first prunable sublayer reads (n, T, D)."""
         self.graph = graph
         self._inners: dict[str, Tensor] = {}
         self._taps: list[_Tap] = []
         with torch.enable_grad():
-            self.embedding = stream = embedding.detach().requires_grad_()
+            self.embedding = embedding.detach().requires_grad_()
             if graph.reads_stream:
-                self._tap_writers(EMBED, stream)
-            for stage in graph.stages[graph.first : graph.last + 1]:
-                stream = stage(stream) if stage.sublayer is None else self._write(stage, stream)
+                self._tap_writers(EMBED, self.embedding)
+            for reading in streams_at(graph.stages[graph.first : graph.last + 1], self.embedding):
+                if reading.stage.sublayer is not None:
+                    self._tap(reading, reading.stage.sublayer)
             if not graph.reads_stream:
-                self._taps.append(_Tap((stream,), slice(len(graph.parents(LOGITS_READER)))))
-            for stage in graph.stages[graph.last + 1 :]:
-                stream = stage(stream)
-        self._logits = stream
+                self._taps.append(_Tap((reading.behind,), slice(len(graph.parents(LOGITS_READER)))))
+            self._logits = run_stages(graph.stages[graph.last + 1 :], reading.behind)
 
     @property
     def logits(self) -> Tensor:
@@ -65,59 +73,59 @@ class TrackedRun:
     def deltas(self, reference: Reference | None, images: slice) -> Tensor:
         """Each writer's reference, zero where there is none, less what it adds in this run: (n, W, T, D).
 
-        images: which images of the reference the batch is.
+        images: which of the reference's images the batch is.
         """
         count, tokens, width = self.embedding.shape
-        found = self.embedding.new_empty(count, len(self.graph.writers), tokens, width)
+        deltas = self.embedding.new_empty(count, len(self.graph.writers), tokens, width)
         changes = {}
         for name, value in {EMBED: self.embedding, **self._inners}.items():
-            other = 0.0 if reference is None else of_images(reference[name], images).to(value)
-            changes[name] = other - value.detach()
-        modules = {stage.name: stage.sublayer for stage in self.graph.stages}
+            ablated = 0.0 if reference is None else of_images(reference[name], images).to(value)
+            changes[name] = ablated - value.detach()
+        modules = sublayers_of(self.graph.stages)
         with torch.no_grad():
             for row, writer in enumerate(self.graph.writers):
                 module, change = modules.get(writer.sublayer), changes[writer.sublayer]
-                found[:, row] = change if module is None else contribution(module, writer.units, change)
-        return found
+                deltas[:, row] = change if module is None else contribution(module, writer.units, change)
+        return deltas
 
     def derivatives(self, metric: Metric, deltas: Tensor) -> Tensor:
-        """Each image's derivative along every edge, float64 (n, edges), in the order of `graph.edges()`. Once only:
-        the run's memory is given back on the way."""
+        """Each image's derivative along every edge, float64 (n, edges), in the order of `graph.edges()`.
+
+        It frees the run's memory on the way, so it can be asked only once.
+        """
         with torch.enable_grad():
             total = metric(self._logits).sum()
         gradients = iter(torch.autograd.grad(total, [value for tap in self._taps for value in tap.values]))
-        found = []
+        derivatives = []
         for tap in self._taps:
             of_readers = self._of_readers(tap, [next(gradients) for _ in tap.values])
             written = deltas[:, tap.writers].flatten(2)
-            found.append((of_readers.transpose(0, 1).flatten(2) @ written.mT).flatten(1))
-        return torch.cat(found, dim=1).double()
+            derivatives.append((of_readers.transpose(0, 1).flatten(2) @ written.mT).flatten(1))
+        return torch.cat(derivatives, dim=1).double()
 
-    def _write(self, stage: Stage, stream: Tensor) -> Tensor:
-        """The stream behind a sublayer."""
-        module = stage.sublayer
-        assert module is not None and stage.norm is not None
-        values: tuple[Tensor, ...] = (stage.norm(stream),)
+    def _tap(self, reading: Reading, module: Sublayer) -> None:
+        stage = reading.stage
+        assert stage.norm is not None
+        values: tuple[Tensor, ...] = (stage.norm(reading.stream),)
         if isinstance(module, Attention):
             values = tuple(linear(values[0]) for linear in (module.q, module.k, module.v))
-            inner = attend(module, *(value.unflatten(-1, (module.units, -1)).transpose(1, 2) for value in values))
+            heads = (value.unflatten(-1, (module.units, -1)).transpose(1, 2) for value in values)
+            reading.inner = attend(module, *heads)
         else:
-            inner = module.inner(values[0])
-        self._inners[stage.name] = inner
-        behind = stream + module.out(inner)
+            reading.inner = module.inner(values[0])
+        self._inners[stage.name] = reading.inner
         if self.graph.reads_stream:
-            self._tap_writers(stage.name, behind)
-        else:
-            reader = next(one for one in self.graph.readers if one.sublayer == stage.name)
-            self._taps.append(_Tap(values, slice(len(self.graph.parents(reader))), stage, stream.detach()))
-        return behind
+            self._tap_writers(stage.name, reading.behind)
+            return
+        parents = self.graph.parents(self.graph.readers_of(stage.name)[0])
+        self._taps.append(_Tap(values, slice(len(parents)), stage, reading.stream.detach()))
 
     def _tap_writers(self, sublayer: str, stream: Tensor) -> None:
-        rows = [row for row, writer in enumerate(self.graph.writers) if writer.sublayer == sublayer]
-        self._taps.append(_Tap((stream,), slice(rows[0], rows[-1] + 1)))
+        first = self.graph.writers.index(self.graph.writers_of(sublayer)[0])
+        self._taps.append(_Tap((stream,), slice(first, first + len(self.graph.writers_of(sublayer)))))
 
     def _of_readers(self, tap: _Tap, gradients: Sequence[Tensor]) -> Tensor:
-        """∂metric/∂x_r of a tap's readers, in the graph's order: (R, n, T, D)."""
+        """∂metric/∂x_r for a tap's readers, in the graph's order: (R, n, T, D)."""
         if tap.stage is None:
             return gradients[0][None]
         module, norm = tap.stage.module, tap.stage.norm
@@ -138,25 +146,16 @@ class TrackedRun:
 
 
 def _through(norm: nn.Module, stream: Tensor, gradients: Tensor) -> Tensor:
-    """Gradients behind a norm (R, n, T, D) -> before it, each reader with its own copy of the stream (n, T, D)."""
+    """Gradients behind a norm (R, n, T, D) -> before it, where each reader has its own copy of the stream (n, T, D)."""
     with torch.enable_grad():
         copies = stream.expand_as(gradients).requires_grad_()
-        return torch.autograd.grad(norm(copies), copies, gradients)[0]
-
-
-@torch.no_grad()
-def embedding_of(graph: EdgeGraph, pixels: Tensor) -> Tensor:
-    """(n, C, H, W) -> the stream that the first prunable sublayer reads (n, T, D)."""
-    stream = pixels
-    for stage in graph.stages[: graph.first]:
-        stream = stage(stream)
-    return stream
+        (before,) = torch.autograd.grad(norm(copies), copies, gradients)
+        return before
 
 
 _NUMBERS = 2**26
-"""A batch of n images takes W·n·T·D numbers for what W writers add to T tokens of width D, this many at most but for a
-single image, and one sublayer's readers beside it."""
-_BATCH = 16
+"""A batch of n images takes W·n·T·D numbers for what W writers add to T tokens of width D, and one sublayer's readers
+besides. Batches are chosen so that W·n·T·D stays below this, but have one image at least."""
 
 
 def mean_of_edges(
@@ -164,14 +163,12 @@ def mean_of_edges(
 ) -> Tensor:
     """The mean over the images of all processes, float64 (edges,) on the CPU.
 
-    of_batch: some of this process's images -> (n, edges). progress: called with how many of this process's images are
-    done, and how many there are.
+    of_batch: from some of this process's images to (n, edges).
+    progress: called with how many of this process's images are done, and how many there are.
     """
     count = len(calibration.clean)
     total = torch.zeros(len(graph.edges()), dtype=torch.float64, device=calibration.clean.device)
-    size = _batch_size(graph, calibration.clean)
-    for start in range(0, count, size):
-        images = slice(start, min(start + size, count))
+    for images in batches(count, _batch_size(graph, calibration.clean)):
         total += of_batch(images).sum(dim=0)
         if progress is not None:
             progress(images.stop, count)
@@ -181,9 +178,9 @@ def mean_of_edges(
 def _batch_size(graph: EdgeGraph, pixels: Tensor) -> int:
     if not len(pixels):
         return 1
-    return max(1, min(_BATCH, _NUMBERS // (len(graph.writers) * embedding_of(graph, pixels[:1]).numel())))
+    return max(1, min(BATCH, _NUMBERS // (len(graph.writers) * graph.embedding(pixels[:1]).numel())))
 
 
 def by_name(graph: EdgeGraph, scores: Tensor) -> dict[str, float]:
-    """Scores (edges,) in the order of `graph.edges()`, by the edges' names."""
+    """Scores (edges,), in the order of `graph.edges()`, by the edges' names."""
     return dict(zip((edge.name for edge in graph.edges()), scores.tolist(), strict=True))

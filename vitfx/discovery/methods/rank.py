@@ -1,4 +1,4 @@
-"""Circuits by rank: all edges are scored once, and the least important go, whatever their removals do together."""
+"""Circuits by rank: all edges are scored once and the least important removed, whatever that does in combination."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ def below(graph: EdgeGraph, scores: Mapping[str, float], tau: float) -> list[Dec
 def least(graph: EdgeGraph, scores: Mapping[str, float], share: float, tokens: int, flops: int) -> list[Decision]:
     """Removes the least important edges until a share is gone.
 
-    On the block and the head graph: of the model's FLOPs, least score for each FLOP first, the embedding never; the
-    last one that crosses the line goes too. On the others: of the edges. tokens: in the stream. flops: of the model.
+    On the block and the head graph it is a share of the model's FLOPs. Edges go by their score per FLOP, least first;
+    the one that crosses the line goes too, and the embedding's never. On the other graphs it is a share of the edges.
+    tokens: in the stream.
+    flops: of the model.
     """
     if not graph.reads_stream:
         ranked = _ranked(graph, scores)
-        gone = round(share * len(ranked))
-        return [_decision(edge, scores, kept=index >= gone) for index, edge in enumerate(ranked)]
+        removed = round(share * len(ranked))
+        return [_decision(edge, scores, kept=index >= removed) for index, edge in enumerate(ranked)]
     cost = {edge: _flops(graph, edge, tokens) for edge in graph.edges()}
     prunable = [edge for edge in graph.edges() if edge.writer.sublayer != EMBED]
     prunable.sort(key=lambda edge: scores[edge.name] / cost[edge])

@@ -1,4 +1,4 @@
-"""Which edges into one sublayer go, by forecasts, measured groups and single questions: see
+"""Which edges into one sublayer are removed, by forecasts, measured groups and single trials: see
 `vitfx.discovery.methods.eap_acdc`."""
 
 from __future__ import annotations
@@ -10,74 +10,60 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vitfx.circuits.circuit import ATTRIBUTED, BOUND, EXACT, GROUP, PROBE, Decision, Writer
+from vitfx.circuits.circuit import ATTRIBUTED, BOUND, EXACT, GROUP, PROBE, Decision, Edge, Writer
 from vitfx.discovery.basis.forecast import Curvature, Forecast, marginals
 from vitfx.discovery.basis.protocol import Limits, Trial, WideVisit
-from vitfx.discovery.methods.forecast_accuracy import kind_of
+from vitfx.discovery.methods.forecast_accuracy import Kind, kind_of
 
-ABOVE = 4.0
-"""An edge forecast to cost more than this many τ is kept unasked."""
+ABOVE = 4.0  #: An edge forecast to cost more than this many τ is kept unasked.
+#: Only edges forecast to cost less than this many τ go in groups: forecasts are too inexact for closer calls.
 BELOW = 0.8
-"""Only edges forecast to cost less than this many τ go in groups: forecasts are not exact enough for closer calls."""
+#: By how much a group's measured rise may exceed its edges' costs, as a share of these, for the costs to be believed.
 SLACK = 1.0
-"""How far a group's measured rise may lie above its edges' costs, in shares of these, for the costs to be believed."""
-FEW = 0.03
-"""If no larger share of a group turns out to cost τ, the others are measured without them, from the slopes at hand."""
-SAFE = 0.35
-"""If more do, the next group is as large as the number of those that cost less than this many τ: without the dear ones
-the others' costs change."""
-WORTH = 0.1
-"""Slopes cost as much as many questions: no smaller share of the edges is worth those behind a group."""
-LOOKS = 16
-"""The most groups of a sublayer for which slopes are taken."""
-SMALLEST = 8
-"""Nor are fewer edges worth slopes, or new forecasts."""
-ROUNDS = 2
-"""Of all readers, each from new forecasts."""
-LEAST = 3
-"""Cheap edges of one reader that are measured together; where fewer are left, they wait for those of the others."""
-PATIENCE = 3
-"""After as many single edges in a row that had to be kept, so are those forecast to cost more."""
-UNEXPECTED = 0.25
-"""As much of that counts one that was expected to cost clearly less than τ."""
-PROBES = 2
-"""Edges of each sublayer that are measured for the calibration."""
+FEW = 0.03  #: If at most this share of a group turns out to cost τ, the others are measured without new slopes.
+SAFE = 0.35  #: If more do, all costs are in doubt: the next group has as many edges as cost less than this many τ.
+WORTH = 0.1  #: Slopes take as long as many trials: they are not worth it for a smaller share of the edges.
+LOOKS = 16  #: The most groups of a sublayer for which slopes are taken.
+SMALLEST = 8  #: Nor are slopes, or new forecasts, worth it for fewer edges.
+ROUNDS = 2  #: How often all readers are gone through, each time with new forecasts.
+LEAST = 3  #: The fewest cheap edges of one reader that are measured together; fewer wait for those of the others.
+PATIENCE = 3  #: After this many single edges in a row that had to be kept, those forecast to cost more are kept too.
+UNEXPECTED = 0.25  #: As how many of these an edge counts that was forecast to cost clearly less than τ.
+PROBES = 2  #: Edges of each sublayer that are measured for the calibration.
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """at: of the sublayer's edges. attribution: what its removal is forecast to cost behind those before it; expected:
-    the same, brought to scale and with what is known from a trial that went wrong."""
+    """An edge that may be removed."""
 
-    at: int
-    attribution: float
-    expected: float
+    at: int  #: which of the sublayer's edges
+    attribution: float  #: what removing it is forecast to cost, after those before it
+    expected: float  #: the same, scaled, and corrected by what failed trials have shown
 
 
 class SublayerDecision:
-    """The edges into one sublayer."""
+    """Decides the edges into one sublayer."""
 
     def __init__(
         self,
         visit: WideVisit,
         limits: Limits,
         kl: float,
-        scales: Mapping[str, float],
+        scales: Mapping[Kind, float],
         read: Collection[Writer],
-        told: Callable[[Decision], None],
+        report: Callable[[Decision], None],
     ) -> None:
-        """kl: D_KL(G‖H) so far. scales: of the forecasts, for heads and paths. read: writers of which an edge is kept
-        already. told: of each decision."""
-        self.visit, self.limits, self.kl, self.told = visit, limits, kl, told
-        self.scale = torch.tensor([scales[kind_of(one.writer)] for one in visit.edges], dtype=torch.float64)
+        """kl: D_KL(G‖H) so far. scales: of the forecasts. read: writers of edges that are kept already."""
+        self.visit, self.limits, self.kl, self.report = visit, limits, kl, report
+        self.scale = torch.tensor([scales[kind_of(edge.writer)] for edge in visit.edges], dtype=torch.float64)
         self.read = set(read)
         self.decisions: list[Decision] = []
         self.curvature = Curvature(limits.tau)
 
     def decide(self, seed: int) -> list[Decision]:
-        """In the order in which they were made. seed: of the edges that are measured for the calibration."""
+        """All decisions, in the order in which they were made. seed: of the edges measured for the calibration."""
         removes = self.limits.allow(self.kl, self.kl)
-        self._record([Decision(one, not removes, 0.0, self.kl) for one in self.visit.idle])
+        self._record([Decision(edge, not removes, 0.0, self.kl) for edge in self.visit.idle])
         self.visit.remove(self.visit.idle if removes else [])
         if not self.visit.edges:
             return self.decisions
@@ -96,24 +82,26 @@ class SublayerDecision:
         self.surprise = torch.zeros_like(self.scale)
 
     def _forecast(self, gone: Sequence[int]) -> Forecast:
-        found = self.visit.forecast([self.visit.edges[at] for at in gone])
-        return replace(found, curvature=self.curvature.times)
+        return replace(self.visit.forecast(self._edges(gone)), curvature=self.curvature.times)
+
+    def _edges(self, places: Sequence[int]) -> list[Edge]:
+        return [self.visit.edges[at] for at in places]
 
     def _learn(self, at: Sequence[int], trial: Trial) -> None:
-        """What a trial says of the curvature; one that was broken off, only where it cost more than it should."""
+        """Learns the curvature from a trial; from one that ended early, only if it cost more than forecast."""
         cost, (by_slope, by_fisher) = trial.kl - self.kl, self.here.together(at)
         if trial.exact or cost > by_slope + self.here.curvature * by_fisher:
             self.curvature.learn(by_slope, by_fisher, cost)
             self.here = replace(self.here, curvature=self.curvature.times)
 
     def _looked(self, rest: list[int]) -> list[int]:
-        """The same edges, with forecasts at the circuit as it stands if that is worth it."""
+        """The same edges, after new forecasts at the circuit as it stands, if these are worth it."""
         if self.stale and len(rest) >= SMALLEST:
             self._look()
         return rest
 
     def _probe(self, seed: int) -> list[int]:
-        """Measures some edges for the calibration; the others."""
+        """Measures some edges for the calibration, and gives the others."""
         everything, first = range(len(self.visit.edges)), self.visit.edges[0]
         drawn = random.Random(f"{seed} {first.reader.sublayer} {first.writer.sublayer}")
         probes = sorted(drawn.sample(everything, min(PROBES, len(everything))))
@@ -123,9 +111,9 @@ class SublayerDecision:
         return _without(everything, probes)
 
     def _cheapest(self, rest: Sequence[int], *, by_cost: bool = False) -> list[_Candidate]:
-        """One edge after the other, each the one expected to cost least behind those before it, up to BELOW: first of
-        the writers that nobody reads so far, then of the others. by_cost: whosever they are."""
-        attributions, found = self.here.alone(), list[_Candidate]()
+        """The edges expected to cost less than BELOW, each the one that costs least after those before it: first those
+        of writers that nobody reads so far, then the others. by_cost: regardless of the writer."""
+        attributions, cheapest = self.here.alone(), list[_Candidate]()
         is_read = [at for at in rest if by_cost or self.visit.edges[at].writer in self.read]
         for own in (_without(rest, is_read), is_read):
             barred = torch.full_like(attributions, torch.inf)
@@ -135,16 +123,17 @@ class SublayerDecision:
                 at = int(expected.argmin())
                 if expected[at] >= BELOW * self.limits.tau:
                     break
-                found.append(_Candidate(at, float(attributions[at]), float(expected[at])))
+                cheapest.append(_Candidate(at, float(attributions[at]), float(expected[at])))
                 barred[at] = torch.inf
                 attributions = attributions + self.here.steeper([at])
-        return found
+        return cheapest
 
     def _expected(self, attributions: Tensor) -> Tensor:
         return attributions * self.scale + self.surprise
 
     def _together(self, rest: list[int]) -> list[int]:
-        """Removes what costs clearly less than τ whosever it is, in as large groups as may; what is left."""
+        """Removes what costs clearly less than τ, whichever reader's it is, in groups as large as possible; gives the
+        rest."""
         size, worth = len(rest), max(SMALLEST, int(WORTH * len(rest)))
         for _ in range(LOOKS):
             group = self._cheapest(rest)[:size]
@@ -155,142 +144,155 @@ class SublayerDecision:
         return rest
 
     def _try(self, group: list[_Candidate]) -> tuple[int, list[int]]:
-        """Removes the group, or all but a few of it, if no edge costs τ. How many to try next, and what is removed."""
-        tau, at = self.limits.tau, [one.at for one in group]
+        """Removes the group, or all but a few of its edges, if the removed ones cost less than τ each. Gives how many
+        edges to try next, and those that were removed."""
+        tau, at = self.limits.tau, _places(group)
         there = self._forecast(at)
         costs = marginals(at, self.here, there)
         missing = there.kl - self.kl - float(costs.sum())
         if missing > SLACK * float(costs.abs().sum()) + tau or there.kl > self.limits.max_kl:
             return len(group) // 2, []
         costs = self._charged(costs, there.kl)
-        dear = costs >= tau
-        if not dear.any():
+        expensive = costs >= tau
+        if not expensive.any():
             self._take(group, costs, there)
             self.stale = False
             return 2 * len(group), at
-        forecast = torch.tensor([one.attribution for one in group], dtype=torch.float64) * self.scale[at]
+        forecast = torch.tensor([candidate.attribution for candidate in group], dtype=torch.float64) * self.scale[at]
         self.surprise[at] = costs - forecast
         cheap = costs < BELOW * tau
-        kept = [one for one, is_cheap in zip(group, cheap.tolist(), strict=True) if is_cheap]
-        chosen = [one.at for one in kept]
-        few = dear.sum() <= FEW * len(group)
-        if few and kept and self._measure(kept, costs[cheap], lambda: there.moved(_without(at, chosen), -1)):
-            return 2 * len(kept), chosen
+        chosen = [candidate for candidate, is_cheap in zip(group, cheap.tolist(), strict=True) if is_cheap]
+        removed = _places(chosen)
+        few = expensive.sum() <= FEW * len(group)
+        if (
+            few
+            and chosen
+            and self._remove_if_cheap(chosen, costs[cheap], lambda: there.moved(_without(at, removed), -1))
+        ):
+            return 2 * len(chosen), removed
         return len(group) // 2 if few else int((costs < SAFE * tau).sum()), []
 
     def _reader_by_reader(self, rest: list[int]) -> list[int]:
-        """Removes what is cheap of each reader, half of it at a time, until one half is too dear; what is left."""
+        """Removes each reader's cheap edges, half of them at a time, until a half costs too much; gives the rest."""
         for reader in dict.fromkeys(self.visit.edges[at].reader for at in rest):
             own = [at for at in rest if self.visit.edges[at].reader == reader]
-            while len(group := _half(self._cheapest(own))) >= LEAST and self._measured(group):
-                own = _without(own, [one.at for one in group])
-                rest = _without(rest, [one.at for one in group])
+            while len(group := _half(self._cheapest(own))) >= LEAST and self._remove_as_expected(group):
+                own = _without(own, _places(group))
+                rest = _without(rest, _places(group))
         return rest
 
-    def _measured(self, group: Sequence[_Candidate]) -> bool:
-        """Removes the group if that costs what is expected, or little more."""
-        expected = torch.tensor([one.expected for one in group], dtype=torch.float64)
-        return self._measure(group, expected, lambda: self.here.moved([one.at for one in group], 1))
+    def _remove_as_expected(self, group: Sequence[_Candidate]) -> bool:
+        """Removes the group if that costs what is expected, or little more; says whether it did."""
+        expected = torch.tensor([candidate.expected for candidate in group], dtype=torch.float64)
+        return self._remove_if_cheap(group, expected, lambda: self.here.moved(_places(group), 1))
 
-    def _measure(self, group: Sequence[_Candidate], costs: Tensor, behind: Callable[[], Forecast]) -> bool:
-        """Removes the group if its measured rise leaves each edge below τ. behind: the forecast from then on."""
+    def _remove_if_cheap(self, group: Sequence[_Candidate], costs: Tensor, behind: Callable[[], Forecast]) -> bool:
+        """Removes the group if each edge's share of the measured rise is below τ; says whether it did. behind: gives
+        the forecast from then on."""
+        at = _places(group)
 
         def allowed(kl: float) -> bool:
             return bool(self._charged(costs, kl).max() < self.limits.tau) and kl <= self.limits.max_kl
 
-        trial = self.visit.kl_without([self.visit.edges[one.at] for one in group], allowed)
-        self._learn([one.at for one in group], trial)
+        trial = self.visit.kl_without(self._edges(at), allowed)
+        self._learn(at, trial)
         if not allowed(trial.kl):
             return False
         self._take(group, self._charged(costs, trial.kl), replace(behind(), kl=trial.kl, order=trial.order))
         return True
 
     def _charged(self, costs: Tensor, kl: float) -> Tensor:
-        """The costs, brought to add up to the measured rise: what is missing goes to each as it costs."""
+        """The costs, made to add up to the measured rise: each takes a share of what is missing in proportion to it."""
         missing, size = kl - self.kl - float(costs.sum()), costs.abs()
         total = float(size.sum())
         return costs + missing * (size / total if total else 1 / len(costs))
 
     def _take(self, group: Sequence[_Candidate], costs: Tensor, behind: Forecast) -> None:
-        """What trials said of the others is half believed from here on: it was of another circuit."""
         self._record(
             [
-                self._decision(one, False, cost, behind.kl, GROUP)
-                for one, cost in zip(group, costs.tolist(), strict=True)
+                self._decision(candidate, False, cost, behind.kl, GROUP)
+                for candidate, cost in zip(group, costs.tolist(), strict=True)
             ]
         )
-        self._settle([one.at for one in group], behind)
+        self._settle(_places(group), behind)
+        # What failed trials showed was another circuit's: from here on it counts half.
         self.surprise /= 2
 
     def _question(self, rest: list[int]) -> None:
-        """Asks for what is left, the cheapest first: of those expected to cost clearly less than τ several at once, of
-        the others one by one, until those that are left are surely kept."""
-        # As many are asked at once as last went in a row: where half of the edges go, single questions are fewest.
+        """Asks about the rest, cheapest first, until those that remain are clearly kept: about several at once if they
+        are expected to cost clearly less than τ, about the others one by one."""
+        # As many at once as were last removed in a row: if half of the edges go, asking one by one takes fewest trials.
         misses, size, run = 0.0, len(rest), 0
         while rest:
             group = _half(self._cheapest(rest, by_cost=True))[:size]
             if len(group) > 1:
-                if self._measured(group):
-                    rest = _without(rest, [one.at for one in group])
+                if self._remove_as_expected(group):
+                    rest = _without(rest, _places(group))
                     run += len(group)
                     size = max(size, run)
                 else:
                     run, size = 0, len(group) // 2
                 continue
             singles = self._singles(rest)
-            one = group[0] if group else singles[0]
-            if misses >= PATIENCE or one.expected > ABOVE * self.limits.tau:
-                self._record([self._decision(one, True, one.expected, None, ATTRIBUTED) for one in singles])
+            candidate = group[0] if group else singles[0]
+            if misses >= PATIENCE or candidate.expected > ABOVE * self.limits.tau:
+                self._record([self._decision(single, True, single.expected, None, ATTRIBUTED) for single in singles])
                 return
-            removed = self._ask(one)
-            # An edge that was expected to go says little of those that are not.
+            removed = self._ask(candidate)
+            # An edge that was expected to go says little about those that are not.
             misses = 0.0 if removed else misses + (UNEXPECTED if group else 1)
             run = run + 1 if removed else 0
             size = max(1, run)
-            rest = _without(rest, [one.at])
+            rest = _without(rest, [candidate.at])
 
     def _singles(self, rest: Sequence[int]) -> list[_Candidate]:
-        """Each by itself, at the circuit as it stands; the one expected to cost least first."""
+        """Each edge by itself, at the circuit as it stands, the one expected to cost least first."""
         attributions = self.here.alone()
         expected = self._expected(attributions)
-        found = [_Candidate(at, float(attributions[at]), float(expected[at])) for at in rest]
-        return sorted(found, key=lambda one: one.expected)
+        singles = [_Candidate(at, float(attributions[at]), float(expected[at])) for at in rest]
+        return sorted(singles, key=lambda candidate: candidate.expected)
 
-    def _ask(self, one: _Candidate, *, probe: bool = False) -> bool:
-        """ACDC's question; whether the edge is removed."""
+    def _ask(self, candidate: _Candidate, *, probe: bool = False) -> bool:
+        """Removes the edge if ACDC would; says whether it did."""
 
         def allowed(kl: float) -> bool:
             return self.limits.allow(kl, self.kl)
 
-        trial = self.visit.kl_without([self.visit.edges[one.at]], (lambda kl: True) if probe else allowed)
-        self._learn([one.at], trial)
+        at = [candidate.at]
+        trial = self.visit.kl_without(self._edges(at), (lambda kl: True) if probe else allowed)
+        self._learn(at, trial)
         removes = allowed(trial.kl)
         basis = PROBE if probe else EXACT if trial.exact else BOUND
-        self._record([self._decision(one, not removes, trial.kl - self.kl, trial.kl, basis)])
+        self._record([self._decision(candidate, not removes, trial.kl - self.kl, trial.kl, basis)])
         if removes:
-            self._settle([one.at], replace(self.here.moved([one.at], 1), kl=trial.kl, order=trial.order))
+            self._settle(at, replace(self.here.moved(at, 1), kl=trial.kl, order=trial.order))
         return removes
 
     def _settle(self, gone: Sequence[int], behind: Forecast) -> None:
+        """Removes edges that were just recorded. behind: the forecast from here on."""
         self.here, self.kl, self.stale = replace(behind, curvature=self.curvature.times), behind.kl, True
         self.decisions[-1] = replace(self.decisions[-1], order=behind.order)
-        self.visit.remove([self.visit.edges[at] for at in gone], behind.order)
+        self.visit.remove(self._edges(gone), behind.order)
 
     def _record(self, decisions: Sequence[Decision]) -> None:
         self.decisions += decisions
-        self.read |= {one.edge.writer for one in decisions if one.kept}
+        self.read |= {decision.edge.writer for decision in decisions if decision.kept}
         for decision in decisions:
-            self.told(decision)
+            self.report(decision)
 
-    def _decision(self, one: _Candidate, kept: bool, score: float, kl: float | None, basis: str) -> Decision:
-        return Decision(self.visit.edges[one.at], kept, score, kl, basis, one.attribution)
-
-
-def _without(some: Sequence[int], gone: Collection[int]) -> list[int]:
-    out = set(gone)
-    return [one for one in some if one not in out]
+    def _decision(self, candidate: _Candidate, kept: bool, score: float, kl: float | None, basis: str) -> Decision:
+        return Decision(self.visit.edges[candidate.at], kept, score, kl, basis, candidate.attribution)
 
 
-def _half(found: Sequence[_Candidate]) -> Sequence[_Candidate]:
-    """The cheaper half, or one more: as edges go, the others come to cost more than forecast."""
-    return found[: (len(found) + 1) // 2]
+def _places(group: Sequence[_Candidate]) -> list[int]:
+    return [candidate.at for candidate in group]
+
+
+def _without(places: Sequence[int], removed: Collection[int]) -> list[int]:
+    excluded = set(removed)
+    return [at for at in places if at not in excluded]
+
+
+def _half(cheapest: Sequence[_Candidate]) -> Sequence[_Candidate]:
+    """The cheaper half, rounded up: as edges are removed, the others come to cost more than forecast."""
+    return cheapest[: (len(cheapest) + 1) // 2]

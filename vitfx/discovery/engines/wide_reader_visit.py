@@ -1,5 +1,5 @@
-"""All readers of one sublayer at once, on the edge and the qkv graph: an attention's queries, keys and values of every
-head, an MLP, or the logits.
+"""All readers of one sublayer at once, on the edge and the qkv graph: the queries, keys and values of an attention's
+heads, an MLP, or the logits.
 
 Shapes: R readers that lead to the logits, n images of a batch, N images of the process, T tokens, D width, E inner
 channels of the sublayer.
@@ -22,18 +22,21 @@ from vitfx.discovery.engines.behind_norm import Rescale, products, standardized
 from vitfx.discovery.engines.clean_run import CleanRun
 from vitfx.discovery.engines.downstream import Downstream
 from vitfx.discovery.engines.partial_sublayers import Units
-from vitfx.discovery.engines.second_order import ByAutograd, Tracked, second_order
+from vitfx.discovery.engines.second_order import ByAutograd, TrackedLogits, second_order
 from vitfx.graph.divergence import kl_divergence
 
 
-class SublayerVisit:
-    """read: what each reader sees as things stand, (R, N, T, D)."""
+class WideReaderVisit:
+    """Visits the readers of one sublayer. Places count those of them that lead to the logits."""
 
     def __init__(
         self, run: CleanRun, wiring: Wiring, index: int, inner: Tensor | None, order: tuple[int, ...] | None
     ) -> None:
-        """index: the stage. inner: what the sublayer puts out in the whole model, (N, T, E), which `settle` brings up
-        to date; None for the logits. order: of the images, as the last trial left it."""
+        """
+        index: of the stage.
+        inner: the sublayer's inner channels in the whole model, (N, T, E), which `settle` updates; None for the logits.
+        order: of the images, as the last trial left it.
+        """
         self.run, self.wiring, self.index, self.inner, self.order = run, wiring, index, inner, order
         self.rows = wiring.alive_readers(index)
         self.place = {wiring.readers[row]: place for place, row in enumerate(self.rows)}
@@ -43,6 +46,7 @@ class SublayerVisit:
         idle = [reader for reader in readers if reader not in self.place]
         self.idle: Sequence[Edge] = [Edge(writer, reader) for reader in idle for writer in self.writers]
         self.cut = index > run.narrowed.start
+        #: what each reader sees in the circuit as it stands, (R, N, T, D)
         self.read = run.streams[index].repeat(len(self.rows), 1, 1, 1)
         rows = [] if inner is None else wiring.alive_writers(index)
         self.units = Units(run.narrowed.stages[index], wiring, rows) if rows else None
@@ -53,14 +57,14 @@ class SublayerVisit:
 
     @cached_property
     def down(self) -> Downstream:
-        """Worked out when the first question is asked: a sublayer that a journal settles asks none."""
+        """Computed at the first trial: a sublayer whose decisions a journal holds needs none."""
         assert self.units is not None and self.inner is not None
         return Downstream(self.run, self.wiring, self.index, self.units.rows, self.inner)
 
     @torch.no_grad()
     def kl_without(self, edges: Sequence[Edge], allowed: Callable[[float], bool]) -> Trial:
         places, sets = self._sets(edges)
-        # Of a few edges they are found batch by batch, in the order of the images.
+        # For few edges this is cheap: it is done batch by batch, in the trial's order of images.
         few = self._are_few(edges)
         reads = None if few else torch.cat([self._changed(places, sets, images) for images in self._batches()], dim=1)
 
@@ -75,8 +79,10 @@ class SublayerVisit:
         return mean_kl(self.run.calibration, divergence, allowed, self.order)
 
     def forecast(self, gone: Sequence[Edge] = ()) -> Forecast:
-        """What removing each edge would cost, were these gone; of these, what it has cost. Behind the norm, see
-        `vitfx.discovery.engines.behind_norm`; for the logits at the stream."""
+        """What removing each edge would cost, if `gone` were removed as well, and of those what it has cost.
+
+        Changes are taken behind the norm, see `vitfx.discovery.engines.behind_norm`; for the logits, in the stream.
+        """
         places, sets = self._sets(gone)
 
         def seen(images: slice) -> Tensor:
@@ -95,7 +101,7 @@ class SublayerVisit:
         signs = torch.ones(len(self.rows), len(self.writers))
         signs[places] -= 2 * sets
 
-        def track(read: Tensor, images: slice) -> Tracked:
+        def track(read: Tensor, images: slice) -> TrackedLogits:
             behind = standardized(norm, read)
             return self.down.tracked(images, behind, lambda behind: self._made(units, everywhere, behind, images))
 
@@ -106,7 +112,7 @@ class SublayerVisit:
         return second_order(self.run.calibration, self.run.logits, seen, track, along)
 
     def _forecast_logits(self, seen: Callable[[slice], Tensor]) -> Forecast:
-        def track(read: Tensor, images: slice) -> Tracked:
+        def track(read: Tensor, images: slice) -> TrackedLogits:
             return ByAutograd(read, lambda read: self.run.classify(read[0]))
 
         def along(gradients: Tensor, read: Tensor, images: slice) -> Tensor:
@@ -119,7 +125,7 @@ class SublayerVisit:
         self.order = self.order if order is None else order
         for edge in edges:
             self.wiring.remove(self.wiring.reader_row[edge.reader], [edge.writer])
-        own = [edge for edge in edges if edge.reader in self.place]
+        own = [edge for edge in edges if edge.reader in self.place]  # idle ones change nothing that is read
         places, sets = self._sets(own)
         if places:
             few = self._are_few(own)
@@ -132,8 +138,9 @@ class SublayerVisit:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """All edges are decided. What is read is worked out from the whole model once more, so that rounding does not
-        depend on the steps in which edges were removed: a run that was broken off goes on to the same bits."""
+        """To be called once all edges are decided. Computes what is read from the whole model once more, so that
+        rounding does not depend on the steps in which edges were removed: an interrupted run resumes to the same
+        bits."""
         gone = [edge for edge in self.edges if not self.wiring.sees(edge)]
         self.read = self.run.streams[self.index].repeat(len(self.rows), 1, 1, 1)
         self.remove(gone)
@@ -145,18 +152,18 @@ class SublayerVisit:
 
     @torch.no_grad()
     def _renew(self, places: Sequence[int]) -> None:
-        """These readers' heads' queries, keys or values, from what is read."""
+        """Updates the queries, keys or values of these readers, from what they read."""
         assert self.units is not None
         readers = [self.wiring.readers[self.rows[place]] for place in places]
         pieces = [
             self.units.parts(readers, self.read[list(places), images], [part[images] for part in self.parts])
             for images in self._batches()
         ]
-        self.parts = [torch.cat(one) for one in zip(*pieces, strict=True)]
+        self.parts = [torch.cat(part) for part in zip(*pieces, strict=True)]
 
     def _made(self, units: Units, places: Sequence[int], read: Tensor, images: Chosen) -> Tensor:
-        """What each row puts out more than in the whole model, (rows, n, T, D), when some readers see (readers, n, T,
-        D) and the others what they see as things stand."""
+        """By how much each row's output differs from the whole model's, (rows, n, T, D), if these readers see (readers,
+        n, T, D) and the others what they see now."""
         readers = [self.wiring.readers[self.rows[place]] for place in places]
         parts = units.parts(readers, read, [part[images] for part in self.parts])
         return units.by_row(units.inner(read, parts) - self.before[images])
@@ -165,7 +172,7 @@ class SublayerVisit:
         return batches(self.read.shape[1])
 
     def _sets(self, edges: Sequence[Edge]) -> tuple[list[int], Tensor]:
-        """The places of the edges' readers, each once, and 1 for each edge's writer, (readers, writers)."""
+        """The places of the edges' readers, and for each of these its edges' writers as ones, (readers, writers)."""
         places = list(dict.fromkeys(self.place[edge.reader] for edge in edges))
         row = {place: row for row, place in enumerate(places)}
         sets = torch.zeros(len(places), len(self.writers))
@@ -174,7 +181,7 @@ class SublayerVisit:
         return places, sets
 
     def _are_few(self, edges: Sequence[Edge]) -> bool:
-        """Adding up their writers' changes one by one takes less than reading every writer's once for all."""
+        """Whether adding up their writers' changes one by one is cheaper than reading every writer's change once."""
         return 2 * len(edges) <= len(self.writers)
 
     def _changed(self, places: list[int], sets: Tensor, images: slice) -> Tensor:
@@ -182,7 +189,7 @@ class SublayerVisit:
         return self.read[places, images] + self.run.together(self.writers, sets, images, cut=self.cut)
 
     def _changed_few(self, places: list[int], edges: Sequence[Edge], images: Chosen) -> Tensor:
-        """The same, writer by writer, of these edges."""
+        """The same, edge by edge."""
         reads = {place: self.read[place, images] for place in places}
         for edge in edges:
             index, place = self.wiring.writer_stage[self.wiring.row[edge.writer]], self.place[edge.reader]
