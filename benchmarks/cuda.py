@@ -10,11 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from benchmarks.gpu.ledger import Ledger
+import torch
+
+from benchmarks.gpu.ledger import FILE, Ledger
+from benchmarks.gpu.sizes import LARGE, TINY
 from benchmarks.gpu.steps import DONE, NAMES
 from benchmarks.gpu.supervise import Asked, supervise
 from benchmarks.gpu.table import table
-from vitfx.support.devices import gpu_names, pick_device
+from vitfx.support.devices import gpu_names, is_gpu, pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import writing
 
@@ -37,7 +40,8 @@ def run(out: Path, asked: Asked) -> int:
     """Raises UserError where the folder can't be made."""
     with writing(out, "OUT"):
         out.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(out, asdict(asked))
+    sizes = LARGE if is_gpu(torch.device(asked.device)) else TINY
+    ledger = Ledger(out, {**asdict(asked), "sizes": asdict(sizes)})
     code = 0
     before = signal.signal(signal.SIGTERM, _stop)
     try:
@@ -74,6 +78,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Path, Asked]:
     parser.add_argument("--minutes", type=float, default=8.0, help="the most it may take (default: %(default)g)")
     parser.add_argument("--steps", default=",".join(NAMES), metavar="NAMES", help="only these (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, images and plans (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="replace an earlier OUT/cuda.json")
     parser.add_argument("--dry", action="store_true", help="rehearse every step on the CPU, with tiny models")
     parsed = parser.parse_args(arguments)
     names = [name.strip() for name in parsed.steps.split(",")]
@@ -83,6 +88,8 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Path, Asked]:
         raise UserError(f"--minutes is {parsed.minutes:g}: give a number above 0, such as 8")
     if not 0 <= parsed.seed < 2**63:
         raise UserError(f"--seed is {parsed.seed}: give 0 or more, and less than 2 to the power of 63")
+    if (parsed.out / FILE).exists() and not parsed.force:
+        raise UserError(f"{parsed.out / FILE} exists: name another folder, or replace it with --force")
     if not parsed.dry and not gpu_names():
         raise UserError("torch sees no GPU here: run it where there is one, or rehearse it on the CPU with --dry")
     device = "cpu" if parsed.dry else str(pick_device("auto"))

@@ -15,15 +15,12 @@ from benchmarks.gpu.variants import PRECISIONS, Cell, Variant, inputs_for, recor
 COMPILE = "torch.compile"
 
 
-def run(context: Context, name: str, variants: Sequence[Variant], rows: list[Figures], left_out: list[Figures]) -> None:
+def run(context: Context, name: str, variants: Sequence[Variant], rows: list[Figures]) -> None:
     largest = max(one.share for one in variants)
     chosen = [one for one in variants if one.share in (0, largest)]
     cells = [Cell(name, precision, batch, COMPILE) for precision in PRECISIONS for batch in context.sizes.batches[:2]]
     for cell in cells[: context.sizes.compiled]:
-        if context.left() <= 0:
-            left_out.append(cell.facts())
-        else:
-            context.attempt(rows, cell.facts(), partial(_time, context, cell, chosen))
+        context.attempt(rows, cell.facts(), partial(_time, context, cell, chosen))
 
 
 def _time(context: Context, cell: Cell, variants: Sequence[Variant], row: Figures) -> None:

@@ -33,6 +33,7 @@ class Context:
         self.keep = keep or (lambda: None)
         self.deadline = float("inf")  #: of the step that is running, by time.monotonic()
         self.failures = 0  #: rows of the running step that could not be made
+        self.left_out = 0  #: rows for which no time was left
         self.peak_mib = 0.0  #: of the running step, where it reset torch's own count
         self._subjects: dict[str, Subject] = {}
 
@@ -51,10 +52,14 @@ class Context:
     def attempt(self, rows: list[Figures], facts: Mapping[str, Any], work: Callable[[Figures], None]) -> bool:
         """Adds a row with these facts and what `work` puts into it; whether that went well.
 
-        A failure is part of the row, and the step goes on with the next.
+        A failure is part of the row, and the step goes on with the next. So is that no time was left for it.
         """
         row: Figures = dict(facts)
         rows.append(row)
+        if self.left() <= 0:
+            row["left_out"] = "no time was left for it"
+            self.left_out += 1
+            return False
         try:
             work(row)
         except TimeUp as error:

@@ -26,6 +26,8 @@ from vitfx.support.progress import Silent
 
 def main(name: str, seed: int, out: Path) -> None:
     device = pick_device(name)
+    if not is_gpu(device):
+        torch.set_num_threads(1)
     subject = build_subject(DEMO, LARGE if is_gpu(device) else TINY, seed)
     graph_module = copy.deepcopy(subject.graph_module).to(device)
     alone = _decisions(subject, graph_module, None, seed)
@@ -38,6 +40,8 @@ def main(name: str, seed: int, out: Path) -> None:
         began = time.perf_counter()
         together = _decisions(subject, graph_module, share, seed)
         figures["discovery_seconds"] = time.perf_counter() - began
+    if is_gpu(device):
+        figures["peak_memory_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
     figures |= {"decisions": len(alone), "agreeing": sum(together.get(edge) == kept for edge, kept in alone.items())}
     out.write_text(json.dumps(figures), encoding="utf-8")
 

@@ -34,6 +34,7 @@ class Ledger:
         }
         self._began = time.monotonic()
         self._written = -math.inf
+        self._starts: dict[str, float] = {}  #: when each step began, in seconds from the beginning
 
     @property
     def steps(self) -> dict[str, dict[str, Any]]:
@@ -54,6 +55,7 @@ class Ledger:
         self.steps[name] = record
         if record["state"] == RUNNING:
             if before is None:
+                self._starts[name] = self.seconds
                 _say(f"{name}: {next(one.title for one in STEPS if one.name == name)} …")
             if time.monotonic() - self._written >= _PAUSE:
                 self.write()
@@ -63,7 +65,8 @@ class Ledger:
 
     def fail(self, name: str, sentence: str) -> None:
         """A step whose process can't say itself what happened; its figures stay."""
-        record = {**self.steps.get(name, {}), "state": FAILED, "error": sentence}
+        seconds = self.seconds - self._starts.get(name, self.seconds)
+        record = {**self.steps.get(name, {}), "state": FAILED, "seconds": seconds, "error": sentence}
         self.take({"step": name, "record": record})
 
     def leave_out(self, names: Sequence[str], sentence: str) -> None:

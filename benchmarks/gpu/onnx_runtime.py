@@ -23,17 +23,14 @@ from benchmarks.gpu.variants import Cell, Variant, inputs_for, record_times
 from vitfx.support.devices import is_gpu, synchronize
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-CPU_LABEL = "onnxruntime cpu"
-_LABELS = {CPU: CPU_LABEL, CUDA: "onnxruntime cuda", TENSORRT: "onnxruntime tensorrt"}
+_LABELS = {CPU: "onnxruntime cpu", CUDA: "onnxruntime cuda", TENSORRT: "onnxruntime tensorrt"}
 
 
 class NotHere(Exception):
     """The provider is not installed, or gives way to another; the sentence says which."""
 
 
-def run(
-    context: Context, subject: Subject, variants: Sequence[Variant], rows: list[Figures], left_out: list[Figures]
-) -> None:
+def run(context: Context, subject: Subject, variants: Sequence[Variant], rows: list[Figures]) -> None:
     gpu = is_gpu(context.device)
     largest = max(one.share for one in variants)
     chosen = [one for one in variants if one.share == 0 or (one.share == largest and one.kind != SUBLAYERS)]
@@ -47,8 +44,6 @@ def run(
             missing = f"{provider} needs a GPU, and this is {context.device}"
         if missing is not None:
             rows.append({**cell.facts(), "unavailable": missing})
-        elif context.left() <= 0:
-            left_out.append(cell.facts())
         else:
             context.attempt(rows, cell.facts(), partial(_time, context, subject, cell, provider, chosen, models))
 

@@ -41,6 +41,8 @@ def _lines(step: Step, record: Mapping[str, Any]) -> list[str]:
         lines += step.load().lines(record.get("figures") or {})
     except Exception as error:  # A table is no place to lose the other steps' figures.
         lines.append(f"its figures can't be shown ({error!r}): read them in the JSON file")
+    if record.get("rows_left_out"):
+        lines.insert(0, f"{record['rows_left_out']} rows were left out, because no time was left for them")
     if len(lines) > step.lines:
         lines = [*lines[: step.lines - 1], f"… and {len(lines) - step.lines + 1} more in the JSON file"]
     return lines

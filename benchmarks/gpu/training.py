@@ -32,11 +32,9 @@ _SHARE = 0.3
 def run(context: Context, figures: Figures) -> None:
     rows = figures["rows"] = []
     for precision in _PRECISIONS:
-        if context.left() > 0:
-            context.attempt(rows, {"what": "training", "precision": precision}, partial(_train, context, precision))
+        context.attempt(rows, {"what": "training", "precision": precision}, partial(_train, context, precision))
     for precision in _PRECISIONS[:2]:
-        if context.left() > 0:
-            context.attempt(rows, {"what": "recovery", "precision": precision}, partial(_recover, context, precision))
+        context.attempt(rows, {"what": "recovery", "precision": precision}, partial(_recover, context, precision))
 
 
 def _train(context: Context, precision: str, row: Figures) -> None:
@@ -125,9 +123,12 @@ def _recover_data(context: Context, train: int, held_out: int) -> RecoverData:
 
 
 def lines(figures: Figures) -> list[str]:
-    return [
-        f"{row['what']} {row['precision']}: "
-        + (row.get("error") or f"{row['steps_a_second']:.2f} steps of {row['batch']} images a second, "
-           f"loss {row['losses'][0]:.2f} to {row['losses'][-1]:.2f}")
-        for row in figures.get("rows", [])
-    ]  # fmt: skip
+    return [f"{row['what']} {row['precision']}: {_said(row)}" for row in figures.get("rows", [])]
+
+
+def _said(row: Figures) -> str:
+    if "steps_a_second" not in row:
+        return str(row.get("error", "not finished"))
+    losses = row["losses"]
+    rate = f"{row['steps_a_second']:.2f} steps of {row['batch']} images a second"
+    return f"{rate}, loss {losses[0]:.2f} to {losses[-1]:.2f}"

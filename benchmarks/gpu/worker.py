@@ -25,12 +25,16 @@ def main(arguments: dict[str, Any]) -> int:
     with os.fdopen(arguments["pipe"], "w", encoding="utf-8") as pipe, tempfile.TemporaryDirectory() as folder:
 
         def emit(event: Event) -> None:
-            pipe.write(json.dumps(event) + "\n")
+            # On a line of its own, even where the last one was broken off by a step's end.
+            pipe.write(f"\n{json.dumps(event)}\n")
             pipe.flush()
 
         device = pick_device(arguments["device"])
         if is_gpu(device):
             torch.cuda.set_device(device)
+        else:
+            # The models of a rehearsal are tiny: threads would only wait for each other.
+            torch.set_num_threads(1)
         emit({"environment": facts(device)})
         context = Context(device, arguments["seed"], Path(folder))
         return 0 if run_steps(arguments["steps"], context, arguments["seconds"], emit) else 1
@@ -50,7 +54,8 @@ def facts(device: torch.device) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         }
-    return found | {"float32_matmul_precision": torch.get_float32_matmul_precision()}
+    tf32 = {"cudnn_allow_tf32": torch.backends.cudnn.allow_tf32}
+    return found | tf32 | {"float32_matmul_precision": torch.get_float32_matmul_precision()}
 
 
 if __name__ == "__main__":
