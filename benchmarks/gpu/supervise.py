@@ -23,6 +23,7 @@ from benchmarks.gpu.steps import Event
 ROOT = Path(__file__).resolve().parents[2]
 _MARGIN = 0.04
 """Of the time, for this process's own beginning, and for the table."""
+_STDERR = 2
 _TO_END = 3.0
 """Seconds that a process has between being asked to end and being made to."""
 
@@ -68,12 +69,12 @@ def _work(asked: Asked, steps: Sequence[str], deadline: float, ledger: Ledger) -
         pass_fds=[writing],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         # The table has stdout for itself.
-        stdout=subprocess.DEVNULL,
+        stdout=_STDERR,
         start_new_session=True,
     )
     os.close(writing)
     try:
-        _read(reading, deadline, ledger.take)
+        _read(reading, process, deadline, ledger.take)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(min(_TO_END, max(0.0, deadline - time.monotonic())))
     finally:
@@ -82,13 +83,16 @@ def _work(asked: Asked, steps: Sequence[str], deadline: float, ledger: Ledger) -
     return process.returncode
 
 
-def _read(pipe: int, deadline: float, take: Callable[[Event], None]) -> None:
-    """Events as they come, until the other side closes or the time is over."""
+def _read(pipe: int, process: subprocess.Popen[bytes], deadline: float, take: Callable[[Event], None]) -> None:
+    """Events as they come, until the process has ended or the time is over."""
     pending = b""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
         while (left := deadline - time.monotonic()) > 0:
-            if not selector.select(left):
+            if not selector.select(min(left, 1.0)):
+                # What it started may hold the pipe open after its end.
+                if process.poll() is not None:
+                    return
                 continue
             if not (part := os.read(pipe, 2**16)):
                 return

@@ -22,6 +22,7 @@ from vitfx.support.machine import environment, load_average
 
 def main(arguments: dict[str, Any]) -> int:
     """arguments: the pipe's number, the steps, their seconds, the seed, and the name of the device."""
+    os.set_inheritable(arguments["pipe"], False)
     with os.fdopen(arguments["pipe"], "w", encoding="utf-8") as pipe, tempfile.TemporaryDirectory() as folder:
 
         def emit(event: Event) -> None:
