@@ -80,15 +80,14 @@ class Ledger:
         return next((name for name, one in self.steps.items() if one["state"] == RUNNING), None)
 
     def write(self) -> None:
+        before, self.record["unwritten"] = self.record["unwritten"], None
         self.record["seconds"], self._written = self.seconds, time.monotonic()
         try:
             write_json(self.path, FORMAT, _finite(self.record))
         except WriteError as error:
-            if self.record["unwritten"] is None:
-                self.record["unwritten"] = str(error)
+            self.record["unwritten"] = str(error)
+            if before is None:
                 _say(f"{error}; the steps go on, and the record is printed at the end")
-        else:
-            self.record["unwritten"] = None
 
     def text(self) -> str:
         return json_text(FORMAT, _finite(self.record))

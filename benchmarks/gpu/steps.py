@@ -21,6 +21,8 @@ from vitfx.support.devices import is_gpu, synchronize
 DONE, IN_PART, FAILED, LEFT_OUT, RUNNING = "done", "in part", "failed", "left out", "running"
 _GRACE = 1.3
 """A step that does not end by itself is stopped after so many times its time."""
+_LAST_GRACE = 2.0
+"""Seconds beyond the time of all, for the last step to end by itself."""
 
 
 class Module(Protocol):
@@ -80,7 +82,8 @@ def run_steps(names: Sequence[str], context: Context, seconds: float, emit: Call
             emit({"step": step.name, "record": record})
             continue
         given = left * step.weight / sum(one.weight for one in chosen[at:])
-        record = run_step(step, context, max(given, step.least), min(left, max(given, step.least) * _GRACE), emit)
+        given = max(given, step.least) if is_gpu(context.device) else given
+        record = run_step(step, context, given, min(given * _GRACE, left + _LAST_GRACE), emit)
         if record["state"] == FAILED and not _usable(context.device):
             return False
     return True
