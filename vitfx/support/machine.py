@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnxruntime
 import torch
 import torchvision
 
@@ -17,14 +16,14 @@ from vitfx.version import VERSION
 
 
 def environment() -> dict[str, Any]:
-    """Versions and hardware, ready for JSON. Memory in GiB, None where it is unknown."""
+    """Versions and hardware, ready for JSON. Memory in GiB; None for what is unknown and packages not installed."""
     return {
         "vitfx": VERSION,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
-        "onnx": onnx.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "onnx": _version("onnx"),
+        "onnxruntime": _version("onnxruntime"),
         "platform": platform.platform(),
         "cpu": cpu_model(),
         "cores": usable_cores(),
@@ -32,6 +31,14 @@ def environment() -> dict[str, Any]:
         "memory_gib": memory_gib(),
         "gpus": gpu_names(),
     }
+
+
+def _version(package: str) -> str | None:
+    # Imported here, because training and discovery do without ONNX.
+    try:
+        return str(importlib.import_module(package).__version__)
+    except ImportError:
+        return None
 
 
 def cpu_model() -> str:
