@@ -1,8 +1,8 @@
-"""Survivors make up for the dead: the projections of sublayers that stay become those that the plan has fitted.
+"""Survivors make up for the dead: sublayers that stay write with the projections that the plan has fitted.
 
-How they are fitted is no matter of graphs: see `passes.least_squares` for the mathematics, and for the statistics what
-runs the model. The form is exact: a sublayer's output adds to the stream, so a linear map of its inner channels, and a
-constant, cost nothing on top of the projection that is there.
+`passes.least_squares` has the mathematics of the fit; its statistics come from whoever runs the model. The form is
+exact: a sublayer's output adds to the stream, so that a linear map of its inner channels and a constant cost nothing on
+top of the projection that it has anyway.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from passes.stream import is_canonical, read_sites
 class Compensate(Pass):
     """Requires a canonical graph from which the plan's units have been deleted; ensures a canonical graph.
 
-    A projection that has the plan's weight already is left alone, so that a second run changes nothing.
+    A projection that already has the plan's weight is left alone, so that a second run changes nothing.
     """
 
     requires = (is_canonical,)
@@ -35,7 +35,7 @@ class Compensate(Pass):
         for refit in self.plan.refits:
             site = sites.get(refit.name)
             if site is None:
-                raise PassError(f"the plan refits {refit.name}, which is not there")
+                raise PassError(f"the plan refits {refit.name}, which the graph does not have")
             out = site.module.out
             if out.weight.shape != refit.weight.shape:
                 raise PassError(

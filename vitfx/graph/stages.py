@@ -1,4 +1,4 @@
-"""A canonical graph as a list of stages along the residual stream, and what runs of single stages have in common.
+"""A canonical graph as a list of stages along the residual stream, and what runs of single stages share.
 
 Shapes: N images, T tokens, D width, E inner channels of a sublayer, H heads.
 """
@@ -26,9 +26,9 @@ Reference = Mapping[str, Tensor]
 class Stage:
     """One step along the stream: x + sublayer(norm(x)), or, where nothing is prunable, module(x)."""
 
-    name: str
+    name: str  #: the sublayer's or the module's name in the graph
     module: nn.Module
-    norm: nn.Module | None = None
+    norm: nn.Module | None = None  #: of a prunable sublayer
 
     @property
     def sublayer(self) -> Sublayer | None:
@@ -51,8 +51,10 @@ class Stage:
 
     def __call__(self, stream: Tensor) -> Tensor:
         if self.sublayer is None:
-            return self.module(stream)
-        return self.carried(stream) + self.sublayer.out(self.inner(stream))
+            output: Tensor = self.module(stream)
+            return output
+        added: Tensor = self.sublayer.out(self.inner(stream))
+        return self.carried(stream) + added
 
 
 def read_stages(graph_module: GraphModule) -> list[Stage]:
@@ -90,22 +92,22 @@ def contribution(module: Sublayer, units: Sequence[int], inner: Tensor, *, doubl
 def project_heads(linear: nn.Linear, heads: int, inputs: Tensor, chosen: Sequence[int] | None = None) -> Tensor:
     """Rows of a projection on each head's own input: (H, N, T, D) -> (N, H, T, channels).
 
-    heads: all that the projection has. chosen: those that the inputs are of, where they are not all.
+    heads: how many the projection has. chosen: the heads that the inputs belong to, where they are not all.
     """
     count, images, tokens, width = inputs.shape
-    weight = linear.weight.unflatten(0, (heads, -1))
-    bias = None if linear.bias is None else linear.bias.unflatten(0, (heads, 1, -1))
+    weight = linear.weight.reshape(heads, -1, width)
+    bias = None if linear.bias is None else linear.bias.reshape(heads, 1, -1)
     if chosen is not None and list(chosen) != list(range(heads)):
         index = torch.tensor(list(chosen), device=weight.device)
         weight, bias = weight[index], None if bias is None else bias[index]
-    found = inputs.reshape(count, images * tokens, width) @ weight.transpose(1, 2)
+    projected = inputs.reshape(count, images * tokens, width) @ weight.transpose(1, 2)
     if bias is not None:
-        found = found + bias
-    return found.unflatten(1, (images, tokens)).transpose(0, 1)
+        projected = projected + bias
+    return projected.reshape(count, images, tokens, -1).transpose(0, 1)
 
 
 def attend(module: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(N, H, T, channels) each, q of as many tokens as are wanted -> heads' outputs (N, T of q, H · channels)."""
+    """(N, H, T, channels) each, where q may have fewer tokens -> heads' outputs (N, T of q, H · channels)."""
     return F.scaled_dot_product_attention(q, k, v, scale=module.scale).transpose(1, 2).flatten(2)
 
 

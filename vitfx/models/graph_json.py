@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-from passes.aten import is_attribute_of
+from passes.aten import attribute_tensor
 from passes.dialect import AddConstant, Attention, Mlp
 from vitfx.support.errors import UserError
 
@@ -58,7 +58,7 @@ def decode(text: str) -> GraphModule:
 def _encode_graph(graph_module: GraphModule) -> dict[str, Any]:
     tensors = {}
     for node in graph_module.graph.nodes:
-        tensor = is_attribute_of(graph_module, node)
+        tensor = attribute_tensor(graph_module, node)
         if tensor is not None:
             name = str(node.target)
             tensors[name] = {
