@@ -114,7 +114,8 @@ class Attention(Sublayer):
     def extra_repr(self) -> str:
         values = "" if self.channels == self.head_dim else f", values {self.channels}"
         biases = _biases(q=self.q, k=self.k, v=self.v, out=self.out)
-        return f"{self.units} heads of {self.head_dim}{values}, scale {self.scale:.4g}, {biases}"
+        heads = "1 head" if self.units == 1 else f"{self.units} heads"
+        return f"{heads} of {self.head_dim}{values}, scale {self.scale:.4g}, {biases}"
 
 
 class Mlp(Sublayer):

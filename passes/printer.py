@@ -2,7 +2,8 @@
 
     a0  LayerNorm → Attention(2 heads of 4, scale 0.5, bias of q k v out)  1×5×8  304  3,360
 
-LayerNorm, sublayer and residual add are one line. A line reads the one above it unless it names another.
+LayerNorm, sublayer and residual add are one line. A line reads the one above it unless it names another. A plain
+LayerNorm has neither scale nor shift.
 """
 
 from __future__ import annotations
@@ -126,14 +127,16 @@ def _computes(graph_module: GraphModule, parts: tuple[Node, ...], names: dict[ob
     if node.op == "call_module":
         text = _describe(graph_module, node)
         return text if node.args[0] is above else f"{text} of {names[node.args[0]]}"
-    options = [f"{name}={_argument(value)}" for name, value in node.kwargs.items()]
+    # Devices, layouts and memory formats are of no interest here.
+    numbers = {name: value for name, value in node.kwargs.items() if isinstance(value, int | float)}
+    options = [f"{name}={value}" for name, value in numbers.items()]
     return f"{_operator(node)}({', '.join([*map(_argument, node.args), *options])})"
 
 
 def _describe(graph_module: GraphModule, node: Node) -> str:
     module = module_of(graph_module, node)
     if isinstance(module, nn.LayerNorm):
-        return "LayerNorm" if module.elementwise_affine else "LayerNorm(no scale, no shift)"
+        return "LayerNorm" if module.elementwise_affine else "LayerNorm(plain)"
     if isinstance(module, GraphModule):
         calls = [part for part in module.graph.nodes if part.op == "call_function"]
         return " → ".join(_operator(call) for call in calls if call.target not in _PLUMBING) or "reshape"
