@@ -126,7 +126,7 @@ def test_nothing_rewritten_an_artifact_and_no_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--rewrites", "fold_everything"], "--rewrites fold_everything is no rewrite: give all, none, or some of"),
+        (["--rewrites", "fold_everything"], "--rewrites fold_everything is not a rewrite: give all, none, or some of"),
         (["--form", "packed", "--portable"], "--form packed has operators of ONNX Runtime's own"),
         (["--form", "packed", "--rewrites", "gemm"], "--form packed needs the rewrite pack_qkv"),
         (["--batch", "8;64"], "--batch 8;64 is no list of batch sizes"),
