@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -77,6 +78,11 @@ def add_discovery(parser: argparse.ArgumentParser) -> None:
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """How the model file is read, and where the model runs."""
     parser.add_argument("--device", default="auto", help="auto, cpu, or a GPU by torch's name (default auto)")
+    add_reading(parser)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """How the model file is read."""
     add = parser.add_argument_group("loading").add_argument
     add("--arch", help=f"what bare weights are of: {KNOWN_ARCHES}")
     add("--trust-pickle", action="store_true", help="load a pickled module, which may run any code")
@@ -95,6 +101,15 @@ def add_rewrites(parser: argparse.ArgumentParser) -> None:
         help=f"rewrites that change no value, on or off by name: {', '.join(NAMES)} (default all)",
     )
     add("--portable", action="store_true", help="standard ONNX operators only, none of ONNX Runtime's own")
+
+
+def refuse_given(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, names: Sequence[str], reason: str
+) -> None:
+    """Raises UserError for options of these names that the user gave although they would not be looked at."""
+    for name in names:
+        if getattr(options, name) != parser.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')} {reason}: leave it out")
 
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:

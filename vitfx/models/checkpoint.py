@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from vitfx.graph.trace import check_dtype
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.architectures import KNOWN_ARCHES, build_from_arch, timm_preprocess
 from vitfx.models.exported import is_exported, load_exported
@@ -179,6 +180,7 @@ def _answering_logits(
     module: nn.Module, preprocess: Preprocess, classes: tuple[str, ...] | None, source: str
 ) -> nn.Module:
     """`module`, wrapped where it answers with a record, once it has given logits for a batch of blank images."""
+    check_dtype(module)
     shape = (2, preprocess.channels, *preprocess.size)
     try:
         with torch.no_grad():

@@ -17,7 +17,7 @@ from vitfx.deploy.lowering import Normalising, plain_pixels
 from vitfx.deploy.onnx_forms import FORMS, Form
 from vitfx.graph.canonical import read_module
 from vitfx.models.checkpoint import LoadedModel
-from vitfx.runs.optimize_bench import Bench, fastest, measure_alone
+from vitfx.runs.optimize_bench import SessionBench, fastest, measure_alone
 from vitfx.runs.optimize_text import to_markdown
 from vitfx.support.files import UNFINISHED, begin_results, remove_results, write_aside
 from vitfx.support.machine import environment, load_average
@@ -31,17 +31,16 @@ RESULTS = (BASELINE, OPTIMIZED, "report.json", "report.md")
 
 @dataclass(frozen=True)
 class OptimizeJob:
-    """A checked command line. pixels: (2 or more, C, H, W), normalised; images: where they come from. forms: those to
-    choose from. batches: to be measured. alone: whether each rewrite is measured by itself as well."""
+    """A checked command line."""
 
     model: LoadedModel
-    pixels: Tensor
-    images: str
+    pixels: Tensor  #: (2 or more, C, H, W), normalised
+    images: str  #: where the pixels come from
     rewrites: tuple[str, ...]
-    forms: tuple[Form, ...]
-    plain: bool
-    batches: tuple[int, ...]
-    alone: bool
+    forms: tuple[Form, ...]  #: those to choose from
+    plain: bool  #: whether the file takes pixels of 0 to 1
+    batches: tuple[int, ...]  #: to be measured
+    alone: bool  #: whether each rewrite is measured by itself as well
     device: torch.device
     out: Path
 
@@ -65,8 +64,8 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> dict[str, Any]:
     begin_results(job.out)
     remove_results(job.out, RESULTS)
     baseline = _export_baseline(job, canonical, metadata)
-    bench = Bench(job.device, job.batches, job.pixels, job.model.preprocess if job.plain else None, watcher)
-    forms = bench.against(job.out / BASELINE, {name: one.model for name, one in deployed.items()})
+    bench = SessionBench(job.device, job.batches, job.pixels, job.model.preprocess if job.plain else None, watcher)
+    forms = bench.against(job.out / BASELINE, {name: candidate.model for name, candidate in deployed.items()})
     chosen = fastest(forms)
     best = deployed[chosen]
     watcher.say(f"form {chosen} is the fastest" if len(forms) > 1 else f"form {chosen}")
@@ -77,7 +76,7 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> dict[str, Any]:
     report = {
         **_facts(job, best, chosen, baseline),
         **_times(final),
-        "forms": {name: _paired(found) for name, found in forms.items()},
+        "forms": {name: _paired(ratios) for name, ratios in forms.items()},
         "rewrites": _rewrites(best, alone),
         "verify": {"float64": best.lowered.error, "onnx": error},
         "notes": [*front.notes, *best.refusals],
@@ -139,9 +138,9 @@ def _facts(job: OptimizeJob, best: Deployed, chosen: str, baseline: str) -> dict
 
 
 def _times(final: dict[int, tuple[Ratio, dict[str, Timing]]]) -> dict[str, Any]:
-    """time_left: optimized by baseline, the median over the rounds, by batch."""
+    """time_left: optimized divided by baseline, the median over the rounds, by batch."""
     return {
-        "time_left": {str(batch): one.paired for batch, (one, _) in final.items()},
+        "time_left": {str(batch): ratio.paired for batch, (ratio, _) in final.items()},
         "latency_ms": {
             str(batch): {name: timing.to_json() for name, timing in timings.items()}
             for batch, (_, timings) in final.items()
@@ -149,12 +148,12 @@ def _times(final: dict[int, tuple[Ratio, dict[str, Timing]]]) -> dict[str, Any]:
     }
 
 
-def _paired(found: dict[int, Ratio]) -> dict[str, float]:
-    return {str(batch): one.paired for batch, one in found.items()}
+def _paired(ratios: dict[int, Ratio]) -> dict[str, float]:
+    return {str(batch): ratio.paired for batch, ratio in ratios.items()}
 
 
 def _rewrites(best: Deployed, alone: dict[str, dict[int, Ratio]]) -> list[dict[str, Any]]:
-    """Each with its proof and, where it was measured, its time alone as a part of the canonical graph's."""
+    """Each with its proof and, where it was measured, its time alone divided by the canonical graph's."""
     rows: list[dict[str, Any]] = [
         {"name": step.name, "changed": step.changed, "error": step.error, "notes": list(step.notes)}
         for step in best.lowered.steps

@@ -1,4 +1,4 @@
-"""What rewrites and forms are worth in time: sessions that take turns on the same images."""
+"""How much time rewrites and forms save: sessions that take turns on the same images."""
 
 from __future__ import annotations
 
@@ -31,27 +31,26 @@ Model = Path | onnx.ModelProto
 
 
 @dataclass(frozen=True)
-class Bench:
-    """batches: sizes to measure. pixels: (N, C, H, W), normalised, repeated to a batch. plain: undoes that for all but
-    the first of several models, which then take pixels of 0 to 1."""
+class SessionBench:
+    """Times ONNX models in turns."""
 
     device: torch.device
-    batches: tuple[int, ...]
-    pixels: Tensor
-    plain: Preprocess | None
+    batches: tuple[int, ...]  #: sizes to measure
+    pixels: Tensor  #: (N, C, H, W), normalised, repeated to fill a batch
+    plain: Preprocess | None  #: all models but the first take pixels of 0 to 1, without this normalisation
     watcher: Watcher
 
     def against(self, first: Model, others: Mapping[str, Model]) -> dict[str, dict[int, Ratio]]:
-        """Each other model's time as a part of the first one's, by batch."""
-        found = self._timings(first, others, _CHOOSING_ROUNDS)
+        """Each other model's time divided by the first one's, by batch."""
+        times = self._timings(first, others, _CHOOSING_ROUNDS)
         return {
-            name: {batch: ratio(timings[name], timings[_FIRST]) for batch, timings in found.items()} for name in others
+            name: {batch: ratio(timings[name], timings[_FIRST]) for batch, timings in times.items()} for name in others
         }
 
     def pair(self, first: Model, second: Model) -> dict[int, tuple[Ratio, dict[str, Timing]]]:
-        """The second's time as a part of the first one's ("baseline"), and both ("optimized"), by batch."""
-        found = self._timings(first, {"optimized": second}, _ROUNDS)
-        return {batch: (ratio(both["optimized"], both[_FIRST]), both) for batch, both in found.items()}
+        """By batch, the second's time divided by the first one's, and both times as "baseline" and "optimized"."""
+        times = self._timings(first, {"optimized": second}, _ROUNDS)
+        return {batch: (ratio(both["optimized"], both[_FIRST]), both) for batch, both in times.items()}
 
     def _timings(self, first: Model, others: Mapping[str, Model], rounds: int) -> dict[int, dict[str, Timing]]:
         sessions = {name: self._open(model) for name, model in {_FIRST: first, **others}.items()}
@@ -73,29 +72,29 @@ class Bench:
 
 
 def fastest(forms: Mapping[str, Mapping[int, Ratio]]) -> str:
-    """The form whose ratios, over all batches, have the least product."""
-    return min(forms, key=lambda name: math.prod(one.paired for one in forms[name].values()))
+    """The form whose ratios have the least product over all batches."""
+    return min(forms, key=lambda name: math.prod(ratio.paired for ratio in forms[name].values()))
 
 
 def measure_alone(
-    bench: Bench, canonical: GraphModule, deployment: Deployment, form: Form
+    bench: SessionBench, canonical: GraphModule, deployment: Deployment, form: Form
 ) -> dict[str, dict[int, Ratio]]:
-    """Each rewrite, with what it needs, and the form by itself, against the canonical graph with none of them.
+    """Each rewrite, with what it needs, and the form by itself, against the canonical graph without any.
 
-    At one batch, the middle one. Without an entry is what finds nothing to do.
+    At one batch, the middle one. A rewrite that finds nothing to do has no entry.
     """
     middle = sorted(bench.batches)[len(bench.batches) // 2]
     bench = replace(bench, batches=(middle,), plain=None)
     plain = to_onnx(canonical, bench.pixels[:2], {})
-    found = {}
-    for title, one in _alone(deployment, form).items():
-        if not one.graph_rewrites:
-            found[title] = bench.against(plain, {title: one.formed(plain).model})[title]
+    ratios = {}
+    for title, single in _alone(deployment, form).items():
+        if not single.graph_rewrites:
+            ratios[title] = bench.against(plain, {title: single.formed(plain).model})[title]
             continue
-        made = deploy(canonical, one, bench.pixels, {})
-        if title == _title(form) or title in made.lowered.applied:
-            found[title] = bench.against(plain, {title: made.model})[title]
-    return found
+        deployed = deploy(canonical, single, bench.pixels, {})
+        if title == _title(form) or title in deployed.lowered.applied:
+            ratios[title] = bench.against(plain, {title: deployed.model})[title]
+    return ratios
 
 
 def _alone(deployment: Deployment, form: Form) -> dict[str, Deployment]:
@@ -104,7 +103,7 @@ def _alone(deployment: Deployment, form: Form) -> dict[str, Deployment]:
     for name in deployment.rewrites:
         if name == "pack_qkv" and not form.packed:
             continue
-        # What packs shows in a form that has it packed.
+        # Packing shows only in a form that takes it packed.
         own = replace(exported, packed=name == "pack_qkv")
         chosen[name] = Deployment((*NEEDS.get(name, ()), name), own)
     if form.attention is not None:
