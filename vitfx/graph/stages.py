@@ -92,7 +92,8 @@ def contribution(module: Sublayer, units: Sequence[int], inner: Tensor, *, doubl
 def project_heads(linear: nn.Linear, heads: int, inputs: Tensor, chosen: Sequence[int] | None = None) -> Tensor:
     """Rows of a projection on each head's own input: (H, N, T, D) -> (N, H, T, channels).
 
-    heads: how many the projection has. chosen: the heads that the inputs belong to, where they are not all.
+    heads: how many the projection has.
+    chosen: the heads that the inputs belong to, where they are not all.
     """
     count, images, tokens, width = inputs.shape
     weight = linear.weight.reshape(heads, -1, width)
