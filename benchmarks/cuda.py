@@ -17,6 +17,7 @@ from benchmarks.gpu.sizes import LARGE, TINY
 from benchmarks.gpu.steps import DONE, NAMES
 from benchmarks.gpu.supervise import Asked, supervise
 from benchmarks.gpu.table import table
+from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import gpu_names, is_gpu, pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import writing
@@ -27,6 +28,7 @@ EXAMPLE = """examples:
   python -m benchmarks.cuda rehearsal/ --dry"""
 
 
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 where every step is done, 1 where one is not, 2 for what the user has to change, 130 for Ctrl-C."""
     try:
@@ -72,7 +74,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Path, Asked]:
         description="Shows on a GPU, with random models and the demo, that everything works there and what it gains. "
         f"Its steps, in their order: {', '.join(NAMES)}. OUT/cuda.json is written after each.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder for cuda.json")
     parser.add_argument("--minutes", type=float, default=8.0, help="the most it may take (default: %(default)g)")

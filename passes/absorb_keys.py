@@ -1,4 +1,4 @@
-"""Where few tokens ask, their queries read the stream itself: no keys and values are made for the others."""
+"""A few tokens' queries read the stream itself, so that no token needs keys and values."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from passes.stream import module_of
 
 
 class AbsorbKeys(Pass):
-    """NarrowedAttention becomes AbsorbedAttention where that is less arithmetic. Goes behind NarrowToCls.
+    """NarrowedAttention becomes AbsorbedAttention where that takes less arithmetic. Runs behind NarrowToCls.
 
     A head's keys take T·D·d multiplications. Absorbed, each of the n queries takes d·D for itself and D for each token:
-    n·(d + T)·D. The same for values.
+    n·(d + T)·D. Values cost the same.
     """
 
     def rewrite(self, graph_module: GraphModule) -> PassResult:

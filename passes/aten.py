@@ -1,4 +1,4 @@
-"""Looking at ATen graphs: which nodes carry the image, where all of it passes one node, what every node computed."""
+"""Reading ATen graphs: which nodes carry the image, which nodes all of it passes, what every node computed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SHAPE_OPS = frozenset(
         operator.getitem,
     }
 )
-"""Operators that move or pick elements and change none of them."""
+"""Operators that move or pick elements and change none."""
 
 Values = dict[Node, Any]
 """What every node computed on the example inputs."""
@@ -60,8 +60,8 @@ def record_values(graph_module: GraphModule, *inputs: Tensor) -> Values:
         return _Recorder(graph_module).values(*inputs)
 
 
-def is_attribute_of(graph_module: GraphModule, node: Node) -> Tensor | None:
-    """The tensor that a get_attr node reads, or None for any other node."""
+def attribute_tensor(graph_module: GraphModule, node: Node) -> Tensor | None:
+    """The tensor that a get_attr node reads; None for any other node."""
     if node.op != "get_attr":
         return None
     value: Any = graph_module
@@ -83,7 +83,7 @@ def data_nodes(graph_module: GraphModule) -> list[Node]:
 def cut_points(nodes: list[Node]) -> list[Node]:
     """The nodes of `nodes` (in topological order) that every path from the first to the last passes.
 
-    These are the dominators of the last node: n is one if nothing before it is read by anything after it.
+    These are the dominators of the last node: a node is one if nothing after it reads anything before it.
     """
     position = {node: index for index, node in enumerate(nodes)}
     cuts = []
@@ -99,7 +99,7 @@ def cut_points(nodes: list[Node]) -> list[Node]:
 def backward_slice(end: Node, stop: Node) -> Iterator[Node]:
     """The nodes that `end` is computed from, itself included, without going past `stop`.
 
-    A size depends on no value: what it was asked of is not followed.
+    A size depends on no value: the tensor that it was read from is not followed.
     """
     seen = {stop}
     waiting = [end]

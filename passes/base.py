@@ -1,12 +1,14 @@
 """What a pass is: a graph in, a graph out, an honest word on whether anything changed.
 
-A pass states what it requires of a graph and what it ensures. `run_passes` works on a copy, lints and recompiles
-after every pass, drops what nothing calls any more, and names the pass when something fails.
+A pass states what it requires of a graph, what it ensures, and whether it works in place. `run_passes` works on a copy,
+holds every pass to its word, drops what nothing calls any more, and names the pass when something fails.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,60 +21,108 @@ Property = Callable[[GraphModule], None]
 
 
 class PassError(Exception):
-    """A graph is not what a pass needs, or not what it promised; one sentence says where and why."""
+    """A graph that a pass can't take, or a pass that failed; one sentence says where and why."""
+
+    def __init__(self, reason: str, pass_name: str = "") -> None:
+        super().__init__(f"{pass_name}: {reason}" if pass_name else reason)
+        self.reason = reason  #: the sentence without the pass's name
+
+
+class RequirementError(PassError):
+    """The graph lacks a property that the pass requires."""
+
+
+class PromiseError(PassError):
+    """The pass broke its word: a property that it ensures, the graph's lint, `in_place` or `changed`."""
+
+
+class RewriteError(PassError):
+    """The rewrite itself failed or refused the graph."""
 
 
 @dataclass(frozen=True)
 class PassResult:
-    """graph_module: the graph after the pass. changed: whether it differs from the one before. notes: for people."""
+    """What a pass made."""
 
-    graph_module: GraphModule
-    changed: bool
-    notes: tuple[str, ...] = ()
+    graph_module: GraphModule  #: the graph after the pass
+    changed: bool  #: whether it differs from the one before
+    notes: tuple[str, ...] = ()  #: what was done, or why nothing was, for people
 
 
 class Pass(ABC):
-    """One rewrite. Subclasses change the graph module that they are given, in place, and return it."""
+    """One rewrite. The constructor's arguments are its options."""
 
-    requires: ClassVar[tuple[Property, ...]] = ()
-    ensures: ClassVar[tuple[Property, ...]] = ()
+    name: ClassVar[str]  #: the class's name in snake_case
+    in_place: ClassVar[bool] = True  #: it returns the graph module that it was given; if not, it leaves that one alone
+    requires: ClassVar[tuple[Property, ...]] = ()  #: checked before the rewrite
+    ensures: ClassVar[tuple[Property, ...]] = ()  #: checked after it
 
-    @property
-    def name(self) -> str:
-        return type(self).__name__
+    def __init_subclass__(cls) -> None:
+        cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__.strip("_")).lower()
 
     @abstractmethod
     def rewrite(self, graph_module: GraphModule) -> PassResult: ...
 
 
-def run_passes(graph_module: GraphModule, passes: Sequence[Pass]) -> PassResult:
+def run_passes(
+    graph_module: GraphModule, passes: Sequence[Pass], after: Callable[[Pass, PassResult], None] | None = None
+) -> PassResult:
     """Runs the passes in order on a copy; the graph module given stays as it is.
 
-    Raises PassError, with the pass's name in front, where a requirement, the lint or a promise fails.
+    after: is called behind every pass with the pass and its result.
+    Raises RequirementError, RewriteError or PromiseError, with the pass's name in front.
     """
     current = copy.deepcopy(graph_module)
     changed = False
     notes: list[str] = []
-    for one in passes:
-        result = _run_one(current, one)
+    for each in passes:
+        result = _run_pass(current, each)
         current = result.graph_module
         changed = changed or result.changed
-        notes.extend(f"{one.name}: {note}" for note in result.notes)
+        notes.extend(f"{each.name}: {note}" for note in result.notes)
+        if after is not None:
+            after(each, result)
     return PassResult(current, changed, tuple(notes))
 
 
-def _run_one(graph_module: GraphModule, one: Pass) -> PassResult:
+def _run_pass(graph_module: GraphModule, each: Pass) -> PassResult:
+    _check(graph_module, each.requires, each, RequirementError)
+    before = _state(graph_module)
     try:
-        for has in one.requires:
-            has(graph_module)
-        result = one.rewrite(graph_module)
-        result.graph_module.delete_all_unused_submodules()
+        result = each.rewrite(graph_module)
+    except PassError as error:
+        raise RewriteError(error.reason, each.name) from error
+    except Exception as error:
+        raise RewriteError(f"the rewrite failed with {type(error).__name__}: {error}", each.name) from error
+    if each.in_place and result.graph_module is not graph_module:
+        raise PromiseError("it works in place and returned another graph module than it was given", each.name)
+    if not (each.in_place and result.changed) and _state(graph_module) != before:
+        promise = "reported no change" if each.in_place else "works on a copy"
+        raise PromiseError(f"it {promise} and changed the graph module that it was given", each.name)
+    result.graph_module.delete_all_unused_submodules()
+    try:
         result.graph_module.graph.lint()
         result.graph_module.recompile()
-        for has in one.ensures:
-            has(result.graph_module)
-    except PassError as error:
-        raise PassError(f"{one.name}: {error}") from error
     except Exception as error:
-        raise PassError(f"{one.name} failed: {type(error).__name__}: {error}") from error
+        raise PromiseError(f"its graph is malformed: {error}", each.name) from error
+    _check(result.graph_module, each.ensures, each, PromiseError)
     return result
+
+
+def _check(graph_module: GraphModule, properties: Sequence[Property], each: Pass, failure: type[PassError]) -> None:
+    for holds in properties:
+        try:
+            holds(graph_module)
+        except PassError as error:
+            raise failure(error.reason, each.name) from error
+
+
+def _state(graph_module: GraphModule) -> object:
+    """Equal before and after what changed nothing: nodes, modules with their settings, and tensors.
+
+    Instead of values, a tensor's version is compared, which torch counts up with every write in place.
+    """
+    modules = [(name, module, module.extra_repr()) for name, module in graph_module.named_modules()]
+    named = itertools.chain(graph_module.named_parameters(), graph_module.named_buffers())
+    # As keys, tensors are compared by identity, and none is freed whose address a new one could take.
+    return str(graph_module.graph), modules, {tensor: (name, tensor._version) for name, tensor in named}

@@ -2,8 +2,8 @@
 
 The residual stream is a chain of *cut points*: nodes that every path from the pixels to the logits passes. Between two
 of them stands a sublayer if the later one is the sum of the earlier and something computed from it. What such a
-sublayer computes is matched as attention or MLP, and the match is run against the recorded values before it is
-believed. What does not match stays as a graph of ATen operators, with the reason in the notes.
+sublayer computes is matched as attention or MLP, and a match counts only if it gives the recorded values. What does not
+match stays a graph of ATen operators, with the reason in the notes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from passes.aten import aten, backward_slice, cut_points, data_nodes, is_attribute_of, record_values
+from passes.aten import aten, attribute_tensor, backward_slice, cut_points, data_nodes, record_values
 from passes.base import Pass, PassError, PassResult
 from passes.dialect import AddConstant, Attention, Sublayer
 from passes.extract import extract
@@ -31,28 +31,29 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 
 @dataclass
 class _Segment:
-    """What stands between two neighbouring cut points. branch: what is added to the stream, if anything is."""
+    """What stands between two neighbouring cut points."""
 
     start: Node
     end: Node
-    branch: Node | None = None
+    branch: Node | None = None  #: what is added to the stream, if anything is
     name: str = ""
     norm: nn.LayerNorm | None = None
     module: Sublayer | None = None
-    reason: str = ""
+    reason: str = ""  #: why it has no module
 
 
 class Canonicalize(Pass):
     """Requires an ATen graph with one input. Ensures a canonical graph, equal in value.
 
-    example: pixels (2, C, H, W); values are recorded on it to learn layouts and to check every match.
+    example: pixels (2, C, H, W), on which values are recorded to learn layouts and to check every match.
     """
 
+    in_place = False
     ensures = (is_canonical,)
 
     def __init__(self, example: Tensor) -> None:
         if example.shape[0] < 2:
-            raise PassError(f"the example has a batch of {example.shape[0]}: two images tell the axes apart")
+            raise PassError(f"the example has a batch of {example.shape[0]}: give two, to tell the axes apart")
         self.example = example
 
     def rewrite(self, graph_module: GraphModule) -> PassResult:
@@ -93,7 +94,7 @@ def _branch(walker: Walker, start: Node, end: Node, batch: int) -> Node | None:
     stream = walker.values[end]
     if end.target is not aten.add.Tensor or len(end.args) != 2 or end.kwargs or stream.dim() != 3:
         return None
-    others = [one for one in end.args if one is not start]
+    others = [argument for argument in end.args if argument is not start]
     if len(others) != 1 or not isinstance(others[0], Node) or not walker.carries_data(others[0]):
         return None
     same = stream.shape == walker.values[start].shape == walker.values[others[0]].shape
@@ -105,7 +106,7 @@ def _stream_ends(segments: list[_Segment]) -> tuple[int, int]:
     residual = [index for index, segment in enumerate(segments) if segment.branch is not None]
     if not residual:
         raise PassError(
-            "no pre-LN ViT: nowhere is a sublayer added to a (batch, tokens, width) stream that the whole image passes"
+            "it is no pre-LN ViT: no sublayer is added to a (batch, tokens, width) stream that the whole image passes"
         )
     return residual[0], residual[-1]
 
@@ -120,24 +121,33 @@ def _match(walker: Walker, segment: _Segment, tokens: int) -> None:
 
 def _matched(walker: Walker, segment: _Segment, tokens: int) -> tuple[nn.LayerNorm, Sublayer]:
     if segment.branch is None:
-        raise Mismatch("it adds nothing to the stream, it replaces it")
-    here = walker.values[segment.start].shape[1]
-    if here != tokens:
-        raise Mismatch(f"it has {here} tokens where the stream begins with {tokens}")
-    readers = [user for user in segment.start.users if user is not segment.end]
-    readers = [user for user in readers if user.target is not aten.sym_size.int]
-    if len(readers) != 1 or readers[0].target is not aten.layer_norm.default:
-        raise Mismatch(f"the stream is read by {readers[0].name} ({readers[0].target}) with no LayerNorm before it")
-    norm_node = readers[0]
+        raise Mismatch("it replaces the stream and adds nothing to it")
+    count = walker.values[segment.start].shape[1]
+    if count != tokens:
+        raise Mismatch(f"it has {count} tokens where the stream begins with {tokens}")
+    norm_node = _only_norm(segment)
     attends = any(node.target in (SDPA, *SOFTMAX_OPS) for node in backward_slice(segment.branch, norm_node))
     module = (match_attention if attends else match_mlp)(walker, norm_node, segment.branch)
     norm = _layer_norm(walker, norm_node)
     with torch.no_grad():
-        ours, theirs = module(norm(walker.values[segment.start])), walker.values[segment.branch]
-    error = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(torch.finfo(theirs.dtype).tiny))
-    if not error < _TOLERANCE.get(theirs.dtype, 1e-2):
+        matched, recorded = module(norm(walker.values[segment.start])), walker.values[segment.branch]
+    error = float((matched - recorded).abs().max() / recorded.abs().max().clamp_min(torch.finfo(recorded.dtype).tiny))
+    if not error < _TOLERANCE.get(recorded.dtype, 1e-2):
         raise Mismatch(f"the matched {type(module).__name__} is off by {error:.1e}")
     return norm, module
+
+
+def _only_norm(segment: _Segment) -> Node:
+    """The LayerNorm that alone reads the stream for this sublayer."""
+    readers = [user for user in segment.start.users if user is not segment.end]
+    readers = [user for user in readers if user.target is not aten.sym_size.int]
+    bare = [reader for reader in readers if reader.target is not aten.layer_norm.default]
+    if bare:
+        raise Mismatch(f"{bare[0].name} ({bare[0].target}) reads the stream with no LayerNorm before it")
+    if len(readers) != 1:
+        names = ", ".join(reader.name for reader in readers)
+        raise Mismatch(f"{len(readers)} LayerNorms read the stream for one sublayer ({names})")
+    return readers[0]
 
 
 def _layer_norm(walker: Walker, node: Node) -> nn.LayerNorm:
@@ -158,12 +168,12 @@ def _refuse_the_unrecognisable(inside: list[_Segment]) -> None:
     raise PassError(
         "no attention sublayer of a pre-LN ViT is recognised in this model: " + "; ".join(reasons[:3])
         if reasons
-        else "no attention sublayer is recognised in this model, MLPs alone make no ViT"
+        else "no attention sublayer is recognised in this model, which has only MLPs"
     )
 
 
 def _name(walker: Walker, inside: list[_Segment]) -> None:
-    """a0, m0, a1, …: unrecognised sublayers count, so that a name says the layer."""
+    """a0, m0, a1, …: unrecognised sublayers are counted, so that a name gives the layer."""
     counts = {"a": 0, "m": 0}
     for segment in inside:
         if segment.branch is None:
@@ -203,7 +213,7 @@ class _Builder:
         self.stream = self.graph.create_node("call_module", name, (self.stream,), name=name)
 
     def _embed(self, pixels: Node, stream: Node) -> None:
-        """A position table that is added last is split off: constants can be folded into it."""
+        """A position table that is added last is split off, so that constants can be folded into it."""
         table = self._position_table(stream)
         if table is None:
             self._call("embed", extract(self.source, pixels, stream, owner="embed"))
@@ -225,7 +235,7 @@ class _Builder:
             if value is None or value.shape not in (shape, torch.Size((1, *shape))):
                 continue
             made_of = backward_slice(cast(Node, table), cast(Node, patches))
-            if any(isinstance(is_attribute_of(self.source, node), nn.Parameter) for node in made_of):
+            if any(isinstance(attribute_tensor(self.source, node), nn.Parameter) for node in made_of):
                 return cast(Node, patches), value.reshape(shape)
         return None
 

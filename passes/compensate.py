@@ -1,8 +1,8 @@
-"""Survivors make up for the dead: the projections of sublayers that stay become those that the plan has fitted.
+"""Survivors make up for the dead: sublayers that stay write with the projections that the plan has fitted.
 
-How they are fitted is no matter of graphs: see `passes.least_squares` for the mathematics, and for the statistics what
-runs the model. The form is exact: a sublayer's output adds to the stream, so a linear map of its inner channels, and a
-constant, cost nothing on top of the projection that is there.
+`passes.least_squares` has the mathematics of the fit; its statistics come from whoever runs the model. The form is
+exact: a sublayer's output adds to the stream, so that a linear map of its inner channels and a constant cost nothing on
+top of the projection that it has anyway.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Compensate(Pass):
         for refit in self.plan.refits:
             site = sites.get(refit.name)
             if site is None:
-                raise PassError(f"the plan refits {refit.name}, which is not there")
+                raise PassError(f"the plan refits {refit.name}, which the graph does not have")
             out = site.module.out
             if out.weight.shape != refit.weight.shape:
                 raise PassError(

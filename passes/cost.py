@@ -1,7 +1,7 @@
-"""What a canonical graph costs, and what it will cost once a plan is carried out: parameters and FLOPs an image.
+"""What a canonical graph costs, and what it will cost once a plan is carried out: parameters and FLOPs per image.
 
 FLOPs are counted as is usual for ViTs in torch: two for each multiply-accumulate of matrix products and convolutions,
-nothing for what works element by element (norms, activations, softmax, biases).
+none for elementwise operators (norms, activations, softmax, biases).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from passes.stream import module_of, read_sites
 
 @dataclass(frozen=True)
 class Cost:
-    """parameters: numbers in them. flops: for one image. heads, neurons, sublayers: what is prunable, and left."""
+    """What a canonical graph costs, and what it has left to prune."""
 
     parameters: int
-    flops: int
+    flops: int  #: for one image
     heads: int
     neurons: int
     sublayers: int
@@ -62,8 +62,8 @@ def predict_cost(graph_module: GraphModule, plan: DeletionPlan, before: Cost, to
     return Cost(
         parameters,
         flops,
-        before.heads - sum(len(one.units) for one in plan.deletions if one.kind == "head"),
-        before.neurons - sum(len(one.units) for one in plan.deletions if one.kind == "neuron"),
+        before.heads - sum(len(deletion.units) for deletion in plan.of_kind("head").values()),
+        before.neurons - sum(len(deletion.units) for deletion in plan.of_kind("neuron").values()),
         before.sublayers - len(gone),
     )
 
@@ -80,7 +80,7 @@ def unit_parameters(module: Sublayer) -> int:
 
 
 def unit_flops(module: Sublayer, tokens: int) -> int:
-    """FLOPs an image that go with one head or one neuron."""
+    """FLOPs per image that go with one head or one neuron."""
     width = module.out.weight.shape[0]
     if isinstance(module, Attention):
         channels = 2 * module.head_dim + 2 * module.channels
@@ -89,7 +89,7 @@ def unit_flops(module: Sublayer, tokens: int) -> int:
 
 
 def _bias_growth(graph_module: GraphModule, plan: DeletionPlan) -> int:
-    """How the parameters that carry constants grow: walks the stream as folding does, with shapes alone."""
+    """By how much the parameters that carry constants grow: walks the stream as folding does, with shapes alone."""
     deleted = {deletion.name: deletion for deletion in plan.deletions}
     sites = {site.node: site for site in read_sites(graph_module)}
     refitted = {refit.name for refit in plan.refits}

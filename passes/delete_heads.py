@@ -1,4 +1,4 @@
-"""Deletes attention heads: rows of q, k and v, columns of the out-projection; nothing left: the sublayer goes."""
+"""Deletes attention heads: rows of q, k and v, columns of the projection; the sublayer goes when none is left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from passes.plan import channels_of
 
 
 class DeleteHeads(DeleteUnits):
-    """Each layer may keep another number of heads."""
+    """Each layer may keep a different number of heads."""
 
     kind = "head"
 

@@ -1,4 +1,4 @@
-"""Deletes MLP paths: rows of fc1, columns of the projection; nothing left: the sublayer goes."""
+"""Deletes MLP paths: rows of fc1, columns of the projection; the sublayer goes when none is left."""
 
 from __future__ import annotations
 

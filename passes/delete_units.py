@@ -1,4 +1,4 @@
-"""What deleting heads and deleting MLP paths have in common: the sublayer shrinks or goes, a constant stays."""
+"""What deleting heads and deleting MLP paths share: the sublayer shrinks or goes, a constant stays."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from passes.stream import Site, is_canonical, read_sites
 class DeleteUnits(Pass):
     """Physically deletes units of one kind. The constants of the plan become AddConstant nodes behind the sublayer.
 
-    Requires a canonical graph that the plan is for; ensures a canonical graph. A sublayer whose units are gone already
-    (the plan was carried out) is left alone, so that a second run changes nothing.
+    Requires a canonical graph that the plan is for; ensures a canonical graph. A sublayer whose units are already gone
+    is left alone, so that a second run changes nothing.
     """
 
     kind: ClassVar[str]
@@ -44,8 +44,8 @@ class DeleteUnits(Pass):
             if done:
                 continue
             if site is None or site.module.units != deletion.total:
-                found = "not there" if site is None else f"of {site.module.units} {self.kind}s"
-                raise PassError(f"the plan is for {name} with {deletion.total} {self.kind}s, which is {found}")
+                units = "is not there" if site is None else f"has {site.module.units}"
+                raise PassError(f"the plan is for {name} with {deletion.total} {self.kind}s, which {units}")
             self._delete(graph_module, site, deletion)
             notes.append(f"{name} keeps {len(deletion.kept)} of {deletion.total} {self.kind}s")
         return PassResult(graph_module, bool(notes), tuple(notes))
@@ -64,7 +64,7 @@ class DeleteUnits(Pass):
 
 
 def left_behind(module: Sublayer, deletion: SublayerDeletion) -> Tensor | None:
-    """float64 (D,) or (T, D), on the CPU: stays on the stream in place of what is deleted; None where that is zero.
+    """float64 (D,) or (T, D), on the CPU: what the stream gets in place of the deleted units; None for zero.
 
     A sublayer that goes as a whole leaves its bias as well.
     """
@@ -78,7 +78,7 @@ def left_behind(module: Sublayer, deletion: SublayerDeletion) -> Tensor | None:
 
 
 def _add_constant(graph_module: GraphModule, stream: torch.fx.Node, name: str, value: Tensor, like: Tensor) -> None:
-    """like: has the graph's dtype and device, which a plan's constants have not."""
+    """like: has the graph's dtype and device, which a plan's constants lack."""
     module = AddConstant(tuple(value.shape)).to(like)
     with torch.no_grad():
         module.value.copy_(value)

@@ -1,7 +1,7 @@
-"""The deployment dialect: the modules that exact rewrites turn a canonical graph's into, for export alone.
+"""The deployment dialect: modules that exact rewrites put in place of a canonical graph's, for export alone.
 
-They compute what they stand for, faster, and give up what training and pruning need: heads and neurons apart, a
-LayerNorm with parameters of its own, one stream of the same tokens from end to end.
+They compute the same faster, and give up what training and pruning need: separate heads and neurons, a LayerNorm with
+parameters of its own, one stream of the same tokens from end to end.
 
 Shapes: B images, T tokens, n of them read, D the width of the stream, H heads, d channels of a head.
 """
@@ -26,30 +26,47 @@ class TakeTokens(nn.Module):
         return x[:, : self.count]
 
     def extra_repr(self) -> str:
-        return f"count={self.count}"
+        return f"first {self.count}"
 
 
-class NarrowedAttention(nn.Module):
+class _DeployedAttention(nn.Module):
+    """What the kinds of deployed attention share: as many heads of queries, keys and values, and a projection."""
+
+    units: int  #: heads
+    scale: float
+    out: Projection
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, tokens, heads · channels) each -> (B, tokens of q, D)."""
+        q, k, v = (torch.unflatten(part, -1, (self.units, -1)).transpose(1, 2) for part in (q, k, v))
+        heads = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        added: Tensor = self.out(heads.transpose(1, 2).flatten(2))
+        return added
+
+
+class NarrowedAttention(_DeployedAttention):
     """Attention of all T tokens, asked by the first `count` alone: (B, T, D) -> (B, count, D)."""
 
     def __init__(self, whole: Attention, out: Projection, count: int, tokens: int) -> None:
-        """whole: what is narrowed. out: its projection, for these tokens. tokens: T, for weighing what is cheaper."""
+        """Of the attention `whole`.
+
+        out: its projection, with biases of these tokens alone.
+        tokens: T, to weigh whether keys or the stream are cheaper to read.
+        """
         super().__init__()
         self.q, self.k, self.v, self.out = whole.q, whole.k, whole.v, out
         self.units, self.scale = whole.units, whole.scale
         self.count, self.tokens = count, tokens
 
     def forward(self, x: Tensor) -> Tensor:
-        read = ((self.q, x[:, : self.count]), (self.k, x), (self.v, x))
-        q, k, v = (linear(part).unflatten(-1, (self.units, -1)).transpose(1, 2) for linear, part in read)
-        return self.out(F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2))
+        return self.attend(self.q(x[:, : self.count]), self.k(x), self.v(x))
 
     def extra_repr(self) -> str:
-        return f"heads={self.units}, scale={self.scale:.4g}, count={self.count}"
+        return f"{self.units} heads, scale {self.scale:.4g}, queries: first {self.count}"
 
 
 class AbsorbedAttention(nn.Module):
-    """A NarrowedAttention without keys and values for every token: (B, T, D) -> (B, count, D).
+    """A NarrowedAttention that makes no keys and values: (B, T, D) -> (B, count, D).
 
     By associativity a query reads the normalised stream itself, through its head's key rows, and what it gathers there
     goes through the head's value rows: q (x Wkᵀ)ᵀ = (q Wk) xᵀ and P (x Wvᵀ) = (P x) Wvᵀ. Keys' biases move all scores
@@ -61,8 +78,9 @@ class AbsorbedAttention(nn.Module):
         heads = narrowed.units
         self.q, self.out = narrowed.q, narrowed.out
         self.units, self.scale, self.count = heads, narrowed.scale, narrowed.count
-        self.key = nn.Parameter(narrowed.k.weight.detach().unflatten(0, (heads, -1)).clone())
-        self.value = nn.Parameter(narrowed.v.weight.detach().unflatten(0, (heads, -1)).mT.contiguous())
+        key, value = (linear.weight.detach() for linear in (narrowed.k, narrowed.v))
+        self.key = nn.Parameter(torch.unflatten(key, 0, (heads, -1)).clone())
+        self.value = nn.Parameter(torch.unflatten(value, 0, (heads, -1)).mT.contiguous())
         bias = narrowed.v.bias
         self.value_bias = None if bias is None else nn.Parameter(bias.detach().view(heads, 1, -1).clone())
 
@@ -74,30 +92,27 @@ class AbsorbedAttention(nn.Module):
         heads = gathered.reshape(-1, self.units, x.shape[2]).transpose(0, 1) @ self.value
         if self.value_bias is not None:
             heads = heads + self.value_bias
-        return self.out(heads.transpose(0, 1).reshape(-1, self.count, self.units * self.value.shape[2]))
+        added: Tensor = self.out(heads.transpose(0, 1).reshape(-1, self.count, self.units * self.value.shape[2]))
+        return added
 
     def extra_repr(self) -> str:
-        return f"heads={self.units}, scale={self.scale:.4g}, count={self.count}"
+        return f"{self.units} heads, scale {self.scale:.4g}, queries: first {self.count}"
 
 
-class PackedAttention(nn.Module):
-    """Attention whose queries, keys and values are one product: (B, T, D) -> (B, T, D).
-
-    sizes: output rows of q, k and v in the packed weight.
-    """
+class PackedAttention(_DeployedAttention):
+    """Attention whose queries, keys and values are one product: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, qkv: nn.Linear, out: Projection, heads: int, scale: float, sizes: tuple[int, int, int]) -> None:
+        """sizes: output rows of q, k and v in the packed weight."""
         super().__init__()
         self.qkv, self.out = qkv, out
         self.units, self.scale, self.sizes = heads, scale, sizes
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = self.qkv(x).split(self.sizes, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.units, -1)).transpose(1, 2) for part in parts)
-        return self.out(F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2))
+        return self.attend(*self.qkv(x).split(self.sizes, dim=-1))
 
     def extra_repr(self) -> str:
-        return f"heads={self.units}, scale={self.scale:.4g}, sizes={self.sizes}"
+        return f"{self.units} heads, scale {self.scale:.4g}, q k v of {'+'.join(map(str, self.sizes))} rows"
 
 
 class PatchTokens(nn.Module):
@@ -120,14 +135,15 @@ class PatchTokens(nn.Module):
         return padded + self.table
 
     def extra_repr(self) -> str:
-        return f"prefix={self.prefix}"
+        height, width = self.weight.shape[2:]
+        return f"{height}×{width} pixels, tokens before them: {self.prefix}"
 
 
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A linear with these values: weight (out, in), bias (out,)."""
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).to(weight)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).to(weight)
     with torch.no_grad():
-        made.weight.copy_(weight)
+        linear.weight.copy_(weight)
         if bias is not None:
-            made.bias.copy_(bias)
-    return made
+            linear.bias.copy_(bias)
+    return linear

@@ -32,7 +32,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Projection(nn.Module):
     """(B, T, E) -> (B, T, D): x Wᵀ + bias, where the bias is (D,), (T, D) or absent.
 
-    A bias for each token is what deleted parts leave behind whose replacement differs from token to token.
+    A bias for each token is what deleted units leave behind whose replacement differs from token to token.
     """
 
     def __init__(self, inner: int, width: int, bias_shape: tuple[int, ...] | None) -> None:
@@ -47,14 +47,11 @@ class Projection(nn.Module):
 
 
 class Sublayer(nn.Module):
-    """A prunable reader and writer of the residual stream: units (heads or hidden neurons) and a projection.
+    """A prunable reader and writer of the residual stream: units (heads or hidden neurons) and a projection."""
 
-    kind: "head" or "neuron", what a unit is. channels: inner channels a unit.
-    """
-
-    kind: str
+    kind: str  #: what a unit is, "head" or "neuron"
     units: int
-    channels: int
+    channels: int  #: inner channels of one unit
     out: Projection
 
     @abstractmethod
@@ -66,7 +63,8 @@ class Sublayer(nn.Module):
         """The constructor's arguments, JSON-ready."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.inner(x))
+        added: Tensor = self.out(self.inner(x))
+        return added
 
     def _out_config(self) -> list[int] | None:
         return None if self.out.bias is None else list(self.out.bias.shape)
@@ -114,7 +112,10 @@ class Attention(Sublayer):
         }
 
     def extra_repr(self) -> str:
-        return f"heads={self.units}, head_dim={self.head_dim}, value_dim={self.channels}, scale={self.scale:.4g}"
+        values = "" if self.channels == self.head_dim else f", values {self.channels}"
+        biases = _biases(q=self.q, k=self.k, v=self.v, out=self.out)
+        heads = "1 head" if self.units == 1 else f"{self.units} heads"
+        return f"{heads} of {self.head_dim}{values}, scale {self.scale:.4g}, {biases}"
 
 
 class Mlp(Sublayer):
@@ -145,7 +146,7 @@ class Mlp(Sublayer):
         }
 
     def extra_repr(self) -> str:
-        return f"hidden={self.units}, activation={self.activation}"
+        return f"{self.units} neurons, {self.activation}, {_biases(fc1=self.fc1, out=self.out)}"
 
 
 class AddConstant(nn.Module):
@@ -162,4 +163,12 @@ class AddConstant(nn.Module):
         return {"shape": list(self.value.shape)}
 
     def extra_repr(self) -> str:
-        return f"shape={tuple(self.value.shape)}"
+        return "×".join(map(str, self.value.shape))
+
+
+def _biases(**maps: nn.Linear | Projection) -> str:
+    """Which linear maps have a bias; with ×T a bias for each token."""
+    named = [
+        f"{name}×T" if linear.bias.dim() == 2 else name for name, linear in maps.items() if linear.bias is not None
+    ]
+    return f"bias of {' '.join(named)}" if named else "no bias"

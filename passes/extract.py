@@ -1,4 +1,4 @@
-"""Cutting a stretch of an ATen graph out into a graph module of its own."""
+"""Cutting a part of an ATen graph out into a graph module of its own."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import copy
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from passes.aten import aten, backward_slice, is_attribute_of
+from passes.aten import aten, attribute_tensor, backward_slice
 from passes.base import PassError
 
 
 def extract(graph_module: GraphModule, start: Node, end: Node, *, owner: str) -> GraphModule:
     """The part that computes `end` from `start`, as a graph module of one input and one output.
 
-    Parameters and buffers are copies, and tensors made of nothing (`arange`) become buffers, which follow the module to
-    another device or type. The batch size, which traced models ask of their own input, is asked of `start`.
+    Parameters and buffers are copies, and tensors without inputs (`arange`) become buffers, which follow the module to
+    another device or type. The batch size, which traced models read from their own input, is read from `start`.
     Raises PassError where the part needs another activation than `start`.
     """
     graph = Graph()
@@ -25,8 +25,8 @@ def extract(graph_module: GraphModule, start: Node, end: Node, *, owner: str) ->
     for node in graph_module.graph.nodes:
         if node not in needed:
             continue
-        made_of_nothing = node.op == "call_function" and not node.all_input_nodes
-        tensor = node.target(*node.args, **node.kwargs) if made_of_nothing else is_attribute_of(graph_module, node)
+        from_nothing = node.op == "call_function" and not node.all_input_nodes
+        tensor = node.target(*node.args, **node.kwargs) if from_nothing else attribute_tensor(graph_module, node)
         if node.target is aten.sym_size.int and node.args[0] is not start:
             placed[node] = _batch_size(graph, placed[start], node)
         elif tensor is not None:
@@ -43,7 +43,7 @@ def extract(graph_module: GraphModule, start: Node, end: Node, *, owner: str) ->
 
 def _batch_size(graph: Graph, start: Node, size: Node) -> Node:
     if size.args[1] != 0:
-        raise PassError(f"{size.name} asks for the size of axis {size.args[1]}, which varies: only the batch may")
+        raise PassError(f"{size.name} reads the size of axis {size.args[1]}, which varies: only the batch may")
     return graph.call_function(aten.sym_size.int, (start, 0))
 
 

@@ -1,4 +1,4 @@
-"""Biases that attention does not need: those of the keys drop out, those of the values go on into the projection's."""
+"""Biases that attention does not need: those of the keys drop out, those of the values go into the projection's."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Folds constants on the stream into biases that exist already.
+"""Folds constants on the stream into the biases of what writes to it.
 
-A constant commutes with the stream's additions, and nothing but deleted sublayers stood between it and the writer just
-before it: so it goes into that writer's bias, or into the position table. Behind a sublayer that was not recognised,
-there is no bias to fold into, and the constant stays a node.
+A constant commutes with the stream's additions, and only deleted sublayers stood between it and the writer before it:
+so it goes into that writer's bias, or into the position table. Behind a sublayer that was not recognised there is no
+bias to fold into, and the constant stays a node.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from passes.stream import constant_sites, is_canonical, module_of, read_sites
 
 
 class FoldConstants(Pass):
-    """Requires and ensures a canonical graph; no constant is left that a writer right before it could carry.
+    """Requires and ensures a canonical graph. No constant is left that a writer right before it could carry.
 
     A projection without a bias gets one: that costs less than an addition to the stream.
     """
@@ -31,17 +31,17 @@ class FoldConstants(Pass):
             constant = module_of(graph_module, node)
             assert isinstance(constant, AddConstant)
             (stream,) = node.all_input_nodes
-            into = _fold(graph_module, stream, constant.value.detach())
-            if into is None:
+            carrier = _fold(graph_module, stream, constant.value.detach())
+            if carrier is None:
                 continue
             node.replace_all_uses_with(stream)
             graph_module.graph.erase_node(node)
-            notes.append(f"{node.name} into {into}")
+            notes.append(f"{node.name} into {carrier}")
         return PassResult(graph_module, bool(notes), tuple(notes))
 
 
 def _fold(graph_module: GraphModule, stream: Node, value: Tensor) -> str | None:
-    """Adds the value to what carries constants at the end of `stream`; its name, or None where nothing does."""
+    """Adds the value to what carries constants at the end of `stream`: that one's name, or None where nothing does."""
     table = module_of(graph_module, stream)
     if isinstance(table, AddConstant):
         table.value = _sum(table.value, value)
@@ -58,6 +58,6 @@ def _add_to_bias(projection: Projection, value: Tensor) -> None:
 
 
 def _sum(parameter: nn.Parameter, value: Tensor) -> nn.Parameter:
-    """(D,) + (D,) stays (D,); as soon as one differs from token to token the sum is (T, D)."""
+    """(D,) + (D,) stays (D,); if one differs from token to token, the sum is (T, D)."""
     with torch.no_grad():
         return nn.Parameter(parameter + value)

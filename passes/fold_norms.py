@@ -1,4 +1,4 @@
-"""A LayerNorm's scale and shift go into the linear maps that alone read it."""
+"""A LayerNorm's scale and shift go into the linear maps that read it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from passes.aten import aten, is_attribute_of
+from passes.aten import aten, attribute_tensor
 from passes.base import Pass, PassResult
 from passes.deployment import linear_of
 from passes.dialect import Attention, Mlp, Sublayer
@@ -18,7 +18,7 @@ _ALONG_TOKENS = frozenset({aten.select.int, aten.slice.Tensor, aten.mean.dim})
 class FoldNorms(Pass):
     """Requires and ensures a canonical graph. W (s ⊙ x̂ + t) + b = (W diag s) x̂ + (W t + b).
 
-    The final norm is folded where the head is a choice or mean of tokens and one linear.
+    The final norm is folded where the head picks or averages tokens and then is one linear map.
     """
 
     requires = (is_canonical,)
@@ -40,7 +40,7 @@ class FoldNorms(Pass):
 
 def _fold_into(module: Sublayer, norm: nn.LayerNorm) -> None:
     if isinstance(module, Attention):
-        module.q, module.k, module.v = (_folded(one, norm) for one in (module.q, module.k, module.v))
+        module.q, module.k, module.v = (_folded(linear, norm) for linear in (module.q, module.k, module.v))
     elif isinstance(module, Mlp):
         module.fc1 = _folded(module.fc1, norm)
 
@@ -52,7 +52,7 @@ def _folded(linear: nn.Linear, norm: nn.LayerNorm) -> nn.Linear:
 
 
 def _fold(weight: Tensor, bias: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor | None]:
-    """In float64: many small numbers are summed into the bias."""
+    """In float64, because the bias sums many small numbers."""
     shift = None if norm.bias is None else weight.double() @ norm.bias.double()
     if shift is not None:
         bias = (shift if bias is None else bias.double() + shift).to(weight.dtype)
@@ -75,7 +75,7 @@ def _fold_final(graph_module: GraphModule) -> bool:
     if linear is None:
         return False
     _, weight_node, bias_node = linear.all_input_nodes
-    weight, bias = is_attribute_of(head, weight_node), is_attribute_of(head, bias_node)
+    weight, bias = attribute_tensor(head, weight_node), attribute_tensor(head, bias_node)
     assert weight is not None and bias is not None
     folded_weight, folded_bias = _fold(weight, bias, norm)
     assert folded_bias is not None
@@ -86,13 +86,13 @@ def _fold_final(graph_module: GraphModule) -> bool:
 
 
 def _only_linear(head: GraphModule, width: int) -> Node | None:
-    """The linear, with weight and bias of its own, that all channels of the head's input go into and nothing else."""
-    node = next(one for one in head.graph.nodes if one.op == "placeholder")
+    """The linear map with weight and bias of its own that alone reads the head's input, all channels of it."""
+    node = next(node for node in head.graph.nodes if node.op == "placeholder")
     while len(node.users) == 1:
         (node,) = node.users
         if node.target is aten.linear.default:
             parameters = node.all_input_nodes[1:]
-            own = [is_attribute_of(head, one) for one in parameters if len(one.users) == 1]
+            own = [attribute_tensor(head, parameter) for parameter in parameters if len(parameter.users) == 1]
             whole = len(own) == 2 and own[0] is not None and own[1] is not None and own[0].shape[1] == width
             return node if whole else None
         if node.target not in _ALONG_TOKENS or not _along_tokens(node):

@@ -1,8 +1,8 @@
-"""The embedding becomes a product for each patch and one table: class token, registers and positions built once.
+"""The embedding becomes one linear map of each patch and one table of class token, registers and positions.
 
-The libraries' own code asks for the batch size and expands the class token to it on every call. What an embedding does
-is found by values, whatever its form: zeros give its table, single pixels of one patch the product, and random pixels
-must then give the same.
+The libraries' own code reads the batch size and expands the class token to it on every call. What an embedding computes
+is found by values, whatever its form: zeros give its table, single pixels of one patch its map, and random pixels must
+then give the same.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ _CHUNK = 64
 class FoldPatches(Pass):
     """embed, or embed and positions, become one PatchTokens where that is what they compute.
 
-    Goes before rewrites that need a canonical graph, and leaves one. example: pixels (B, C, H, W), for their size.
-    Untouched, with the reason in the notes, is any other embedding: of overlapping patches, of more than one layer,
-    with tokens in another order.
+    Runs before rewrites that need a canonical graph, and leaves one. Any other embedding (overlapping patches, several
+    layers, tokens in another order) stays as it is, with the reason in the notes.
+
+    example: pixels (B, C, H, W), for their size.
     """
 
     def __init__(self, example: Tensor) -> None:
@@ -38,28 +39,28 @@ class FoldPatches(Pass):
         first = next(node for node in graph_module.graph.nodes if node.op == "call_module")
         embed = module_of(graph_module, first)
         if isinstance(embed, PatchTokens):
-            return PassResult(graph_module, False, ("done already",))
+            return PassResult(graph_module, False, ("the embedding is folded already",))
         assert embed is not None
-        made = _patch_tokens(embed, self.example.shape[1:], next(graph_module.parameters()))
-        if isinstance(made, str):
-            return PassResult(graph_module, False, (f"the embedding stays as it is: {made}",))
-        graph_module.set_submodule(str(first.target), made)
+        tokens = _patch_tokens(embed, self.example.shape[1:], next(graph_module.parameters()))
+        if isinstance(tokens, str):
+            return PassResult(graph_module, False, (f"the embedding stays as it is: {tokens}",))
+        graph_module.set_submodule(str(first.target), tokens)
         after = list(first.users)
         table = module_of(graph_module, after[0])
         if len(after) == 1 and isinstance(table, AddConstant):
-            made.table.add_(table.value)
+            tokens.table.add_(table.value)
             after[0].replace_all_uses_with(first)
             graph_module.graph.erase_node(after[0])
-        note = f"{made.weight.shape[2]}×{made.weight.shape[3]} patches, {made.prefix} tokens before them"
+        note = f"{tokens.weight.shape[2]}×{tokens.weight.shape[3]} patches, {tokens.prefix} tokens before them"
         return PassResult(graph_module, True, (note,))
 
 
 def _patch_tokens(embed: nn.Module, image: torch.Size, like: Tensor) -> PatchTokens | str:
-    """The same in the type of `like`, or why it can't be. Worked out in float64."""
+    """The same in the type of `like`, worked out in float64; or why it is something else."""
     exact = copy.deepcopy(embed).double()
     table = exact(torch.zeros(2, *image, dtype=torch.float64, device=like.device))
     if table.dim() != 3 or not torch.equal(table[0], table[1]):
-        return "it does not treat all images alike"
+        return "its tokens differ between equal images"
     sides = _patch(exact, image, like.device)
     if sides is None:
         return "its last token is not that of the last patch"
@@ -67,13 +68,13 @@ def _patch_tokens(embed: nn.Module, image: torch.Size, like: Tensor) -> PatchTok
     prefix = table.shape[1] - (image[1] // height) * (image[2] // width)
     if image[1] % height or image[2] % width or prefix < 0:
         return f"{height}×{width} patches do not tile the image"
-    made = PatchTokens(_weight(exact, image, sides, table[0, -1]), table[0], prefix)
+    tokens = PatchTokens(_weight(exact, image, sides, table[0, -1]), table[0], prefix)
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(2, *image, generator=generator, dtype=torch.float64).to(like.device)
     expected = exact(probe)
-    if not bool((made(probe) - expected).abs().max() < _TOLERANCE * expected.abs().max()):
-        return "it is no sum of a product for each patch and a table"
-    return made.to(like)
+    if not bool((tokens(probe) - expected).abs().max() < _TOLERANCE * expected.abs().max()):
+        return "it is no sum of a linear map of each patch and a table"
+    return tokens.to(like)
 
 
 def _patch(embed: nn.Module, image: torch.Size, device: torch.device) -> tuple[int, int] | None:
@@ -93,8 +94,8 @@ def _weight(embed: nn.Module, image: torch.Size, sides: tuple[int, int], constan
     channels, (height, width) = image[0], sides
     places = torch.cartesian_prod(torch.arange(channels), torch.arange(-height, 0), torch.arange(-width, 0))
     columns = []
-    for chunk in places.split(_CHUNK):
-        # One more than needed: a batch of one is the only one that traced code may treat apart.
+    for chunk in torch.split(places, _CHUNK):
+        # One more than needed, because traced code may treat a batch of one apart.
         pixels = torch.zeros(len(chunk) + 1, *image, dtype=torch.float64, device=constant.device)
         pixels[torch.arange(len(chunk)), chunk[:, 0], chunk[:, 1], chunk[:, 2]] = 1
         columns.append(embed(pixels)[:-1, -1] - constant)

@@ -1,7 +1,7 @@
 """Learning a memory layout by pushing indices through it.
 
 Between a projection and the attention product, models reshape, transpose, split and unbind as they please. Running
-those very operators on an `arange` tells for every element of q, k or v which image, token and channel it was.
+those very operators on an `arange` shows which image, token and channel every element of q, k or v was.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from passes.aten import SHAPE_OPS, Values, aten, data_nodes, replay
 
 
 class Mismatch(Exception):
-    """A sublayer is not of the form looked for; the sentence says in what."""
+    """A sublayer does not have the form looked for; the sentence says where it differs."""
 
 
 @dataclass
 class Trail:
-    """How `end` was made of `start`: shape operators in order, a factor (a number), and a gain for each channel."""
+    """How a node was made of `start`."""
 
     start: Node
-    path: list[Node] = field(default_factory=list)
+    path: list[Node] = field(default_factory=list)  #: shape operators in order
     factor: float = 1.0
-    gain: Tensor | None = None
+    gain: Tensor | None = None  #: (D,), a factor for each channel
 
     def gains(self, weight: Tensor) -> Tensor:
-        """(D,): by what each of the stream's D channels is multiplied behind the projection with this weight (D, E)."""
+        """(D,): what multiplies each of the stream's D channels behind the projection with this weight (D, E)."""
         width = weight.shape[0]
         if self.gain is not None and self.gain.numel() != width:
             raise Mismatch(f"a gain of {self.gain.numel()} channels on a stream of {width}")
@@ -124,14 +124,14 @@ def element_ids(shape: torch.Size) -> Tensor:
     return torch.arange(math.prod(shape)).reshape(shape)
 
 
-def rows_of(ids: Tensor, channels: int, what: str) -> Tensor:
+def rows_of(ids: Tensor, channels: int, reader: str) -> Tensor:
     """The row (position) numbers of an id tensor (..., channels) whose last axis still is the channels, in order.
 
     Raises Mismatch where shape operators mixed channels with positions.
     """
     if ids.shape[-1] != channels or not torch.equal(ids % channels, torch.arange(channels).expand_as(ids)):
-        raise Mismatch(f"the layout before {what} mixes channels and tokens")
+        raise Mismatch(f"the layout before {reader} mixes channels and tokens")
     rows = ids // channels
     if not torch.equal(rows, rows[..., :1].expand_as(rows)):
-        raise Mismatch(f"the layout before {what} mixes channels and tokens")
+        raise Mismatch(f"the layout before {reader} mixes channels and tokens")
     return rows[..., 0]

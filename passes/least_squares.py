@@ -1,7 +1,7 @@
 """Ridge regression from streamed statistics: which linear map of what is left makes up for what is missing.
 
-Minimises Σ |R − H·ΔWᵀ − Δb|² + λ·n·|ΔW|² (Hoerl and Kennard 1970), so that the map shrinks towards no change at all, by
-the normal equations in float64. The shift Δb is not penalised. λ is chosen on rows that the fit has not seen.
+Minimises Σ |R − H·ΔWᵀ − Δb|² + λ·n·|ΔW|² (Hoerl and Kennard 1970) by the normal equations in float64, so that the map
+shrinks towards no change. The shift Δb is not penalised. λ is chosen on rows that the fit has not seen.
 
 Shapes: n rows, E inputs, D outputs.
 """
@@ -14,21 +14,20 @@ import torch
 from torch import Tensor
 
 SHRINKAGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4)
-"""λ by the mean variance of the inputs, the strongest first."""
+"""λ divided by the mean variance of the inputs, the strongest first."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over rows, float64. gram: (E + 1, E + 1) of (h, 1) with itself. cross: (E + 1, D) of (h, 1) with r. square:
-    of |r|²."""
+    """Sums over rows, float64."""
 
-    gram: Tensor
-    cross: Tensor
-    square: Tensor
+    gram: Tensor  #: (E + 1, E + 1), of (h, 1) with itself
+    cross: Tensor  #: (E + 1, D), of (h, 1) with r
+    square: Tensor  #: of |r|²
 
     @staticmethod
     def of(inputs: Tensor, missing: Tensor) -> Moments:
-        """Of one batch, (n, E) and (n, D). Products are made in the batch's own type, which is fast and, over a few
+        """Of one batch, (n, E) and (n, D). Products are computed in the batch's own type, which is fast and, over a few
         thousand rows, accurate enough; they are added up in float64."""
         ones = inputs.new_ones(len(inputs), 1)
         rows = torch.cat([inputs, ones], dim=1)
@@ -50,18 +49,17 @@ class Moments:
 
 @dataclass(frozen=True)
 class Ridge:
-    """change: ΔW, float64 (D, E); None where no map helps on held-out rows. shift: Δb, float64 (D,). shrinkage: as in
-    `SHRINKAGES`, None without a map. before, after: mean |r|² a held-out row without and with the change."""
+    """A fit, and what it is worth on held-out rows."""
 
-    change: Tensor | None
-    shift: Tensor
-    shrinkage: float | None
-    before: float
-    after: float
+    change: Tensor | None  #: ΔW, float64 (D, E); None where no map helps on held-out rows
+    shift: Tensor  #: Δb, float64 (D,)
+    shrinkage: float | None  #: one of `SHRINKAGES`; None without a map
+    before: float  #: mean |r|² of a held-out row without the change
+    after: float  #: the same with it
 
 
 def ridge(fitted: Moments, held_out: Moments) -> Ridge:
-    """The fit to `fitted` with the shrinkage that is best on `held_out`, then to both together.
+    """The fit to both together, with the shrinkage that was best on `held_out` when fitted to `fitted`.
 
     Shrinkages are tried from the strongest on, as long as the error falls.
     """
@@ -83,7 +81,7 @@ def ridge(fitted: Moments, held_out: Moments) -> Ridge:
 
 
 def _solve(moments: Moments, shrinkage: float) -> Tensor:
-    """ΔW, (D, E); no change where the inputs vary by less than rounding, which leaves the equations no solution."""
+    """ΔW, (D, E); zero where the inputs vary by less than rounding, so that the equations have no solution."""
     count = moments.rows
     mean = moments.gram[:-1, -1:] / count
     covariance = moments.gram[:-1, :-1] / count - mean @ mean.T
@@ -94,5 +92,5 @@ def _solve(moments: Moments, shrinkage: float) -> Tensor:
 
 
 def _shift(moments: Moments, change: Tensor) -> Tensor:
-    """Δb, (D,): the mean of what the map leaves."""
+    """Δb, (D,): the mean of what the map leaves over."""
     return (moments.cross[-1] - change @ moments.gram[:-1, -1]) / moments.rows

@@ -26,25 +26,25 @@ _CASTS = (aten.to.dtype, aten._to_copy.default)
 
 @dataclass
 class _Core:
-    """One attention product. scale: everything that multiplies q kᵀ apart from what lies before q and k."""
+    """One attention product."""
 
     q: Node
     k: Node
     v: Node
     result: Node
-    scale: float
+    scale: float  #: all that multiplies q kᵀ behind q and k
     k_transposed: bool
 
 
 @dataclass
 class _Source:
-    """One of q, k, v: its projection, the rows of its weight by head (H, d), and the image of each leading index."""
+    """One of q, k, v."""
 
-    weight: Tensor
+    weight: Tensor  #: of its projection
     bias: Tensor | None
-    rows: Tensor
-    images: Tensor
-    factor: float
+    rows: Tensor  #: (H, d), of the weight by head
+    images: Tensor  #: the image of each leading index
+    factor: float  #: multiplies the projection
 
 
 def match_attention(walker: Walker, norm: Node, result: Node) -> Attention:
@@ -59,11 +59,10 @@ def match_attention(walker: Walker, norm: Node, result: Node) -> Attention:
     if not (torch.equal(q.images, v.images) and torch.equal(k.images, v.images)):
         raise Mismatch("queries, keys and values come in different orders of images and heads")
     if k.rows.shape != q.rows.shape or v.rows.shape[0] != heads:
-        raise Mismatch(
-            f"{heads} heads of queries stand against {k.rows.shape[0]} of keys and {v.rows.shape[0]} of values"
-        )
+        shapes = [f"{part.rows.shape[0]} heads of {part.rows.shape[1]}" for part in (q, k, v)]
+        raise Mismatch(f"queries are {shapes[0]} channels, keys {shapes[1]}, values {shapes[2]}")
     if columns.shape != v.rows.shape:
-        raise Mismatch("the projection does not read every channel of every head once")
+        raise Mismatch("the projection does not read every head's channels exactly once")
     module = Attention(
         width,
         heads,
@@ -94,7 +93,7 @@ def _find_core(walker: Walker, norm: Node, result: Node) -> _Core:
     inside = list(backward_slice(result, norm))
     cores = [node for node in inside if node.target in (SDPA, *SOFTMAX_OPS)]
     if len(cores) != 1:
-        raise Mismatch(f"{len(cores)} attention products in one sublayer")
+        raise Mismatch(f"it has {len(cores)} attention products, not one")
     return _fused_core(walker, cores[0]) if cores[0].target is SDPA else _written_core(walker, cores[0], set(inside))
 
 
@@ -102,7 +101,7 @@ def _fused_core(walker: Walker, sdpa: Node) -> _Core:
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given = dict(zip(names, sdpa.args, strict=False)) | dict(sdpa.kwargs)
     if given.get("dropout_p") or given.get("is_causal") or given.get("enable_gqa"):
-        raise Mismatch("attention with dropout, a causal mask or grouped queries")
+        raise Mismatch("its attention has dropout, a causal mask or grouped queries")
     _check_mask(walker, given.get("attn_mask"))
     q, k, v = (cast(Node, given[name]) for name in names[:3])
     scale = given.get("scale")
@@ -162,7 +161,7 @@ def _without_mask(walker: Walker, add: Node) -> Node:
 
 
 def _check_mask(walker: Walker, mask: object) -> None:
-    """A mask that hides nothing is no mask; anything else (windows, relative positions) is not this dialect's."""
+    """A mask that hides nothing is no mask; others (windows, relative positions) are not in the dialect."""
     if mask is None:
         return
     value = walker.constant(mask)
@@ -190,11 +189,11 @@ def _source(walker: Walker, norm: Node, end: Node, *, transposed: bool = False) 
     places = positions.flatten()[ids // weight.shape[0]]
     image, token = places // tokens, places % tokens
     if ids.shape[1] != tokens or not torch.equal(token, torch.arange(tokens)[None, :, None].expand_as(token)):
-        raise Mismatch("attention runs over something else than all tokens of an image")
-    by_image = [channels[image[:, 0, 0] == one] for one in range(batch)]
+        raise Mismatch("attention does not run over all tokens of one image")
+    by_image = [channels[image[:, 0, 0] == index] for index in range(batch)]
     rows = by_image[0][:, 0]
     if not torch.equal(image, image[:, :1, :1].expand_as(image)) or any(
-        not torch.equal(one, rows[:, None].expand(-1, tokens, -1)) for one in by_image
+        not torch.equal(chosen, rows[:, None].expand(-1, tokens, -1)) for chosen in by_image
     ):
         raise Mismatch("heads differ from image to image or from token to token")
     return _Source(weight, bias, rows, image[:, 0, 0], trail.factor)
@@ -209,7 +208,7 @@ def _output(
     weight, bias = walker.weights(linear)
     before = walker.trail(cast(Node, linear.args[0]))
     if before.start is not core.result or before.factor != 1.0:
-        raise Mismatch(f"{linear.name} does not read the attention's result as it is")
+        raise Mismatch(f"{linear.name} does not read the attention's result unchanged")
     columns, places = _columns(walker, core, images, before, shape)
     ids = walker.indices(after, element_ids(walker.values[linear].shape))
     rows = rows_of(ids, shape[-1], "the residual add")
@@ -233,8 +232,8 @@ def _columns(
     # The product keeps its leading axes, so that v's layout tells which image and head a leading index is.
     image = images[lead]
     head_of = torch.zeros_like(images)
-    for one in range(batch):
-        head_of[images == one] = torch.arange(heads)
+    for index in range(batch):
+        head_of[images == index] = torch.arange(heads)
     unit = head_of[lead] * value_dim + channel
     if (
         ids.shape[-1] != heads * value_dim

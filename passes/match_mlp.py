@@ -1,4 +1,4 @@
-"""Recognising an MLP by its structure: linear, activation, linear, a LayerScale or a factor behind it or not."""
+"""Recognising an MLP by its structure: linear, activation, linear, perhaps a LayerScale or a factor behind them."""
 
 from __future__ import annotations
 
@@ -39,8 +39,10 @@ def match_mlp(walker: Walker, norm: Node, result: Node) -> Mlp:
     hidden_node = cast(Node, second.args[0])
     first = _first_linear(walker, norm, hidden_node)
     weight, bias = walker.weights(first)
-    if after.path or first.args[0] is not norm:
-        raise Mismatch(f"tokens are moved around {first.name} or {second.name}")
+    if first.args[0] is not norm:
+        raise Mismatch(f"{first.name} reads {first.args[0]} and not the LayerNorm {norm.name}")
+    if after.path:
+        raise Mismatch(f"{after.path[0].name} ({after.path[0].target}) moves the tokens behind {second.name}")
     activation = _activation(walker.values[first], walker.values[hidden_node])
     width, hidden = out_weight.shape
     gains = after.gains(out_weight)
@@ -62,14 +64,14 @@ def _first_linear(walker: Walker, norm: Node, hidden: Node) -> Node:
     linears = [node for node in between if node.target is aten.linear.default]
     if len(linears) != 1:
         raise Mismatch(f"{len(linears)} linear projections before the last one of an MLP")
-    strange = [node for node in between if node is not linears[0] and node.target not in _POINTWISE]
-    if strange:
-        raise Mismatch(f"{strange[0].name} ({strange[0].target}) is not part of an MLP")
+    foreign = [node for node in between if node is not linears[0] and node.target not in _POINTWISE]
+    if foreign:
+        raise Mismatch(f"{foreign[0].name} ({foreign[0].target}) is not part of an MLP")
     return linears[0]
 
 
 def _activation(before: Tensor, after: Tensor) -> str:
-    """The activation function is told by its values: implementations differ, functions do not."""
+    """The activation function is recognised by its values: implementations differ, functions do not."""
     tolerance = 1e-5 if before.dtype == torch.float32 else 1e-9
     for name, function in ACTIVATIONS.items():
         if before.shape == after.shape and torch.allclose(function(before), after, rtol=tolerance, atol=tolerance):

@@ -1,6 +1,6 @@
-"""Behind the last mixing of tokens, only the tokens that the logits read are computed.
+"""Behind the last attention, only the tokens that the logits read are computed.
 
-For a class token's classifier that is the class token alone: one query of 65 in the last attention, one row of its
+With a class token's classifier that is the class token alone: one query of 65 in the last attention, one row of its
 projection, of the MLP and of the norms.
 """
 
@@ -21,18 +21,19 @@ from passes.token_use import by_token, cut_tokens, tokens_read
 
 @dataclass(frozen=True)
 class _Region:
-    """site: the last attention. nodes: what works token by token behind it. tail: the rest, up to the logits."""
+    """From the last attention to the logits."""
 
-    site: Site
-    nodes: list[Node]
-    tail: nn.Sequential
+    site: Site  #: the last attention
+    nodes: list[Node]  #: behind it, those that work token by token
+    tail: nn.Sequential  #: the rest, up to the logits
 
 
 class NarrowToCls(Pass):
-    """Requires a canonical graph or one that exact rewrites made of it. The result is not canonical where it changed.
+    """Requires a canonical graph or what exact rewrites made of one. A changed result is not canonical.
+
+    Nothing is narrowed where the logits read all tokens, as with average pooling, or others than the first few.
 
     example: pixels (2 or more, C, H, W), for the stream's shape.
-    Nothing is narrowed where the logits read all tokens, as average pooling does, or others than the first few.
     """
 
     def __init__(self, example: Tensor) -> None:
@@ -40,10 +41,10 @@ class NarrowToCls(Pass):
 
     def rewrite(self, graph_module: GraphModule) -> PassResult:
         if any(isinstance(module, TakeTokens) for module in graph_module.modules()):
-            return PassResult(graph_module, False, ("narrowed already",))
+            return PassResult(graph_module, False, ("the graph is narrowed already",))
         region = _region(graph_module)
         if region is None:
-            return PassResult(graph_module, False, ("behind the last mixing of tokens nothing works token by token",))
+            return PassResult(graph_module, False, ("it has no attention with a classifier behind it",))
         stream = _stream_before(graph_module, region, self.example)
         count, why_not = _count(region.tail, stream)
         if why_not:
@@ -54,7 +55,7 @@ class NarrowToCls(Pass):
 
 
 def _region(graph_module: GraphModule) -> _Region | None:
-    """The last attention that is recognised, if all that mixes tokens behind it is the classifier."""
+    """Of the last attention that is recognised, if behind it only the classifier mixes tokens."""
     sites = read_sites(graph_module)
     attentions = [site for site in sites if isinstance(site.module, Attention)]
     if not attentions:
@@ -89,7 +90,7 @@ def _stream_before(graph_module: GraphModule, region: _Region, example: Tensor) 
 
 
 def _count(tail: nn.Module, stream: Tensor) -> tuple[int, str]:
-    """How many tokens are read, and why the others can't be left out, if they can't."""
+    """How many tokens are read, and the reason why the others can't be left out, or ""."""
     read = tokens_read(tail, stream)
     count = len(read)
     if count == stream.shape[1]:
@@ -103,7 +104,7 @@ def _count(tail: nn.Module, stream: Tensor) -> tuple[int, str]:
         except (RuntimeError, IndexError):
             return count, "the classifier fixes the number of tokens that it takes"
     same = narrow.shape == whole.shape and torch.allclose(narrow, whole, rtol=1e-5, atol=1e-6)
-    return count, "" if same else "the classifier picks its tokens by their number from the end"
+    return count, "" if same else "the classifier counts its tokens from the end"
 
 
 def _narrow(graph_module: GraphModule, region: _Region, count: int, whole: int) -> None:

@@ -13,7 +13,7 @@ from passes.stream import module_of
 
 
 class PackQkv(Pass):
-    """Every Attention becomes a PackedAttention, whatever its heads and widths. The result is not canonical."""
+    """Every Attention becomes a PackedAttention, whatever its heads and widths. A changed result is not canonical."""
 
     @torch.no_grad()
     def rewrite(self, graph_module: GraphModule) -> PassResult:

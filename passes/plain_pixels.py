@@ -1,4 +1,4 @@
-"""Preprocessing's mean and standard deviation go into the patch embedding: the model takes pixels of 0 to 1."""
+"""The preprocessing's mean and standard deviation go into the patch embedding: the model takes pixels of 0 to 1."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from passes.deployment import PatchTokens
 
 
 class PlainPixels(Pass):
-    """W ((x − mean) / std) = (W / std) x − W (mean / std). Goes behind FoldPatches: only unpadded patches are exact.
+    """W ((x − mean) / std) = (W / std) x − W (mean / std). Runs behind FoldPatches: only unpadded patches are exact.
 
-    mean, std: of each channel. The graph's input is another one afterwards, so the pass is not to be run twice.
+    Afterwards the graph takes another input, so that the pass must not run twice.
+
+    mean, std: of each channel.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -23,10 +25,10 @@ class PlainPixels(Pass):
 
     @torch.no_grad()
     def rewrite(self, graph_module: GraphModule) -> PassResult:
-        """Raises PassError where there is no PatchTokens, or its channels are others."""
+        """Raises PassError where there is no PatchTokens, or one of another number of channels."""
         embeds = [module for module in graph_module.children() if isinstance(module, PatchTokens)]
         if not embeds:
-            raise PassError("the embedding is not a product for each patch, and only there the fold is exact")
+            raise PassError("the embedding is not one linear map of each patch, and only there is the fold exact")
         (embed,) = embeds
         if embed.weight.shape[1] != len(self.mean):
             raise PassError(f"mean has {len(self.mean)} channels and the images have {embed.weight.shape[1]}")

@@ -1,5 +1,5 @@
-"""The deletion plan: which units of which sublayers go, the constant that each sublayer's dead leave behind, and the
-weights with which survivors make up for them."""
+"""The deletion plan: which units of which sublayers go, the constants that they leave behind, and the weights with
+which survivors make up for them."""
 
 from __future__ import annotations
 
@@ -20,23 +20,20 @@ from passes.stream import read_sites
 
 @dataclass(frozen=True)
 class SublayerDeletion:
-    """What is deleted of one sublayer.
+    """What is deleted of one sublayer."""
 
-    name: the sublayer's ("a3", "m3"). kind: "head" or "neuron". units: those deleted, ascending. total: all it has.
-    constant: float64 (D,) or (T, D), the ablated value of the deleted units' sum in the stream, without the sublayer's
-    own bias; None stands for zero.
-    """
-
-    name: str
-    kind: str
-    units: tuple[int, ...]
-    total: int
+    name: str  #: the sublayer's, "a3" or "m3"
+    kind: str  #: of its units, "head" or "neuron"
+    units: tuple[int, ...]  #: those deleted, ascending
+    total: int  #: how many units the sublayer has
+    #: float64 (D,) or (T, D): what the deleted units add to the stream when ablated, without the sublayer's own bias;
+    #: None for zero
     constant: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.units or list(self.units) != sorted(set(self.units)):
             raise PassError(
-                f"the units deleted of {self.name} are {self.units}: give each once, ascending, at least one"
+                f"the units deleted of {self.name} are {self.units}: give one or more, each once, ascending"
             )
         if not 0 <= self.units[0] <= self.units[-1] < self.total:
             raise PassError(f"{self.name} has the {self.kind}s 0 to {self.total - 1}, not {self.units[-1]}")
@@ -54,15 +51,11 @@ class SublayerDeletion:
 
 @dataclass(frozen=True)
 class Refit:
-    """What a surviving sublayer writes with in place of its own projection, so that it makes up for deletions.
+    """What a surviving sublayer writes with in place of its own projection, to make up for deletions."""
 
-    name: the sublayer's. weight: (D, E), the projection of the inner channels that it keeps, in their order. shift:
-    (D,), what is added to its bias, whatever constants go there as well.
-    """
-
-    name: str
-    weight: Tensor
-    shift: Tensor
+    name: str  #: the sublayer's
+    weight: Tensor  #: (D, E), the projection of the inner channels that it keeps, in their order
+    shift: Tensor  #: (D,), added to its bias, besides any constant that goes there
 
     def __post_init__(self) -> None:
         if self.weight.dim() != 2 or self.shift.shape != self.weight.shape[:1]:
@@ -78,15 +71,16 @@ class Refit:
 
 @dataclass(frozen=True)
 class DeletionPlan:
-    """Deletions and refits, one a sublayer each, in the order of the stream."""
+    """Deletions and refits, at most one of each a sublayer, in the order of the stream."""
 
     deletions: tuple[SublayerDeletion, ...] = ()
     refits: tuple[Refit, ...] = ()
 
     def __post_init__(self) -> None:
-        for names in ([one.name for one in self.deletions], [one.name for one in self.refits]):
+        for changes in (self.deletions, self.refits):
+            names = [change.name for change in changes]
             if len(set(names)) != len(names):
-                raise PassError(f"a plan names a sublayer once, this one names {names}")
+                raise PassError(f"a plan names each sublayer once, this one names {names}")
 
     @staticmethod
     def deleting(graph_module: GraphModule, units: Mapping[str, Collection[int]]) -> DeletionPlan:
@@ -115,8 +109,8 @@ class DeletionPlan:
                 raise PassError(f"the plan names the sublayer {deletion.name}, which the graph does not have")
             if (module.kind, module.units) != (deletion.kind, deletion.total):
                 raise PassError(
-                    f"the plan takes {deletion.name} for {deletion.total} {deletion.kind}s, "
-                    f"the graph has {module.units} {module.kind}s there"
+                    f"the plan has {deletion.total} {deletion.kind}s in {deletion.name}, "
+                    f"the graph has {module.units} {module.kind}s"
                 )
         gone = {deletion.name: len(deletion.units) for deletion in self.deletions}
         for refit in self.refits:
@@ -127,7 +121,7 @@ class DeletionPlan:
             if refit.weight.shape != kept:
                 raise PassError(
                     f"the plan refits {refit.name} with a weight of {tuple(refit.weight.shape)}, "
-                    f"what it keeps there needs {kept}"
+                    f"but what it keeps there needs {kept}"
                 )
 
     def __str__(self) -> str:
@@ -135,25 +129,25 @@ class DeletionPlan:
             return "nothing is deleted"
         refitted = [refit.name for refit in self.refits]
         lines = [
-            f"{one.name}: {'all' if one.whole else len(one.units)} of {one.total} {one.kind}s"
-            + ("" if one.kind == "neuron" or one.whole else f" ({', '.join(map(str, one.units))})")
-            for one in self.deletions
+            f"{cut.name}: {'all' if cut.whole else len(cut.units)} of {cut.total} {cut.kind}s"
+            + ("" if cut.kind == "neuron" or cut.whole else f" ({', '.join(map(str, cut.units))})")
+            for cut in self.deletions
         ]
         return "\n".join(lines + ([f"refitted: {', '.join(refitted)}"] if refitted else []))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The refits' numbers by name, which are too many for JSON and go into a file beside it."""
+        """The refits' numbers by name, for a file beside the JSON, which would grow too large."""
         return {name: value for refit in self.refits for name, value in refit.tensors().items()}
 
     def to_json(self) -> str:
-        """Constants as base64 of little-endian float64, so that a plan read back is the plan written; of refits shape,
-        type and sha256 of what `tensors` has."""
+        """Constants as base64 of little-endian float64, so that a plan read back is the plan written; of each refit's
+        tensors, which `tensors` gives, the shape, type and sha256."""
         record: dict[str, Any] = {
             "format": "vitfx-plan/1",
-            "deletions": [_record(one) for one in self.deletions],
+            "deletions": [_record(deletion) for deletion in self.deletions],
             "refits": [
-                {"name": one.name, "tensors": {name: _facts(value) for name, value in one.tensors().items()}}
-                for one in self.refits
+                {"name": refit.name, "tensors": {name: _facts(value) for name, value in refit.tensors().items()}}
+                for refit in self.refits
             ],
         }
         return json.dumps(record, indent=1)
@@ -164,8 +158,8 @@ class DeletionPlan:
         record = json.loads(text)
         if record.get("format") != "vitfx-plan/1":
             raise PassError(f"format {record.get('format')!r} is not vitfx-plan/1")
-        refits = tuple(_refit(one, tensors or {}) for one in record.get("refits", ()))
-        return DeletionPlan(tuple(_deletion(one) for one in record["deletions"]), refits)
+        refits = tuple(_refit(refit, tensors or {}) for refit in record.get("refits", ()))
+        return DeletionPlan(tuple(_deletion(deletion) for deletion in record["deletions"]), refits)
 
 
 def _record(deletion: SublayerDeletion) -> dict[str, Any]:

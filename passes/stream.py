@@ -14,15 +14,12 @@ from passes.dialect import AddConstant, Sublayer
 
 @dataclass(frozen=True)
 class Site:
-    """Where a prunable sublayer stands: stream → norm → sublayer, and the sum of stream and sublayer.
+    """Where a prunable sublayer stands: stream → norm → sublayer, and the sum of stream and sublayer."""
 
-    name: the module's name in the graph, "a3" or "m3", which is also the name of its writers.
-    """
-
-    name: str
+    name: str  #: the module's in the graph, "a3" or "m3", which is also the name of its writers
     norm: Node
-    node: Node
-    add: Node
+    node: Node  #: calls the sublayer
+    add: Node  #: the sum
     module: Sublayer
 
     @property
@@ -51,8 +48,10 @@ def read_sites(graph_module: GraphModule) -> list[Site]:
         if not isinstance(module_of(graph_module, norm), nn.LayerNorm):
             raise PassError(f"sublayer {node.target} reads {norm.name}, which is not a LayerNorm")
         if add is None or add.target is not operator.add:
-            raise PassError(f"sublayer {node.target} is not read by one add alone")
-        if norm.all_input_nodes[0] not in add.all_input_nodes or len(norm.users) != 1:
+            raise PassError(f"sublayer {node.target} is not read by a residual add alone")
+        if len(norm.users) != 1:
+            raise PassError(f"sublayer {node.target} does not read its LayerNorm {norm.name} alone")
+        if norm.all_input_nodes[0] not in add.all_input_nodes:
             raise PassError(f"sublayer {node.target} does not add to the stream that it reads")
         sites.append(Site(str(node.target), norm, node, add, module))
     return sites
@@ -67,8 +66,10 @@ def is_canonical(graph_module: GraphModule) -> None:
     inside = {node for site in sites.values() for node in (site.norm, site.node)}
     nodes = list(graph_module.graph.nodes)
     placeholders = [node for node in nodes if node.op == "placeholder"]
-    if len(placeholders) != 1 or nodes[0] is not placeholders[0]:
+    if len(placeholders) != 1:
         raise PassError(f"a canonical graph has one input, this one has {len(placeholders)}")
+    if nodes[0] is not placeholders[0]:
+        raise PassError(f"node {nodes[0].name} stands before the input {placeholders[0].name}")
     current = placeholders[0]
     for node in nodes[1:]:
         if node in inside:

@@ -1,4 +1,4 @@
-"""Which tokens of the stream a classifier reads: behind the last mixing of tokens, no other matters."""
+"""Which tokens of the stream a classifier reads: behind the last attention, no other matters."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _PROBES = 3
 def tokens_read(tail: Callable[[Tensor], Tensor], stream: Tensor) -> tuple[int, ...]:
     """The tokens, ascending, on which `tail` of a stream (B, T, D) depends: for a class token's classifier (0,).
 
-    Found by gradients, and believed only if the others can be anything without changing a bit of the logits; all tokens
-    otherwise. stream: any example; only its shape, type and device are used.
+    Gradients find them. If changing the others changes a single bit of the logits, all tokens count as read.
+    stream: any example, for its shape, type and device.
     """
     everything = tuple(range(stream.shape[1]))
     read = torch.zeros(stream.shape[1], dtype=torch.bool)
@@ -44,7 +44,7 @@ def tokens_read(tail: Callable[[Tensor], Tensor], stream: Tensor) -> tuple[int, 
 
 
 def by_token(module: nn.Module | None) -> bool:
-    """The module makes of each token what it makes of it alone."""
+    """The module computes each token's output from that token alone."""
     return isinstance(module, Mlp | nn.LayerNorm | AddConstant)
 
 

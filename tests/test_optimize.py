@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -126,11 +127,15 @@ def test_nothing_rewritten_an_artifact_and_no_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--rewrites", "fold_everything"], "--rewrites fold_everything is no rewrite: give all, none, or some of"),
+        (["--rewrites", "fold_everything"], "--rewrites fold_everything is not a rewrite: give all, none, or some of"),
         (["--form", "packed", "--portable"], "--form packed has operators of ONNX Runtime's own"),
         (["--form", "packed", "--rewrites", "gemm"], "--form packed needs the rewrite pack_qkv"),
-        (["--batch", "8;64"], "--batch 8;64 is no list of batch sizes"),
-        (["--batch", "0"], "--batch 0 is no list of batch sizes"),
+        (["--passes", "gemm"], "--passes gemm is not a pass on graphs: give some of fold_patches,"),
+        (["--passes", "fold_norms", "--print-after", "pack_qkv"], "--print-after pack_qkv is not among --passes fold"),
+        (["--passes", "fold_norms"], "--out is for a run that writes files, and --passes writes none"),
+        (["--print-after", "all"], "--print-after prints what --passes names, and none are given: leave it out"),
+        (["--batch", "8;64"], "--batch 8;64 is not a list of batch sizes"),
+        (["--batch", "0"], "--batch 0 is not a list of batch sizes"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(
@@ -141,6 +146,38 @@ def test_what_cannot_be_used_is_one_sentence(
     assert said.startswith(f"error: {sentence}")
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_passes_one_by_one_and_the_graph_after_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.chdir(tmp_path)
+    path = str(checkpoint(tmp_path / "vit.pt", data=None))
+    assert main([path, "--passes", "narrow_to_cls,fold_norms,pack_qkv", "--print-after", "fold_norms"]) == 2
+    assert "error: fold_norms: node" in capsys.readouterr().err
+    assert main([path, "--passes", "fold_norms,absorb_keys,narrow_to_cls", "--print-after", "all"]) == 0
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith("after ")] == [
+        "after fold_norms:",
+        "after absorb_keys:",
+        "after narrow_to_cls:",
+    ]
+    assert "LayerNorm(plain) → NarrowedAttention(2 heads, scale 0.3536, queries: first 1) of m0" in printed
+    rows = {cells[1]: cells[2:] for line in printed.splitlines() if len(cells := re.split(r"\s*│\s*", line)) > 5}
+    assert [rows[name][0] for name in ("fold_norms", "absorb_keys", "narrow_to_cls")] == ["yes", "no", "yes"]
+    before, after = map(int, rows["narrow_to_cls"][1].split(" → "))
+    assert after == before + 1
+    assert rows["narrow_to_cls"][3] == "behind a1 1 of 5 tokens"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["vit.pt"]
+
+
+def test_plain_pixels_is_a_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(checkpoint(tmp_path / "vit.pt", data=None))
+    assert main([path, "--passes", "plain_pixels"]) == 2
+    assert "plain_pixels: the embedding is not one linear map" in capsys.readouterr().err
+    assert main([path, "--passes", "fold_patches,plain_pixels", "--print-after", "plain_pixels"]) == 0
+    assert capsys.readouterr().out.count("after ") == 1
 
 
 @pytest.mark.parametrize("error", [VerificationError("fold_norms is wrong"), ExportMismatch("it is off")])

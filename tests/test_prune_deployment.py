@@ -56,5 +56,5 @@ def test_without_rewrites_it_is_as_torch_exports_it(folder: Path) -> None:
 
 def test_an_unknown_rewrite_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder / "model.pt", folder / "other", "--rewrites", "fold_everything") == 2
-    assert capsys.readouterr().err.startswith("error: --rewrites fold_everything is no rewrite")
+    assert capsys.readouterr().err.startswith("error: --rewrites fold_everything is not a rewrite")
     assert not (folder / "other").exists()

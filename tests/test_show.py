@@ -1,17 +1,23 @@
-"""`python -m vitfx.show`: pictures of every graph, the same for the same circuit, and mistakes told in a sentence."""
+"""`python -m vitfx.show`: any model as text, pictures of every graph, and one sentence for a mistake."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.support.circuits import made_up, of_edges
+from tests.support.families import make
+from tests.support.prune_runs import artifact, checkpoint, model
 from vitfx.circuits.circuit import GRANULARITIES, Circuit
 from vitfx.circuits.picture import picture_bytes
 from vitfx.show import main
@@ -128,6 +134,81 @@ def test_a_wide_and_deep_model_stays_within_a_picture() -> None:
     assert all(float(svg.attrib[side]) < 45 * 72 for side in ("width", "height"))
     with Image.open(io.BytesIO(picture_bytes(circuit, ".png", 0))) as image:
         assert all(side < 45 * 144 for side in image.size)
+
+
+def _program(path: Path) -> None:
+    batch = torch.export.Dim("batch", min=1)
+    torch.export.save(torch.export.export(model(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=({0: batch},)), path)
+
+
+GREY_IMAGES = ["--image-size", "8", "--mean", "0.3", "--std", "0.4"]
+KINDS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "checkpoint.pt": (lambda path: checkpoint(path, data=None), []),
+    "artifact.pt": (artifact, []),
+    "program.pt2": (_program, GREY_IMAGES),
+    "pickle.pt": (lambda path: torch.save(make("torchvision"), path), ["--trust-pickle", "--image-size", "32"]),
+    "weights.safetensors": (
+        lambda path: save_file(timm.create_model("vit_tiny_patch16_224").state_dict(), path),
+        ["--arch", "timm:vit_tiny_patch16_224"],
+    ),
+    "hf-folder": (lambda path: make("hf-vit").model.save_pretrained(path), ["--image-size", "32"]),
+}
+
+
+@pytest.mark.parametrize("name", [*KINDS, "demo"])
+def test_any_model_prints_its_graph(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write, options = KINDS.get(name, (lambda _: None, []))
+    write(Path(name))
+    assert main([name, *options]) == 0, capsys.readouterr().err
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["name", "computes", "shape", "parameters", "FLOPs"]
+    assert [line.split()[0] for line in lines[1:6]] == ["pixels", "embed", "positions", "a0", "m0"]
+    assert [line.split()[0] for line in lines[-3:]] == ["norm", "head", "total"]
+    assert "LayerNorm → Attention(" in lines[4] and " neurons, gelu, bias of fc1 out)" in lines[5]
+    assert [entry.name for entry in tmp_path.iterdir()] == ([] if name == "demo" else [name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_file_of_half_precision_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: torch.dtype
+) -> None:
+    torch.save(make("torchvision").to(dtype), tmp_path / "half.pt")
+    command = [str(tmp_path / "half.pt"), "--trust-pickle", "--image-size", "32"]
+    assert f"the model has {dtype} weights, which round too coarsely for the proofs" in refused(capsys, command)
+
+
+def test_unrecognised_sublayers_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unusual = timm.models.VisionTransformer(
+        img_size=32, patch_size=8, depth=2, num_heads=4, embed_dim=32, num_classes=7, qk_norm=True
+    )
+    usual = timm.models.VisionTransformer(img_size=32, patch_size=8, depth=2, num_heads=4, embed_dim=32, num_classes=7)
+    usual.blocks[1] = unusual.blocks[1]
+    torch.save(usual.eval(), tmp_path / "model")
+    assert main([str(tmp_path / "model"), "--trust-pickle", "--image-size", "32"]) == 0
+    printed = capsys.readouterr().out
+    assert "\na1_opaque " in printed and "\nnote: a1_opaque is not prunable: " in printed
+
+
+def test_what_is_shown_is_told_by_the_contents(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(written.rename(tmp_path / "model.pt"))]) == 0
+    assert (tmp_path / "model.pt.svg").exists()
+    assert "--arch is for a model, and" in refused_silently(capsys, [str(tmp_path / "model.pt"), "--arch", "timm:x"])
+    assert "--out is for a circuit, and demo is a model: leave it out" in refused(capsys, ["demo", "--out", "x.svg"])
+    assert "nothing is not there" in refused(capsys, ["nothing"])
+    # The header of safetensors begins with its length, which may be a brace's byte.
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(ord("{"))
+    (tmp_path / "brace.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert "say with --arch" in refused(capsys, [str(tmp_path / "brace.safetensors")])
+
+
+def refused_silently(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    capsys.readouterr()
+    return refused(capsys, arguments)
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:

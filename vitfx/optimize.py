@@ -11,12 +11,14 @@ from rich.console import Console
 from torch import Tensor
 
 from vitfx.cli.exit_codes import BEGINS_ANEW, ending
-from vitfx.cli.options import add_inputs, add_loading, add_rewrites
+from vitfx.cli.options import add_inputs, add_loading, add_rewrites, refuse_given
 from vitfx.deploy.deployment import read_rewrites
+from vitfx.deploy.lowering import PASSES
 from vitfx.deploy.onnx_forms import FORMS, Form
 from vitfx.models.checkpoint import LoadedModel
 from vitfx.runs.inputs import open_inputs, open_model
 from vitfx.runs.optimize import OptimizeJob, run_optimize
+from vitfx.runs.optimize_passes import PassesRun, passes_table, read_passes, run_named_passes
 from vitfx.runs.optimize_text import to_table
 from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import pick_device
@@ -31,29 +33,52 @@ _EXAMPLE = """example:
   python -m vitfx.optimize demo
   python -m vitfx.optimize vit.pt --data tiny-imagenet-200/ --batch 8 --out fast/
   python -m vitfx.optimize weights.safetensors --arch timm:vit_small_patch16_224 --portable
+  python -m vitfx.optimize demo --passes fold_norms,narrow_to_cls --print-after all
 
-Nothing is pruned: the logits are the same to rounding. `python -m vitfx.prune` makes the same rewrites after it deleted
-what is dead."""
+Nothing is pruned: the logits stay the same up to rounding. `python -m vitfx.prune` makes the same rewrites after it has
+deleted what is dead."""
+_FOR_FILES = ("out", "force", "batch", "quick", "form", "plain_pixels", "rewrites", "portable")
+"""Options that --passes does not look at."""
 
 
 @entry_point
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     console = Console()
 
     def work() -> None:
+        if options.passes is not None:
+            return _look(options, parser, console)
+        refuse_given(parser, options, ("print_after",), "prints what --passes names, and none are given")
         with console_watcher(console) as watcher:
             job = _open(options, watcher)
             with hold_folder(job.out, force=options.force):
                 report = run_optimize(job, watcher)
         console.print(to_table(report))
         console.print(f"{job.out}/ has optimized.onnx and the report", highlight=False, markup=False, soft_wrap=True)
+        return None
 
     return ending(work, lambda: BEGINS_ANEW)
 
 
+def _look(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> None:
+    """Runs --passes and prints."""
+    names, printed = read_passes(options.passes, options.print_after)
+    refuse_given(parser, options, _FOR_FILES, "is for a run that writes files, and --passes writes none")
+
+    def show(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    with console_watcher(console) as watcher:
+        model = open_model(options)
+        pixels, _ = _images(options, model, watcher)
+        lowered = run_named_passes(PassesRun(model, pixels, names, printed), show, watcher)
+    console.print(passes_table(lowered))
+
+
 def _open(options: argparse.Namespace, watcher: Watcher) -> OptimizeJob:
-    """Everything that can be wrong with what the user gave is found here or while tracing: nothing is written yet."""
+    """Finds everything that can be wrong with what the user gave, but for tracing, before anything is written."""
     rewrites = read_rewrites(options.rewrites)
     forms = _forms(options.form, options.portable, rewrites)
     batches = _batches(options.batch)
@@ -67,8 +92,8 @@ def _open(options: argparse.Namespace, watcher: Watcher) -> OptimizeJob:
 
 
 def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -> tuple[Tensor, str]:
-    """What proofs and times are taken on. Without data, or without those that the model names, noise: the rewrites are
-    exact for any image."""
+    """The images of proofs and timings, and where they come from. Without data it is noise: the rewrites are exact for
+    any image."""
     if options.data or model.data:
         try:
             inputs = open_inputs(options)
@@ -76,18 +101,18 @@ def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -
         except UserError as error:
             if options.data:
                 raise
-            watcher.say(f"{error}; until then proofs and times are taken on noise")
+            watcher.say(f"{error}; until then proofs and timings run on noise")
     shape = (_IMAGES, model.preprocess.channels, *model.preprocess.size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)), "noise"
 
 
 def _forms(name: str, portable: bool, rewrites: tuple[str, ...]) -> tuple[Form, ...]:
-    """Those to choose from. Raises UserError where the options leave none."""
+    """The forms to choose from. Raises UserError where the options leave none."""
     if name != "auto":
         form = FORMS[name]
         if portable and not form.portable:
             raise UserError(
-                f"--form {name} has operators of ONNX Runtime's own: leave --portable out, or choose another"
+                f"--form {name} has operators of ONNX Runtime's own: leave out --portable, or choose another form"
             )
         if form.packed and "pack_qkv" not in rewrites:
             raise UserError(f"--form {name} needs the rewrite pack_qkv: name it with --rewrites")
@@ -105,12 +130,12 @@ def _forms(name: str, portable: bool, rewrites: tuple[str, ...]) -> tuple[Form, 
 
 def _batches(text: str) -> tuple[int, ...]:
     try:
-        found = tuple(dict.fromkeys(int(size) for size in text.split(",")))
+        sizes = tuple(dict.fromkeys(int(size) for size in text.split(",")))
     except ValueError:
-        found = ()
-    if not found or min(found) < 1:
-        raise UserError(f"--batch {text} is no list of batch sizes: give numbers of 1 or more, such as 1,8,64")
-    return found
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise UserError(f"--batch {text} is not a list of batch sizes: give numbers of 1 or more, such as 1,8,64")
+    return sizes
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -130,14 +155,23 @@ def _parser() -> argparse.ArgumentParser:
         "--form",
         default="auto",
         choices=("auto", *FORMS),
-        help="which operators do attention; auto measures what --rewrites allows, keeps the fastest (default auto)",
+        help="which operators do attention; auto measures those that --rewrites allows and keeps the fastest "
+        "(default auto)",
     )
     add(
         "--plain-pixels",
         action="store_true",
-        help="the file takes pixels of 0 to 1 and does mean and standard deviation itself, at no cost",
+        help="the file takes pixels of 0 to 1 and normalises them itself, at no cost",
     )
     add_rewrites(parser)
+    add = parser.add_argument_group("looking at the graph").add_argument
+    add(
+        "--passes",
+        metavar="NAME,NAME",
+        help="run only these passes on the graph, in this order, and report what each did; nothing is exported: "
+        f"{', '.join(PASSES)}",
+    )
+    add("--print-after", metavar="all|NAME,NAME", help="print the graph after these of --passes")
     add_loading(parser)
     return parser
 

@@ -1,4 +1,4 @@
-"""Show a circuit: draw it as SVG or PNG, and print what it keeps of each layer."""
+"""Show a model's graph as text, or draw a circuit as SVG or PNG and list what it keeps of each layer."""
 
 from __future__ import annotations
 
@@ -6,39 +6,78 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
+from passes.printer import format_graph
 from vitfx.circuits.circuit import read_circuit
 from vitfx.circuits.picture import SUFFIXES, picture_bytes
 from vitfx.circuits.summary import summary
 from vitfx.cli.exit_codes import ending
+from vitfx.cli.options import add_reading, refuse_given
+from vitfx.graph.trace import to_canonical
+from vitfx.runs.inputs import open_model
 from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_new_file, write_aside
 
 _EXAMPLE = """example:
+  python -m vitfx.show vit.pt
+  python -m vitfx.show weights.safetensors --arch timm:vit_small_patch16_224
   python -m vitfx.show demo-pruned-tau0.001/circuit.json
   python -m vitfx.show circuit.json --out circuit.png --edges 100 --top 20
 
-The picture is a grid with the layers upwards: heads and MLP paths are cells, coloured by score, and the dead are
-crossed out. An edge or qkv graph has its strongest kept edges drawn beside it, from the embedding to the logits, by
-colour what they feed. PNG files and pictures with edges need matplotlib: pip install 'vitfx[plot]'.
+Of a model, the canonical graph is printed that all other commands work on, a line for each sublayer: heads and their
+widths, MLP neurons, the shape of the stream for one image, parameters and FLOPs. No data is needed.
+
+A file in JSON is taken for a circuit. Its picture is a grid with the layers upwards: heads and MLP paths are cells,
+coloured by score, and the dead are crossed out. An edge or qkv graph has its strongest kept edges drawn beside it, from
+the embedding to the logits, by colour what they feed. PNG files and pictures with edges need matplotlib: pip install
+'vitfx[plot]'.
 
 exit code: 0, or 2 when something you gave can't be used; then nothing is written."""
+_OF_MODELS = ("arch", "trust_pickle", "image_size", "mean", "std")
+_OF_CIRCUITS = ("out", "force", "edges", "top")
 
 
 @entry_point
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    return ending(lambda: _show(options, Console()))
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    show = _show_circuit if _is_json(Path(options.model)) else _show_model
+    return ending(lambda: show(options, parser, Console()))
 
 
-def _show(options: argparse.Namespace, console: Console) -> None:
+def _is_json(path: Path) -> bool:
+    """By name, or by how it begins: no kind of model file begins with a brace and then text."""
+    if path.suffix == ".json" or not path.is_file():
+        return path.suffix == ".json"
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip()
+    except OSError:  # what reads the model has a sentence for it
+        return False
+    return start.startswith(b"{") and b"\0" not in start
+
+
+def _show_model(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> None:
+    refuse_given(parser, options, _OF_CIRCUITS, f"is for a circuit, and {options.model} is a model")
+    model = open_model(options)
+    size = (2, model.preprocess.channels, *model.preprocess.size)
+    pixels = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    traced = to_canonical(model.module, pixels)
+    for text in (format_graph(traced.graph_module, pixels), *(f"note: {note}" for note in traced.notes)):
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_circuit(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> None:
+    refuse_given(parser, options, _OF_MODELS, f"is for a model, and {options.model} is a circuit")
+    path = Path(options.model)
     for name in ("edges", "top"):
         if getattr(options, name) < 0:
             raise UserError(f"--{name} {getattr(options, name)} is negative: give a number of edges, 0 for none")
-    circuit = read_circuit(options.circuit)
-    out = options.out or options.circuit.with_name(options.circuit.name.removesuffix(".json") + ".svg")
+    circuit = read_circuit(path)
+    out = options.out or path.with_name(path.name.removesuffix(".json") + ".svg")
     _check_out(out, force=options.force)
     tables = summary(circuit, options.top)
     write_aside(out, picture_bytes(circuit, out.suffix.lower(), options.edges))
@@ -60,11 +99,17 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLE,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("circuit", metavar="CIRCUIT", type=Path, help="a circuit.json that vitfx wrote")
-    parser.add_argument("--out", type=Path, help=".svg or .png (default: beside the circuit, as .svg)")
-    parser.add_argument("--force", action="store_true", help="overwrite the picture")
-    parser.add_argument("--edges", type=int, default=200, help="most edges drawn, the strongest ones (default 200)")
-    parser.add_argument("--top", type=int, default=10, help="strongest edges listed (default 10)")
+    parser.add_argument(
+        "model",
+        metavar="MODEL|CIRCUIT",
+        help="checkpoint, artifact, weights, .pt2, Hugging Face folder, or demo; or a circuit.json that vitfx wrote",
+    )
+    add = parser.add_argument_group("circuits").add_argument
+    add("--out", type=Path, help=".svg or .png (default: beside the circuit, as .svg)")
+    add("--force", action="store_true", help="overwrite the picture")
+    add("--edges", type=int, default=200, help="how many edges to draw at most, the strongest ones (default 200)")
+    add("--top", type=int, default=10, help="how many of the strongest edges to list (default 10)")
+    add_reading(parser)
     return parser
 
 

@@ -46,7 +46,7 @@ def test_plain_pixels():
     assert "plain_pixels" in lowered.applied
     assert_equal(lowered.graph_module(plain), graph_module(PIXELS), 1e-5)
     assert_equal(Normalising(graph_module, PREPROCESS)(plain), graph_module(PIXELS), 1e-5)
-    with pytest.raises(UserError, match=r"plain_pixels can't be made .*mean has 1 channels"):
+    with pytest.raises(UserError, match="plain_pixels: mean has 1 channels"):
         lower(graph_module, REWRITES, PIXELS, Preprocess((32, 32), mean=(0.5,), std=(0.5,)))
     with pytest.raises(UserError, match="needs the rewrite fold_patches"):
         lower(graph_module, ("fold_norms",), PIXELS, PREPROCESS)
@@ -62,6 +62,6 @@ class _Wrong(Pass):
 
 
 def test_a_rewrite_that_changes_the_logits_is_caught_and_named(monkeypatch):
-    monkeypatch.setitem(vitfx.deploy.lowering._PASSES, "fold_scales", lambda _: _Wrong())
+    monkeypatch.setitem(vitfx.deploy.lowering.PASSES, "fold_scales", lambda _: _Wrong())
     with pytest.raises(VerificationError, match="fold_scales changes the logits by"):
         lower(canonical().float(), REWRITES, PIXELS)

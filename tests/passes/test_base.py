@@ -1,10 +1,12 @@
+import copy
+import dataclasses
 import operator
 
 import pytest
 import torch
 from torch.fx import Graph, GraphModule
 
-from passes.base import Pass, PassError, PassResult, run_passes
+from passes.base import Pass, PassError, PassResult, PromiseError, RequirementError, RewriteError, run_passes
 from passes.delete_heads import DeleteHeads
 from passes.plan import DeletionPlan
 from passes.stream import is_canonical, read_sites
@@ -34,9 +36,48 @@ class BreaksTheGraph(Pass):
         return PassResult(graph_module, True)
 
 
-class Fails(Pass):
+class Crashes(Pass):
     def rewrite(self, graph_module):
         raise ZeroDivisionError("by zero")
+
+
+class Refuses(Pass):
+    def rewrite(self, graph_module):
+        raise PassError("there is nothing to negate")
+
+
+class ReturnsACopy(Pass):
+    def rewrite(self, graph_module):
+        return PassResult(copy.deepcopy(graph_module), True)
+
+
+class ChangesItsInput(Negate):
+    in_place = False
+
+
+class HidesAChange(Negate):
+    def rewrite(self, graph_module):
+        return dataclasses.replace(super().rewrite(graph_module), changed=False)
+
+
+class HidesAWrite(Pass):
+    def rewrite(self, graph_module):
+        with torch.no_grad():
+            graph_module.a0.out.weight[0, 0] = 0
+        return PassResult(graph_module, False)
+
+
+class HidesASetting(Pass):
+    def rewrite(self, graph_module):
+        graph_module.a0.scale = 2.0
+        return PassResult(graph_module, False)
+
+
+class WorksOnACopy(Negate):
+    in_place = False
+
+    def rewrite(self, graph_module):
+        return super().rewrite(copy.deepcopy(graph_module))
 
 
 def test_passes_work_on_a_copy_recompiled_with_notes():
@@ -44,39 +85,79 @@ def test_passes_work_on_a_copy_recompiled_with_notes():
     result = run_passes(source, [Negate(), Negate(), Negate()])
     assert (source(2), result.graph_module(2)) == (4, -4)
     assert result.changed
-    assert result.notes == ("Negate: negated",) * 3
+    assert result.notes == ("negate: negated",) * 3
 
 
 def test_no_pass_changes_nothing():
     assert not run_passes(_doubling(), []).changed
 
 
-@pytest.mark.parametrize("one", [BreaksTheGraph(), Fails()])
-def test_a_failure_names_the_pass(one):
-    with pytest.raises(PassError, match=f"^{one.name} failed: "):
-        run_passes(_doubling(), [Negate(), one])
+def test_names_are_those_of_the_classes():
+    assert (Negate.name, BreaksTheGraph().name, DeleteHeads.name) == ("negate", "breaks_the_graph", "delete_heads")
 
 
-def test_what_a_pass_requires_is_checked_first():
-    with pytest.raises(PassError, match=r"^DeleteHeads: node add"):
+def test_a_callback_sees_every_result_in_order():
+    seen = []
+    run_passes(_doubling(), [Negate(), WorksOnACopy()], lambda each, result: seen.append((each.name, result)))
+    assert [name for name, _ in seen] == ["negate", "works_on_a_copy"]
+    assert [result.graph_module(2) for _, result in seen] == [-4, 4]
+
+
+@pytest.mark.parametrize(
+    ("failing", "sentence"),
+    [
+        (Crashes(), "crashes: the rewrite failed with ZeroDivisionError: by zero"),
+        (Refuses(), "refuses: there is nothing to negate"),
+    ],
+)
+def test_a_failed_rewrite(failing, sentence):
+    with pytest.raises(RewriteError) as caught:
+        run_passes(_doubling(), [Negate(), failing])
+    assert str(caught.value) == sentence
+    assert sentence.endswith(f": {caught.value.reason}")
+
+
+def test_a_failed_requirement():
+    with pytest.raises(RequirementError, match=r"^delete_heads: node add"):
         run_passes(_doubling(), [DeleteHeads(DeletionPlan())])
 
 
-def test_what_a_pass_ensures_is_checked_last():
-    class Forgets(Negate):
-        ensures = (is_canonical,)
+class ForgetsTheDialect(Negate):
+    ensures = (is_canonical,)
 
-    with pytest.raises(PassError, match=r"^Forgets: node neg"):
-        run_passes(canonical(), [Forgets()])
+
+@pytest.mark.parametrize(
+    ("failing", "sentence"),
+    [
+        (ForgetsTheDialect(), "forgets_the_dialect: node neg"),
+        (BreaksTheGraph(), "breaks_the_graph: its graph is malformed: "),
+        (ReturnsACopy(), "returns_a_copy: it works in place and returned another graph module"),
+        (ChangesItsInput(), "changes_its_input: it works on a copy and changed the graph module that it was given"),
+        (HidesAChange(), "hides_a_change: it reported no change and changed the graph module that it was given"),
+        (HidesAWrite(), "hides_a_write: it reported no change"),
+        (HidesASetting(), "hides_a_setting: it reported no change"),
+    ],
+)
+def test_a_failed_promise(failing, sentence):
+    with pytest.raises(PromiseError, match=f"^{sentence}"):
+        run_passes(canonical(), [failing])
 
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda site: site.add.replace_input_with(site.node, site.norm), "a0 is not read by one add alone"),
+        (lambda site: site.add.replace_input_with(site.node, site.norm), "a0 is not read by a residual add alone"),
         (
             lambda site: site.node.replace_input_with(site.norm, site.stream),
             "reads positions, which is not a LayerNorm",
+        ),
+        (
+            lambda site: site.add.replace_input_with(site.stream, site.norm),
+            "its LayerNorm a0_norm alone",
+        ),
+        (
+            lambda site: site.add.replace_input_with(site.stream, site.stream.args[0]),
+            "a0 does not add to the stream that it reads",
         ),
     ],
 )

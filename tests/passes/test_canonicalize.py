@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import timm
 import torch
@@ -67,6 +69,46 @@ def test_settings_are_recognised():
     assert (mlp.units, mlp.activation) == (128, "gelu")
 
 
+class Parallel(HandWritten):
+    """Attention and MLP read the stream side by side: through a LayerNorm each, or the MLP without one."""
+
+    def __init__(self, rule):
+        super().__init__()
+        self.rule = rule
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = x + self.rule(self, block, x)
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        (
+            lambda model, block, x: model.attention(block, block["n1"](x)) + block["down"](block["up"](block["n2"](x))),
+            r"2 LayerNorms read the stream for one sublayer \(layer_norm\w*, layer_norm\w*\)",
+        ),
+        (
+            lambda model, block, x: model.attention(block, block["n1"](x)) + block["down"](block["up"](x)),
+            r"linear\w* \(aten.linear.default\) reads the stream with no LayerNorm before it",
+        ),
+        (
+            lambda model, block, x: block["down"](block["up"](x)) + model.attention(block, block["n1"](x)),
+            r"linear\w* \(aten.linear.default\) reads the stream with no LayerNorm before it",
+        ),
+        (
+            lambda model, block, x: model.attention(block, x),
+            r"linear\w* \(aten.linear.default\) reads the stream with no LayerNorm before it",
+        ),
+    ],
+)
+def test_what_reads_the_stream_is_named(rule, reason):
+    with pytest.raises(UserError, match=reason):
+        to_canonical(randomised(Parallel(rule)), images(2))
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_with_the_reason(name):
     build, reason = REFUSED[name]
@@ -110,7 +152,7 @@ def test_attention_pooling_stays_and_is_named():
     found = to_canonical(randomised(model), images(2))
     assert [site.name for site in read_sites(found.graph_module)] == ["a0", "m0", "a1", "m1", "a2", "m2"]
     assert [note.partition(" is not prunable: ")[2] for note in found.notes] == [
-        "it adds nothing to the stream, it replaces it",
+        "it replaces the stream and adds nothing to it",
         "it has 1 tokens where the stream begins with 16",
     ]
     with torch.no_grad():
@@ -143,15 +185,45 @@ def test_windows_and_steps_between_layers_stay():
     found = to_canonical(model, images(2))
     assert [site.name for site in read_sites(found.graph_module)] == ["a0", "m0", "m1", "a2", "m2"]
     assert [note.partition(" is not prunable: ")[2] for note in found.notes] == [
-        "it adds nothing to the stream, it replaces it",
-        "attention runs over something else than all tokens of an image",
-        "it adds nothing to the stream, it replaces it",
+        "it replaces the stream and adds nothing to it",
+        "attention does not run over all tokens of one image",
+        "it replaces the stream and adds nothing to it",
     ]
     with torch.no_grad():
         assert_equal(found.graph_module(images(5)), model(images(5)), 1e-5)
     # Nothing holds the parts that were not rewritten to the device and the type that they were traced in.
     assert not any("device" in node.kwargs for node in found.graph_module.embed.graph.nodes)
     assert found.graph_module.double()(images(2, torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        (
+            lambda block, x: block["down"](block["up"](1.5 * x).relu()),
+            r"^linear\w* reads mul\w* and not the LayerNorm ",
+        ),
+        (
+            lambda block, x: block["down"](block["up"](x).relu()).flip(1).flip(1),
+            r"^flip\w* \(aten.flip.default\) stands",
+        ),
+        (
+            lambda block, x: block["down"](block["up"](x).relu()).transpose(1, 2).transpose(1, 2),
+            r"^transpose\w* \(aten.transpose.int\) moves the tokens behind linear",
+        ),
+    ],
+)
+def test_the_reason_against_an_mlp_is_the_true_one(rule, reason):
+    class Mixed(HandWritten):
+        def forward(self, x):
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            for block in self.blocks:
+                x = x + self.attention(block, block["n1"](x))
+                x = x + rule(block, block["n2"](x))
+            return self.head(x.mean(1))
+
+    note = to_canonical(randomised(Mixed()), images(2)).notes[0]
+    assert re.search(reason, note.removeprefix("m0_opaque is not prunable: ")), note
 
 
 def test_a_value_that_differs_is_not_believed(monkeypatch):

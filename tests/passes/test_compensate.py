@@ -91,7 +91,7 @@ def test_it_comes_behind_the_deletions():
 
 def test_a_refit_of_what_is_not_there():
     refit = Refit("m9", torch.zeros(32, 48), torch.zeros(32))
-    with pytest.raises(PassError, match="m9, which is not there"):
+    with pytest.raises(PassError, match="m9, which the graph does not have"):
         run_passes(canonical(), [Compensate(DeletionPlan((), (refit,)))])
 
 

@@ -58,7 +58,7 @@ class Stem(nn.Module):
     ("patches", "flip", "reason"),
     [
         (nn.Conv2d(3, 32, 9, 8, padding=1), False, "patches do not tile the image"),
-        (nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Conv2d(8, 32, 2, 2)), False, "no sum of a product"),
+        (nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Conv2d(8, 32, 2, 2)), False, "no sum of a linear map"),
         (nn.Conv2d(3, 32, 8, 8), True, "not that of the last patch"),
         (nn.Conv2d(3, 32, 4, 8), False, "not that of the last patch"),
     ],

@@ -26,7 +26,7 @@ def test_the_graph_takes_pixels_of_0_to_1(name):
 @pytest.mark.parametrize(
     ("passes", "reason"),
     [
-        ([PlainPixels(MEAN, STD)], "not a product for each patch"),
+        ([PlainPixels(MEAN, STD)], "not one linear map of each patch"),
         ([FoldPatches(PIXELS), PlainPixels(MEAN[:1], STD[:1])], "mean has 1 channels and the images have 3"),
     ],
 )

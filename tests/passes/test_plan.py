@@ -32,7 +32,7 @@ def test_it_prints_what_goes():
 @pytest.mark.parametrize(
     ("units", "total", "reason"),
     [
-        ((), 4, "at least one"),
+        ((), 4, "one or more"),
         ((2, 1), 4, "ascending"),
         ((1, 1), 4, "each once"),
         ((4,), 4, "0 to 3"),
@@ -54,8 +54,8 @@ def test_a_sublayer_is_named_once():
     ("deletion", "reason"),
     [
         (SublayerDeletion("a7", "head", (0,), 4), "which the graph does not have"),
-        (SublayerDeletion("a0", "head", (0,), 5), "takes a0 for 5 heads, the graph has 4 heads there"),
-        (SublayerDeletion("m0", "head", (0,), 48), "takes m0 for 48 heads, the graph has 48 neurons"),
+        (SublayerDeletion("a0", "head", (0,), 5), "has 5 heads in a0, the graph has 4 heads"),
+        (SublayerDeletion("m0", "head", (0,), 48), "has 48 heads in m0, the graph has 48 neurons"),
     ],
 )
 def test_a_plan_is_checked_against_the_graph(deletion, reason):
@@ -103,7 +103,7 @@ def test_other_tensors_than_the_plans_are_refused():
     ("refit", "reason"),
     [
         (_refit("m7"), "refits the sublayer m7, which the graph does not have"),
-        (_refit("m2", 48), r"refits m2 with a weight of \(32, 48\), what it keeps there needs \(32, 46\)"),
+        (_refit("m2", 48), r"refits m2 with a weight of \(32, 48\), but what it keeps there needs \(32, 46\)"),
         (_refit("m1", 1), r"what it keeps there needs \(32, 0\)"),
     ],
 )

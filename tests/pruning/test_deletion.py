@@ -99,12 +99,12 @@ def test_an_empty_plan_changes_nothing(make_pass):
 @pytest.mark.parametrize(
     ("deletion", "reason"),
     [
-        (SublayerDeletion("a0", "head", (0,), 6), "with 6 heads, which is of 4 heads"),
+        (SublayerDeletion("a0", "head", (0,), 6), "with 6 heads, which has 4"),
         (SublayerDeletion("a9", "head", (0,), 4), "which is not there"),
     ],
 )
 def test_a_plan_for_another_graph_is_refused_by_the_pass(deletion, reason):
-    with pytest.raises(PassError, match=f"DeleteHeads: .*{reason}"):
+    with pytest.raises(PassError, match=f"delete_heads: .*{reason}"):
         run_passes(canonical(), [DeleteHeads(DeletionPlan((deletion,)))])
 
 

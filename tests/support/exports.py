@@ -18,7 +18,7 @@ EXPORTERS = (
     "pruning.target_bench",
     "runs.optimize_bench",
 )
-"""The modules of vitfx that export."""
+"""The modules of vitfx that export. tests/deploy/test_export.py, which is of the export itself, makes each anew."""
 _EXPORTED: dict[str, onnx.ModelProto] = {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -80,6 +81,11 @@ def add_discovery(parser: argparse.ArgumentParser) -> None:
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """How the model file is read, and where the model runs."""
     parser.add_argument("--device", default="auto", help="auto, cpu, or torch's name of a GPU (default auto)")
+    add_reading(parser)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """How the model file is read."""
     add = parser.add_argument_group("loading").add_argument
     add("--arch", help=f"the model that bare weights belong to: {KNOWN_ARCHES}")
     add("--trust-pickle", action="store_true", help="load pickled modules, which can run any code")
@@ -98,6 +104,15 @@ def add_rewrites(parser: argparse.ArgumentParser) -> None:
         help=f"the exact rewrites to apply, by name: {', '.join(NAMES)} (default all)",
     )
     add("--portable", action="store_true", help="use only standard ONNX operators, none of ONNX Runtime's own")
+
+
+def refuse_given(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, names: Sequence[str], reason: str
+) -> None:
+    """Raises UserError for options of these names that the user gave although they would not be looked at."""
+    for name in names:
+        if getattr(options, name) != parser.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')} {reason}: leave it out")
 
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -26,27 +26,26 @@ NAMES = (*REWRITES, GEMM)
 
 @dataclass(frozen=True)
 class Deployment:
-    """How a model is exported. rewrites: names out of `NAMES`. plain: whose mean and standard deviation go into the
-    model, None where its input stays normalised."""
+    """How a model is exported."""
 
-    rewrites: tuple[str, ...]
+    rewrites: tuple[str, ...]  #: out of `NAMES`
     form: Form
-    plain: Preprocess | None = None
+    plain: Preprocess | None = None  #: its mean and standard deviation go into the model; None for normalised input
 
     @property
     def graph_rewrites(self) -> tuple[str, ...]:
-        """Those on the graph: q, k and v are packed only for a form that wants them so."""
+        """Those made on the graph: q, k and v are packed only for a form that wants them packed."""
         return tuple(name for name in self.rewrites if name != GEMM and (name != "pack_qkv" or self.form.packed))
 
     def preprocess(self, preprocess: Preprocess) -> Preprocess:
-        """What the exported model wants done to its images."""
+        """What the exported model needs done to its images."""
         if self.plain is None:
             return preprocess
         channels = preprocess.channels
         return replace(preprocess, mean=(0.0,) * channels, std=(1.0,) * channels)
 
     def formed(self, model: onnx.ModelProto) -> Formed:
-        """An exported model in this form, which its metadata then says."""
+        """An exported model in this form, with a note of it in its metadata."""
         formed = to_form(model, self.form, gemm=GEMM in self.rewrites)
         formed.model.metadata_props.add(key="deployment", value=json.dumps(self.to_json()))
         return formed
@@ -58,11 +57,11 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Deployed:
-    """lowered: the graph that was exported. refusals: why rules of the form left something alone."""
+    """An exported model."""
 
     model: onnx.ModelProto
-    lowered: Lowered
-    refusals: tuple[str, ...]
+    lowered: Lowered  #: the graph that was exported
+    refusals: tuple[str, ...]  #: why rules of the form left something alone
 
 
 def read_rewrites(text: str) -> tuple[str, ...]:
@@ -72,7 +71,7 @@ def read_rewrites(text: str) -> tuple[str, ...]:
     given = [name.strip() for name in text.split(",")]
     for name in given:
         if name not in NAMES:
-            raise UserError(f"--rewrites {name} is no rewrite: give all, none, or some of {','.join(NAMES)}")
+            raise UserError(f"--rewrites {name} is not a rewrite: give all, none, or some of {','.join(NAMES)}")
         for needed in NEEDS.get(name, ()):
             if needed not in given:
                 raise UserError(f"--rewrites {name} does nothing without {needed}: name both, or neither")
@@ -82,18 +81,20 @@ def read_rewrites(text: str) -> tuple[str, ...]:
 def default_deployment(
     rewrites: tuple[str, ...], device: torch.device, *, portable: bool, plain: Preprocess | None = None
 ) -> Deployment:
-    """The form that is usually fastest on the device, nothing measured; without rewrites, what the exporter writes."""
+    """The form that is usually fastest on the device, without measuring; without rewrites, what the exporter writes."""
     name = "multihead" if is_gpu(device) and not portable else "standard"
     return Deployment(rewrites, FORMS[name if rewrites else "exported"], plain)
 
 
 def deploy(graph_module: GraphModule, deployment: Deployment, pixels: Tensor, metadata: Mapping[str, str]) -> Deployed:
-    """Lowers, exports and forms. graph_module: canonical, on the CPU. pixels: (2 or more, C, H, W), normalised.
+    """Lowers, exports and brings into form.
 
+    graph_module: canonical, on the CPU.
+    pixels: (2 or more, C, H, W), normalised.
     Raises UserError and VerificationError as `vitfx.deploy.lowering.lower` does.
     """
-    (found,) = deploy_forms(graph_module, deployment, [deployment.form], pixels, metadata).values()
-    return found
+    (deployed,) = deploy_forms(graph_module, deployment, [deployment.form], pixels, metadata).values()
+    return deployed
 
 
 def deploy_forms(
@@ -105,13 +106,13 @@ def deploy_forms(
 ) -> dict[str, Deployed]:
     """The same in several forms, by name, with one export for all that pack q, k and v and one for the others."""
     exported: dict[bool, tuple[Lowered, onnx.ModelProto]] = {}
-    made = {}
+    deployed = {}
     for form in forms:
-        one = replace(deployment, form=form)
+        in_form = replace(deployment, form=form)
         if form.packed not in exported:
-            lowered = lower(graph_module, one.graph_rewrites, pixels, one.plain)
+            lowered = lower(graph_module, in_form.graph_rewrites, pixels, in_form.plain)
             exported[form.packed] = lowered, to_onnx(lowered.graph_module, pixels[:2], metadata)
         lowered, model = exported[form.packed]
-        formed = one.formed(model)
-        made[form.name] = Deployed(formed.model, lowered, formed.refusals)
-    return made
+        formed = in_form.formed(model)
+        deployed[form.name] = Deployed(formed.model, lowered, formed.refusals)
+    return deployed

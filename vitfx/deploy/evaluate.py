@@ -1,4 +1,4 @@
-"""Models side by side over the evaluation images: loss, accuracy, divergence from the first, time."""
+"""Models side by side on the evaluation images: loss, accuracy, divergence from the first, time."""
 
 from __future__ import annotations
 
@@ -16,20 +16,15 @@ from vitfx.support.timing import time_interleaved
 
 @dataclass(frozen=True)
 class Scores:
-    """One model over the evaluation images.
-
-    loss: mean cross-entropy in nats; accuracy: top-1, 0..1; both None where the images have no labels.
-    kl: mean D_KL(first ‖ this) in nats; agreement: share of images with the first model's top-1.
-    seconds: spent in the model alone, host to host. skipped: corrupt images that were left out.
-    """
+    """One model on the evaluation images."""
 
     images: int
-    skipped: int
-    loss: float | None
-    accuracy: float | None
-    kl: float
-    agreement: float
-    seconds: float
+    skipped: int  #: corrupt images that were left out
+    loss: float | None  #: mean cross-entropy in nats; None where the images have no labels
+    accuracy: float | None  #: top-1, 0 to 1; None where the images have no labels
+    kl: float  #: mean D_KL(first ‖ this) in nats
+    agreement: float  #: share of images with the first model's top-1
+    seconds: float  #: spent in the model alone, host to host
 
 
 @dataclass
@@ -61,9 +56,9 @@ def evaluate(
     synchronize: Callable[[], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Scores]:
-    """Every model on every image, taking turns batch by batch; reading images is not in the time.
+    """Every model on every image, taking turns batch by batch; reading images does not count as time.
 
-    models: pixels (B, C, H, W) -> logits (B, K), on the CPU; the first is what the others are held against.
+    models: pixels (B, C, H, W) -> logits (B, K), on the CPU; the others are compared with the first.
     """
     tallies = {name: _Tally(call) for name, call in models.items()}
     seen = skipped = 0

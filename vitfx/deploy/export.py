@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +12,10 @@ import onnx
 import onnx_ir.passes.common as ir_passes
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import UserError as TracingError
 from torch.fx import GraphModule
 
 from vitfx.deploy.runtime import OnnxModel, open_session
+from vitfx.graph.trace import export_program
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.checkpoint import LoadedModel
 from vitfx.support.errors import UserError
@@ -110,16 +109,9 @@ def to_onnx(module: nn.Module, example: Tensor, metadata: Mapping[str, str]) -> 
         raise UserError(
             f"the model's weights take {size / 2**30:.1f} GiB and one ONNX file holds 2 GiB: prune more of it first"
         )
-    dynamic = ({0: torch.export.Dim(BATCH, min=1)},)
+    batch = torch.export.Dim(BATCH, min=1)
     with _evaluating(module):
-        try:
-            program = torch.export.export(module, (example,), dynamic_shapes=dynamic, strict=False)
-        except TracingError as error:
-            constant = re.search(r"constant \((\d+)\)", str(error))
-            reason = f"it fixes it at {constant[1]}" if constant else str(error).splitlines()[0]
-            raise UserError(
-                f"the model does not take any batch size ({reason}): write its forward without it as a number"
-            ) from error
+        program = export_program(module, example, batch)
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -127,12 +119,12 @@ def to_onnx(module: nn.Module, example: Tensor, metadata: Mapping[str, str]) -> 
             external_data=False,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes=dynamic,
+            dynamic_shapes=({0: batch},),
             optimize=True,
             verbose=False,
         )
     assert exported is not None
-    # The exporter records source lines with their paths: a third of a small file, and nobody else's business.
+    # The exporter records source lines with their paths: a third of a small file, and private.
     ir_passes.ClearMetadataAndDocStringPass()(exported.model)
     exported.model.metadata_props.update(metadata)
     return exported.model_proto
@@ -151,8 +143,8 @@ def _require_free_batch(model: onnx.ModelProto) -> None:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without nn.MultiheadAttention's fast path: its operator has no ONNX counterpart."""
-    # Flags one by one: modules from torch.export refuse .eval(), and parts may have been frozen apart.
+    """Evaluation mode, without nn.MultiheadAttention's fast path, whose operator has no ONNX counterpart."""
+    # Flags one by one: modules from torch.export refuse .eval(), and each part may have its own.
     before = [(part, part.training) for part in module.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -173,13 +165,13 @@ OF_GRAPH = "torch.onnx.export of the canonical graph, because that of the module
 def export_plain(
     module: nn.Module, canonical: GraphModule, example: Tensor, metadata: Mapping[str, str]
 ) -> tuple[onnx.ModelProto, str]:
-    """The plain export, and what it is of: the user's own module, or, where torch's exporter does not take that, its
+    """The plain export, and what was exported: the user's own module, or, where torch's exporter refuses that, its
     canonical graph, which has fewer nodes and is a little faster. example: see `vitfx.deploy.export.to_onnx`."""
     try:
         return to_onnx(module, example, metadata), OF_MODULE
     except UserError:
         raise
-    except Exception:  # torch's exporter takes fewer modules than the tracer, and fails in its own ways.
+    except Exception:  # torch's exporter takes fewer modules than the tracer, and raises errors of any class.
         return to_onnx(canonical, example, metadata), OF_GRAPH
 
 

@@ -1,17 +1,17 @@
-"""From a canonical graph to the one that is exported: exact rewrites, each on or off by its name, each proved."""
+"""From a canonical graph to the one that is exported: exact rewrites, each named, each proved."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from passes.absorb_keys import AbsorbKeys
-from passes.base import Pass, PassError, run_passes
+from passes.base import Pass, PassError, PassResult, RequirementError, run_passes
 from passes.fold_biases import FoldBiases
 from passes.fold_norms import FoldNorms
 from passes.fold_patches import FoldPatches
@@ -19,6 +19,7 @@ from passes.fold_scales import FoldScales
 from passes.narrow_to_cls import NarrowToCls
 from passes.pack_qkv import PackQkv
 from passes.plain_pixels import PlainPixels
+from passes.printer import node_count
 from vitfx.graph.verify import VerificationError
 from vitfx.images.preprocess import Preprocess
 from vitfx.support.errors import UserError
@@ -26,40 +27,57 @@ from vitfx.support.errors import UserError
 TOLERANCE = 1e-10
 _PROVED_IMAGES = 8
 
-_PASSES: dict[str, Callable[[Tensor], Pass]] = {
-    "fold_patches": FoldPatches,
-    "fold_norms": lambda _: FoldNorms(),
-    "fold_scales": lambda _: FoldScales(),
-    "fold_biases": lambda _: FoldBiases(),
-    "narrow_to_cls": NarrowToCls,
-    "absorb_keys": lambda _: AbsorbKeys(),
-    "pack_qkv": lambda _: PackQkv(),
-}
-"""In the order in which they are made; each takes example pixels (2 or more, C, H, W)."""
 
-REWRITES = tuple(_PASSES)
-NEEDS = {"absorb_keys": ("narrow_to_cls",)}
-"""What a rewrite finds nothing to do without."""
+@dataclass(frozen=True)
+class PassOptions:
+    """What the constructors of passes are given."""
+
+    example: Tensor  #: pixels (2 or more, C, H, W)
+    preprocess: Preprocess | None = None  #: whose mean and standard deviation go into the graph
+
+
+def _plain_pixels(options: PassOptions) -> PlainPixels:
+    if options.preprocess is None:
+        raise UserError("plain_pixels needs the mean and standard deviation of the model's images")
+    return PlainPixels(options.preprocess.mean, options.preprocess.std)
+
+
+PASSES: dict[str, Callable[[PassOptions], Pass]] = {
+    FoldPatches.name: lambda options: FoldPatches(options.example),
+    PlainPixels.name: _plain_pixels,
+    FoldNorms.name: lambda _: FoldNorms(),
+    FoldScales.name: lambda _: FoldScales(),
+    FoldBiases.name: lambda _: FoldBiases(),
+    NarrowToCls.name: lambda options: NarrowToCls(options.example),
+    AbsorbKeys.name: lambda _: AbsorbKeys(),
+    PackQkv.name: lambda _: PackQkv(),
+}
+"""The passes that can be named, in the order in which exports run them."""
+
+REWRITES = tuple(name for name in PASSES if name != PlainPixels.name)
+"""Those that leave the graph's input as it is."""
+NEEDS = {AbsorbKeys.name: (NarrowToCls.name,)}
+"""The rewrites without which a rewrite finds nothing to do."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """One rewrite. changed: whether it found anything to do. error: greatest |after − before| of the logits by the
-    greatest |before|, in float64."""
+class ProvedPass:
+    """What a pass did, and its proof."""
 
     name: str
-    changed: bool
-    error: float
+    changed: bool  #: whether it found anything to do
+    error: float  #: greatest |after − before| of the logits divided by the greatest |before|, in float64
     notes: tuple[str, ...]
+    nodes: tuple[int, int]  #: of the graph and the graphs that it calls, before and after
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """graph_module: for export, in eval mode; not to be trained or pruned. error: as a step's, of all together."""
+    """A graph for export."""
 
-    graph_module: GraphModule
-    steps: tuple[Step, ...]
-    error: float
+    graph_module: GraphModule  #: in eval mode; can't be trained or pruned
+    steps: tuple[ProvedPass, ...]
+    error: float  #: as a step's, of all together
 
     @property
     def applied(self) -> tuple[str, ...]:
@@ -69,51 +87,63 @@ class Lowered:
 def lower(
     graph_module: GraphModule, names: Collection[str], pixels: Tensor, plain: Preprocess | None = None
 ) -> Lowered:
-    """Carries the named rewrites out on a copy, and proves each in float64, up to `TOLERANCE`.
+    """Runs the named rewrites in the order of `PASSES`, as `run_proved` does.
 
-    graph_module: canonical, on the CPU. pixels: (2 or more, C, H, W), what the proof is run on. plain: whose mean and
-    standard deviation the lowered graph does itself; it then takes pixels of 0 to 1.
-    Raises UserError where mean and standard deviation can't be folded, VerificationError where a proof fails.
+    plain: whose mean and standard deviation the lowered graph does itself; it then takes pixels of 0 to 1.
     """
-    pixels = pixels[:_PROVED_IMAGES].cpu()
+    if plain is not None and FoldPatches.name not in names:
+        raise UserError("--plain-pixels needs the rewrite fold_patches: name it with --rewrites")
+    wanted = {*names, *((PlainPixels.name,) if plain is not None else ())}
+    return run_proved(graph_module, [name for name in PASSES if name in wanted], PassOptions(pixels, plain))
+
+
+def run_proved(
+    graph_module: GraphModule,
+    names: Sequence[str],
+    options: PassOptions,
+    after: Callable[[Pass, PassResult], None] | None = None,
+) -> Lowered:
+    """Runs the named passes in this order on a copy, and proves each in float64, up to `TOLERANCE`.
+
+    graph_module: canonical, on the CPU.
+    options: the proofs are run on its example.
+    after: is called behind every pass.
+    Raises UserError where a pass fails, VerificationError where a proof does.
+    """
+    pixels = options.example[:_PROVED_IMAGES].cpu()
     exact, example = copy.deepcopy(graph_module).double(), pixels.double()
     current = graph_module
     expected = first = _logits(exact, example)
     steps = []
-    for name, made in _chosen(names, pixels, plain):
+    for name in names:
+        each = PASSES[name](replace(options, example=pixels))
         try:
-            result = run_passes(exact, [made])
+            result = run_passes(exact, [each])
         except PassError as error:
-            raise UserError(f"{name} can't be made ({error}): leave it out") from error
-        if plain is not None and isinstance(made, PlainPixels):
-            example = plain_pixels(example, plain)
-        exact, current = result.graph_module, run_passes(current, [made]).graph_module
+            advice = "name it earlier" if isinstance(error, RequirementError) else "leave it out"
+            raise UserError(f"{error}: {advice}") from error
+        if options.preprocess is not None and isinstance(each, PlainPixels):
+            example = plain_pixels(example, options.preprocess)
+        nodes = node_count(exact), node_count(result.graph_module)
+        exact, current = result.graph_module, run_passes(current, [each], after).graph_module
         logits = _logits(exact, example)
-        steps.append(Step(name, result.changed, _error(logits, expected), result.notes))
+        steps.append(ProvedPass(name, result.changed, _error(logits, expected), result.notes, nodes))
         if not steps[-1].error < TOLERANCE:
             raise VerificationError(f"{name} changes the logits by {steps[-1].error:.1e} of their greatest")
         expected = logits
     return Lowered(current.eval(), tuple(steps), _error(expected, first))
 
 
-def _chosen(names: Collection[str], pixels: Tensor, plain: Preprocess | None) -> Sequence[tuple[str, Pass]]:
-    chosen = [(name, make(pixels)) for name, make in _PASSES.items() if name in names]
-    if plain is not None:
-        if "fold_patches" not in names:
-            raise UserError("--plain-pixels needs the rewrite fold_patches: name it with --rewrites")
-        chosen.insert(1, ("plain_pixels", PlainPixels(plain.mean, plain.std)))
-    return chosen
-
-
 class Normalising(nn.Module):
-    """Takes pixels of 0 to 1 and gives them to a module normalised: what a model of plain pixels is compared with."""
+    """Takes pixels of 0 to 1 and normalises them for a module: what a model of plain pixels is compared with."""
 
     def __init__(self, module: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()
         self.module, self.preprocess = module, preprocess
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.module(normalised_pixels(pixels, self.preprocess))
+        logits: Tensor = self.module(normalised_pixels(pixels, self.preprocess))
+        return logits
 
 
 def plain_pixels(pixels: Tensor, preprocess: Preprocess) -> Tensor:
@@ -123,7 +153,7 @@ def plain_pixels(pixels: Tensor, preprocess: Preprocess) -> Tensor:
 
 
 def normalised_pixels(pixels: Tensor, preprocess: Preprocess) -> Tensor:
-    """The reverse: pixels of 0 to 1 with mean and standard deviation taken out."""
+    """The reverse: pixels of 0 to 1, normalised by mean and standard deviation."""
     mean, std = _columns(preprocess, pixels)
     return (pixels - mean) / std
 
@@ -135,8 +165,9 @@ def _columns(preprocess: Preprocess, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _logits(graph_module: GraphModule, pixels: Tensor) -> Tensor:
-    return graph_module(pixels)
+    logits: Tensor = graph_module(pixels)
+    return logits
 
 
-def _error(got: Tensor, expected: Tensor) -> float:
-    return float((got - expected).abs().max() / expected.abs().max())
+def _error(logits: Tensor, expected: Tensor) -> float:
+    return float((logits - expected).abs().max() / expected.abs().max())

@@ -1,27 +1,33 @@
-"""Rewrite rules on exported models: a pattern, a check that says why it refuses, what stands there instead.
+"""Rewrite rules on exported models: a pattern, a check that says why it refuses, a replacement.
 
 Shapes: B images, T tokens, D the width of the stream, H heads, E = H·d inner channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript.rewriter import MatchResult, RewriteRuleClassBase
+from onnxscript.rewriter import MatchResult, RewriteRule, RewriteRuleClassBase
 
 CONTRIB = "com.microsoft"
 _SWAP_HEADS = [0, 2, 1, 3]
 
 
 class _Rule(RewriteRuleClassBase):
-    """refusals: is told why something that matched was left alone."""
+    """refusals: gets the reasons why a match was left alone."""
 
     def __init__(self, refusals: list[str]) -> None:
         super().__init__()
         self.refusals = refusals
+
+    @classmethod
+    def made(cls, *arguments: object, **options: object) -> RewriteRule:
+        """What onnxscript applies, of the constructor's arguments; its own `rule` has no types."""
+        make: Callable[..., RewriteRule] = cls.rule
+        return make(*arguments, **options)
 
     def _decide(self, reason: str | None) -> MatchResult:
         result = MatchResult()
@@ -54,14 +60,14 @@ def _why_not_plain(attended: ir.Value, shapes: tuple[ir.Value, ...], after: ir.V
         return f"{node.name} does not say its scale"
     sizes = [_ints(value) for value in shapes]
     if any(len(size) != 4 for size in sizes) or len({size[2] for size in sizes if len(size) == 4}) != 1:
-        return f"{node.name} has other numbers of heads in q, k and v"
+        return f"{node.name} has different numbers of heads in q, k and v"
     heads, channels = sizes[2][2:]
     if _ints(after)[2:] != [heads * channels]:
         return f"the heads of {node.name} are not laid side by side"
     return None
 
 
-class PackedAttention(_Rule):
+class ProjectionIntoAttention(_Rule):
     """Linear, split, heads, Attention -> com.microsoft::Attention, which has the projection in it.
 
     biased: whether the projection has a bias.
@@ -81,32 +87,32 @@ class PackedAttention(_Rule):
         return _attended(op, zip(parts, (q_shape, k_shape, v_shape), strict=True), after)
 
     def check(
-        self, op: Any, x: ir.Value, weight: ir.Value, attended: ir.Value, after: ir.Value, **found: ir.Value
+        self, op: Any, x: ir.Value, weight: ir.Value, attended: ir.Value, after: ir.Value, **shapes: ir.Value
     ) -> MatchResult:
-        shapes = (found["q_shape"], found["k_shape"], found["v_shape"])
-        reason = _why_not_plain(attended, shapes, after)
-        if reason is None and (weight.const_value is None or not _ints(found["sizes"])):
-            reason = "the packed weight or its sizes are no constants"
+        reason = _why_not_plain(attended, (shapes["q_shape"], shapes["k_shape"], shapes["v_shape"]), after)
+        if reason is None and (weight.const_value is None or not _ints(shapes["sizes"])):
+            reason = "the packed weight or its sizes are not constant"
         return self._decide(reason)
 
     def rewrite(
-        self, op: Any, x: ir.Value, weight: ir.Value, attended: ir.Value, sizes: ir.Value, **found: ir.Value
+        self, op: Any, x: ir.Value, weight: ir.Value, attended: ir.Value, sizes: ir.Value, **shapes: ir.Value
     ) -> ir.Value:
         # Without a bias, which its schema allows, ONNX Runtime 1.31 ends the process.
-        bias = found["bias"] if self.biased else op.Constant(value=_zeros(weight))
-        return op.Attention(
+        bias = shapes["bias"] if self.biased else op.Constant(value=_zeros(weight))
+        attention: ir.Value = op.Attention(
             x,
             weight,
             bias,
-            num_heads=_ints(found["q_shape"])[2],
+            num_heads=_ints(shapes["q_shape"])[2],
             qkv_hidden_sizes=_ints(sizes),
             scale=_scale(attended),
             _domain=CONTRIB,
         )
+        return attention
 
 
 class AttentionOfTokens(_Rule):
-    """Heads, Attention and back -> one operator on (B, T, E), which does without the transposes.
+    """Heads, Attention and back -> one operator on (B, T, E), which needs no transposes.
 
     operator: "Attention" of the standard, or "MultiHeadAttention" of ONNX Runtime.
     """
@@ -118,20 +124,23 @@ class AttentionOfTokens(_Rule):
     def pattern(self, op: Any, q: Any, k: Any, v: Any, q_shape: Any, k_shape: Any, v_shape: Any, after: Any) -> Any:
         return _attended(op, ((q, q_shape), (k, k_shape), (v, v_shape)), after)
 
-    def check(self, op: Any, q: ir.Value, attended: ir.Value, after: ir.Value, **found: ir.Value) -> MatchResult:
-        return self._decide(_why_not_plain(attended, (found["q_shape"], found["k_shape"], found["v_shape"]), after))
+    def check(self, op: Any, q: ir.Value, attended: ir.Value, after: ir.Value, **shapes: ir.Value) -> MatchResult:
+        return self._decide(_why_not_plain(attended, (shapes["q_shape"], shapes["k_shape"], shapes["v_shape"]), after))
 
     def rewrite(
         self, op: Any, q: ir.Value, k: ir.Value, v: ir.Value, q_shape: ir.Value, attended: ir.Value, **_: ir.Value
     ) -> ir.Value:
         heads = _ints(q_shape)[2]
+        attention: ir.Value
         if self.operator == "Attention":
-            return op.Attention(q, k, v, q_num_heads=heads, kv_num_heads=heads, scale=_scale(attended))
-        return op.MultiHeadAttention(q, k, v, num_heads=heads, scale=_scale(attended), _domain=CONTRIB)
+            attention = op.Attention(q, k, v, q_num_heads=heads, kv_num_heads=heads, scale=_scale(attended))
+        else:
+            attention = op.MultiHeadAttention(q, k, v, num_heads=heads, scale=_scale(attended), _domain=CONTRIB)
+        return attention
 
 
 class LinearToGemm(_Rule):
-    """MatMul and Add on (B, T, D) -> Gemm on (B·T, D), which adds the bias while the product is at hand."""
+    """MatMul and Add on (B, T, D) -> Gemm on (B·T, D), which adds the bias without another pass over memory."""
 
     def pattern(self, op: Any, x: Any, weight: Any, bias: Any) -> Any:
         return op.Add(op.MatMul(x, weight, _outputs=["product"]), bias)
@@ -139,7 +148,7 @@ class LinearToGemm(_Rule):
     def check(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value, product: ir.Value) -> MatchResult:
         constants = weight.const_value is not None and bias.const_value is not None
         if not constants or weight.shape is None or len(weight.shape) != 2:
-            return MatchResult().fail("it is no linear map")
+            return MatchResult().fail("it is not a linear map")
         if bias.shape is None or len(bias.shape) != 1:
             return self._decide(f"{bias.name} differs from token to token, which Gemm's bias can't")
         tokens = None if product.shape is None or len(product.shape) != 3 else product.shape[1]
@@ -148,14 +157,15 @@ class LinearToGemm(_Rule):
     def rewrite(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value, product: ir.Value) -> ir.Value:
         assert weight.shape is not None and product.shape is not None
         flat = op.Reshape(x, op.Constant(value_ints=[-1, weight.shape[0]]))
-        made = op.Gemm(flat, weight, bias)
-        result = op.Reshape(made, op.Constant(value_ints=[-1, *product.shape[1:]]))
+        product_and_bias = op.Gemm(flat, weight, bias)
+        result = op.Reshape(product_and_bias, op.Constant(value_ints=[-1, *product.shape[1:]]))
         result.shape, result.dtype = product.shape, product.dtype
+        assert isinstance(result, ir.Value)
         return result
 
 
 class FlatActivation(_Rule):
-    """(B·T, D) -> (B, T, D), activation, and back again -> the activation alone. Between two Gemm of an MLP."""
+    """(B·T, D) -> (B, T, D), activation, and back -> the activation alone, between the two Gemm of an MLP."""
 
     def __init__(self, refusals: list[str], activation: str) -> None:
         super().__init__(refusals)
@@ -178,13 +188,14 @@ class FlatActivation(_Rule):
         node = activated.producer()
         assert node is not None
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-        return getattr(op, self.activation)(x, **attributes)
+        activation: ir.Value = getattr(op, self.activation)(x, **attributes)
+        return activation
 
 
 def _ints(value: ir.Value) -> list[int]:
-    """A constant's numbers, none where it is no constant."""
+    """A constant's numbers; none where the value is not constant."""
     tensor = ir.convenience.get_const_tensor(value)
-    return [] if tensor is None else [int(one) for one in tensor.numpy().flatten()]
+    return [] if tensor is None else [int(number) for number in tensor.numpy().flatten()]
 
 
 def _zeros(weight: ir.Value) -> ir.TensorProtocol:

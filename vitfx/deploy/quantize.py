@@ -1,5 +1,5 @@
-"""Fewer bits for an ONNX file: static int8 for CPUs, by ONNX Runtime's own tool, and float16 for CUDA, where it halves
-the bytes and gets the fused attention kernels that float32 does not."""
+"""Fewer bits for an ONNX file: static int8 for CPUs, by ONNX Runtime's own tool, and float16 for CUDA, which halves the
+bytes and gets fused attention kernels that float32 does not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+import torch
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
 
@@ -25,13 +26,12 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Quantized:
-    """model: float32 at its ends and between linear maps. quantized: how many linear maps are int8; kept: names of
-    those that stay float32. images: that activations were calibrated on."""
+    """A model with int8 linear maps."""
 
-    model: onnx.ModelProto
-    quantized: int
-    kept: tuple[str, ...]
-    images: int
+    model: onnx.ModelProto  #: float32 at its ends and between linear maps
+    quantized: int  #: how many linear maps are int8
+    kept: tuple[str, ...]  #: the names of those that stay float32
+    images: int  #: that activations were calibrated on
 
 
 def to_int8(model: onnx.ModelProto, pixels: Tensor) -> Quantized:
@@ -40,23 +40,24 @@ def to_int8(model: onnx.ModelProto, pixels: Tensor) -> Quantized:
     Weights use 7 of their 8 bits. CPUs without VNNI instructions add two products of an input and a weight in 16 bits,
     which 8 bits overflow: there the logits would be wrong, not coarse, and the file does not know where it will run.
 
-    Between QuantizeLinear and DequantizeLinear, which ONNX Runtime fuses into its int8 products; their results are
-    float32, so that normalisation, attention, activation and the residual stream are what they were. Patch embedding
-    and classifier stay float32: together they are a hundredth of the time, and errors made there reach every logit.
-    pixels: (N, C, H, W) float32 as the model takes them, whose least and greatest values at each linear map set the
+    QuantizeLinear and DequantizeLinear stand around them, which ONNX Runtime fuses into int8 products. Results are
+    float32, so that normalisation, attention, activation and the residual stream stay as they were. Patch embedding and
+    classifier stay float32: together they take a hundredth of the time, and errors made there reach every logit.
+
+    pixels: (N, C, H, W) float32 as the model takes them; their least and greatest values at each linear map set the
     scale of its input. Raises UserError where the model has no linear map to quantize.
     """
     named = onnx.ModelProto()
     named.CopyFrom(model)
     for index, node in enumerate(named.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
-    # ONNX Runtime has no product with a matrix of int8 weights for each head, which absorbed keys are.
-    weights = {one.name for one in named.graph.initializer if len(one.dims) == 2}
+    # ONNX Runtime can't multiply by an int8 matrix for each head, which absorbed keys are.
+    weights = {weight.name for weight in named.graph.initializer if len(weight.dims) == 2}
     linear = [node for node in named.graph.node if node.op_type in _LINEAR and node.input[1] in weights]
     ends = _classifier(named, linear)
     chosen = [node.name for node in linear if node.name not in ends]
     if not chosen:
-        raise UserError("the artifact has no linear map left that int8 would make faster: leave out --precision int8")
+        raise UserError("no linear map is left that int8 would make faster: leave out --precision int8")
     with tempfile.TemporaryDirectory(prefix="vitfx-") as folder, _without_advice():
         path = Path(folder) / "int8.onnx"
         quantize_static(
@@ -79,26 +80,28 @@ def to_int8(model: onnx.ModelProto, pixels: Tensor) -> Quantized:
 
 
 def _classifier(model: onnx.ModelProto, linear: list[onnx.NodeProto]) -> set[str]:
-    """Names of the linear maps that no other one follows: their results are logits."""
+    """Names of the linear maps that no other one follows, whose results are logits."""
     makers = {value: node for node in model.graph.node for value in node.output}
     behind = [value.name for value in model.graph.output]
     names = {node.name for node in linear}
-    found, seen = set[str](), set[str]()
+    last, seen = set[str](), set[str]()
     while behind:
         node = makers.get(behind.pop())
         if node is None or node.name in seen:
             continue
         seen.add(node.name)
         if node.name in names:
-            found.add(node.name)
+            last.add(node.name)
         else:
             behind += node.input
-    return found
+    return last
 
 
-class _Reader(CalibrationDataReader):
+class _Reader:
+    """ONNX Runtime takes any class with `get_next` for a CalibrationDataReader."""
+
     def __init__(self, pixels: Tensor) -> None:
-        self._batches: Iterator[np.ndarray] = (batch.numpy() for batch in pixels.cpu().split(_BATCH))
+        self._batches: Iterator[np.ndarray] = (batch.numpy() for batch in torch.split(pixels.cpu(), _BATCH))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self._batches, None)
@@ -107,7 +110,7 @@ class _Reader(CalibrationDataReader):
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """The tool logs a warning that models be optimized before; this one has been."""
+    """Silences the tool's advice to optimize the model first: it has been."""
     root = logging.getLogger()
     before = root.level
     root.setLevel(logging.ERROR)
@@ -121,4 +124,5 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with float16 weights and arithmetic; its input and output stay float32, its metadata as they are."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
-    return convert_float_to_float16(copied, keep_io_types=True)
+    converted: onnx.ModelProto = convert_float_to_float16(copied, keep_io_types=True)
+    return converted

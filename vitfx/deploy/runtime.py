@@ -31,16 +31,16 @@ _UNREADABLE = (
     ort_errors.NoSuchFile,
     ort_errors.NotImplemented,
 )
-# With IO binding they come as plain RuntimeErrors.
+# With IO binding they are plain RuntimeErrors.
 _UNRUNNABLE = (ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.RuntimeException, RuntimeError)
 
 ProviderOptions = tuple[str, dict[str, str]]
 
 
 def providers(device: torch.device, *, cuda_graph: bool = False) -> list[ProviderOptions]:
-    """The execution providers to ask for, first choice first, with their options.
+    """The execution providers to ask for with their options, first choice first.
 
-    The CPU stays behind the GPU because ONNX Runtime computes shapes there.
+    The CPU stands behind the GPU because ONNX Runtime computes shapes there.
     """
     if not is_gpu(device):
         if cuda_graph:
@@ -57,26 +57,19 @@ def providers(device: torch.device, *, cuda_graph: bool = False) -> list[Provide
 
 @dataclass(frozen=True)
 class BoundRun:
-    """One batch with its input and output at fixed addresses; calling it runs the model and returns nothing.
-
-    pixels, logits: the buffers on the model's device. Copy new images into `pixels` to run on them.
-    """
+    """One batch with its input and output at fixed addresses; calling it runs the model and returns nothing."""
 
     session: onnxruntime.InferenceSession
-    binding: Any
-    pixels: Tensor
-    logits: Tensor
+    binding: Any  #: ONNX Runtime's IOBinding
+    pixels: Tensor  #: the input buffer on the model's device; copy new images into it to run on them
+    logits: Tensor  #: the output buffer
 
     def __call__(self) -> None:
         self.session.run_with_iobinding(self.binding)
 
 
 class OnnxModel:
-    """A session of a model with one input (B, C, H, W) and one output (B, K).
-
-    device: where it runs. provider: the execution provider that ONNX Runtime took. dtype: of the input.
-    input_shape, output_shape: a number, or a name where any size goes. metadata: the file's `metadata_props`.
-    """
+    """A session of a model with one input (B, C, H, W) and one output (B, K)."""
 
     def __init__(self, session: onnxruntime.InferenceSession, device: torch.device) -> None:
         inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -86,11 +79,12 @@ class OnnxModel:
             raise UserError(f"the ONNX model maps {inputs[0].type} to {outputs[0].type}: give one of floats")
         self.session = session
         self.device = device
-        self.provider: str = session.get_providers()[0]
-        self.dtype = _DTYPES[inputs[0].type]
+        self.provider: str = session.get_providers()[0]  #: the execution provider that ONNX Runtime took
+        self.dtype = _DTYPES[inputs[0].type]  #: of the input
+        #: of each axis a number, or a name where any size is taken
         self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
         self.output_shape: tuple[int | str | None, ...] = tuple(outputs[0].shape)
-        self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
+        self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map  #: `metadata_props`
         self._input, self._output = inputs[0], outputs[0]
 
     def run(self, pixels: Tensor | np.ndarray) -> Tensor:
@@ -112,7 +106,7 @@ class OnnxModel:
         if len(classes) != len(self.output_shape) - 1:
             raise UserError(f"the ONNX model's output has the shape {list(self.output_shape)}: only the batch may vary")
         logits = torch.empty((len(buffer), *classes), dtype=_DTYPES[self._output.type], device=self.device)
-        # ONNX Runtime has a stream of its own, which does not wait for torch's.
+        # ONNX Runtime's own stream does not wait for torch's.
         synchronize(self.device)
         binding = self.session.io_binding()
         binding.bind_input(self._input.name, *_place(buffer))
@@ -192,6 +186,6 @@ def _require_provider(asked: str, taken: Sequence[str], device: torch.device) ->
 
 
 def _place(tensor: Tensor) -> tuple[str, int, Any, tuple[int, ...], int]:
-    """What io_binding wants to know of a buffer: device, its index, element type, shape, address."""
+    """What io_binding needs to know of a buffer: device, its index, element type, shape, address."""
     element = {torch.float32: np.float32, torch.float16: np.float16, torch.float64: np.float64}[tensor.dtype]
     return tensor.device.type, tensor.device.index or 0, element, tuple(tensor.shape), tensor.data_ptr()

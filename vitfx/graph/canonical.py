@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from vitfx.graph.trace import at_rest, to_canonical
+from vitfx.graph.trace import at_rest, first_line, to_canonical
 from vitfx.graph.verify import VerificationError
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
@@ -19,18 +19,17 @@ _IDENTITY_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Canonical:
-    """graph_module: on the CPU, in eval mode. notes: what the user should know: sublayers that are not prunable and
-    why, weights that are no longer shared."""
+    """A canonical graph that was checked against its module."""
 
-    graph_module: GraphModule
-    notes: tuple[str, ...]
+    graph_module: GraphModule  #: on the CPU, in eval mode
+    notes: tuple[str, ...]  #: sublayers that are not prunable, and why; weights that are no longer shared
 
 
 def read_module(module: nn.Module, pixels: Tensor, watcher: Watcher) -> Canonical:
-    """Traces the module, which stays as it is, and says what is noteworthy.
+    """Traces the module, which stays as it is, and reports the notes.
 
-    pixels: (N, C, H, W), two at least, for the axis of the batch to be told from others.
-    Raises UserError where the model can't be used, VerificationError where its graph answers otherwise.
+    pixels: (N, C, H, W), two images or more, which tell the batch's axis from the others.
+    Raises UserError where the model can't be used, VerificationError where its graph gives other logits.
     """
     watcher.say("tracing the model")
     module = at_rest(module).cpu()
@@ -45,12 +44,10 @@ def read_module(module: nn.Module, pixels: Tensor, watcher: Watcher) -> Canonica
 
 def _check_identity(module: nn.Module, canonical: GraphModule, pixels: Tensor) -> None:
     with torch.no_grad():
-        expected, got = module(pixels), canonical(pixels)
+        expected, logits = module(pixels), canonical(pixels)
     if not bool(expected.any()):
-        raise UserError(
-            "the model's logits are all zero, whatever the image: its head was never trained, give a trained model"
-        )
-    error = float((expected - got).abs().max() / expected.abs().max())
+        raise UserError("the model's logits are zero for every image: its head was never trained, give a trained model")
+    error = float((expected - logits).abs().max() / expected.abs().max())
     if not error < _IDENTITY_TOLERANCE:
         raise VerificationError(
             f"the canonical graph's logits differ from the model's by {error:.1e} of their greatest"
@@ -58,22 +55,22 @@ def _check_identity(module: nn.Module, canonical: GraphModule, pixels: Tensor) -
 
 
 def _check_float64(canonical: GraphModule, pixels: Tensor) -> None:
-    """The proof is run in float64: what can't be is told now, not after discovery."""
+    """The proofs run in float64: a model that can't is refused now, not after discovery."""
     try:
         with torch.no_grad():
             logits = copy.deepcopy(canonical).double()(pixels.double())
         reason = "" if logits.dtype == torch.float64 else f"its logits stay {logits.dtype}"
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
     if reason:
         raise UserError(
-            f"the model can't be run in float64, in which deletions are proved ({reason}): "
-            "take casts to fixed types out of its forward()"
+            f"the model does not run in float64, in which deletions are proved ({reason}): "
+            "remove casts to fixed types from its forward()"
         )
 
 
 def _shared_weights(module: nn.Module, canonical: GraphModule) -> tuple[str, ...]:
-    ours, theirs = (sum(one.numel() for one in graph.parameters()) for graph in (canonical, module))
-    if ours <= theirs:
+    after, before = (sum(weight.numel() for weight in graph.parameters()) for graph in (canonical, module))
+    if after <= before:
         return ()
-    return (f"the model shares weights between layers, and its graph does not: {theirs:,} parameters became {ours:,}",)
+    return (f"the model shares weights between layers, and its graph does not: {before:,} parameters became {after:,}",)

@@ -1,7 +1,7 @@
-"""Exact and free: behind the last attention only those tokens are carried that the logits read.
+"""Exact and free: behind the last attention only the tokens that the logits read are carried.
 
-For a class token's classifier that is most of the last layer: one query of 65, one row of the projection, of the norms
-and of the MLP. The stages here give the very numbers of the whole model for the tokens that are left.
+With a class token's classifier that spares most of the last layer: one query of 65 is left, one row of the projection,
+of the norms and of the MLP. For the tokens that are left, the stages here give the very numbers of the whole model.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from vitfx.graph.stages import Reference, Stage, attend, run_stages
 
 @dataclass(frozen=True, kw_only=True)
 class NarrowingStage(Stage):
-    """The last attention: all tokens are its keys and values, `tokens` alone its queries and what it passes on."""
+    """The last attention: keys and values of all tokens, queries and output of some."""
 
-    tokens: Tensor
+    tokens: Tensor  #: int64, those that are its queries and that it passes on
 
     def inner(self, stream: Tensor, module: Sublayer | None = None) -> Tensor:
         """(N, T, D) -> (N, tokens, E)."""
@@ -38,10 +38,10 @@ class NarrowingStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class WideningStage(Stage):
-    """What needs the stream's whole shape back: the tokens that nothing reads are zero."""
+    """What needs the stream's whole shape back: tokens that nothing reads are zero."""
 
-    tokens: Tensor
-    count: int
+    tokens: Tensor  #: int64, those that are carried
+    count: int  #: of all tokens
 
     def __call__(self, stream: Tensor) -> Tensor:
         whole = stream.new_zeros(stream.shape[0], self.count, stream.shape[2])
@@ -51,13 +51,12 @@ class WideningStage(Stage):
 
 @dataclass(frozen=True)
 class Narrowed:
-    """stages: those of the model, narrowing from stage `start` on and widening at stage `end`. tokens: the tokens that
-    are carried between, None where all are."""
+    """A model's stages with the unread tokens left out."""
 
     stages: tuple[Stage, ...]
-    start: int
-    end: int
-    tokens: Tensor | None
+    start: int  #: the stage that narrows the stream
+    end: int  #: the stage that widens it again
+    tokens: Tensor | None  #: those that are carried between, None where all are
 
     def reference(self, reference: Reference) -> Reference:
         """The same reference for sublayers between: (T, E) and (N, T, E) become (tokens, E) and (N, tokens, E)."""
@@ -71,7 +70,7 @@ class Narrowed:
 
 @torch.no_grad()
 def narrow(stages: Sequence[Stage], pixels: Tensor) -> Narrowed:
-    """The stages with what no logit reads left out. pixels: two example images or more."""
+    """The stages without the tokens that no logit reads. pixels: two example images or more."""
     plain = tuple(stages)
     start = max((index for index, stage in enumerate(stages) if stage.norm is not None), default=-1)
     while start >= 0 and not isinstance(stages[start].module, Attention):
@@ -89,7 +88,7 @@ def narrow(stages: Sequence[Stage], pixels: Tensor) -> Narrowed:
     first, last = stages[start], stages[end]
     changed = [
         NarrowingStage(name=first.name, module=cut_tokens(first.module, tokens), norm=first.norm, tokens=tokens),
-        *(Stage(one.name, cut_tokens(one.module, tokens), one.norm) for one in stages[start + 1 : end]),
+        *(Stage(stage.name, cut_tokens(stage.module, tokens), stage.norm) for stage in stages[start + 1 : end]),
         WideningStage(name=last.name, module=last.module, tokens=tokens, count=stream.shape[1]),
     ]
     return Narrowed((*plain[:start], *changed, *plain[end + 1 :]), start, end, tokens)

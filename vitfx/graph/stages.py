@@ -1,4 +1,4 @@
-"""A canonical graph as a list of stages along the residual stream, and what runs of single stages have in common.
+"""A canonical graph as a list of stages along the residual stream, and what runs of single stages share.
 
 Shapes: N images, T tokens, D width, E inner channels of a sublayer, H heads.
 """
@@ -27,7 +27,7 @@ Reference = Mapping[str, Tensor]
 class Stage:
     """One step along the stream: x + sublayer(norm(x)), or, where nothing is prunable, module(x)."""
 
-    name: str
+    name: str  #: the sublayer's or the module's name in the graph
     module: nn.Module
     norm: nn.Module | None = None  #: of a sublayer: what it reads the stream through
 
@@ -154,19 +154,19 @@ def project_heads(linear: nn.Linear, heads: int, inputs: Tensor, chosen: Sequenc
     chosen: the heads that the inputs belong to; None where they are all of them, in order.
     """
     count, images, tokens, width = inputs.shape
-    weight = linear.weight.unflatten(0, (heads, -1))
-    bias = None if linear.bias is None else linear.bias.unflatten(0, (heads, 1, -1))
+    weight = linear.weight.reshape(heads, -1, width)
+    bias = None if linear.bias is None else linear.bias.reshape(heads, 1, -1)
     if chosen is not None and list(chosen) != list(range(heads)):
         index = torch.tensor(list(chosen), device=weight.device)
         weight, bias = weight[index], None if bias is None else bias[index]
     projected = inputs.reshape(count, images * tokens, width) @ weight.transpose(1, 2)
     if bias is not None:
         projected = projected + bias
-    return torch.unflatten(projected, 1, (images, tokens)).transpose(0, 1)
+    return projected.reshape(count, images, tokens, -1).transpose(0, 1)
 
 
 def attend(module: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(N, H, T, channels) each, q of as many tokens as are wanted -> heads' outputs (N, T of q, H · channels)."""
+    """(N, H, T, channels) each, where q may have fewer tokens -> heads' outputs (N, T of q, H · channels)."""
     return F.scaled_dot_product_attention(q, k, v, scale=module.scale).transpose(1, 2).flatten(2)
 
 

@@ -11,31 +11,34 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch._dynamo.exc import UserError as TorchUserError
+from torch._dynamo.exc import UserErrorType
+from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from passes.base import Pass, PassError, run_passes
+from passes.base import PassError, PassResult, run_passes
 from passes.canonicalize import Canonicalize
-from passes.drop_identities import DropIdentities
+from passes.remove_no_ops import RemoveNoOps
 from passes.stream import is_canonical
 from vitfx.support.errors import UserError
 
 _GREATEST_BATCH = 4096
+_DTYPES = (torch.float32, torch.float64)
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A canonical graph and what the user should know of it (which sublayers are not prunable, and why)."""
+    """A canonical graph and what the user should know of it."""
 
     graph_module: GraphModule
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  #: which sublayers are not prunable, and why
 
 
 def trace(module: nn.Module, example: Tensor) -> GraphModule:
     """The module's ATen graph with a dynamic batch, in eval mode; the module stays as it is.
 
-    Operators that write in place, regions of another grad mode and einsum are written as plain operators.
+    In-place operators, regions of another grad mode and einsum become plain operators.
     example: (B ≥ 2, C, H, W). Raises UserError where the module does not take such images, fixes its batch, or can't
     be traced.
     """
@@ -44,41 +47,56 @@ def trace(module: nn.Module, example: Tensor) -> GraphModule:
     batch = Dim("batch", min=1, max=_GREATEST_BATCH)
     with _quiet(), _no_fast_path(), torch.no_grad():
         try:
-            program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
+            program = export_program(module, example, batch)
+        except UserError:
+            raise
         except Exception as error:
-            if "batch" in str(error) and ("specialized" in str(error) or "constraint" in str(error).lower()):
-                raise UserError(
-                    f"the model's batch is fixed to {example.shape[0]} images by its own code: "
-                    "let it take any batch (x.shape[0] instead of a number) and try again"
-                ) from error
-            raise UserError(f"torch.export can't trace the model: {_first_line(error)}") from error
+            raise UserError(f"torch.export can't trace the model: {first_line(error)}") from error
         einsum = torch.ops.aten.einsum.default
         program = program.run_decompositions({einsum: torch.export.default_decompositions()[einsum]})
         traced = program.module(check_guards=False)
     for node in traced.graph.nodes:
         if node.target in _VIEWS:
-            # Whether a view can be had depends on strides, which differ from one attention kernel to another.
+            # Whether a view is possible depends on strides, which differ from one attention kernel to another.
             node.target = torch.ops.aten.reshape.default
     return GraphModule(traced, traced.graph)
 
 
+def export_program(module: nn.Module, example: Tensor, batch: Dim) -> ExportedProgram:
+    """torch.export's program for a batch of any size. Raises UserError where the module's own code fixes or limits it.
+
+    The kind of torch's error tells that, whatever its message says: no size but the batch is free.
+    """
+    try:
+        return torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
+    except TorchUserError as error:
+        if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION:
+            raise
+        raise UserError(
+            "the model's forward() fixes or limits the batch size: write it for any number of images, "
+            "with x.shape[0] in place of a constant"
+        ) from error
+
+
 def to_canonical(module: nn.Module, example: Tensor) -> Traced:
-    """The model in the ViT dialect, its parameters copied. A graph that is canonical already is only copied.
+    """The model in the ViT dialect, with copies of its parameters. A graph that is canonical already is only copied.
 
     Raises UserError where nothing prunable is recognised (a CNN, a post-LN transformer, windows, …).
     """
     if isinstance(module, GraphModule) and _canonical(module):
         _try(module, example)
         return Traced(copy.deepcopy(module), ())
-    steps: list[Pass] = [DropIdentities(), Canonicalize(example)]
+    results: list[PassResult] = []
     try:
-        result = run_passes(trace(module, example), steps)
+        run_passes(
+            trace(module, example), [RemoveNoOps(), Canonicalize(example)], lambda _, result: results.append(result)
+        )
     except PassError as error:
-        raise UserError(f"the model can't be pruned: {str(error).removeprefix('Canonicalize: ')}") from error
-    notes = tuple(note.removeprefix("Canonicalize: ") for note in result.notes if note.startswith("Canonicalize"))
+        raise UserError(f"the model can't be pruned: {error.reason}") from error
+    result = results[-1]
     for parameter in result.graph_module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    return Traced(result.graph_module.eval(), notes)
+    return Traced(result.graph_module.eval(), result.notes)
 
 
 def at_rest(module: nn.Module) -> nn.Module:
@@ -87,6 +105,17 @@ def at_rest(module: nn.Module) -> nn.Module:
     with suppress(NotImplementedError):
         module.eval()
     return module
+
+
+def check_dtype(module: nn.Module) -> None:
+    """Raises UserError for weights of a type that rounds more than any proof allows."""
+    coarse = {str(weight.dtype) for weight in module.parameters() if weight.is_floating_point()}
+    coarse -= {str(dtype) for dtype in _DTYPES}
+    if coarse:
+        raise UserError(
+            f"the model has {', '.join(sorted(coarse))} weights, which round too coarsely for the proofs: "
+            "convert it to float32 with model.float()"
+        )
 
 
 def _canonical(module: GraphModule) -> bool:
@@ -98,7 +127,8 @@ def _canonical(module: GraphModule) -> bool:
 
 
 def _try(module: nn.Module, example: Tensor) -> None:
-    types = {str(one.dtype) for one in module.parameters() if one.is_floating_point()} - {str(example.dtype)}
+    check_dtype(module)
+    types = {str(weight.dtype) for weight in module.parameters() if weight.is_floating_point()} - {str(example.dtype)}
     if types:
         raise UserError(
             f"the model has {', '.join(sorted(types))} weights and the images are {example.dtype}: "
@@ -109,17 +139,21 @@ def _try(module: nn.Module, example: Tensor) -> None:
         with torch.no_grad():
             logits = module(example)
     except Exception as error:
-        raise UserError(f"the model does not take images of {size}: {_first_line(error)}; give their size") from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != example.shape[0]:
-        what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(
-            f"the model gives {what} for {example.shape[0]} images of {size}: logits (batch, classes) wanted"
+            f"the model does not take images of {size}: {first_line(error)}; give images of its size"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != example.shape[0]:
+        answer = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(
+            f"the model returns {answer} for {example.shape[0]} images of {size}: "
+            "wrap it to return logits (batch, classes)"
         )
     if not bool(torch.isfinite(logits).all()):
         raise UserError("the model's logits are not finite (NaN or infinite): its weights are damaged")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of its message; the error's class where it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
 

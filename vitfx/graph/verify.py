@@ -1,8 +1,12 @@
 """The proof: the rewritten graph against the ablated model, which computes everything and then replaces what is dead.
 
 Both get the same plan and the same constants. The rewrite is run in float64 as well, where nothing hides behind
-rounding; the artifact itself, in its own type, is compared on real images. What it costs is compared with what the plan
-predicts.
+rounding; the artifact itself, in its own type, is compared on real images. Its cost is compared with the plan's
+prediction.
+
+The oracle stands apart on purpose: `_AblatedModel` computes the stream that each sublayer reads by itself, from the
+plan alone, and calls neither `vitfx.graph.stages` nor the engines of discovery. A mistake there can't repeat itself
+here and go unnoticed.
 """
 
 from __future__ import annotations
@@ -32,21 +36,20 @@ _FLOAT64_IMAGES = 8
 
 
 class VerificationError(Exception):
-    """The artifact is not the ablated model; the sentence says where they part and by how much."""
+    """A proof failed; the sentence says where the two models part and by how much."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """max_abs_error: greatest |artifact − oracle| over the logits in the artifact's own type; relative: the same by the
-    greatest |oracle|. float64: that of the same rewrite in float64. images: how many were compared."""
+    """A passed proof with its figures."""
 
-    max_abs_error: float
-    relative: float
-    float64: float
-    images: int
-    before: Cost
-    predicted: Cost
-    measured: Cost
+    max_abs_error: float  #: greatest |artifact − oracle| over the logits, in the artifact's own type
+    relative: float  #: the same divided by the greatest |oracle|
+    float64: float  #: the relative error of the same rewrite in float64
+    images: int  #: how many were compared
+    before: Cost  #: of the graph before the plan
+    predicted: Cost  #: what the plan says of the artifact
+    measured: Cost  #: what the artifact has
 
     @property
     def passed(self) -> bool:
@@ -60,15 +63,15 @@ class Verification:
 
 
 def rewrite(graph_module: GraphModule, plan: DeletionPlan) -> PassResult:
-    """Carries the plan out: heads, MLP paths, what makes up for them, then the constants into biases."""
+    """Carries the plan out: deletes heads and MLP paths, refits survivors, folds constants into biases."""
     plan.check(graph_module)
     return run_passes(graph_module, [DeleteHeads(plan), DeleteMlpPaths(plan), Compensate(plan), FoldConstants()])
 
 
 def verify(graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan, pixels: Tensor) -> Verification:
-    """Compares the artifact with the ablated model on real images (N, C, H, W) in the graph's type and device.
+    """Compares the artifact with the ablated model on real images (N, C, H, W) of the graph's type and device.
 
-    Raises VerificationError where they differ, naming the sublayer from which on, or where the cost is not as
+    Raises VerificationError where they differ, naming the first sublayer that does, or where the cost is not as
     predicted.
     """
     whole = copy.deepcopy(graph_module).double()
@@ -78,21 +81,21 @@ def verify(graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan,
     tokens = tokens_of(graph_module, pixels[:2])
     before = measure_cost(graph_module, image)
     predicted = predict_cost(graph_module, plan, before, tokens)
-    found = Verification(close[0], close[1], exact[1], len(pixels), before, predicted, measure_cost(artifact, image))
-    if predicted != found.measured:
-        raise VerificationError(f"the plan predicts {predicted}, the artifact has {found.measured}")
-    if not found.passed:
+    figures = Verification(*close, exact[1], len(pixels), before, predicted, measure_cost(artifact, image))
+    if predicted != figures.measured:
+        raise VerificationError(f"the plan predicts {predicted}, the artifact has {figures.measured}")
+    if not figures.passed:
         limit, relative = (
-            (TOLERANCE_FLOAT64, found.float64)
-            if not found.float64 < TOLERANCE_FLOAT64
-            else (TOLERANCE_FLOAT32, found.relative)
+            (TOLERANCE_FLOAT64, figures.float64)
+            if not figures.float64 < TOLERANCE_FLOAT64
+            else (TOLERANCE_FLOAT32, figures.relative)
         )
         where = _parting(graph_module, artifact, plan, pixels, TOLERANCE_FLOAT32)
         raise VerificationError(
             f"the artifact's logits differ from the ablated model's by {relative:.1e} of their greatest, more than "
             f"{limit:.0e}; they part at {where}"
         )
-    return found
+    return figures
 
 
 def tokens_of(graph_module: GraphModule, pixels: Tensor) -> int:
@@ -100,33 +103,34 @@ def tokens_of(graph_module: GraphModule, pixels: Tensor) -> int:
     sites = read_sites(graph_module)
     if not sites:
         raise NothingPrunable
-    return int(_Streams(graph_module, DeletionPlan()).at_norms(pixels)[sites[0].name].shape[1])
+    return int(_AblatedModel(graph_module, DeletionPlan()).at_norms(pixels)[sites[0].name].shape[1])
 
 
 def ablated_logits(graph_module: GraphModule, plan: DeletionPlan, pixels: Tensor) -> Tensor:
-    """The oracle: (N, C, H, W) -> (N, K), each sublayer computed whole, its dead units zeroed, its constant added, and
-    what its refit changes."""
+    """The oracle: (N, C, H, W) -> (N, K). Each sublayer is computed whole, then its dead units are zeroed, and its
+    constant and what its refit changes are added."""
     with torch.no_grad():
-        return _Streams(graph_module, plan).run(pixels)
+        logits: Tensor = _AblatedModel(graph_module, plan).run(pixels)
+    return logits
 
 
 def _compare(
     graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan, pixels: Tensor
 ) -> tuple[float, float]:
-    """(greatest absolute difference, the same by the oracle's greatest)."""
+    """The greatest absolute difference, and the same divided by the oracle's greatest logit."""
     oracle = ablated_logits(graph_module, plan, pixels)
     with torch.no_grad():
         error = float((artifact(pixels) - oracle).abs().max())
     return error, error / float(oracle.abs().max())
 
 
-class _Streams(Interpreter):
+class _AblatedModel(Interpreter):
     """Runs a canonical graph with a plan's units ablated, and can keep what each sublayer's norm reads."""
 
     def __init__(self, graph_module: GraphModule, plan: DeletionPlan) -> None:
         super().__init__(graph_module)
-        self.deletions = {one.name: one for one in plan.deletions}
-        self.refits = {one.name: one for one in plan.refits}
+        self.deletions = {deletion.name: deletion for deletion in plan.deletions}
+        self.refits = {refit.name: refit for refit in plan.refits}
         self.read: dict[str, Tensor] = {}
         self._norms = {site.norm: site.name for site in read_sites(graph_module)}
 
@@ -162,9 +166,9 @@ class _Streams(Interpreter):
 def _parting(
     graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan, pixels: Tensor, tolerance: float
 ) -> str:
-    """The first surviving sublayer that reads another stream than in the ablated model."""
-    oracle = _Streams(graph_module, plan).at_norms(pixels)
-    for name, stream in _Streams(artifact, DeletionPlan()).at_norms(pixels).items():
+    """The first surviving sublayer whose stream is not the ablated model's."""
+    oracle = _AblatedModel(graph_module, plan).at_norms(pixels)
+    for name, stream in _AblatedModel(artifact, DeletionPlan()).at_norms(pixels).items():
         error = float((stream - oracle[name]).abs().max() / oracle[name].abs().max())
         if not error < tolerance:
             return f"the stream that {name} reads (off by {error:.1e})"

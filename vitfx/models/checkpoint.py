@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from vitfx.graph.trace import check_dtype
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.architectures import KNOWN_ARCHES, build_from_arch, timm_preprocess
 from vitfx.models.exported import is_exported, load_exported
@@ -206,6 +207,7 @@ def _returning_logits(
     module: nn.Module, preprocess: Preprocess, classes: tuple[str, ...] | None, source: str
 ) -> nn.Module:
     """`module`, wrapped where it returns a record, once it has returned logits for a batch of blank images."""
+    check_dtype(module)
     shape = (2, preprocess.channels, *preprocess.size)
     try:
         # torch.fx prints a traceback of what goes wrong in a graph before it raises it.

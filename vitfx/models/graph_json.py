@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-from passes.aten import is_attribute_of
+from passes.aten import attribute_tensor
 from passes.dialect import AddConstant, Attention, Mlp
 from vitfx.support.errors import UserError, in_a_line
 
@@ -50,7 +50,7 @@ def decode(text: str) -> GraphModule:
 def _encode_graph(graph_module: GraphModule) -> dict[str, Any]:
     tensors = {}
     for node in graph_module.graph.nodes:
-        if (tensor := is_attribute_of(graph_module, node)) is not None:
+        if (tensor := attribute_tensor(graph_module, node)) is not None:
             shape, dtype = list(tensor.shape), _word(tensor.dtype)
             tensors[str(node.target)] = {"shape": shape, "dtype": dtype, "parameter": isinstance(tensor, nn.Parameter)}
     return {

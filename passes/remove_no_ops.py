@@ -1,4 +1,4 @@
-"""Deletes what does nothing in a traced graph: assertions, a softmax's cast to the type it has."""
+"""Deletes what does nothing in a traced graph: assertions, dead code, a softmax's cast to the type that it has."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from passes.base import Pass, PassResult
 _ASSERTIONS = (aten._assert_tensor_metadata.default, aten._assert_async.msg, aten._assert_scalar.default)
 
 
-class DropIdentities(Pass):
+class RemoveNoOps(Pass):
     """Requires a graph without in-place operators, as `vitfx.graph.trace.trace` gives it."""
 
     def rewrite(self, graph_module: GraphModule) -> PassResult:
-        dropped = 0
+        removed = 0
         for node in list(graph_module.graph.nodes):
             if node.target in _ASSERTIONS or (node.op == "call_module" and not node.users):
                 graph_module.graph.erase_node(node)
-                dropped += 1
+                removed += 1
             elif node.target is aten.softmax.int and _dtype(node.all_input_nodes[0]) in node.args[2:]:
                 # Left in, it would hold a float64 copy of the graph to float32.
                 node.args = node.args[:2]
-                dropped += 1
+                removed += 1
         before = len(graph_module.graph.nodes)
         graph_module.graph.eliminate_dead_code()
-        dropped += before - len(graph_module.graph.nodes)
-        return PassResult(graph_module, dropped > 0, (f"{dropped} things without effect",) if dropped else ())
+        removed += before - len(graph_module.graph.nodes)
+        return PassResult(graph_module, removed > 0, (f"{removed} operators without effect",) if removed else ())
 
 
 def _dtype(node: Node) -> object:

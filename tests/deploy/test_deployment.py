@@ -24,7 +24,7 @@ def test_rewrites_by_name():
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("fold_norm", "fold_norm is no rewrite"), ("absorb_keys", "does nothing without narrow_to_cls")],
+    [("fold_norm", "fold_norm is not a rewrite"), ("absorb_keys", "does nothing without narrow_to_cls")],
 )
 def test_other_names_are_refused(text, reason):
     with pytest.raises(UserError, match=reason):

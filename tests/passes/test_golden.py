@@ -1,0 +1,360 @@
+"""Every pass on a tiny model: the graph before and after, as text."""
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule
+
+import passes
+from passes.absorb_keys import AbsorbKeys
+from passes.base import Pass, run_passes
+from passes.canonicalize import Canonicalize
+from passes.compensate import Compensate
+from passes.delete_heads import DeleteHeads
+from passes.delete_mlp_paths import DeleteMlpPaths
+from passes.fold_biases import FoldBiases
+from passes.fold_constants import FoldConstants
+from passes.fold_norms import FoldNorms
+from passes.fold_patches import FoldPatches
+from passes.fold_scales import FoldScales
+from passes.narrow_to_cls import NarrowToCls
+from passes.pack_qkv import PackQkv
+from passes.plain_pixels import PlainPixels
+from passes.plan import DeletionPlan, Refit, SublayerDeletion
+from passes.printer import format_graph, node_count
+from passes.remove_no_ops import RemoveNoOps
+from tests.support.families import randomised
+from vitfx.graph.trace import trace
+
+PIXELS = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+PLAN = DeletionPlan(
+    (
+        SublayerDeletion("a0", "head", (1,), 2, torch.ones(4, 8, dtype=torch.float64)),
+        SublayerDeletion("m0", "neuron", tuple(range(6)), 6, torch.ones(8, dtype=torch.float64)),
+    ),
+    (Refit("a0", torch.ones(8, 4), torch.ones(8)),),
+)
+
+
+class Tiny(nn.Module):
+    """One layer, written out, with a cast that does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 4, 4)
+        self.table = nn.Parameter(torch.zeros(4, 8))
+        self.n1, self.n2, self.n3 = nn.LayerNorm(8), nn.LayerNorm(8), nn.LayerNorm(8)
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8, bias=False)
+        self.up, self.down = nn.Linear(8, 6), nn.Linear(6, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.conv(x).flatten(2).mT + self.table
+        q, k, v = self.qkv(self.n1(x)).reshape(-1, 4, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        pattern = (q @ k.mT / 2).softmax(-1, dtype=torch.float32).to(x.dtype)
+        x = x + self.proj((pattern @ v).transpose(1, 2).flatten(2))
+        x = x + self.down(self.up(self.n2(x)).relu())
+        return self.head(self.n3(x)[:, 0])
+
+
+PASSES = {
+    each.name: each
+    for each in (
+        RemoveNoOps(),
+        Canonicalize(PIXELS),
+        DeleteHeads(PLAN),
+        DeleteMlpPaths(PLAN),
+        Compensate(PLAN),
+        FoldConstants(),
+        FoldPatches(PIXELS),
+        PlainPixels((0.5,), (0.25,)),
+        FoldNorms(),
+        FoldScales(),
+        FoldBiases(),
+        NarrowToCls(PIXELS),
+        AbsorbKeys(),
+        PackQkv(),
+    )
+}
+
+
+def traced() -> GraphModule:
+    """The model's ATen graph, its nodes numbered anew: torch's own numbers depend on its version."""
+    graph_module = trace(randomised(Tiny()), PIXELS)
+    for node in graph_module.graph.nodes:
+        if node.op == "call_function":
+            node.name = getattr(node.target, "__name__", "").partition(".")[0]
+    graph = Graph()
+    graph.output(graph.graph_copy(graph_module.graph, {}))
+    return GraphModule(graph_module, graph)
+
+
+TRACED = """\
+name                     computes                                                         shape  parameters  FLOPs
+x                        input                                                          1×1×8×8
+sym_size                 sym_size(x, 0)
+conv2d                   conv2d(x, conv_weight, conv_bias, [4, 4])                      1×8×2×2         136  1,024
+reshape                  reshape(conv2d, [sym_size, 8, 4])                                1×8×4
+transpose                transpose(reshape, -2, -1)                                       1×4×8
+add                      add(transpose, table)                                            1×4×8          32
+layer_norm               layer_norm(add, [8], n1_weight, n1_bias, 1e-05, False)           1×4×8          16
+linear                   linear(layer_norm, qkv_weight, qkv_bias)                        1×4×24         216  1,536
+reshape_1                reshape(linear, [-1, 4, 3, 2, 4])                            1×4×3×2×4
+permute                  permute(reshape_1, [2, 0, 3, 1, 4])                          3×1×2×4×4
+unbind                   unbind(permute)
+getitem                  getitem(unbind, 0)                                             1×2×4×4
+getitem_1                getitem(unbind, 1)                                             1×2×4×4
+getitem_2                getitem(unbind, 2)                                             1×2×4×4
+transpose_1              transpose(getitem_1, -2, -1)                                   1×2×4×4
+matmul                   matmul(getitem, transpose_1)                                   1×2×4×4                256
+div                      div(matmul, 2)                                                 1×2×4×4
+softmax                  softmax(div, -1, torch.float32)                                1×2×4×4
+_assert_tensor_metadata  _assert_tensor_metadata(softmax, None, None, torch.float32)
+matmul_1                 matmul(softmax, getitem_2)                                     1×2×4×4                256
+transpose_2              transpose(matmul_1, 1, 2)                                      1×4×2×4
+clone                    clone(transpose_2)                                             1×4×2×4
+reshape_2                reshape(clone, [sym_size, 4, 8])                                 1×4×8
+linear_1                 linear(reshape_2, proj_weight)                                   1×4×8          64    512
+add_1                    add(add, linear_1)                                               1×4×8
+layer_norm_1             layer_norm(add_1, [8], n2_weight, n2_bias, 1e-05, False)         1×4×8          16
+linear_2                 linear(layer_norm_1, up_weight, up_bias)                         1×4×6          54    384
+relu                     relu(linear_2)                                                   1×4×6
+linear_3                 linear(relu, down_weight, down_bias)                             1×4×8          56    384
+add_2                    add(add_1, linear_3)                                             1×4×8
+layer_norm_2             layer_norm(add_2, [8], n3_weight, n3_bias, 1e-05, False)         1×4×8          16
+select                   select(layer_norm_2, 1, 0)                                         1×8
+linear_4                 linear(select, head_weight, head_bias)                             1×3          27     48
+total                                                                                                   633  4,400
+"""
+
+CLEAN = """\
+name          computes                                                      shape  parameters  FLOPs
+x             input                                                       1×1×8×8
+sym_size      sym_size(x, 0)
+conv2d        conv2d(x, conv_weight, conv_bias, [4, 4])                   1×8×2×2         136  1,024
+reshape       reshape(conv2d, [sym_size, 8, 4])                             1×8×4
+transpose     transpose(reshape, -2, -1)                                    1×4×8
+add           add(transpose, table)                                         1×4×8          32
+layer_norm    layer_norm(add, [8], n1_weight, n1_bias, 1e-05, False)        1×4×8          16
+linear        linear(layer_norm, qkv_weight, qkv_bias)                     1×4×24         216  1,536
+reshape_1     reshape(linear, [-1, 4, 3, 2, 4])                         1×4×3×2×4
+permute       permute(reshape_1, [2, 0, 3, 1, 4])                       3×1×2×4×4
+unbind        unbind(permute)
+getitem       getitem(unbind, 0)                                          1×2×4×4
+getitem_1     getitem(unbind, 1)                                          1×2×4×4
+getitem_2     getitem(unbind, 2)                                          1×2×4×4
+transpose_1   transpose(getitem_1, -2, -1)                                1×2×4×4
+matmul        matmul(getitem, transpose_1)                                1×2×4×4                256
+div           div(matmul, 2)                                              1×2×4×4
+softmax       softmax(div, -1)                                            1×2×4×4
+matmul_1      matmul(softmax, getitem_2)                                  1×2×4×4                256
+transpose_2   transpose(matmul_1, 1, 2)                                   1×4×2×4
+clone         clone(transpose_2)                                          1×4×2×4
+reshape_2     reshape(clone, [sym_size, 4, 8])                              1×4×8
+linear_1      linear(reshape_2, proj_weight)                                1×4×8          64    512
+add_1         add(add, linear_1)                                            1×4×8
+layer_norm_1  layer_norm(add_1, [8], n2_weight, n2_bias, 1e-05, False)      1×4×8          16
+linear_2      linear(layer_norm_1, up_weight, up_bias)                      1×4×6          54    384
+relu          relu(linear_2)                                                1×4×6
+linear_3      linear(relu, down_weight, down_bias)                          1×4×8          56    384
+add_2         add(add_1, linear_3)                                          1×4×8
+layer_norm_2  layer_norm(add_2, [8], n3_weight, n3_bias, 1e-05, False)      1×4×8          16
+select        select(layer_norm_2, 1, 0)                                      1×8
+linear_4      linear(select, head_weight, head_bias)                          1×3          27     48
+total                                                                                     633  4,400
+"""
+
+CANONICAL = """\
+name       computes                                                         shape  parameters  FLOPs
+pixels     input                                                          1×1×8×8
+embed      conv2d                                                           1×4×8         136  1,024
+positions  AddConstant(4×8)                                                 1×4×8          32
+a0         LayerNorm → Attention(2 heads of 4, scale 0.5, bias of q k v)    1×4×8         296  2,560
+m0         LayerNorm → Mlp(6 neurons, relu, bias of fc1 out)                1×4×8         126    768
+norm       LayerNorm                                                        1×4×8          16
+head       select → linear                                                    1×3          27     48
+total                                                                                     633  4,400
+"""
+
+FEWER_HEADS = """\
+name         computes                                                        shape  parameters  FLOPs
+pixels       input                                                         1×1×8×8
+embed        conv2d                                                          1×4×8         136  1,024
+positions    AddConstant(4×8)                                                1×4×8          32
+a0           LayerNorm → Attention(1 head of 4, scale 0.5, bias of q k v)    1×4×8         156  1,280
+a0_constant  AddConstant(4×8)                                                1×4×8          32
+m0           LayerNorm → Mlp(6 neurons, relu, bias of fc1 out)               1×4×8         126    768
+norm         LayerNorm                                                       1×4×8          16
+head         select → linear                                                   1×3          27     48
+total                                                                                      525  3,120
+"""
+
+NO_MLP = """\
+name         computes                                                        shape  parameters  FLOPs
+pixels       input                                                         1×1×8×8
+embed        conv2d                                                          1×4×8         136  1,024
+positions    AddConstant(4×8)                                                1×4×8          32
+a0           LayerNorm → Attention(1 head of 4, scale 0.5, bias of q k v)    1×4×8         156  1,280
+a0_constant  AddConstant(4×8)                                                1×4×8          32
+m0_constant  AddConstant(8)                                                  1×4×8           8
+norm         LayerNorm                                                       1×4×8          16
+head         select → linear                                                   1×3          27     48
+total                                                                                      407  2,352
+"""
+
+REFITTED = """\
+name         computes                                                            shape  parameters  FLOPs
+pixels       input                                                             1×1×8×8
+embed        conv2d                                                              1×4×8         136  1,024
+positions    AddConstant(4×8)                                                    1×4×8          32
+a0           LayerNorm → Attention(1 head of 4, scale 0.5, bias of q k v out)    1×4×8         164  1,280
+a0_constant  AddConstant(4×8)                                                    1×4×8          32
+m0_constant  AddConstant(8)                                                      1×4×8           8
+norm         LayerNorm                                                           1×4×8          16
+head         select → linear                                                       1×3          27     48
+total                                                                                          415  2,352
+"""
+
+CONSTANTS_FOLDED = """\
+name       computes                                                              shape  parameters  FLOPs
+pixels     input                                                               1×1×8×8
+embed      conv2d                                                                1×4×8         136  1,024
+positions  AddConstant(4×8)                                                      1×4×8          32
+a0         LayerNorm → Attention(1 head of 4, scale 0.5, bias of q k v out×T)    1×4×8         188  1,280
+norm       LayerNorm                                                             1×4×8          16
+head       select → linear                                                         1×3          27     48
+total                                                                                          399  2,352
+"""
+
+PATCHES_FOLDED = """\
+name    computes                                                         shape  parameters  FLOPs
+pixels  input                                                          1×1×8×8
+embed   PatchTokens(4×4 pixels, tokens before them: 0)                   1×4×8         160  1,024
+a0      LayerNorm → Attention(2 heads of 4, scale 0.5, bias of q k v)    1×4×8         296  2,560
+m0      LayerNorm → Mlp(6 neurons, relu, bias of fc1 out)                1×4×8         126    768
+norm    LayerNorm                                                        1×4×8          16
+head    select → linear                                                    1×3          27     48
+total                                                                                  625  4,400
+"""
+
+NORMS_FOLDED = """\
+name    computes                                                                shape  parameters  FLOPs
+pixels  input                                                                 1×1×8×8
+embed   PatchTokens(4×4 pixels, tokens before them: 0)                          1×4×8         160  1,024
+a0      LayerNorm(plain) → Attention(2 heads of 4, scale 0.5, bias of q k v)    1×4×8         280  2,560
+m0      LayerNorm(plain) → Mlp(6 neurons, relu, bias of fc1 out)                1×4×8         110    768
+norm    LayerNorm(plain)                                                        1×4×8
+head    select → linear                                                           1×3          27     48
+total                                                                                         577  4,400
+"""
+
+SCALES_FOLDED = """\
+name    computes                                                              shape  parameters  FLOPs
+pixels  input                                                               1×1×8×8
+embed   PatchTokens(4×4 pixels, tokens before them: 0)                        1×4×8         160  1,024
+a0      LayerNorm(plain) → Attention(2 heads of 4, scale 1, bias of q k v)    1×4×8         280  2,560
+m0      LayerNorm(plain) → Mlp(6 neurons, relu, bias of fc1 out)              1×4×8         110    768
+norm    LayerNorm(plain)                                                      1×4×8
+head    select → linear                                                         1×3          27     48
+total                                                                                       577  4,400
+"""
+
+BIASES_FOLDED = """\
+name    computes                                                              shape  parameters  FLOPs
+pixels  input                                                               1×1×8×8
+embed   PatchTokens(4×4 pixels, tokens before them: 0)                        1×4×8         160  1,024
+a0      LayerNorm(plain) → Attention(2 heads of 4, scale 1, bias of q out)    1×4×8         272  2,560
+m0      LayerNorm(plain) → Mlp(6 neurons, relu, bias of fc1 out)              1×4×8         110    768
+norm    LayerNorm(plain)                                                      1×4×8
+head    select → linear                                                         1×3          27     48
+total                                                                                       569  4,400
+"""
+
+NARROWED = """\
+name       computes                                                                             shape  parameters  FLOPs
+pixels     input                                                                              1×1×8×8
+embed      PatchTokens(4×4 pixels, tokens before them: 0)                                       1×4×8         160  1,024
+a0_tokens  TakeTokens(first 1)                                                                  1×1×8
+a0         LayerNorm(plain) → NarrowedAttention(2 heads, scale 1, queries: first 1) of embed    1×1×8         272  1,408
+m0         LayerNorm(plain) → Mlp(6 neurons, relu, bias of fc1 out)                             1×1×8         110    192
+norm       LayerNorm(plain)                                                                     1×1×8
+head       select → linear                                                                        1×3          27     48
+total                                                                                                         569  2,672
+"""
+
+KEYS_ABSORBED = """\
+name       computes                                                                             shape  parameters  FLOPs
+pixels     input                                                                              1×1×8×8
+embed      PatchTokens(4×4 pixels, tokens before them: 0)                                       1×4×8         160  1,024
+a0_tokens  TakeTokens(first 1)                                                                  1×1×8
+a0         LayerNorm(plain) → AbsorbedAttention(2 heads, scale 1, queries: first 1) of embed    1×1×8         272    768
+m0         LayerNorm(plain) → Mlp(6 neurons, relu, bias of fc1 out)                             1×1×8         110    192
+norm       LayerNorm(plain)                                                                     1×1×8
+head       select → linear                                                                        1×3          27     48
+total                                                                                                         569  2,032
+"""
+
+QKV_PACKED = """\
+name    computes                                                                     shape  parameters  FLOPs
+pixels  input                                                                      1×1×8×8
+embed   PatchTokens(4×4 pixels, tokens before them: 0)                               1×4×8         160  1,024
+a0      LayerNorm(plain) → PackedAttention(2 heads, scale 1, q k v of 8+8+8 rows)    1×4×8         288  2,560
+m0      LayerNorm(plain) → Mlp(6 neurons, relu, bias of fc1 out)                     1×4×8         110    768
+norm    LayerNorm(plain)                                                             1×4×8
+head    select → linear                                                                1×3          27     48
+total                                                                                              585  4,400
+"""
+
+CASES = {
+    "remove_no_ops": (TRACED, CLEAN),
+    "canonicalize": (CLEAN, CANONICAL),
+    "delete_heads": (CANONICAL, FEWER_HEADS),
+    "delete_mlp_paths": (FEWER_HEADS, NO_MLP),
+    "compensate": (NO_MLP, REFITTED),
+    "fold_constants": (REFITTED, CONSTANTS_FOLDED),
+    "fold_patches": (CANONICAL, PATCHES_FOLDED),
+    "plain_pixels": (PATCHES_FOLDED, PATCHES_FOLDED),
+    "fold_norms": (PATCHES_FOLDED, NORMS_FOLDED),
+    "fold_scales": (NORMS_FOLDED, SCALES_FOLDED),
+    "fold_biases": (SCALES_FOLDED, BIASES_FOLDED),
+    "narrow_to_cls": (BIASES_FOLDED, NARROWED),
+    "absorb_keys": (NARROWED, KEYS_ABSORBED),
+    "pack_qkv": (BIASES_FOLDED, QKV_PACKED),
+}
+"""Each pass's graph before and after. `plain_pixels` changes values alone."""
+
+
+def graph_of(text: str) -> GraphModule:
+    """The traced model, rewritten until it reads so."""
+    if text == TRACED:
+        return traced()
+    name, (before, _) = next((name, texts) for name, texts in CASES.items() if texts[1] == text)
+    return run_passes(graph_of(before), [PASSES[name]]).graph_module
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_before_and_after(name):
+    before, after = CASES[name]
+    graph_module = graph_of(before)
+    assert f"{format_graph(graph_module, PIXELS)}\n" == before
+    result = run_passes(graph_module, [PASSES[name]])
+    assert result.changed
+    assert f"{format_graph(result.graph_module, PIXELS)}\n" == after
+
+
+def test_every_pass_has_a_golden_text():
+    modules = [importlib.import_module(f"passes.{found.name}") for found in pkgutil.iter_modules(passes.__path__)]
+    classes = {value for module in modules for value in vars(module).values() if inspect.isclass(value)}
+    names = {each.name for each in classes if issubclass(each, Pass) and not inspect.isabstract(each)}
+    assert names == set(CASES) == set(PASSES)
+
+
+def test_nodes_of_called_graphs_are_counted():
+    graph_module = graph_of(CANONICAL)
+    inside = sum(len(graph_module.get_submodule(name).graph.nodes) for name in ("embed", "head"))
+    assert node_count(graph_module) == len(graph_module.graph.nodes) + inside
+    assert node_count(graph_of(PATCHES_FOLDED)) < node_count(graph_module)
