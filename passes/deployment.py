@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from passes.attention_core import AttentionCore
 from passes.dialect import Attention, Projection
 
 
@@ -32,20 +33,21 @@ class TakeTokens(nn.Module):
 class NarrowedAttention(nn.Module):
     """Attention of all T tokens, asked by the first `count` alone: (B, T, D) -> (B, count, D)."""
 
-    def __init__(self, whole: Attention, out: Projection, count: int, tokens: int) -> None:
-        """whole: what is narrowed. out: its projection, for these tokens. tokens: T, for weighing what is cheaper."""
+    def __init__(self, whole: Attention, count: int, tokens: int) -> None:
+        """whole: what is narrowed, its core and its projection cut to these tokens (`passes.token_use.cut_tokens`).
+        tokens: T, for weighing what is cheaper."""
         super().__init__()
-        self.q, self.k, self.v, self.out = whole.q, whole.k, whole.v, out
-        self.units, self.scale = whole.units, whole.scale
+        self.q, self.k, self.v, self.out = whole.q, whole.k, whole.v, whole.out
+        self.core, self.units = whole.core, whole.units
         self.count, self.tokens = count, tokens
 
     def forward(self, x: Tensor) -> Tensor:
         read = ((self.q, x[:, : self.count]), (self.k, x), (self.v, x))
         q, k, v = (linear(part).unflatten(-1, (self.units, -1)).transpose(1, 2) for linear, part in read)
-        return self.out(F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2))
+        return self.out(self.core(q, k, v))
 
     def extra_repr(self) -> str:
-        return f"heads={self.units}, scale={self.scale:.4g}, count={self.count}"
+        return f"heads={self.units}, count={self.count}"
 
 
 class AbsorbedAttention(nn.Module):
@@ -60,7 +62,7 @@ class AbsorbedAttention(nn.Module):
         super().__init__()
         heads = narrowed.units
         self.q, self.out = narrowed.q, narrowed.out
-        self.units, self.scale, self.count = heads, narrowed.scale, narrowed.count
+        self.units, self.scale, self.count = heads, narrowed.core.scale, narrowed.count
         self.key = nn.Parameter(narrowed.k.weight.detach().unflatten(0, (heads, -1)).clone())
         self.value = nn.Parameter(narrowed.v.weight.detach().unflatten(0, (heads, -1)).mT.contiguous())
         bias = narrowed.v.bias
@@ -86,18 +88,20 @@ class PackedAttention(nn.Module):
     sizes: output rows of q, k and v in the packed weight.
     """
 
-    def __init__(self, qkv: nn.Linear, out: Projection, heads: int, scale: float, sizes: tuple[int, int, int]) -> None:
+    def __init__(
+        self, qkv: nn.Linear, core: AttentionCore, out: Projection, heads: int, sizes: tuple[int, int, int]
+    ) -> None:
         super().__init__()
-        self.qkv, self.out = qkv, out
-        self.units, self.scale, self.sizes = heads, scale, sizes
+        self.qkv, self.core, self.out = qkv, core, out
+        self.units, self.sizes = heads, sizes
 
     def forward(self, x: Tensor) -> Tensor:
         parts = self.qkv(x).split(self.sizes, dim=-1)
         q, k, v = (part.unflatten(-1, (self.units, -1)).transpose(1, 2) for part in parts)
-        return self.out(F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2))
+        return self.out(self.core(q, k, v))
 
     def extra_repr(self) -> str:
-        return f"heads={self.units}, scale={self.scale:.4g}, sizes={self.sizes}"
+        return f"heads={self.units}, sizes={self.sizes}"
 
 
 class PatchTokens(nn.Module):

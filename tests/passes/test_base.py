@@ -76,7 +76,7 @@ def test_what_a_pass_ensures_is_checked_last():
         (lambda site: site.add.replace_input_with(site.node, site.norm), "a0 is not read by one add alone"),
         (
             lambda site: site.node.replace_input_with(site.norm, site.stream),
-            "reads positions, which is not a LayerNorm",
+            "reads positions, which is neither LayerNorm nor RMSNorm",
         ),
     ],
 )

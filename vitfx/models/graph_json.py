@@ -18,10 +18,10 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from passes.aten import is_attribute_of
-from passes.dialect import AddConstant, Attention, Mlp
+from passes.dialect import AddConstant, Attention, GatedMlp, Mlp
 from vitfx.support.errors import UserError
 
-_MODULES: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (Attention, Mlp, AddConstant)}
+_MODULES: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (Attention, Mlp, GatedMlp, AddConstant)}
 _PYTHON = {
     f"operator.{one.__name__}": one
     for one in (
@@ -86,7 +86,10 @@ def _encode_module(name: str, module: nn.Module) -> dict[str, Any]:
             "elementwise_affine": module.elementwise_affine,
             "bias": module.bias is not None,
         }
-    if isinstance(module, Attention | Mlp | AddConstant):
+    if isinstance(module, nn.RMSNorm):
+        shape, affine = list(module.normalized_shape), module.elementwise_affine
+        return {"type": "RMSNorm", "normalized_shape": shape, "eps": module.eps, "elementwise_affine": affine}
+    if isinstance(module, Attention | Mlp | GatedMlp | AddConstant):
         return {"type": type(module).__name__, **module.config()}
     raise UserError(f"module {name} is a {type(module).__name__}, which an artifact can't hold")
 
@@ -95,8 +98,8 @@ def _decode_module(record: dict[str, Any]) -> nn.Module:
     settings = {key: value for key, value in record.items() if key != "type"}
     if record["type"] == "Graph":
         return _decode_graph(record)
-    if record["type"] == "LayerNorm":
-        return nn.LayerNorm(**settings)
+    if record["type"] in ("LayerNorm", "RMSNorm"):
+        return (nn.LayerNorm if record["type"] == "LayerNorm" else nn.RMSNorm)(**settings)
     return _MODULES[record["type"]](**settings)
 
 

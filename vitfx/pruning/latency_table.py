@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
+from passes.dialect import NORMS
 from passes.plan import DeletionPlan, SublayerDeletion
 from passes.stream import module_of, read_sites
 from vitfx.deploy.runtime import OnnxModel
@@ -157,7 +158,7 @@ class _Streams(Interpreter):
         self.values: dict[Node, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
-        if isinstance(module_of(self.graph_module, n), torch.nn.LayerNorm):
+        if isinstance(module_of(self.graph_module, n), NORMS):
             source = n.all_input_nodes[0]
             self.values[source] = self.env[source]
         return super().run_node(n)
