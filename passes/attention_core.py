@@ -167,17 +167,17 @@ class AttentionCore(nn.Module):
 
     @staticmethod
     def from_config(scale: float, record: Mapping[str, Any]) -> AttentionCore:
-        norms = [HeadNorm(**record[name]) if name in record else None for name in ("q_norm", "k_norm")]
-        turns = [Rotary(**record[name]) if name in record else None for name in ("q_rotary", "k_rotary")]
-        return AttentionCore(scale, *norms, *turns, record.get("position_bias"))
+        q_norm, k_norm = (HeadNorm(**record[name]) if name in record else None for name in ("q_norm", "k_norm"))
+        q_turn, k_turn = (Rotary(**record[name]) if name in record else None for name in ("q_rotary", "k_rotary"))
+        return AttentionCore(scale, q_norm, k_norm, q_turn, k_turn, record.get("position_bias"))
 
     def of_heads(self, heads: Sequence[int]) -> AttentionCore:
         """The core of these heads alone, its parameters shared or copied; itself where it has nothing for each head."""
         if self.plain:
             return self
-        norms = [None if norm is None else norm.of_heads(heads) for norm in (self.q_norm, self.k_norm)]
-        turns = [None if turn is None else turn.of_heads(heads) for turn in (self.q_rotary, self.k_rotary)]
-        made = AttentionCore(self.scale, *norms, *turns)
+        q_norm, k_norm = (None if norm is None else norm.of_heads(heads) for norm in (self.q_norm, self.k_norm))
+        q_turn, k_turn = (None if turn is None else turn.of_heads(heads) for turn in (self.q_rotary, self.k_rotary))
+        made = AttentionCore(self.scale, q_norm, k_norm, q_turn, k_turn)
         bias = _rows(self.position_bias, heads, 3)
         if bias is not None:
             made.position_bias = self.position_bias if bias is self.position_bias else nn.Parameter(bias.detach())

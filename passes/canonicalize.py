@@ -19,11 +19,12 @@ from torch.fx import Graph, GraphModule, Node
 
 from passes.aten import aten, backward_slice, cut_points, data_nodes, is_attribute_of, record_values
 from passes.base import Pass, PassError, PassResult
-from passes.dialect import AddConstant, Attention, Sublayer
+from passes.dialect import AddConstant, Attention, Norm, Sublayer
 from passes.extract import extract
 from passes.layout import Mismatch, Walker
 from passes.match_attention import SDPA, SOFTMAX_OPS, match_attention
 from passes.match_mlp import match_mlp
+from passes.match_norm import layer_norm, match_norm
 from passes.stream import is_canonical
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -37,7 +38,7 @@ class _Segment:
     end: Node
     branch: Node | None = None
     name: str = ""
-    norm: nn.LayerNorm | None = None
+    norm: Norm | None = None
     module: Sublayer | None = None
     reason: str = ""
 
@@ -118,37 +119,21 @@ def _match(walker: Walker, segment: _Segment, tokens: int) -> None:
         segment.reason = str(mismatch)
 
 
-def _matched(walker: Walker, segment: _Segment, tokens: int) -> tuple[nn.LayerNorm, Sublayer]:
+def _matched(walker: Walker, segment: _Segment, tokens: int) -> tuple[Norm, Sublayer]:
     if segment.branch is None:
         raise Mismatch("it adds nothing to the stream, it replaces it")
     here = walker.values[segment.start].shape[1]
     if here != tokens:
         raise Mismatch(f"it has {here} tokens where the stream begins with {tokens}")
-    readers = [user for user in segment.start.users if user is not segment.end]
-    readers = [user for user in readers if user.target is not aten.sym_size.int]
-    if len(readers) != 1 or readers[0].target is not aten.layer_norm.default:
-        raise Mismatch(f"the stream is read by {readers[0].name} ({readers[0].target}) with no LayerNorm before it")
-    norm_node = readers[0]
+    norm_node, norm = match_norm(walker, segment.start, segment.branch)
     attends = any(node.target in (SDPA, *SOFTMAX_OPS) for node in backward_slice(segment.branch, norm_node))
     module = (match_attention if attends else match_mlp)(walker, norm_node, segment.branch)
-    norm = _layer_norm(walker, norm_node)
     with torch.no_grad():
         ours, theirs = module(norm(walker.values[segment.start])), walker.values[segment.branch]
     error = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(torch.finfo(theirs.dtype).tiny))
     if not error < _TOLERANCE.get(theirs.dtype, 1e-2):
         raise Mismatch(f"the matched {type(module).__name__} is off by {error:.1e}")
     return norm, module
-
-
-def _layer_norm(walker: Walker, node: Node) -> nn.LayerNorm:
-    width, scale, shift, eps = walker.norm_parameters(node)
-    norm = nn.LayerNorm(width, eps=eps, elementwise_affine=scale is not None, bias=shift is not None)
-    with torch.no_grad():
-        if scale is not None:
-            norm.weight.copy_(scale)
-        if shift is not None and norm.bias is not None:
-            norm.bias.copy_(shift)
-    return norm.to(walker.values[node].dtype)
 
 
 def _refuse_the_unrecognisable(inside: list[_Segment]) -> None:
@@ -234,7 +219,7 @@ class _Builder:
         readers = list(stream.users)
         norm = readers[0] if len(readers) == 1 and readers[0].target is aten.layer_norm.default else None
         if norm is not None and norm is not logits:
-            self._call("norm", _layer_norm(self.walker, norm))
+            self._call("norm", layer_norm(self.walker, norm))
             stream = norm
         if stream is not logits:
             self._call("head", extract(self.source, stream, logits, owner="head"))
