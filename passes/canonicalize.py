@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -24,7 +25,7 @@ from passes.extract import extract
 from passes.layout import Mismatch, Walker
 from passes.match_attention import SDPA, SOFTMAX_OPS, match_attention
 from passes.match_mlp import match_mlp
-from passes.match_norm import layer_norm, match_norm
+from passes.match_norm import match_norm
 from passes.stream import is_canonical
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -216,10 +217,10 @@ class _Builder:
 
     def _head(self, stream: Node, logits: Node) -> None:
         """The final norm stands by itself where it is the first to read the stream."""
-        readers = list(stream.users)
-        norm = readers[0] if len(readers) == 1 and readers[0].target is aten.layer_norm.default else None
-        if norm is not None and norm is not logits:
-            self._call("norm", layer_norm(self.walker, norm))
-            stream = norm
+        with suppress(Mismatch):
+            node, norm = match_norm(self.walker, stream, logits)
+            if node is not logits:
+                self._call("norm", norm)
+                stream = node
         if stream is not logits:
             self._call("head", extract(self.source, stream, logits, owner="head"))

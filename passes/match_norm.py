@@ -21,7 +21,7 @@ def match_norm(walker: Walker, stream: Node, branch: Node) -> tuple[Node, Norm]:
     inside = set(backward_slice(branch, stream))
     readers = [user for user in stream.users if user in inside and walker.carries_data(user)]
     if len(readers) == 1 and readers[0].target is aten.layer_norm.default:
-        return readers[0], layer_norm(walker, readers[0])
+        return readers[0], _layer_norm(walker, readers[0])
     cuts = cut_points([stream, *(node for node in walker.data if node in inside)])
     matched: tuple[Node, Normalisation] | None = None
     for node in cuts[1 : 1 + _FARTHEST]:
@@ -30,8 +30,9 @@ def match_norm(walker: Walker, stream: Node, branch: Node) -> tuple[Node, Norm]:
             if found is None and matched is not None:
                 break
             matched = matched if found is None else (node, found)
-    if matched is None:
-        raise Mismatch(f"the stream is read by {readers[0].name} ({readers[0].target}) with no LayerNorm before it")
+    if matched is None or not readers:
+        reader = readers[0] if readers else stream
+        raise Mismatch(f"the stream is read by {reader.name} ({reader.target}) with no LayerNorm before it")
     return matched[0], _module(matched[1], walker.values[stream])
 
 
@@ -52,7 +53,7 @@ def _module(found: Normalisation, stream: torch.Tensor) -> Norm:
     return norm.to(stream.dtype)
 
 
-def layer_norm(walker: Walker, node: Node) -> nn.LayerNorm:
+def _layer_norm(walker: Walker, node: Node) -> nn.LayerNorm:
     """The module of an aten.layer_norm node. Raises Mismatch where it is not over the channels alone."""
     width, scale, shift, eps = walker.norm_parameters(node)
     norm = nn.LayerNorm(width, eps=eps, elementwise_affine=scale is not None, bias=shift is not None)
