@@ -22,6 +22,9 @@ class AbsorbKeys(Pass):
             module = module_of(graph_module, node)
             if not isinstance(module, NarrowedAttention):
                 continue
+            if not module.core.plain:
+                notes.append(f"{node.target} does more to its scores than q kᵀ: keys are needed")
+                continue
             channels = module.k.out_features // module.units
             if module.count * (channels + module.tokens) < module.tokens * channels:
                 graph_module.set_submodule(str(node.target), AbsorbedAttention(module))

@@ -121,3 +121,17 @@ def replay(path: list[Node], seed: Tensor, values: Values) -> Any:
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
         result = node.target(*args, **kwargs)  # type: ignore[operator]
     return result
+
+
+def run_between(start: Node, end: Node, value: Tensor, values: Values) -> Tensor:
+    """What `end` would be were `start` this value, everything that is not computed from `start` as it was recorded."""
+    inside = set(backward_slice(end, start))
+    known: Values = {start: value}
+    with torch.no_grad():
+        for node in end.graph.nodes:
+            if node in inside and any(source in known for source in node.all_input_nodes):
+                args, kwargs = torch.fx.node.map_arg(
+                    (node.args, node.kwargs), lambda source: known[source] if source in known else values[source]
+                )
+                known[node] = node.target(*args, **kwargs)
+    return known[end]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,11 +20,12 @@ from torch.fx import Graph, GraphModule, Node
 
 from passes.aten import aten, attribute_tensor, backward_slice, cut_points, data_nodes, record_values
 from passes.base import Pass, PassError, PassResult
-from passes.dialect import AddConstant, Attention, Sublayer
+from passes.dialect import AddConstant, Attention, Norm, Sublayer
 from passes.extract import extract
 from passes.layout import Mismatch, Walker
 from passes.match_attention import SDPA, SOFTMAX_OPS, match_attention
 from passes.match_mlp import match_mlp
+from passes.match_norm import match_norm
 from passes.stream import is_canonical
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -37,7 +39,7 @@ class _Segment:
     end: Node
     branch: Node | None = None  #: what is added to the stream, if anything is
     name: str = ""
-    norm: nn.LayerNorm | None = None
+    norm: Norm | None = None
     module: Sublayer | None = None
     reason: str = ""  #: why it has no module
 
@@ -119,46 +121,21 @@ def _match(walker: Walker, segment: _Segment, tokens: int) -> None:
         segment.reason = str(mismatch)
 
 
-def _matched(walker: Walker, segment: _Segment, tokens: int) -> tuple[nn.LayerNorm, Sublayer]:
+def _matched(walker: Walker, segment: _Segment, tokens: int) -> tuple[Norm, Sublayer]:
     if segment.branch is None:
         raise Mismatch("it replaces the stream and adds nothing to it")
     count = walker.values[segment.start].shape[1]
     if count != tokens:
         raise Mismatch(f"it has {count} tokens where the stream begins with {tokens}")
-    norm_node = _only_norm(segment)
+    norm_node, norm = match_norm(walker, segment.start, segment.branch)
     attends = any(node.target in (SDPA, *SOFTMAX_OPS) for node in backward_slice(segment.branch, norm_node))
     module = (match_attention if attends else match_mlp)(walker, norm_node, segment.branch)
-    norm = _layer_norm(walker, norm_node)
     with torch.no_grad():
         matched, recorded = module(norm(walker.values[segment.start])), walker.values[segment.branch]
     error = float((matched - recorded).abs().max() / recorded.abs().max().clamp_min(torch.finfo(recorded.dtype).tiny))
     if not error < _TOLERANCE.get(recorded.dtype, 1e-2):
         raise Mismatch(f"the matched {type(module).__name__} is off by {error:.1e}")
     return norm, module
-
-
-def _only_norm(segment: _Segment) -> Node:
-    """The LayerNorm that alone reads the stream for this sublayer."""
-    readers = [user for user in segment.start.users if user is not segment.end]
-    readers = [user for user in readers if user.target is not aten.sym_size.int]
-    bare = [reader for reader in readers if reader.target is not aten.layer_norm.default]
-    if bare:
-        raise Mismatch(f"{bare[0].name} ({bare[0].target}) reads the stream with no LayerNorm before it")
-    if len(readers) != 1:
-        names = ", ".join(reader.name for reader in readers)
-        raise Mismatch(f"{len(readers)} LayerNorms read the stream for one sublayer ({names})")
-    return readers[0]
-
-
-def _layer_norm(walker: Walker, node: Node) -> nn.LayerNorm:
-    width, scale, shift, eps = walker.norm_parameters(node)
-    norm = nn.LayerNorm(width, eps=eps, elementwise_affine=scale is not None, bias=shift is not None)
-    with torch.no_grad():
-        if scale is not None:
-            norm.weight.copy_(scale)
-        if shift is not None and norm.bias is not None:
-            norm.bias.copy_(shift)
-    return norm.to(walker.values[node].dtype)
 
 
 def _refuse_the_unrecognisable(inside: list[_Segment]) -> None:
@@ -241,10 +218,10 @@ class _Builder:
 
     def _head(self, stream: Node, logits: Node) -> None:
         """The final norm stands by itself where it is the first to read the stream."""
-        readers = list(stream.users)
-        norm = readers[0] if len(readers) == 1 and readers[0].target is aten.layer_norm.default else None
-        if norm is not None and norm is not logits:
-            self._call("norm", _layer_norm(self.walker, norm))
-            stream = norm
+        with suppress(Mismatch):
+            node, norm = match_norm(self.walker, stream, logits)
+            if node is not logits:
+                self._call("norm", norm)
+                stream = node
         if stream is not logits:
             self._call("head", extract(self.source, stream, logits, owner="head"))

@@ -57,6 +57,7 @@ def predict_cost(graph_module: GraphModule, plan: DeletionPlan, before: Cost, to
         if deletion.whole:
             norm = module_of(graph_module, sites[deletion.name].norm)
             parameters -= sum(parameter.numel() for parameter in norm.parameters()) if norm is not None else 0
+            parameters -= _shared_parameters(module)
     parameters += _bias_growth(graph_module, plan)
     gone = [deletion for deletion in plan.deletions if deletion.whole]
     return Cost(
@@ -71,21 +72,26 @@ def predict_cost(graph_module: GraphModule, plan: DeletionPlan, before: Cost, to
 def unit_parameters(module: Sublayer) -> int:
     """Parameters that go with one head or one neuron."""
     width = module.out.weight.shape[0]
-    out = module.channels * width
-    if isinstance(module, Attention):
-        rows = (module.head_dim, module.head_dim, module.channels)
-        linears = (module.q, module.k, module.v)
-        return out + sum(n * (width + (linear.bias is not None)) for n, linear in zip(rows, linears, strict=True))
-    return out + width + (module.fc1.bias is not None)  # type: ignore[union-attr]
+    own = module.core.head_parameters(module.units) if isinstance(module, Attention) else 0
+    for linear in module.linears:
+        own += linear.out_features // module.units * (width + (linear.bias is not None))
+    return own + module.channels * width
+
+
+def _shared_parameters(module: Sublayer) -> int:
+    """Parameters of a sublayer that belong to all of its units together, but for the projection's bias."""
+    if not isinstance(module, Attention):
+        return 0
+    heads = module.units * module.core.head_parameters(module.units)
+    return sum(parameter.numel() for parameter in module.core.parameters()) - heads
 
 
 def unit_flops(module: Sublayer, tokens: int) -> int:
     """FLOPs per image that go with one head or one neuron."""
     width = module.out.weight.shape[0]
-    if isinstance(module, Attention):
-        channels = 2 * module.head_dim + 2 * module.channels
-        return 2 * tokens * width * channels + 2 * tokens * tokens * (module.head_dim + module.channels)
-    return 4 * tokens * width
+    channels = module.channels + sum(linear.out_features // module.units for linear in module.linears)
+    scores = module.head_dim + module.channels if isinstance(module, Attention) else 0
+    return 2 * tokens * width * channels + 2 * tokens * tokens * scores
 
 
 def _bias_growth(graph_module: GraphModule, plan: DeletionPlan) -> int:

@@ -17,12 +17,10 @@ class DeleteHeads(DeleteUnits):
     @staticmethod
     def shrunk(module: Sublayer, kept: Sequence[int]) -> Attention:
         assert isinstance(module, Attention)
-        q, k, v = module.q, module.k, module.v
-        small = Attention(
-            q.in_features, len(kept), module.head_dim, module.channels, module.scale
-        )  # its projections are replaced below
-        small.q = take_rows(q, channels_of(kept, module.head_dim))
-        small.k = take_rows(k, channels_of(kept, module.head_dim))
-        small.v = take_rows(v, channels_of(kept, module.channels))
+        # Its projections and its core are replaced below.
+        small = Attention(module.q.in_features, len(kept), module.head_dim, module.channels, module.scale)
+        for name, linear in zip(module.reads, module.linears, strict=True):
+            setattr(small, name, take_rows(linear, channels_of(kept, linear.out_features // module.units)))
+        small.core = module.core.of_heads(kept)
         small.out = columns_of(module, kept)
         return small

@@ -1,11 +1,11 @@
-"""Deletes MLP paths: rows of fc1, columns of the projection; the sublayer goes when none is left."""
+"""Deletes MLP paths: rows of what reads the stream, columns of the projection; the sublayer goes when none is left."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from passes.delete_units import DeleteUnits, columns_of, take_rows
-from passes.dialect import Mlp, Sublayer
+from passes.dialect import GatedMlp, Mlp, Neurons, Sublayer
 from passes.plan import channels_of
 
 
@@ -15,9 +15,10 @@ class DeleteMlpPaths(DeleteUnits):
     kind = "neuron"
 
     @staticmethod
-    def shrunk(module: Sublayer, kept: Sequence[int]) -> Mlp:
-        assert isinstance(module, Mlp)
-        small = Mlp(module.fc1.in_features, len(kept), module.activation)
-        small.fc1 = take_rows(module.fc1, channels_of(kept, 1))
+    def shrunk(module: Sublayer, kept: Sequence[int]) -> Neurons:
+        assert isinstance(module, Mlp | GatedMlp)
+        small = type(module)(module.linears[0].in_features, len(kept), module.activation)
+        for name, linear in zip(module.reads, module.linears, strict=True):
+            setattr(small, name, take_rows(linear, channels_of(kept, 1)))
         small.out = columns_of(module, kept)
         return small

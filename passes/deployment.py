@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from passes.attention_core import AttentionCore
 from passes.dialect import Attention, Projection
 
 
@@ -33,36 +34,34 @@ class _DeployedAttention(nn.Module):
     """What the kinds of deployed attention share: as many heads of queries, keys and values, and a projection."""
 
     units: int  #: heads
-    scale: float
+    core: AttentionCore
     out: Projection
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, tokens, heads · channels) each -> (B, tokens of q, D)."""
         q, k, v = (torch.unflatten(part, -1, (self.units, -1)).transpose(1, 2) for part in (q, k, v))
-        heads = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        added: Tensor = self.out(heads.transpose(1, 2).flatten(2))
+        added: Tensor = self.out(self.core(q, k, v))
         return added
 
 
 class NarrowedAttention(_DeployedAttention):
     """Attention of all T tokens, asked by the first `count` alone: (B, T, D) -> (B, count, D)."""
 
-    def __init__(self, whole: Attention, out: Projection, count: int, tokens: int) -> None:
-        """Of the attention `whole`.
+    def __init__(self, whole: Attention, count: int, tokens: int) -> None:
+        """Of the attention `whole`, whose core and projection are cut to these tokens (`passes.token_use.cut_tokens`).
 
-        out: its projection, with biases of these tokens alone.
         tokens: T, to weigh whether keys or the stream are cheaper to read.
         """
         super().__init__()
-        self.q, self.k, self.v, self.out = whole.q, whole.k, whole.v, out
-        self.units, self.scale = whole.units, whole.scale
+        self.q, self.k, self.v, self.out = whole.q, whole.k, whole.v, whole.out
+        self.core, self.units = whole.core, whole.units
         self.count, self.tokens = count, tokens
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attend(self.q(x[:, : self.count]), self.k(x), self.v(x))
 
     def extra_repr(self) -> str:
-        return f"{self.units} heads, scale {self.scale:.4g}, queries: first {self.count}"
+        return f"{self.units} heads, queries: first {self.count}"
 
 
 class AbsorbedAttention(nn.Module):
@@ -77,7 +76,7 @@ class AbsorbedAttention(nn.Module):
         super().__init__()
         heads = narrowed.units
         self.q, self.out = narrowed.q, narrowed.out
-        self.units, self.scale, self.count = heads, narrowed.scale, narrowed.count
+        self.units, self.scale, self.count = heads, narrowed.core.scale, narrowed.count
         key, value = (linear.weight.detach() for linear in (narrowed.k, narrowed.v))
         self.key = nn.Parameter(torch.unflatten(key, 0, (heads, -1)).clone())
         self.value = nn.Parameter(torch.unflatten(value, 0, (heads, -1)).mT.contiguous())
@@ -102,17 +101,19 @@ class AbsorbedAttention(nn.Module):
 class PackedAttention(_DeployedAttention):
     """Attention whose queries, keys and values are one product: (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, qkv: nn.Linear, out: Projection, heads: int, scale: float, sizes: tuple[int, int, int]) -> None:
+    def __init__(
+        self, qkv: nn.Linear, core: AttentionCore, out: Projection, heads: int, sizes: tuple[int, int, int]
+    ) -> None:
         """sizes: output rows of q, k and v in the packed weight."""
         super().__init__()
-        self.qkv, self.out = qkv, out
-        self.units, self.scale, self.sizes = heads, scale, sizes
+        self.qkv, self.core, self.out = qkv, core, out
+        self.units, self.sizes = heads, sizes
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attend(*self.qkv(x).split(self.sizes, dim=-1))
 
     def extra_repr(self) -> str:
-        return f"{self.units} heads, scale {self.scale:.4g}, q k v of {'+'.join(map(str, self.sizes))} rows"
+        return f"{self.units} heads, q k v of {'+'.join(map(str, self.sizes))} rows"
 
 
 class PatchTokens(nn.Module):

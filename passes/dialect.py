@@ -12,12 +12,18 @@ Shapes: B images, T tokens, D the width of the stream, H heads, E inner channels
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from passes.attention_core import AttentionCore
+
+NORMS = (nn.LayerNorm, nn.RMSNorm)
+"""What may stand between the stream and a sublayer."""
+Norm = nn.LayerNorm | nn.RMSNorm
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -26,6 +32,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "hardswish": F.hardswish,
+    "sigmoid": torch.sigmoid,
+    "identity": lambda x: x,
 }
 
 
@@ -49,10 +57,16 @@ class Projection(nn.Module):
 class Sublayer(nn.Module):
     """A prunable reader and writer of the residual stream: units (heads or hidden neurons) and a projection."""
 
-    kind: str  #: what a unit is, "head" or "neuron"
+    kind: ClassVar[str]  #: what a unit is, "head" or "neuron"
+    reads: ClassVar[tuple[str, ...]]  #: the linear maps that read the normalised stream, with as many rows a unit
     units: int
     channels: int  #: inner channels of one unit
     out: Projection
+
+    @property
+    def linears(self) -> tuple[nn.Linear, ...]:
+        """The linear maps that read the normalised stream."""
+        return tuple(getattr(self, name) for name in self.reads)
 
     @abstractmethod
     def inner(self, x: Tensor) -> Tensor:
@@ -73,10 +87,12 @@ class Sublayer(nn.Module):
 class Attention(Sublayer):
     """Multi-head self-attention: softmax(scale · Q Kᵀ) V for each head, then the projection.
 
-    head_dim: channels of a head's queries and keys; value_dim: of its values. biases: which of q, k, v have one.
+    head_dim: channels of a head's queries and keys; value_dim: of its values. biases: which of q, k, v have one. core:
+    the settings of what else happens to queries, keys and scores, see `passes.attention_core.AttentionCore.config`.
     """
 
     kind = "head"
+    reads = ("q", "k", "v")
 
     def __init__(
         self,
@@ -87,28 +103,36 @@ class Attention(Sublayer):
         scale: float,
         biases: tuple[bool, bool, bool] = (True, True, True),
         out_bias: tuple[int, ...] | None = None,
+        core: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.units, self.channels = heads, value_dim
-        self.head_dim, self.scale = head_dim, scale
+        self.head_dim = head_dim
+        self.core = AttentionCore.from_config(scale, core or {})
         self.q = nn.Linear(width, heads * head_dim, bias=biases[0])
         self.k = nn.Linear(width, heads * head_dim, bias=biases[1])
         self.v = nn.Linear(width, heads * value_dim, bias=biases[2])
         self.out = Projection(heads * value_dim, width, out_bias)
 
+    @property
+    def scale(self) -> float:
+        return self.core.scale
+
     def inner(self, x: Tensor) -> Tensor:
-        q, k, v = (project(x).unflatten(-1, (self.units, -1)).transpose(1, 2) for project in (self.q, self.k, self.v))
-        return F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2)
+        q, k, v = (project(x).unflatten(-1, (self.units, -1)).transpose(1, 2) for project in self.linears)
+        return self.core(q, k, v)
 
     def config(self) -> dict[str, Any]:
+        core = self.core.config()
         return {
             "width": self.q.in_features,
             "heads": self.units,
             "head_dim": self.head_dim,
             "value_dim": self.channels,
             "scale": self.scale,
-            "biases": [linear.bias is not None for linear in (self.q, self.k, self.v)],
+            "biases": [linear.bias is not None for linear in self.linears],
             "out_bias": self._out_config(),
+            **({"core": core} if core else {}),
         }
 
     def extra_repr(self) -> str:
@@ -118,11 +142,24 @@ class Attention(Sublayer):
         return f"{heads} of {self.head_dim}{values}, scale {self.scale:.4g}, {biases}"
 
 
-class Mlp(Sublayer):
-    """activation(x W₁ᵀ + b₁), then the projection. A unit is one hidden neuron."""
+class Neurons(Sublayer):
+    """An MLP of any kind: a unit is one hidden neuron, a function of its own rows alone."""
 
     kind = "neuron"
     channels = 1
+
+    @abstractmethod
+    def activate(self, *hidden: Tensor) -> Tensor:
+        """What the linear maps give (..., hidden each) -> inner channels (..., hidden), neuron by neuron."""
+
+    def inner(self, x: Tensor) -> Tensor:
+        return self.activate(*(linear(x) for linear in self.linears))
+
+
+class Mlp(Neurons):
+    """activation(x W₁ᵀ + b₁), then the projection."""
+
+    reads = ("fc1",)
 
     def __init__(
         self, width: int, hidden: int, activation: str, bias: bool = True, out_bias: tuple[int, ...] | None = None
@@ -133,8 +170,8 @@ class Mlp(Sublayer):
         self.fc1 = nn.Linear(width, hidden, bias=bias)
         self.out = Projection(hidden, width, out_bias)
 
-    def inner(self, x: Tensor) -> Tensor:
-        return ACTIVATIONS[self.activation](self.fc1(x))
+    def activate(self, *hidden: Tensor) -> Tensor:
+        return ACTIVATIONS[self.activation](hidden[0])
 
     def config(self) -> dict[str, Any]:
         return {
@@ -147,6 +184,45 @@ class Mlp(Sublayer):
 
     def extra_repr(self) -> str:
         return f"{self.units} neurons, {self.activation}, {_biases(fc1=self.fc1, out=self.out)}"
+
+
+class GatedMlp(Neurons):
+    """activation(x W_gᵀ + b_g) ⊙ (x W_uᵀ + b_u), then the projection: GLU and its variants (Shazeer 2020,
+    arXiv:2002.05202). A unit is a neuron's gate and value together."""
+
+    reads = ("gate", "up")
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        activation: str,
+        biases: tuple[bool, bool] = (True, True),
+        out_bias: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.units = hidden
+        self.activation = activation
+        self.gate = nn.Linear(width, hidden, bias=biases[0])
+        self.up = nn.Linear(width, hidden, bias=biases[1])
+        self.out = Projection(hidden, width, out_bias)
+
+    def activate(self, *hidden: Tensor) -> Tensor:
+        gate, up = hidden
+        return ACTIVATIONS[self.activation](gate) * up
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "width": self.gate.in_features,
+            "hidden": self.units,
+            "activation": self.activation,
+            "biases": [linear.bias is not None for linear in self.linears],
+            "out_bias": self._out_config(),
+        }
+
+    def extra_repr(self) -> str:
+        biases = _biases(gate=self.gate, up=self.up, out=self.out)
+        return f"{self.units} gated neurons, {self.activation}, {biases}"
 
 
 class AddConstant(nn.Module):

@@ -15,8 +15,9 @@ from passes.stream import is_canonical, read_sites
 class FoldBiases(Pass):
     """Requires and ensures a canonical graph.
 
-    A key's bias adds q · bₖ to all scores of one query alike, and a softmax does not see that. A softmax's weights sum
-    to one, so that the values' bias comes out of it as it went in: P (V + 1 bᵥᵀ) Wᵀ + b = P V Wᵀ + (W bᵥ + b).
+    A key's bias adds q · bₖ to all scores of one query alike, and a softmax does not see that, unless keys are
+    normalised or turned by their positions. A softmax's weights sum to one, so that the values' bias comes out of it as
+    it went in: P (V + 1 bᵥᵀ) Wᵀ + b = P V Wᵀ + (W bᵥ + b).
     """
 
     requires = (is_canonical,)
@@ -27,9 +28,13 @@ class FoldBiases(Pass):
         names = []
         for site in read_sites(graph_module):
             module = site.module
-            if not isinstance(module, Attention) or (module.k.bias is None and module.v.bias is None):
+            if not isinstance(module, Attention):
                 continue
-            module.k = linear_of(module.k.weight, None)
+            useless = module.k.bias is not None and module.core.bilinear
+            if not useless and module.v.bias is None:
+                continue
+            if useless:
+                module.k = linear_of(module.k.weight, None)
             if module.v.bias is not None:
                 out = module.out
                 bias = out.weight.double() @ module.v.bias.double()

@@ -1,4 +1,4 @@
-"""A LayerNorm's scale and shift go into the linear maps that read it."""
+"""A norm's scale and shift go into the linear maps that read it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 from passes.aten import aten, attribute_tensor
 from passes.base import Pass, PassResult
 from passes.deployment import linear_of
-from passes.dialect import Attention, Mlp, Sublayer
+from passes.dialect import NORMS, Norm, Sublayer
 from passes.stream import is_canonical, module_of, read_sites
 
 _ALONG_TOKENS = frozenset({aten.select.int, aten.slice.Tensor, aten.mean.dim})
@@ -28,7 +28,7 @@ class FoldNorms(Pass):
         folded = []
         for site in read_sites(graph_module):
             norm = module_of(graph_module, site.norm)
-            assert isinstance(norm, nn.LayerNorm)
+            assert isinstance(norm, NORMS)
             if norm.elementwise_affine:
                 _fold_into(site.module, norm)
                 graph_module.set_submodule(str(site.norm.target), _plain(norm))
@@ -38,28 +38,29 @@ class FoldNorms(Pass):
         return PassResult(graph_module, bool(folded), (f"into {', '.join(folded)}",) if folded else ())
 
 
-def _fold_into(module: Sublayer, norm: nn.LayerNorm) -> None:
-    if isinstance(module, Attention):
-        module.q, module.k, module.v = (_folded(linear, norm) for linear in (module.q, module.k, module.v))
-    elif isinstance(module, Mlp):
-        module.fc1 = _folded(module.fc1, norm)
+def _fold_into(module: Sublayer, norm: Norm) -> None:
+    for name, linear in zip(module.reads, module.linears, strict=True):
+        setattr(module, name, _folded(linear, norm))
 
 
 @torch.no_grad()
-def _folded(linear: nn.Linear, norm: nn.LayerNorm) -> nn.Linear:
+def _folded(linear: nn.Linear, norm: Norm) -> nn.Linear:
     weight, bias = _fold(linear.weight, linear.bias, norm)
     return linear_of(weight, bias)
 
 
-def _fold(weight: Tensor, bias: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor | None]:
+def _fold(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor | None]:
     """In float64, because the bias sums many small numbers."""
-    shift = None if norm.bias is None else weight.double() @ norm.bias.double()
+    own = norm.bias if isinstance(norm, nn.LayerNorm) else None
+    shift = None if own is None else weight.double() @ own.double()
     if shift is not None:
         bias = (shift if bias is None else bias.double() + shift).to(weight.dtype)
     return (weight.double() * norm.weight.double()).to(weight.dtype), bias
 
 
-def _plain(norm: nn.LayerNorm) -> nn.LayerNorm:
+def _plain(norm: Norm) -> Norm:
+    if isinstance(norm, nn.RMSNorm):
+        return nn.RMSNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
     return nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
 
 
@@ -69,7 +70,7 @@ def _fold_final(graph_module: GraphModule) -> bool:
     if len(calls) < 2:
         return False
     norm, head = (module_of(graph_module, node) for node in calls[-2:])
-    if not isinstance(norm, nn.LayerNorm) or not norm.elementwise_affine or not isinstance(head, GraphModule):
+    if not isinstance(norm, NORMS) or not norm.elementwise_affine or not isinstance(head, GraphModule):
         return False
     linear = _only_linear(head, norm.normalized_shape[0])
     if linear is None:

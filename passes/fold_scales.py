@@ -22,9 +22,10 @@ class FoldScales(Pass):
         names = []
         for site in read_sites(graph_module):
             module = site.module
-            if isinstance(module, Attention) and module.scale != 1.0:
+            # A norm behind the queries' projection takes the scale out again.
+            if isinstance(module, Attention) and module.scale != 1.0 and module.core.q_norm is None:
                 bias = None if module.q.bias is None else module.q.bias * module.scale
                 module.q = linear_of(module.q.weight * module.scale, bias)
-                module.scale = 1.0
+                module.core.scale = 1.0
                 names.append(site.name)
         return PassResult(graph_module, bool(names), (f"of {', '.join(names)}",) if names else ())

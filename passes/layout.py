@@ -43,7 +43,8 @@ class Walker:
     def __init__(self, graph_module: GraphModule, values: Values) -> None:
         self.graph_module = graph_module
         self.values = values
-        self._data = set(data_nodes(graph_module))
+        self.data = data_nodes(graph_module)
+        self._data = set(self.data)
 
     def carries_data(self, node: Node) -> bool:
         return node in self._data
@@ -66,7 +67,7 @@ class Walker:
                 path.insert(0, node)
                 node = node.all_input_nodes[0]
                 continue
-            step = self._multiplication(node)
+            step = self.multiplication(node)
             if step is None or (step[1].numel() > 1 and not gains):
                 return Trail(node, path, factor, gain)
             node, value = step
@@ -75,7 +76,7 @@ class Walker:
             else:
                 gain = value.flatten() if gain is None else gain * value.flatten()
 
-    def _multiplication(self, node: Node) -> tuple[Node, Tensor] | None:
+    def multiplication(self, node: Node) -> tuple[Node, Tensor] | None:
         if node.target in (aten.mul.Tensor, aten.mul.Scalar):
             for source, other in (node.args[:2], node.args[1::-1]):
                 value = self.constant(other)

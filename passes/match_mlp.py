@@ -1,16 +1,18 @@
-"""Recognising an MLP by its structure: linear, activation, linear, perhaps a LayerScale or a factor behind them."""
+"""Recognising an MLP by its structure: linear, activation, linear, perhaps a LayerScale or a factor behind them.
+
+Gated MLPs have two linear maps, or one that is split, of which one goes through the activation and gates the other."""
 
 from __future__ import annotations
 
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 
 from passes.aten import aten, backward_slice
-from passes.dialect import ACTIVATIONS, Mlp
-from passes.layout import Mismatch, Walker
+from passes.dialect import ACTIVATIONS, GatedMlp, Mlp, Neurons, Projection
+from passes.layout import Mismatch, Walker, element_ids
 
 _POINTWISE = frozenset(
     {
@@ -31,31 +33,98 @@ _POINTWISE = frozenset(
 )
 
 
-def match_mlp(walker: Walker, norm: Node, result: Node) -> Mlp:
-    """The Mlp that computes `result` from the normalised stream `norm`. Raises Mismatch, saying why not."""
+def match_mlp(walker: Walker, norm: Node, result: Node) -> Neurons:
+    """The MLP that computes `result` from the normalised stream `norm`. Raises Mismatch, saying why not."""
     after = walker.trail(result, gains=True)
     second = after.start
     out_weight, out_bias = walker.weights(second)
     hidden_node = cast(Node, second.args[0])
-    first = _first_linear(walker, norm, hidden_node)
-    weight, bias = walker.weights(first)
-    if first.args[0] is not norm:
-        raise Mismatch(f"{first.name} reads {first.args[0]} and not the LayerNorm {norm.name}")
     if after.path:
         raise Mismatch(f"{after.path[0].name} ({after.path[0].target}) moves the tokens behind {second.name}")
-    activation = _activation(walker.values[first], walker.values[hidden_node])
-    width, hidden = out_weight.shape
+    gated = _gated(walker, norm, hidden_node)
+    module = _plain(walker, norm, hidden_node, out_bias) if gated is None else gated
+    if gated is not None:
+        bias_shape = None if out_bias is None else tuple(out_bias.shape)
+        module.out = Projection(out_weight.shape[1], out_weight.shape[0], bias_shape).to(out_weight)
     gains = after.gains(out_weight)
-    module = Mlp(width, hidden, activation, bias is not None, None if out_bias is None else (width,))
-    module = module.to(weight.dtype)
     with torch.no_grad():
-        module.fc1.weight.copy_(weight)
-        if bias is not None:
-            module.fc1.bias.copy_(bias)
         module.out.weight.copy_(out_weight * gains[:, None])
         if module.out.bias is not None and out_bias is not None:
             module.out.bias.copy_(out_bias * gains)
     return module
+
+
+def _plain(walker: Walker, norm: Node, hidden_node: Node, out_bias: Tensor | None) -> Mlp:
+    """All but the values of the projection."""
+    first = _first_linear(walker, norm, hidden_node)
+    weight, bias = walker.weights(first)
+    if first.args[0] is not norm:
+        raise Mismatch(f"{first.name} reads {first.args[0]} and not the norm {norm.name}")
+    activation = _activation(walker.values[first], walker.values[hidden_node])
+    hidden, width = weight.shape
+    module = Mlp(width, hidden, activation, bias is not None, None if out_bias is None else (width,))
+    module = module.to(weight.dtype)
+    _fill(module.fc1, weight, bias)
+    return module
+
+
+def _fill(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        if bias is not None:
+            linear.bias.copy_(bias)
+
+
+def _gated(walker: Walker, norm: Node, hidden: Node) -> GatedMlp | None:
+    """All but the projection, where the hidden neurons are a product of two things computed from the stream."""
+    if hidden.target is not aten.mul.Tensor or not all(walker.carries_data(node) for node in hidden.all_input_nodes):
+        return None
+    factors = cast(tuple[Node, Node], hidden.args[:2])
+    for gate, up in (factors, factors[::-1]):
+        source = _before_pointwise(walker, norm, gate)
+        parts = [None if node is None else _rows(walker, norm, node) for node in (source, up)]
+        if source is None or parts[0] is None or parts[1] is None:
+            continue
+        activation = _activation(walker.values[source], walker.values[gate])
+        (gate_weight, gate_bias), (up_weight, up_bias) = parts[0], parts[1]
+        neurons, width = gate_weight.shape
+        module = GatedMlp(width, neurons, activation, (gate_bias is not None, up_bias is not None))
+        module = module.to(gate_weight.dtype)
+        _fill(module.gate, gate_weight, gate_bias)
+        _fill(module.up, up_weight, up_bias)
+        return module
+    return None
+
+
+def _before_pointwise(walker: Walker, norm: Node, end: Node) -> Node | None:
+    """The node from which pointwise operators alone lead to `end`, or itself; None where they are several."""
+    waiting, sources = [end], set()
+    while waiting:
+        node = waiting.pop()
+        if node.target in _POINTWISE and node is not norm:
+            waiting.extend(source for source in node.all_input_nodes if walker.carries_data(source))
+        else:
+            sources.add(node)
+    return sources.pop() if len(sources) == 1 else None
+
+
+def _rows(walker: Walker, norm: Node, node: Node) -> tuple[Tensor, Tensor | None] | None:
+    """The rows of a linear map of the normalised stream, and their biases, that `node` is; None where it is not."""
+    trail = walker.trail(node)
+    linear = trail.start
+    if linear.target is not aten.linear.default or linear.args[0] is not norm or trail.factor != 1.0:
+        return None
+    weight, bias = walker.weights(linear)
+    ids = walker.indices(trail, element_ids(walker.values[linear].shape))
+    positions = walker.values[norm].shape[:-1]
+    rows = ids % weight.shape[0]
+    places = torch.arange(positions.numel()).view(*positions, 1)
+    if ids.shape[:-1] != positions or not torch.equal(ids // weight.shape[0], places.expand_as(ids)):
+        return None
+    chosen = rows.flatten(0, -2)[0]
+    if not torch.equal(rows, chosen.expand_as(rows)):
+        return None
+    return weight[chosen], None if bias is None else bias[chosen]
 
 
 def _first_linear(walker: Walker, norm: Node, hidden: Node) -> Node:

@@ -111,7 +111,7 @@ def _narrow(graph_module: GraphModule, region: _Region, count: int, whole: int) 
     site, tokens = region.site, torch.arange(count)
     old = site.module
     assert isinstance(old, Attention)
-    graph_module.set_submodule(site.name, NarrowedAttention(old, cut_tokens(old, tokens).out, count, whole))
+    graph_module.set_submodule(site.name, NarrowedAttention(cut_tokens(old, tokens), count, whole))
     for node in region.nodes:
         module = module_of(graph_module, node)
         if module is not None:

@@ -32,7 +32,7 @@ def _packed(module: Attention) -> PackedAttention:
     weight = torch.cat([part.weight for part in parts])
     biased = any(part.bias is not None for part in parts)
     bias = torch.cat([_bias(part) for part in parts]) if biased else None
-    return PackedAttention(linear_of(weight, bias), module.out, module.units, module.scale, sizes)
+    return PackedAttention(linear_of(weight, bias), module.core, module.out, module.units, sizes)
 
 
 def _bias(linear: nn.Linear) -> Tensor:

@@ -8,6 +8,7 @@ from passes.aten import aten
 from passes.base import Pass, PassResult
 
 _ASSERTIONS = (aten._assert_tensor_metadata.default, aten._assert_async.msg, aten._assert_scalar.default)
+_CASTS = (aten.to.dtype, aten.type_as.default)
 
 
 class RemoveNoOps(Pass):
@@ -17,6 +18,11 @@ class RemoveNoOps(Pass):
         removed = 0
         for node in list(graph_module.graph.nodes):
             if node.target in _ASSERTIONS or (node.op == "call_module" and not node.users):
+                graph_module.graph.erase_node(node)
+                removed += 1
+            elif node.target in _CASTS and _dtype(node) == _dtype(node.all_input_nodes[0]) is not None:
+                # `type_as` would tie queries and keys to whatever their type was taken from.
+                node.replace_all_uses_with(node.all_input_nodes[0])
                 graph_module.graph.erase_node(node)
                 removed += 1
             elif node.target is aten.softmax.int and _dtype(node.all_input_nodes[0]) in node.args[2:]:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from passes.base import PassError
-from passes.dialect import AddConstant, Sublayer
+from passes.dialect import NORMS, AddConstant, Sublayer
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def read_sites(graph_module: GraphModule) -> list[Site]:
             continue
         norm = node.all_input_nodes[0]
         (add,) = node.users if len(node.users) == 1 else (None,)
-        if not isinstance(module_of(graph_module, norm), nn.LayerNorm):
-            raise PassError(f"sublayer {node.target} reads {norm.name}, which is not a LayerNorm")
+        if not isinstance(module_of(graph_module, norm), NORMS):
+            raise PassError(f"sublayer {node.target} reads {norm.name}, which is neither LayerNorm nor RMSNorm")
         if add is None or add.target is not operator.add:
             raise PassError(f"sublayer {node.target} is not read by a residual add alone")
         if len(norm.users) != 1:

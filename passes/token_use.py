@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from passes.dialect import AddConstant, Mlp, Sublayer
+from passes.dialect import NORMS, AddConstant, Attention, Neurons, Sublayer
 
 Module = TypeVar("Module", bound=nn.Module)
 _PROBES = 3
@@ -45,11 +45,15 @@ def tokens_read(tail: Callable[[Tensor], Tensor], stream: Tensor) -> tuple[int, 
 
 def by_token(module: nn.Module | None) -> bool:
     """The module computes each token's output from that token alone."""
-    return isinstance(module, Mlp | nn.LayerNorm | AddConstant)
+    return isinstance(module, (Neurons, AddConstant, *NORMS))
 
 
 def cut_tokens(module: Module, tokens: Tensor) -> Module:
-    """The module with its constants for each token cut to these tokens; itself where it has none."""
+    """The module with its constants for each token cut to these tokens; itself where it has none. An attention is then
+    asked by these tokens alone."""
+    if isinstance(module, Attention) and (core := module.core.of_queries(tokens)) is not module.core:
+        module = copy.copy(module)
+        module._modules = {**module._modules, "core": core}
     path = "value" if isinstance(module, AddConstant) else "out.bias" if isinstance(module, Sublayer) else ""
     constant = dict(module.named_parameters()).get(path)
     if constant is None or constant.dim() == 1:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-import transformers
 from torch import nn
 from torch.fx import Graph, GraphModule
 
@@ -20,26 +19,26 @@ from tests.support.checks import traced
 from tests.support.families import CLASSES, FAMILIES, SIZE, images, randomised
 from vitfx.graph.trace import to_canonical
 from vitfx.models.graph_json import decode, encode
-from vitfx.models.huggingface import Logits
 from vitfx.support.errors import UserError
 
 _SMALL = {"image_size": SIZE, "patch_size": 8, "num_labels": CLASSES, "hidden_size": 32}
 
 
-def _one_block_with_qk_norm() -> nn.Module:
-    model = timm.models.VisionTransformer(
-        img_size=SIZE, patch_size=8, depth=2, num_heads=2, embed_dim=32, num_classes=CLASSES
-    )
-    model.blocks[1].attn.q_norm, model.blocks[1].attn.k_norm = nn.LayerNorm(16), nn.LayerNorm(16)
+def _small(**more: object) -> nn.Module:
+    sizes = {"img_size": SIZE, "patch_size": 8, "depth": 2, "num_heads": 2, "embed_dim": 32, "num_classes": CLASSES}
+    return timm.models.VisionTransformer(**sizes, **more)
+
+
+def _one_block_with_a_norm_behind_its_heads() -> nn.Module:
+    model = _small()
+    model.blocks[1].attn.norm = nn.LayerNorm(32)
     return model
 
 
-def _swiglu() -> nn.Module:
-    config = transformers.Dinov2Config(**_SMALL, num_hidden_layers=2, num_attention_heads=2, use_swiglu_ffn=True)
-    return Logits(transformers.Dinov2ForImageClassification(config))
-
-
-OPAQUE: dict[str, Callable[[], nn.Module]] = {"qk-norm in one block": _one_block_with_qk_norm, "swiglu": _swiglu}
+OPAQUE: dict[str, Callable[[], nn.Module]] = {
+    "a norm behind the heads": _one_block_with_a_norm_behind_its_heads,
+    "a norm inside the MLP": lambda: _small(scale_mlp_norm=True),
+}
 
 
 def returned(graph_module: GraphModule) -> GraphModule:
@@ -61,7 +60,18 @@ def assert_same(graph_module: GraphModule) -> None:
     assert [name for name, _ in back.named_parameters()] == parameters
 
 
-@pytest.mark.parametrize("name", ["torchvision", "timm-layerscale-average-registers", "hf-deit", "hand-written"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision",
+        "timm-layerscale-average-registers",
+        "hf-deit",
+        "hand-written",
+        "timm-rms-swiglu-qk-norm",
+        "timm-rotary-mixed",
+        "timm-beit",
+    ],
+)
 def test_families_come_back_to_the_bit(name: str) -> None:
     assert name in FAMILIES
     assert_same(traced(name).graph_module)

@@ -149,7 +149,7 @@ def test_a_failed_promise(failing, sentence):
         (lambda site: site.add.replace_input_with(site.node, site.norm), "a0 is not read by a residual add alone"),
         (
             lambda site: site.node.replace_input_with(site.norm, site.stream),
-            "reads positions, which is not a LayerNorm",
+            "reads positions, which is neither LayerNorm nor RMSNorm",
         ),
         (
             lambda site: site.add.replace_input_with(site.stream, site.norm),

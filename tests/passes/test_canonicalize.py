@@ -13,7 +13,14 @@ from vitfx.graph.trace import to_canonical
 from vitfx.models.huggingface import Logits
 from vitfx.support.errors import UserError
 
-ROUNDED = {"timm-layerscale-average-registers", "hf-dinov2", "hf-dinov2-registers", "careless"}
+ROUNDED = {
+    "timm-layerscale-average-registers",
+    "hf-dinov2",
+    "hf-dinov2-registers",
+    "careless",
+    "timm-beit",
+    "hf-dinov3",
+}
 """Tracing folds factors into their weights or resamples their positions: in float32 this rounds."""
 
 

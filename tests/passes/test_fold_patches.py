@@ -18,6 +18,7 @@ PREFIX = {
     "timm-distilled": 2,
     "hf-deit": 2,
     "hf-dinov2-registers": 5,
+    "hf-dinov3": 3,
     "hand-written": 0,
     "careless": 0,
     "torch-encoder": 0,

@@ -8,7 +8,9 @@ import timm
 import torch
 import torchvision
 import transformers
-from timm.layers import set_fused_attn
+from timm.layers import RmsNorm, SwiGLU, set_fused_attn
+from timm.models.beit import Beit
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from vitfx.models.huggingface import Logits
@@ -132,6 +134,17 @@ class PostNorm(nn.Module):
         return self.head(self.encoder(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
 
 
+class FirstToken(nn.Module):
+    """A backbone without a classifier, with one on its first token."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, nn.Linear(32, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x).last_hidden_state[:, 0])
+
+
 def _eager_timm() -> nn.Module:
     set_fused_attn(False)
     try:
@@ -163,6 +176,21 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "hf-dinov2-registers": lambda: _hf(
         transformers.Dinov2WithRegistersForImageClassification, transformers.Dinov2WithRegistersConfig
     ),
+    "timm-eva02": lambda: Eva(
+        **_TIMM, qkv_fused=False, mlp_ratio=1.5, swiglu_mlp=True, use_rot_pos_emb=True, ref_feat_shape=(4, 4)
+    ),
+    "timm-rotary-mixed": lambda: Eva(
+        **_TIMM, use_abs_pos_emb=False, use_rot_pos_emb=True, rope_type="mixed", global_pool="avg", use_fc_norm=True
+    ),
+    "timm-beit": lambda: Beit(**_TIMM, use_rel_pos_bias=True, use_abs_pos_emb=False, init_values=0.1),
+    "timm-rms-swiglu-qk-norm": lambda: timm.models.VisionTransformer(
+        **_TIMM, qk_norm=True, norm_layer=RmsNorm, mlp_layer=SwiGLU
+    ),
+    "hf-dinov3": lambda: FirstToken(
+        transformers.DINOv3ViTModel(
+            transformers.DINOv3ViTConfig(**_HF, num_register_tokens=2, use_gated_mlp=True, hidden_act="silu")
+        )
+    ),
     "hand-written": HandWritten,
     "careless": Careless,
     "torch-encoder": Encoder,
@@ -183,7 +211,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: timm.models.MlpMixer(img_size=SIZE, patch_size=8, num_blocks=2, embed_dim=32, num_classes=CLASSES),
         "no attention sublayer",
     ),
-    "qk-norm": (lambda: timm.models.VisionTransformer(**_TIMM, qk_norm=True), "where a linear projection was expected"),
 }
 
 

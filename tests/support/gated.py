@@ -110,7 +110,8 @@ def _inner(graph, stage, normed):
             value = normed(reader) @ linear.weight[rows].T
             projected.append(value if linear.bias is None else value + linear.bias[rows])
         q, k, v = projected
-        heads.append((module.scale * q @ k.mT).softmax(-1) @ v)
+        core = module.core.of_heads([head])
+        heads.append(core.pattern(q.unsqueeze(1), k.unsqueeze(1)).squeeze(1) @ v)
     return torch.cat(heads, dim=-1)
 
 

@@ -12,7 +12,6 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.nn import functional as F
 
 from passes.dialect import AddConstant, Attention, Sublayer
 from passes.plan import channels_of
@@ -167,7 +166,8 @@ def project_heads(linear: nn.Linear, heads: int, inputs: Tensor, chosen: Sequenc
 
 def attend(module: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(N, H, T, channels) each, where q may have fewer tokens -> heads' outputs (N, T of q, H · channels)."""
-    return F.scaled_dot_product_attention(q, k, v, scale=module.scale).transpose(1, 2).flatten(2)
+    heads: Tensor = module.core(q, k, v)
+    return heads
 
 
 def of_images(reference: Tensor, images: slice | Tensor) -> Tensor:

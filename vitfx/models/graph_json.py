@@ -18,10 +18,12 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from passes.aten import attribute_tensor
-from passes.dialect import AddConstant, Attention, Mlp
+from passes.dialect import AddConstant, Attention, GatedMlp, Mlp
 from vitfx.support.errors import UserError, in_a_line
 
-_MODULES: dict[str, type[nn.Module]] = {part.__name__: part for part in (Attention, Mlp, AddConstant, nn.LayerNorm)}
+_MODULES: dict[str, type[nn.Module]] = {
+    part.__name__: part for part in (Attention, Mlp, GatedMlp, AddConstant, nn.LayerNorm, nn.RMSNorm)
+}
 _PYTHON = {
     f"operator.{name}": getattr(operator, name)
     for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem")
@@ -73,7 +75,10 @@ def _encode_module(name: str, module: nn.Module) -> dict[str, Any]:
             "elementwise_affine": module.elementwise_affine,
             "bias": module.bias is not None,
         }
-    if isinstance(module, Attention | Mlp | AddConstant):
+    if isinstance(module, nn.RMSNorm):
+        shape, affine = list(module.normalized_shape), module.elementwise_affine
+        return {"type": "RMSNorm", "normalized_shape": shape, "eps": module.eps, "elementwise_affine": affine}
+    if isinstance(module, Attention | Mlp | GatedMlp | AddConstant):
         return {"type": type(module).__name__, **module.config()}
     raise UserError(f"module {name} is a {type(module).__name__}, which an artifact can't hold")
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
+from passes.dialect import NORMS
 from passes.plan import DeletionPlan
 from passes.stream import module_of, read_sites
 from vitfx.deploy.runtime import OnnxModel
@@ -160,7 +161,7 @@ class _NormInputs(Interpreter):
         self.values: dict[Node, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
-        if isinstance(module_of(self.graph_module, n), torch.nn.LayerNorm):
+        if isinstance(module_of(self.graph_module, n), NORMS):
             source = n.all_input_nodes[0]
             self.values[source] = self.env[source]
         return super().run_node(n)

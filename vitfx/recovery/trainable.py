@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.utils import parametrize
 
-from passes.dialect import AddConstant, Projection
+from passes.dialect import NORMS, AddConstant, Projection
 from passes.stream import read_sites
 from vitfx.support.errors import UserError
 
@@ -87,7 +87,7 @@ def _under(names: set[str], modules: list[str]) -> set[str]:
 
 def _is_shift(student: GraphModule, name: str) -> bool:
     owner = student.get_submodule(name.rpartition(".")[0])
-    return isinstance(owner, nn.LayerNorm | AddConstant) or name.endswith(".bias")
+    return isinstance(owner, (AddConstant, *NORMS)) or name.endswith(".bias")
 
 
 class LowRank(nn.Module):

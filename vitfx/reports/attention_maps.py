@@ -114,8 +114,7 @@ def _weights(module: Attention, x: Tensor) -> Tensor:
         project(part).unflatten(-1, (module.units, -1)).transpose(1, 2)
         for project, part in ((module.q, x[:, :1]), (module.k, x))
     )
-    weights: Tensor = (module.scale * q @ k.transpose(2, 3)).softmax(-1)
-    return weights[:, :, 0]
+    return module.core.of_queries(torch.arange(1)).pattern(q, k)[:, :, 0]
 
 
 def _last(graph_module: GraphModule) -> int:

@@ -15,9 +15,10 @@ from vitfx.discovery.engines.behind_norm import Rescale, products, standardized
     st.integers(1, 4),
     st.integers(1, 5),
     st.sampled_from([1e-3, 1.0, 30.0]),
+    st.sampled_from([nn.LayerNorm, nn.RMSNorm]),
     st.integers(0, 2**32 - 1),
 )
-def test_products_are_those_of_the_change(gradients, readers, writers, size, seed):
+def test_products_are_those_of_the_change(gradients, readers, writers, size, kind, seed):
     """size: of the writers' changes beside what is read, down to tangents and up to where they are all there is."""
     draws = torch.Generator().manual_seed(seed)
 
@@ -26,11 +27,11 @@ def test_products_are_those_of_the_change(gradients, readers, writers, size, see
 
     gradient, read, changes = drawn(gradients, readers), drawn(readers), size * drawn(writers)
     signs = torch.randint(0, 2, (readers, writers), generator=draws) * 2.0 - 1
-    norm = nn.LayerNorm(8, eps=1e-5, elementwise_affine=False)
+    norm = kind(8, eps=1e-5, elementwise_affine=False)
     sign = signs.double()[:, :, None, None, None]
     change = sign * (norm(read.unsqueeze(1) + sign * changes) - norm(read).unsqueeze(1))
     expected = torch.einsum("grntd,rwntd->grwn", gradient, change).flatten(1, 2)
-    assert torch.allclose(products(gradient, read, changes, signs, norm.eps), expected, rtol=1e-9, atol=1e-11)
+    assert torch.allclose(products(norm, gradient, read, changes, signs), expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"elementwise_affine": False}])

@@ -94,3 +94,12 @@ def test_sparse_and_dense_circuits(tau):
 @pytest.mark.parametrize("name", ["timm-layerscale-average-registers", "timm-distilled", "hf-dinov2"])
 def test_classifiers_that_read_other_tokens(name):
     assert_same(Setting(name), 3e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "granularity"),
+    [("timm-rms-swiglu-qk-norm", "qkv"), ("hf-dinov3", "qkv"), ("timm-beit", "edge"), ("timm-rotary-mixed", "edge")],
+)
+def test_cores_that_do_more_than_a_product(name, granularity):
+    got = assert_same(Setting(name, granularity), 1e-3)
+    assert 0 < sum(not decision.kept for decision in got) < len(got)

@@ -41,6 +41,7 @@ def visit_at(setting, stop):
         (lambda: ReaderSetting(), 4),
         (lambda: ReaderSetting("hand-written"), 3),
         (lambda: ReaderSetting("timm-distilled"), 4),
+        (lambda: ReaderSetting("timm-rms-swiglu-qk-norm"), 3),
         (lambda: ReaderSetting(granularity="edge", ablation="resample"), 3),
     ],
 )

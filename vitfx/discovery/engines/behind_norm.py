@@ -1,4 +1,4 @@
-"""What removing an edge changes behind its reader's LayerNorm, computed exactly.
+"""What removing an edge changes behind its reader's norm, computed exactly.
 
 A gradient by the stream treats the norm as linear, which it is not: once a writer that made up much of what a reader
 saw is gone, the norm scales up all the rest, and a removal that lowers D_KL along the tangent often raises it. With
@@ -16,38 +16,43 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from passes.dialect import Norm
+
 
 class Rescale(nn.Module):
-    """A LayerNorm's scale and shift alone, for a stream that is standardized already."""
+    """A norm's scale and shift alone, for a stream that is standardized already."""
 
-    def __init__(self, norm: nn.LayerNorm) -> None:
+    def __init__(self, norm: Norm) -> None:
         super().__init__()
-        self.weight, self.bias = norm.weight, norm.bias
+        self.weight, self.bias = norm.weight, norm.bias if isinstance(norm, nn.LayerNorm) else None
 
     def forward(self, standardized: Tensor) -> Tensor:
         scaled = standardized if self.weight is None else standardized * self.weight
         return scaled if self.bias is None else scaled + self.bias
 
 
-def standardized(norm: nn.LayerNorm, read: Tensor) -> Tensor:
+def standardized(norm: Norm, read: Tensor) -> Tensor:
     """x̂, in the shape of `read` (..., D)."""
+    if isinstance(norm, nn.RMSNorm):
+        return F.rms_norm(read, norm.normalized_shape, eps=norm.eps)
     return F.layer_norm(read, norm.normalized_shape, eps=norm.eps)
 
 
-def products(gradients: Tensor, read: Tensor, changes: Tensor, signs: Tensor, eps: float) -> Tensor:
-    """The products of gradients by x̂ with Δ, for every reader and writer: (g, R·W, n).
+def products(norm: Norm, gradients: Tensor, read: Tensor, changes: Tensor, signs: Tensor) -> Tensor:
+    """The products of gradients by x̂ with Δ, for every reader and writer: (g, R·W, n). An RMSNorm subtracts no mean.
 
     gradients: (g, R, n, T, D).
     read: each reader's x, (R, n, T, D).
     changes: each writer's δ, (W, n, T, D).
     signs: (R, W): 1 where Δ leads from x to x + δ; −1 where x lacks the writer already, and Δ led there from x − δ.
-    eps: the norm's.
     """
-    width = read.shape[-1]
-    x = read - read.mean(dim=-1, keepdim=True)
+    width, eps = read.shape[-1], _epsilon(norm, read)
+    x = read - read.mean(dim=-1, keepdim=True) if _centres(norm) else read
     variance = _per_token(x).square() / width + eps
     # Means are subtracted from the products and not from the large tensors. Token by token: (n, T, W, ·).
     across, mean = changes.permute(1, 2, 0, 3), changes.mean(dim=-1)
+    if not _centres(norm):
+        mean = torch.zeros_like(mean)
     shared = across @ x.permute(1, 2, 3, 0)
     means = torch.einsum("wnt,grnt->ntwgr", mean, gradients.mean(dim=-1))
     along = (
@@ -61,6 +66,14 @@ def products(gradients: Tensor, read: Tensor, changes: Tensor, signs: Tensor, ep
     there = (here + sign.unsqueeze(1) * along) / moved.clamp(min=eps).sqrt().unsqueeze(3)
     difference = sign.unsqueeze(1) * (there - here / variance.sqrt().permute(1, 2, 0).unsqueeze(2).unsqueeze(3))
     return difference.sum(dim=1).permute(2, 3, 1, 0).flatten(1, 2)
+
+
+def _centres(norm: Norm) -> bool:
+    return isinstance(norm, nn.LayerNorm)
+
+
+def _epsilon(norm: Norm, read: Tensor) -> float:
+    return torch.finfo(read.dtype).eps if norm.eps is None else norm.eps
 
 
 def _per_token(value: Tensor) -> Tensor:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from passes.dialect import ACTIVATIONS, Attention, Mlp
+from passes.dialect import Attention, Neurons
 from passes.plan import channels_of
 from vitfx.circuits.circuit import Reader
 from vitfx.circuits.edge_table import Wiring
 from vitfx.graph.narrow import NarrowingStage
-from vitfx.graph.stages import Stage, attend, project_heads
+from vitfx.graph.stages import Stage, project_heads
 
 
 class Units:
@@ -34,16 +34,21 @@ class Units:
         self.sizes = [len(wiring.writers[row].units) * module.channels for row in rows]
         self._columns = weight.T[self.channels].split(self.sizes)
         self._stacked = torch.stack(self._columns) if len(set(self.sizes)) == 1 else None
-        if isinstance(module, Mlp):
-            self._hidden = module.fc1.weight[self.channels]
-            self._bias = None if module.fc1.bias is None else module.fc1.bias[self.channels]
+        if isinstance(module, Attention):
+            self._core = module.core.of_heads(self.units)
+        else:
+            self._rows = [
+                (linear.weight[self.channels], None if linear.bias is None else linear.bias[self.channels])
+                for linear in module.linears
+            ]
 
     def inner(self, read: Tensor, parts: Sequence[Tensor]) -> Tensor:
         """The inner channels (n, T, ·): those of heads from `parts`, those of neurons from `read` (1, n, T, D)."""
         if isinstance(self.module, Attention):
-            return attend(self.module, *parts)
-        assert isinstance(self.module, Mlp) and self.stage.norm is not None
-        return ACTIVATIONS[self.module.activation](F.linear(self.stage.norm(read[0]), self._hidden, self._bias))
+            return self._core(*parts)
+        assert isinstance(self.module, Neurons) and self.stage.norm is not None
+        normed = self.stage.norm(read[0])
+        return self.module.activate(*(F.linear(normed, weight, bias) for weight, bias in self._rows))
 
     def by_row(self, inner: Tensor) -> Tensor:
         """What each row adds to the stream: (n, T, ·) -> (rows, n, T, D)."""

@@ -12,8 +12,9 @@ from dataclasses import replace
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from passes.dialect import NORMS
 from vitfx.circuits.circuit import Edge
 from vitfx.circuits.edge_table import Wiring
 from vitfx.discovery.basis.forecast import Forecast
@@ -95,7 +96,7 @@ class WideReaderVisit:
         if self.units is None:
             return self._forecast_logits(seen)
         norm = self.units.stage.norm
-        assert isinstance(norm, nn.LayerNorm)
+        assert isinstance(norm, NORMS)
         units = Units(replace(self.units.stage, norm=Rescale(norm)), self.wiring, self.units.rows)
         everywhere = list(range(len(self.rows)))
         signs = torch.ones(len(self.rows), len(self.writers))
@@ -107,7 +108,7 @@ class WideReaderVisit:
 
         def along(gradients: Tensor, read: Tensor, images: slice) -> Tensor:
             changes = self.run.changes(len(self.writers), images, cut=self.cut)
-            return products(gradients, read, changes, signs, norm.eps)
+            return products(norm, gradients, read, changes, signs)
 
         return second_order(self.run.calibration, self.run.logits, seen, track, along)
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from passes.dialect import Attention, Mlp, Sublayer
+from passes.dialect import NORMS, Attention, Norm, Sublayer
 from passes.plan import channels_of
 from vitfx.circuits.circuit import EMBED, Writer
 from vitfx.circuits.edge_graph import EdgeGraph
@@ -38,7 +38,7 @@ def _of_writers(graph: EdgeGraph) -> Iterator[Tensor]:
     yield torch.stack([value.square().sum() for value in before]).sum()[None]
     for name, module in sublayers_of(graph.stages).items():
         by_unit = module.out.weight.square().unflatten(1, (module.units, -1)).sum(dim=(0, 2))
-        for linear in _linears(module):
+        for linear in module.linears:
             by_unit = by_unit + linear.weight.square().unflatten(0, (module.units, -1)).sum(dim=(1, 2))
         yield torch.stack([by_unit[list(writer.units)].sum() for writer in graph.writers_of(name)])
 
@@ -58,7 +58,7 @@ def _of_pairs(graph: EdgeGraph) -> Iterator[Tensor]:
             read = _read(stage, stage.sublayer, graph.granularity == "qkv")
             yield (read.flatten(1) @ written[:parents].flatten(1).T).flatten()
     behind = graph.stages[graph.last + 1].module
-    scaled = eye * (_scale(behind) if isinstance(behind, nn.LayerNorm) else 1)
+    scaled = eye * (_scale(behind) if isinstance(behind, NORMS) else 1)
     yield written.flatten(1) @ scaled.square().flatten()
 
 
@@ -73,23 +73,15 @@ def _written(module: Sublayer | None, writer: Writer, eye: Tensor) -> Tensor:
 
 def _read(stage: Stage, module: Sublayer, apart: bool) -> Tensor:
     """diag(γ) W_rᵀ W_r diag(γ) for a sublayer's readers, in the graph's order: (R, D, D)."""
-    assert isinstance(stage.norm, nn.LayerNorm)
+    assert isinstance(stage.norm, NORMS)
     scale = _scale(stage.norm)
     readers = module.units if isinstance(module, Attention) else 1
     parts = []
-    for linear in _linears(module):
+    for linear in module.linears:
         rows = (linear.weight * scale).unflatten(0, (readers, -1))
         parts.append(rows.mT @ rows)
     return torch.stack(parts, dim=1).flatten(0, 1) if apart else torch.stack(parts).sum(dim=0)
 
 
-def _scale(norm: nn.LayerNorm) -> Tensor | float:
+def _scale(norm: Norm) -> Tensor | float:
     return 1.0 if norm.weight is None else norm.weight
-
-
-def _linears(module: Sublayer) -> tuple[nn.Linear, ...]:
-    """The layers that read the stream; their rows belong to the units."""
-    if isinstance(module, Attention):
-        return module.q, module.k, module.v
-    assert isinstance(module, Mlp)
-    return (module.fc1,)

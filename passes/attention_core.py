@@ -1,0 +1,210 @@
+"""What happens to queries, keys and values between their projections and the heads' outputs.
+
+    core(q, k, v) = softmax(scale · q' k'ᵀ + position bias) v,   q' = rotate(norm(q)), k' = rotate(norm(k))
+
+Norms and rotations are optional, act on each head by itself and mix no tokens, so that deleting a head deletes its part
+of them and leaves the other heads as they are.
+
+Shapes: N images, T tokens, H heads, d channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LAYER, RMS, L2 = "layer", "rms", "l2"
+NORMS = (LAYER, RMS, L2)
+
+
+def normalised(x: Tensor, kind: str, eps: float) -> Tensor:
+    """x over its last axis, without scale and shift: LayerNorm (Ba et al. 2016), RMSNorm (Zhang and Sennrich 2019),
+    or x / max(‖x‖₂, ε)."""
+    if kind == LAYER:
+        return F.layer_norm(x, x.shape[-1:], eps=eps)
+    if kind == RMS:
+        return F.rms_norm(x, x.shape[-1:], eps=eps)
+    return F.normalize(x, dim=-1, eps=eps)
+
+
+class HeadNorm(nn.Module):
+    """Normalises the channels of each head: (N, H, T, d) -> the same. Scale and shift are (d,), or (H, 1, d)."""
+
+    def __init__(self, kind: str, eps: float, weight: Sequence[int] | None, bias: Sequence[int] | None) -> None:
+        """weight, bias: their shapes; None where there is none."""
+        super().__init__()
+        if kind not in NORMS:
+            raise ValueError(f"norm {kind!r} is not one of {', '.join(NORMS)}")
+        self.kind, self.eps = kind, eps
+        self.weight = None if weight is None else nn.Parameter(torch.empty(*weight))
+        self.bias = None if bias is None else nn.Parameter(torch.empty(*bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = normalised(x, self.kind, self.eps)
+        x = x if self.weight is None else x * self.weight
+        return x if self.bias is None else x + self.bias
+
+    def config(self) -> dict[str, Any]:
+        shapes = [None if value is None else list(value.shape) for value in (self.weight, self.bias)]
+        return {"kind": self.kind, "eps": self.eps, "weight": shapes[0], "bias": shapes[1]}
+
+    def of_heads(self, heads: Sequence[int]) -> HeadNorm:
+        """The norm of these heads alone; itself where all heads share it."""
+        parts = [_rows(value, heads, 3) for value in (self.weight, self.bias)]
+        if parts[0] is self.weight and parts[1] is self.bias:
+            return self
+        made = HeadNorm(self.kind, self.eps, None, None)
+        made.weight, made.bias = (None if part is None else nn.Parameter(part.detach().clone()) for part in parts)
+        return made
+
+    def extra_repr(self) -> str:
+        return f"{self.kind}, eps={self.eps:g}"
+
+
+class Rotary(nn.Module):
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864): each pair of channels turns by an angle of its token.
+
+    Channels i and i + d/2 are a pair; models that pair them otherwise have their projections' rows reordered, which no
+    score sees, because queries and keys are reordered alike. With x = [a, b]: [a, b] ⊙ cos + [b, a] ⊙ sin, where the
+    sign stands in `sin`. Class and register tokens, and channels that do not turn, have cos = 1 and sin = 0.
+
+    cos, sin: (H or 1, T, d), constants. (N, H, T, d) -> the same.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("cos", torch.empty(*shape))
+        self.register_buffer("sin", torch.empty(*shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * self.cos + torch.cat((second, first), dim=-1) * self.sin
+
+    def config(self) -> dict[str, Any]:
+        return {"shape": list(self.cos.shape)}
+
+    @staticmethod
+    def of(cos: Tensor, sin: Tensor) -> Rotary:
+        made = Rotary(cos.shape).to(cos)
+        made.cos, made.sin = cos.detach().clone(), sin.detach().clone()
+        return made
+
+    def of_heads(self, heads: Sequence[int]) -> Rotary:
+        cos = _rows(self.cos, heads, 3)
+        return self if cos is self.cos else Rotary.of(self.cos[list(heads)], self.sin[list(heads)])
+
+    def of_tokens(self, tokens: Tensor) -> Rotary:
+        return Rotary.of(self.cos[:, tokens], self.sin[:, tokens])
+
+    def extra_repr(self) -> str:
+        return f"shape={tuple(self.cos.shape)}"
+
+
+class AttentionCore(nn.Module):
+    """From queries (N, H, T of q, d), keys (N, H, T, d) and values (N, H, T, e) to heads' outputs (N, T of q, H · e).
+
+    position_bias: (H or 1, T of q, T), added to the scores; a mask has −∞ in it.
+    """
+
+    def __init__(
+        self,
+        scale: float,
+        q_norm: HeadNorm | None = None,
+        k_norm: HeadNorm | None = None,
+        q_rotary: Rotary | None = None,
+        k_rotary: Rotary | None = None,
+        position_bias: Sequence[int] | None = None,
+    ) -> None:
+        """position_bias: its shape."""
+        super().__init__()
+        self.scale = scale
+        self.q_norm, self.k_norm = q_norm, k_norm
+        self.q_rotary, self.k_rotary = q_rotary, k_rotary
+        self.position_bias = None if position_bias is None else nn.Parameter(torch.empty(*position_bias))
+
+    @property
+    def plain(self) -> bool:
+        """softmax(scale · q kᵀ) v and nothing else."""
+        return self.position_bias is None and not any(True for _ in self.children())
+
+    @property
+    def bilinear(self) -> bool:
+        """Scores are a bilinear form of queries and keys, the same for every pair of tokens, but for the bias."""
+        return not any(True for _ in self.children())
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = self._transformed(q, k)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.position_bias, scale=self.scale)
+        return mixed.transpose(1, 2).flatten(2)
+
+    def pattern(self, q: Tensor, k: Tensor) -> Tensor:
+        """Where each query looks: (N, H, T of q, T), rows that sum to one."""
+        q, k = self._transformed(q, k)
+        scores = self.scale * q @ k.transpose(2, 3)
+        return (scores if self.position_bias is None else scores + self.position_bias).softmax(-1)
+
+    def _transformed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        for transform in (self.q_norm, self.q_rotary):
+            q = q if transform is None else transform(q)
+        for transform in (self.k_norm, self.k_rotary):
+            k = k if transform is None else transform(k)
+        return q, k
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments but the scale, JSON-ready; nothing for what is absent."""
+        parts = {
+            name: module.config() for name, module in self.named_children() if isinstance(module, HeadNorm | Rotary)
+        }
+        bias = {} if self.position_bias is None else {"position_bias": list(self.position_bias.shape)}
+        return parts | bias
+
+    @staticmethod
+    def from_config(scale: float, record: Mapping[str, Any]) -> AttentionCore:
+        q_norm, k_norm = (HeadNorm(**record[name]) if name in record else None for name in ("q_norm", "k_norm"))
+        q_turn, k_turn = (Rotary(**record[name]) if name in record else None for name in ("q_rotary", "k_rotary"))
+        return AttentionCore(scale, q_norm, k_norm, q_turn, k_turn, record.get("position_bias"))
+
+    def of_heads(self, heads: Sequence[int]) -> AttentionCore:
+        """The core of these heads alone, its parameters shared or copied; itself where it has nothing for each head."""
+        if self.plain:
+            return self
+        q_norm, k_norm = (None if norm is None else norm.of_heads(heads) for norm in (self.q_norm, self.k_norm))
+        q_turn, k_turn = (None if turn is None else turn.of_heads(heads) for turn in (self.q_rotary, self.k_rotary))
+        made = AttentionCore(self.scale, q_norm, k_norm, q_turn, k_turn)
+        bias = _rows(self.position_bias, heads, 3)
+        if bias is not None:
+            made.position_bias = self.position_bias if bias is self.position_bias else nn.Parameter(bias.detach())
+        return made
+
+    def of_queries(self, tokens: Tensor) -> AttentionCore:
+        """The core asked by these tokens alone."""
+        if self.q_rotary is None and self.position_bias is None:
+            return self
+        rotary = None if self.q_rotary is None else self.q_rotary.of_tokens(tokens)
+        made = AttentionCore(self.scale, self.q_norm, self.k_norm, rotary, self.k_rotary)
+        if self.position_bias is not None:
+            made.position_bias = nn.Parameter(self.position_bias.detach()[:, tokens])
+        return made
+
+    def head_parameters(self, heads: int) -> int:
+        """Parameters that go with one of its heads."""
+        each = [value.numel() for value in self.parameters() if value.dim() == 3 and len(value) == heads > 1]
+        return sum(each) // heads
+
+    def extra_repr(self) -> str:
+        bias = "" if self.position_bias is None else f", position_bias={tuple(self.position_bias.shape)}"
+        return f"scale={self.scale:.4g}{bias}"
+
+
+def _rows(value: Tensor | None, heads: Sequence[int], dims: int) -> Tensor | None:
+    """The rows of these heads, where the value has one for each head; else the value itself."""
+    if value is None or value.dim() != dims or len(value) == 1:
+        return value
+    return value[torch.tensor(list(heads), device=value.device, dtype=torch.long)]

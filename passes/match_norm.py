@@ -1,0 +1,75 @@
+"""Recognising the norm between the stream and a sublayer: LayerNorm or RMSNorm, one operator or written out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+from passes.aten import aten, backward_slice, cut_points
+from passes.attention_core import LAYER, RMS
+from passes.dialect import Norm
+from passes.layout import Mismatch, Walker
+from passes.match_transforms import Normalisation, find_normalisation
+
+_FARTHEST = 6
+"""Nodes that all of a sublayer passes, of which one may be the end of its norm."""
+
+
+def match_norm(walker: Walker, stream: Node, branch: Node) -> tuple[Node, Norm]:
+    """The node that is the normalised stream, which everything in the sublayer reads, and its norm. Raises Mismatch."""
+    inside = set(backward_slice(branch, stream))
+    readers = [user for user in stream.users if user in inside and walker.carries_data(user)]
+    if len(readers) == 1 and readers[0].target is aten.layer_norm.default:
+        return readers[0], _layer_norm(walker, readers[0])
+    cuts = cut_points([stream, *(node for node in walker.data if node in inside)])
+    matched: tuple[Node, Normalisation] | None = None
+    for node in cuts[1 : 1 + _FARTHEST]:
+        if getattr(walker.values[node], "shape", None) == walker.values[stream].shape:
+            found = find_normalisation(walker, stream, node, (LAYER, RMS))
+            if found is None and matched is not None:
+                break
+            matched = matched if found is None else (node, found)
+    if matched is None:
+        raise Mismatch(_why_none(readers))
+    return matched[0], _module(matched[1], walker.values[stream])
+
+
+def _why_none(readers: Sequence[Node]) -> str:
+    bare = [reader for reader in readers if reader.target is not aten.layer_norm.default]
+    if bare:
+        return f"{bare[0].name} ({bare[0].target}) reads the stream with no LayerNorm before it"
+    return (
+        f"{len(readers)} LayerNorms read the stream for one sublayer ({', '.join(reader.name for reader in readers)})"
+    )
+
+
+def _module(found: Normalisation, stream: torch.Tensor) -> Norm:
+    width, affine = stream.shape[-1], found.weight is not None
+    norm: Norm
+    if found.kind == RMS:
+        if found.bias is not None:
+            raise Mismatch("the stream's RMSNorm has a shift")
+        norm = nn.RMSNorm(width, eps=found.eps, elementwise_affine=affine)
+    else:
+        norm = nn.LayerNorm(width, eps=found.eps, elementwise_affine=affine, bias=found.bias is not None)
+    with torch.no_grad():
+        if found.weight is not None:
+            norm.weight.copy_(found.weight)
+        if found.bias is not None and isinstance(norm, nn.LayerNorm):
+            norm.bias.copy_(found.bias)
+    return norm.to(stream.dtype)
+
+
+def _layer_norm(walker: Walker, node: Node) -> nn.LayerNorm:
+    """The module of an aten.layer_norm node. Raises Mismatch where it is not over the channels alone."""
+    width, scale, shift, eps = walker.norm_parameters(node)
+    norm = nn.LayerNorm(width, eps=eps, elementwise_affine=scale is not None, bias=shift is not None)
+    with torch.no_grad():
+        if scale is not None:
+            norm.weight.copy_(scale)
+        if shift is not None and norm.bias is not None:
+            norm.bias.copy_(shift)
+    return norm.to(walker.values[node].dtype)
