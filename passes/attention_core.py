@@ -198,6 +198,14 @@ class AttentionCore(nn.Module):
         each = [value.numel() for value in self.parameters() if value.dim() == 3 and len(value) == heads > 1]
         return sum(each) // heads
 
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """What it does besides softmax(scale · q kᵀ) v, in words."""
+        norms = {norm.kind for norm in (self.q_norm, self.k_norm) if norm is not None}
+        names = [f"{kind} norm of q and k" for kind in sorted(norms)]
+        names += ["rotary"] if self.q_rotary is not None or self.k_rotary is not None else []
+        return (*names, *(() if self.position_bias is None else ("position bias",)))
+
     def extra_repr(self) -> str:
         bias = "" if self.position_bias is None else f", position_bias={tuple(self.position_bias.shape)}"
         return f"scale={self.scale:.4g}{bias}"

@@ -61,7 +61,7 @@ class NarrowedAttention(_DeployedAttention):
         return self.attend(self.q(x[:, : self.count]), self.k(x), self.v(x))
 
     def extra_repr(self) -> str:
-        return f"{self.units} heads, queries: first {self.count}"
+        return f"{self.units} heads, scale {self.core.scale:.4g}, queries: first {self.count}"
 
 
 class AbsorbedAttention(nn.Module):
@@ -113,7 +113,7 @@ class PackedAttention(_DeployedAttention):
         return self.attend(*self.qkv(x).split(self.sizes, dim=-1))
 
     def extra_repr(self) -> str:
-        return f"{self.units} heads, q k v of {'+'.join(map(str, self.sizes))} rows"
+        return f"{self.units} heads, scale {self.core.scale:.4g}, q k v of {'+'.join(map(str, self.sizes))} rows"
 
 
 class PatchTokens(nn.Module):

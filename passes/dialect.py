@@ -139,7 +139,8 @@ class Attention(Sublayer):
         values = "" if self.channels == self.head_dim else f", values {self.channels}"
         biases = _biases(q=self.q, k=self.k, v=self.v, out=self.out)
         heads = "1 head" if self.units == 1 else f"{self.units} heads"
-        return f"{heads} of {self.head_dim}{values}, scale {self.scale:.4g}, {biases}"
+        extras = "".join(f", {extra}" for extra in self.core.extras)
+        return f"{heads} of {self.head_dim}{values}, scale {self.scale:.4g}{extras}, {biases}"
 
 
 class Neurons(Sublayer):

@@ -115,7 +115,10 @@ MODELS: dict[str, tuple[Make, str]] = {
         lambda t: (pickled(t / "m.pt", Cnn()), "--trust-pickle"),
         "does not say what images it takes: give --image-size",
     ),
-    "fixed batch": (lambda t: (pickled(t / "m.pt", FixedBatch()), *PICKLED), "forward() fixes or limits the batch size"),
+    "fixed batch": (
+        lambda t: (pickled(t / "m.pt", FixedBatch()), *PICKLED),
+        "forward() fixes or limits the batch size",
+    ),
     "CNN": (lambda t: (pickled(t / "m.pt", Cnn()), *PICKLED), "the model can't be pruned: "),
     "post-LN transformer": (
         lambda t: (pickled(t / "m.pt", PostNorm()), *PICKLED),

@@ -69,7 +69,7 @@ class HidesAWrite(Pass):
 
 class HidesASetting(Pass):
     def rewrite(self, graph_module):
-        graph_module.a0.scale = 2.0
+        graph_module.a0.core.scale = 2.0
         return PassResult(graph_module, False)
 
 

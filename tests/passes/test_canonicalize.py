@@ -3,14 +3,12 @@ import re
 import pytest
 import timm
 import torch
-import transformers
 
 from passes.dialect import Attention, Mlp
 from passes.stream import is_canonical, read_sites
 from tests.support.checks import assert_equal, assert_trainable, canonical, traced
 from tests.support.families import CLASSES, FAMILIES, REFUSED, SIZE, HandWritten, images, make, randomised
 from vitfx.graph.trace import to_canonical
-from vitfx.models.huggingface import Logits
 from vitfx.support.errors import UserError
 
 ROUNDED = {
@@ -124,15 +122,15 @@ def test_refused_with_the_reason(name):
 
 
 def test_what_is_not_recognised_stays_and_is_named():
-    config = transformers.Dinov2Config(
-        image_size=SIZE, patch_size=8, num_hidden_layers=2, num_attention_heads=4, hidden_size=32, mlp_ratio=2,
-        num_labels=CLASSES, use_swiglu_ffn=True,
-    )  # fmt: skip
-    model = randomised(Logits(transformers.Dinov2ForImageClassification(config)))
+    model = randomised(
+        timm.models.VisionTransformer(
+            img_size=SIZE, patch_size=8, depth=2, num_heads=4, embed_dim=32, num_classes=CLASSES, scale_mlp_norm=True
+        )
+    )
     found = to_canonical(model, images(2))
     assert [site.name for site in read_sites(found.graph_module)] == ["a0", "a1"]
     assert len(found.notes) == 2
-    assert found.notes[0].startswith("m0_opaque is not prunable: 2 linear projections")
+    assert found.notes[0].startswith("m0_opaque is not prunable: layer_norm")
     with torch.no_grad():
         assert_equal(found.graph_module(images(3)), model(images(3)), 1e-5)
     assert_trainable(found.graph_module, images(2))
@@ -141,7 +139,7 @@ def test_what_is_not_recognised_stays_and_is_named():
 def test_names_keep_counting_past_what_is_not_recognised():
     plain, strange = (
         timm.models.VisionTransformer(
-            img_size=SIZE, patch_size=8, depth=3, num_heads=4, embed_dim=32, num_classes=CLASSES, qk_norm=norm
+            img_size=SIZE, patch_size=8, depth=3, num_heads=4, embed_dim=32, num_classes=CLASSES, scale_attn_norm=norm
         )
         for norm in (False, True)
     )
@@ -208,7 +206,7 @@ def test_windows_and_steps_between_layers_stay():
     [
         (
             lambda block, x: block["down"](block["up"](1.5 * x).relu()),
-            r"^linear\w* reads mul\w* and not the LayerNorm ",
+            r"^linear\w* reads mul\w* and not the norm ",
         ),
         (
             lambda block, x: block["down"](block["up"](x).relu()).flip(1).flip(1),

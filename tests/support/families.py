@@ -205,7 +205,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "hf-swin": (
         lambda: _hf_swin(),
-        "mask or a position bias",
+        "does not read the normalised stream",
     ),
     "mixer": (
         lambda: timm.models.MlpMixer(img_size=SIZE, patch_size=8, num_blocks=2, embed_dim=32, num_classes=CLASSES),
