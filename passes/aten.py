@@ -134,4 +134,5 @@ def run_between(start: Node, end: Node, value: Tensor, values: Values) -> Tensor
                     (node.args, node.kwargs), lambda source: known[source] if source in known else values[source]
                 )
                 known[node] = node.target(*args, **kwargs)
-    return known[end]
+    result: Tensor = known[end]
+    return result

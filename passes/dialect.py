@@ -120,7 +120,8 @@ class Attention(Sublayer):
 
     def inner(self, x: Tensor) -> Tensor:
         q, k, v = (project(x).unflatten(-1, (self.units, -1)).transpose(1, 2) for project in self.linears)
-        return self.core(q, k, v)
+        heads: Tensor = self.core(q, k, v)
+        return heads
 
     def config(self) -> dict[str, Any]:
         core = self.core.config()

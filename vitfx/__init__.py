@@ -1,7 +1,10 @@
 """vitfx: a torch.fx graph-rewriting compiler that makes trained Vision Transformers smaller and faster.
 
 import vitfx
-pruned = vitfx.prune(model, images, tau=0.01)      # any nn.Module; or, in a shell, python -m vitfx.prune --help
+pruned = vitfx.prune(model, images, labels, target_speedup=1.5)    # any nn.Module; in a shell, vitfx prune --help
+pruned.save("small/")
+circuit = vitfx.discover(model, images, labels, method="acdc", granularity="qkv", tau=1e-3)
+faster = vitfx.optimize(model, images)
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ from vitfx import version
 
 if TYPE_CHECKING:
     # A type checker sees functions where Python has the commands' modules, which can be called like them.
+    from vitfx.discover import discover as discover
+    from vitfx.optimize import optimize as optimize
     from vitfx.prune import prune as prune
 
 __version__ = version.VERSION
-__all__ = ["__version__", "prune"]
+__all__ = ["__version__", "discover", "optimize", "prune"]
 
 if not TYPE_CHECKING:
 

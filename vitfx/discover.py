@@ -9,10 +9,13 @@ import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from rich.console import Console, RenderableType
+from torch import Tensor, nn
 
+from vitfx.circuits.circuit import Circuit
 from vitfx.circuits.summary import summary
 from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending
 from vitfx.cli.options import add_discovery, add_inputs, add_loading, given_settings, make_settings, threshold
@@ -21,9 +24,13 @@ from vitfx.discovery.memory import fit, memory_needed
 from vitfx.discovery.stability import Outcome
 from vitfx.graph.canonical import read_module
 from vitfx.runs.discover import Discoveries
+from vitfx.runs.in_memory import DiscoverySettings, find_circuit, open_images, watching
+from vitfx.runs.in_memory import make_settings as settings_in_memory
 from vitfx.runs.inputs import open_inputs
 from vitfx.runs.tau_sweep import circuit_path, read_sweep, record_path, sweep, to_table
+from vitfx.support.callable_module import make_callable
 from vitfx.support.console import HelpFormatter, entry_point
+from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_new_file
 from vitfx.support.locks import hold_file
@@ -56,6 +63,35 @@ class _Task:
     taus: tuple[float, ...] | None  #: of a sweep
     out: Path  #: the circuit, or what the circuits of a sweep are named after
     device: torch.device
+
+
+def discover(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    tau: float | None = None,
+    max_kl: float | None = None,
+    device: str = "auto",
+    progress: bool = False,
+    **settings: Unpack[DiscoverySettings],
+) -> Circuit:
+    """Finds the circuit of any pre-LN ViT in memory. Raises UserError.
+
+    model: maps (B, C, H, W) to logits (B, K), any batch; it is left as it is.
+    images: float32 (N, C, H, W), preprocessed for the model; all are used for calibration.
+    labels: int64 (N,), for the corruption "swap".
+    tau: the KL divergence, in nats an image, that removing an edge may cost (default 0.05).
+    max_kl: the KL divergence that all removals together may cost.
+    progress: shows bars on standard error.
+    settings: method, granularity and more, see `vitfx.runs.in_memory.DiscoverySettings`.
+
+    `circuit.to_json()` is what the command writes; `vitfx.prune(…, circuit=circuit)` deletes what is dead in it.
+    """
+    calibration = open_images(images, labels)
+    chosen = settings_in_memory(calibration, settings, tau=tau, max_kl=max_kl)
+    with watching(progress) as watcher:
+        return find_circuit(model, calibration, chosen, device=pick_device(device), watcher=watcher)
 
 
 @entry_point
@@ -211,6 +247,8 @@ def _parser() -> argparse.ArgumentParser:
     add_loading(parser)
     return parser
 
+
+make_callable(discover)
 
 if __name__ == "__main__":
     sys.exit(main())

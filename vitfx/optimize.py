@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitfx.cli.exit_codes import BEGINS_ANEW, ending
 from vitfx.cli.options import add_inputs, add_loading, add_rewrites, refuse_given
@@ -16,10 +16,12 @@ from vitfx.deploy.deployment import read_rewrites
 from vitfx.deploy.lowering import PASSES
 from vitfx.deploy.onnx_forms import FORMS, Form
 from vitfx.models.checkpoint import LoadedModel
+from vitfx.runs.in_memory import OptimizedModel, open_images, rewrite_exactly, watching
 from vitfx.runs.inputs import open_inputs, open_model
 from vitfx.runs.optimize import OptimizeJob, run_optimize
 from vitfx.runs.optimize_passes import PassesRun, passes_table, read_passes, run_named_passes
 from vitfx.runs.optimize_text import to_table
+from vitfx.support.callable_module import make_callable
 from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
@@ -39,6 +41,31 @@ Nothing is pruned: the logits stay the same up to rounding. `python -m vitfx.pru
 deleted what is dead."""
 _FOR_FILES = ("out", "force", "batch", "quick", "form", "plain_pixels", "rewrites", "portable")
 """Options that --passes does not look at."""
+
+
+def optimize(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    rewrites: str = "all",
+    portable: bool = False,
+    device: str = "auto",
+    progress: bool = False,
+) -> OptimizedModel:
+    """Makes any pre-LN ViT faster in memory without changing what it computes. Raises UserError and VerificationError.
+
+    model: maps (B, C, H, W) to logits (B, K), any batch; it is left as it is.
+    images: float32 (N, C, H, W), preprocessed for the model, on which every rewrite is proved in float64.
+    rewrites: "all", "none", or names separated by commas, as the command's --rewrites.
+    portable: ONNX files use only standard operators.
+    device: where ONNX files are to run.
+    progress: shows bars on standard error.
+    """
+    calibration, names = open_images(images, None), read_rewrites(rewrites)
+    with watching(progress) as watcher:
+        return rewrite_exactly(
+            model, calibration, names, portable=portable, device=pick_device(device), watcher=watcher
+        )
 
 
 @entry_point
@@ -175,6 +202,8 @@ def _parser() -> argparse.ArgumentParser:
     add_loading(parser)
     return parser
 
+
+make_callable(optimize)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,6 @@
 """Prune a trained ViT: discover its circuit, delete what is dead, prove it, export, measure.
 
-In Python: `vitfx.prune(model, images, tau=0.01)`.
+In Python: `vitfx.prune(model, images, labels, target_speedup=1.5).save("small/")`.
 """
 
 from __future__ import annotations
@@ -9,26 +9,33 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
-import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from vitfx.circuits.circuit import Circuit
 from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending, going_on
 from vitfx.cli.goal_options import add_goal
 from vitfx.cli.options import add_discovery, add_inputs, add_loading, add_rewrites
 from vitfx.cli.prune_options import COMPENSATE_SAMPLES, open_run, unfinished_file
 from vitfx.cli.rounds_options import add_rounds
 from vitfx.deploy.precisions import FP32, PRECISIONS
-from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.settings import RANKING, Settings
-from vitfx.images.image_set import Images
 from vitfx.pruning.compensation import KINDS
-from vitfx.pruning.prune_by_circuit import Compensation, Pruned, compile_model
+from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, parse_target
 from vitfx.reports.prune_text import to_table
+from vitfx.runs.in_memory import (
+    DiscoverySettings,
+    PrunedModel,
+    choose_goal,
+    make_settings,
+    open_images,
+    prune_by_circuit,
+    prune_for_goal,
+    watching,
+)
 from vitfx.runs.prune import run_circuit, run_goal
 from vitfx.runs.prune_run import CircuitRun, GoalRun, PruneRun, RoundsRun, SweepRun
 from vitfx.runs.rounds import run_rounds
@@ -38,10 +45,9 @@ from vitfx.runs.sweep_points import to_table as sweep_table
 from vitfx.support.callable_module import make_callable
 from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import pick_device
-from vitfx.support.errors import UserError
 from vitfx.support.files import ROUNDS, SWEEP
 from vitfx.support.locks import hold_folder
-from vitfx.support.progress import Silent, Watcher, console_watcher
+from vitfx.support.progress import Watcher, console_watcher
 from vitfx.support.tables import Table
 
 _EXAMPLE = """example:
@@ -64,46 +70,49 @@ def prune(
     images: Tensor,
     labels: Tensor | None = None,
     *,
-    device: str = "cpu",
+    tau: float | None = None,
+    target_speedup: float | None = None,
+    target_flops: float | None = None,
+    target_params: float | None = None,
+    max_drop: float | None = None,
+    max_kl: float | None = None,
+    target: str = "cpu:batch=8",
+    circuit: Circuit | None = None,
     compensate: str = "ridge",
-    watcher: Watcher | None = None,
-    **settings: Any,
-) -> Pruned:
-    """Prunes any pre-LN ViT in memory and writes nothing. Raises UserError and VerificationError.
+    device: str = "auto",
+    progress: bool = False,
+    **settings: Unpack[DiscoverySettings],
+) -> PrunedModel:
+    """Prunes any pre-LN ViT in memory: by τ, by a circuit, or for one goal. Raises UserError and VerificationError.
 
     model: maps (B, C, H, W) to logits (B, K), any batch; it is left as it is.
-    images: float32 (N, C, H, W), preprocessed for the model; all are used for calibration.
-    labels: int64 (N,), for the corruption "swap".
-    compensate: what makes up for deletions, "none", "mean" or "ridge", which refits survivors (give 500 images).
-    settings: fields of `vitfx.discovery.basis.settings.Settings` other than `samples`.
+    images: float32 (N, C, H, W), preprocessed for the model; all are used for calibration. A goal holds a quarter of
+        them out, to say what is lost; give some hundreds.
+    labels: int64 (N,), for `max_drop` and for the corruption "swap".
+    tau: the KL divergence, in nats an image, that deleting one head or MLP path may cost (default 0.05).
+    target_speedup, target_flops, target_params: goals; times faster than the plain export, or the share to keep.
+    max_drop, max_kl: goals; points of top-1, or nats from the original. Beside `tau`, max_kl limits the whole circuit.
+    target: where a speed-up is measured, as the command's --target.
+    circuit: deletes what is dead in it, in place of discovery; images must be those that it was found on.
+    compensate: what makes up for deletions, "none", "mean" or "ridge", which refits survivors and goals always have.
+    progress: shows bars on standard error.
+    settings: how the circuit is found, see `vitfx.runs.in_memory.DiscoverySettings`.
     """
-    if images.dim() != 4 or not images.is_floating_point():
-        raise UserError(
-            f"images are {tuple(images.shape)} of {images.dtype}: give floats (images, channels, height, width)"
+    calibration = open_images(images, labels)
+    values = {SPEEDUP: target_speedup, FLOPS: target_flops, PARAMETERS: target_params, DROP: max_drop, KL: max_kl}
+    goal = choose_goal(values, tau=tau, settings=settings)
+    place = pick_device(device)
+    with watching(progress) as watcher:
+        if goal is not None:
+            runtime, seed = parse_target(target), settings.get("seed", 0)
+            return prune_for_goal(model, calibration, goal, runtime, device=place, seed=seed, watcher=watcher)
+        if circuit is None:
+            chosen = make_settings(calibration, settings, tau=tau, max_kl=max_kl)
+        else:
+            chosen = Settings.from_json(circuit.settings)
+        return prune_by_circuit(
+            model, calibration, chosen, device=place, compensate=compensate, circuit=circuit, watcher=watcher
         )
-    if labels is not None and labels.shape != images.shape[:1]:
-        raise UserError(f"labels are {tuple(labels.shape)} for {len(images)} images: give one for each")
-    if not bool(torch.isfinite(images).all()):
-        raise UserError("some pixels are NaN or infinite: give finite images")
-    if len(images) < 2:
-        raise UserError(f"{len(images)} images are too few to calibrate on: give 2 or more")
-    if compensate not in KINDS:
-        raise UserError(f"compensate is {compensate!r}: choose one of {', '.join(KINDS)}")
-    unknown = set(settings) - {field.name for field in fields(Settings)} | settings.keys() & {"samples"}
-    if unknown:
-        raise UserError(
-            f"{min(unknown)} is not a setting: give fields of vitfx.discovery.basis.settings.Settings, not samples"
-        )
-    names = tuple(str(index) for index in range(len(images)))
-    return compile_model(
-        model,
-        Images(images.cpu(), None if labels is None else labels.cpu(), names),
-        Settings(samples=len(images), **settings),
-        device=pick_device(device),
-        open_journal=lambda key: NoJournal(),
-        watcher=watcher or Silent(),
-        compensation=Compensation(compensate),
-    )
 
 
 @entry_point

@@ -11,7 +11,7 @@ import torch
 
 from vitfx.circuits.circuit import Circuit
 from vitfx.deploy.deployment import Deployment
-from vitfx.deploy.precision_file import FP32
+from vitfx.deploy.precisions import FP32
 from vitfx.discovery.basis.settings import Settings
 from vitfx.images.image_set import Images, ImageSet
 from vitfx.pruning.goal import SPEEDUP, Goal, Target

@@ -45,7 +45,8 @@ class Units:
     def inner(self, read: Tensor, parts: Sequence[Tensor]) -> Tensor:
         """The inner channels (n, T, ·): those of heads from `parts`, those of neurons from `read` (1, n, T, D)."""
         if isinstance(self.module, Attention):
-            return self._core(*parts)
+            heads: Tensor = self._core(*parts)
+            return heads
         assert isinstance(self.module, Neurons) and self.stage.norm is not None
         normed = self.stage.norm(read[0])
         return self.module.activate(*(F.linear(normed, weight, bias) for weight, bias in self._rows))

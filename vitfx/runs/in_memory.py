@@ -1,0 +1,260 @@
+"""The commands' work on a module and images in memory, behind `vitfx.prune`, `vitfx.discover` and `vitfx.optimize`.
+
+Nothing is written before `save` or `to_onnx` is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from vitfx.circuits.circuit import Circuit
+from vitfx.deploy.deployment import NAMES, Deployment, default_deployment, deploy
+from vitfx.deploy.export import export_checked, onnx_metadata
+from vitfx.deploy.lowering import lower
+from vitfx.discovery.basis.journal import NoJournal
+from vitfx.discovery.basis.settings import Settings
+from vitfx.discovery.run import discover, origins
+from vitfx.graph.canonical import read_module
+from vitfx.images.image_set import Images
+from vitfx.images.preprocess import Preprocess
+from vitfx.models.checkpoint import LoadedModel
+from vitfx.models.weights import fingerprint
+from vitfx.pruning.compensation import KINDS
+from vitfx.pruning.goal import KL, Goal, Target
+from vitfx.pruning.prune_by_circuit import Compensation, Pruned, compile_model
+from vitfx.pruning.prune_for_goal import compile_for_goal
+from vitfx.pruning.target_bench import GoalRequest
+from vitfx.runs.prune_files import RESULTS, write_files
+from vitfx.support.devices import pick_device
+from vitfx.support.errors import UserError
+from vitfx.support.files import UNFINISHED, begin_results, check_new_file, remove_results
+from vitfx.support.locks import hold_folder
+from vitfx.support.progress import Silent, Watcher, console_watcher
+
+_FEWEST = 2
+
+
+class DiscoverySettings(TypedDict, total=False):
+    """Keyword arguments that say how a circuit is found: fields of `vitfx.discovery.basis.settings.Settings`."""
+
+    method: str
+    granularity: str
+    order: str
+    metric: str
+    steps: int
+    remove: float | None
+    ablation: str
+    corruption: str
+    paths: int
+    seed: int
+
+
+def open_images(images: Tensor, labels: Tensor | None) -> Images:
+    """Checked pixels and labels, on the CPU.
+
+    images: float (N, C, H, W), preprocessed; N is 2 or more.
+    labels: int64 (N,), or None.
+    Raises UserError.
+    """
+    if images.dim() != 4 or not images.is_floating_point():
+        raise UserError(
+            f"images are {tuple(images.shape)} of {images.dtype}: give floats (images, channels, height, width)"
+        )
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise UserError(f"labels are {tuple(labels.shape)} for {len(images)} images: give one for each")
+    if not bool(torch.isfinite(images).all()):
+        raise UserError("some pixels are NaN or infinite: give finite images")
+    if len(images) < _FEWEST:
+        raise UserError(f"{len(images)} images are too few to calibrate on: give {_FEWEST} or more")
+    names = tuple(str(index) for index in range(len(images)))
+    return Images(images.cpu(), None if labels is None else labels.cpu(), names)
+
+
+@contextmanager
+def watching(progress: bool) -> Iterator[Watcher]:
+    """Progress bars on standard error, or silence."""
+    if not progress:
+        yield Silent()
+        return
+    with console_watcher(Console(stderr=True)) as watcher:
+        yield watcher
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedModel(Pruned):
+    """A pruned model in memory: `module` is the artifact, `plan` what was deleted."""
+
+    model: LoadedModel  #: the model that was pruned
+    images: Images  #: the calibration images
+    deployment: Deployment  #: how ONNX files are made
+
+    def save(self, folder: str | Path, *, force: bool = False) -> Path:
+        """Writes pruned.pt, pruned.onnx, baseline.onnx, circuit.json and the plan; the folder.
+
+        force: replace earlier results there. Raises UserError, ExportMismatch and VerificationError.
+        """
+        out = Path(folder)
+        with hold_folder(out, force=force):
+            begin_results(out)
+            remove_results(out, RESULTS)
+            write_files(out, self, self.model, self.images, self.deployment, Silent())
+            remove_results(out, [UNFINISHED])
+        return out
+
+    def to_onnx(self, path: str | Path, *, force: bool = False) -> Path:
+        """Writes the artifact after exact rewrites, any batch, checked against torch. Raises as `save` does."""
+        return _write_onnx(Path(path), self.module, self.deployment, self.model, self.images, force=force)
+
+
+@dataclass(frozen=True)
+class OptimizedModel:
+    """A model after exact rewrites, which computes what the original computes."""
+
+    module: GraphModule  #: for inference; not to be trained or pruned
+    canonical: GraphModule  #: before the rewrites
+    applied: tuple[str, ...]  #: the rewrites that found something to do
+    error: float  #: greatest difference of the logits by the greatest logit, in float64
+    notes: tuple[str, ...]  #: sublayers that were not recognised, and why
+    model: LoadedModel  #: the original
+    images: Images
+    deployment: Deployment
+
+    def to_onnx(self, path: str | Path, *, force: bool = False) -> Path:
+        """Writes the model, any batch, checked against torch. Raises UserError and ExportMismatch."""
+        return _write_onnx(Path(path), self.canonical, self.deployment, self.model, self.images, force=force)
+
+
+def prune_by_circuit(
+    module: nn.Module,
+    images: Images,
+    settings: Settings,
+    *,
+    device: torch.device,
+    compensate: str,
+    circuit: Circuit | None,
+    watcher: Watcher,
+) -> PrunedModel:
+    """Raises UserError and VerificationError."""
+    if compensate not in KINDS:
+        raise UserError(f"compensate is {compensate!r}: choose one of {', '.join(KINDS)}")
+    pruned = compile_model(
+        module,
+        images,
+        settings,
+        device=device,
+        open_journal=lambda key: NoJournal(),
+        watcher=watcher,
+        circuit=circuit,
+        compensation=Compensation(compensate),
+    )
+    return _pruned_model(pruned, module, images, default_deployment(NAMES, device, portable=False))
+
+
+def prune_for_goal(
+    module: nn.Module, images: Images, goal: Goal, target: Target, *, device: torch.device, seed: int, watcher: Watcher
+) -> PrunedModel:
+    """Raises UserError and VerificationError; a goal that was missed is in the result's `missed`."""
+    deployment = default_deployment(NAMES, pick_device(target.device), portable=False)
+    request = GoalRequest(goal, target, deployment, seed)
+    pruned = compile_for_goal(module, images, request, device=device, watcher=watcher)
+    return _pruned_model(pruned, module, images, deployment)
+
+
+def find_circuit(
+    module: nn.Module, images: Images, settings: Settings, *, device: torch.device, watcher: Watcher
+) -> Circuit:
+    """Raises UserError."""
+    graph_module = read_module(module, images.pixels, watcher).graph_module.to(device)
+    facts = origins(graph_module, images)
+    return discover(graph_module, images, settings, facts, NoJournal(), watcher).circuit
+
+
+def rewrite_exactly(
+    module: nn.Module,
+    images: Images,
+    rewrites: tuple[str, ...],
+    *,
+    portable: bool,
+    device: torch.device,
+    watcher: Watcher,
+) -> OptimizedModel:
+    """Raises UserError and VerificationError."""
+    front = read_module(module, images.pixels, watcher)
+    deployment = default_deployment(rewrites, device, portable=portable)
+    lowered = lower(front.graph_module, deployment.graph_rewrites, images.pixels)
+    return OptimizedModel(
+        module=lowered.graph_module,
+        canonical=front.graph_module,
+        applied=lowered.applied,
+        error=lowered.error,
+        notes=front.notes,
+        model=_opened(module, images),
+        images=images,
+        deployment=deployment,
+    )
+
+
+def make_settings(
+    images: Images, settings: DiscoverySettings, *, tau: float | None = None, max_kl: float | None = None
+) -> Settings:
+    """Raises UserError for unknown names and for values out of range."""
+    if unknown := set(settings) - set(DiscoverySettings.__annotations__):
+        known = ", ".join(DiscoverySettings.__annotations__)
+        raise UserError(f"{min(unknown)} is not a setting of discovery: give some of {known}")
+    limits = {name: value for name, value in (("tau", tau), ("max_kl", max_kl)) if value is not None}
+    return Settings(samples=len(images), **limits, **settings)
+
+
+def choose_goal(
+    values: Mapping[str, float | None], *, tau: float | None, settings: Mapping[str, object]
+) -> Goal | None:
+    """The goal among keyword arguments by the names of `GOALS`; None where τ decides. Beside τ, max_kl is a limit.
+
+    settings: the other arguments of discovery, which a goal excludes, but for the seed. Raises UserError.
+    """
+    given = {kind: value for kind, value in values.items() if value is not None}
+    if tau is not None:
+        given.pop(KL, None)
+    names = [kind.replace("-", "_") for kind in given] + ([] if tau is None else ["tau"])
+    if len(names) > 1:
+        raise UserError(f"{' and '.join(names)} are goals of their own: give one")
+    if not given:
+        return None
+    ((kind, value),) = given.items()
+    if others := sorted(set(settings) - {"seed"}):
+        if kind == KL:
+            # As on the command line: with a setting of discovery it limits what discovery removes.
+            return None
+        raise UserError(f"{names[0]} replaces discovery: leave out {others[0]}")
+    return Goal(kind, value)
+
+
+def _write_onnx(
+    path: Path, canonical: GraphModule, deployment: Deployment, model: LoadedModel, images: Images, *, force: bool
+) -> Path:
+    check_new_file(path, force=force)
+    made = deploy(canonical, deployment, images.pixels, onnx_metadata(model, {}))
+    export_checked(made.model, path, made.lowered.graph_module, images.pixels)
+    return path
+
+
+def _opened(module: nn.Module, images: Images) -> LoadedModel:
+    """A module in memory as files describe one: its pixels come normalised, and its classes have no names."""
+    channels, *size = images.pixels.shape[1:]
+    preprocess = Preprocess((size[0], size[1]), mean=(0.0,) * channels, std=(1.0,) * channels)
+    name = type(module).__name__
+    return LoadedModel(module, preprocess, None, None, name, fingerprint(module.state_dict()))
+
+
+def _pruned_model(pruned: Pruned, module: nn.Module, images: Images, deployment: Deployment) -> PrunedModel:
+    parts = {part.name: getattr(pruned, part.name) for part in fields(Pruned)}
+    return PrunedModel(**parts, model=_opened(module, images), images=images, deployment=deployment)
