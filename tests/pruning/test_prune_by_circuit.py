@@ -130,9 +130,9 @@ class CastsInside(HandWritten):
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"tua": 1}, "tua is no setting"),
+        ({"tua": 1}, "tua is not a setting"),
         ({"compensate": "median"}, "compensate is 'median': choose one of none, mean, ridge"),
-        ({"samples": 3}, "samples is no setting"),
+        ({"samples": 3}, "samples is not a setting"),
         ({"tau": "a"}, "tau is 'a': give a number"),
         ({"paths": 2.5}, "paths is 2.5: give a whole number"),
         ({"tau": True}, "tau is True"),
@@ -149,5 +149,5 @@ def test_one_image_is_too_few():
 
 
 def test_a_model_that_can_not_be_proved_is_told_before_discovery():
-    with pytest.raises(UserError, match="can't be run in float64"):
+    with pytest.raises(UserError, match="does not run in float64"):
         vitfx.prune(randomised(CastsInside()), images(4), tau=0.0, corruption="noise")

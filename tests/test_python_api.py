@@ -1,0 +1,122 @@
+"""`vitfx.prune`, `vitfx.discover` and `vitfx.optimize` from Python: what they return, write and refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import vitfx
+from tests.support.checks import assert_equal
+from tests.support.families import images, make
+from vitfx.circuits.circuit import Circuit
+from vitfx.deploy.runtime import open_session
+from vitfx.models.checkpoint import load_model
+from vitfx.runs.in_memory import PrunedModel
+from vitfx.support.errors import UserError
+
+PIXELS, LABELS = images(24), torch.arange(24) % 7
+TAU = 2e-4
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return make("timm")
+
+
+@pytest.fixture(scope="module")
+def circuit(model: nn.Module) -> Circuit:
+    return vitfx.discover(model, PIXELS, LABELS, tau=TAU, paths=4)
+
+
+@pytest.fixture(scope="module")
+def pruned(model: nn.Module, circuit: Circuit) -> PrunedModel:
+    return vitfx.prune(model, PIXELS, LABELS, circuit=circuit, compensate="mean")
+
+
+def logits(path: Path) -> torch.Tensor:
+    return open_session(path, torch.device("cpu")).run(PIXELS)
+
+
+def test_a_circuit_found_apart_is_the_one_that_tau_prunes_by(
+    model: nn.Module, circuit: Circuit, pruned: PrunedModel
+) -> None:
+    assert 0 < len(circuit.removed) < len(circuit.decisions)
+    at_once = vitfx.prune(model, PIXELS, LABELS, tau=TAU, paths=4, compensate="mean")
+    assert at_once.circuit.to_json() == circuit.to_json() == pruned.circuit.to_json()
+    assert str(at_once.plan) == str(pruned.plan)
+    with torch.no_grad():
+        assert torch.equal(at_once.module(PIXELS), pruned.module(PIXELS))
+
+
+def test_a_saved_model_is_the_one_in_memory(pruned: PrunedModel, tmp_path: Path) -> None:
+    folder = pruned.save(tmp_path / "small")
+    names = {"baseline.onnx", "circuit.json", "plan.json", "plan.safetensors", "pruned.onnx", "pruned.pt"}
+    assert names == {path.name for path in folder.iterdir()}
+    with torch.no_grad():
+        expected = pruned.module(PIXELS)
+        assert torch.equal(load_model(str(folder / "pruned.pt")).module(PIXELS), expected)
+        assert_equal(logits(folder / "pruned.onnx"), expected, 1e-4)
+        assert_equal(logits(folder / "baseline.onnx"), pruned.original(PIXELS), 1e-4)
+    with pytest.raises(UserError, match=r"small is not empty"):
+        pruned.save(folder)
+    assert pruned.save(folder, force=True) == folder
+
+
+def test_one_onnx_file(pruned: PrunedModel, tmp_path: Path) -> None:
+    path = pruned.to_onnx(tmp_path / "small.onnx")
+    with torch.no_grad():
+        assert_equal(logits(path), pruned.module(PIXELS), 1e-4)
+    facts = {fact.key: fact.value for fact in onnx.load(path).metadata_props}
+    assert facts["vitfx"] == vitfx.__version__ and facts["model"] == "VisionTransformer"
+    with pytest.raises(UserError, match="already exists"):
+        pruned.to_onnx(path)
+
+
+def test_a_goal(model: nn.Module) -> None:
+    small = vitfx.prune(model, PIXELS, LABELS, target_flops=0.7, seed=1)
+    measured, before = small.verification.measured, small.verification.before
+    assert small.missed is None and 0.5 < measured.flops / before.flops <= 0.7
+
+
+def test_optimized_is_exact(model: nn.Module, tmp_path: Path) -> None:
+    fast = vitfx.optimize(model, PIXELS)
+    assert "narrow_to_cls" in fast.applied and fast.error < 1e-10
+    with torch.no_grad():
+        expected = model(PIXELS)
+        assert_equal(fast.module(PIXELS), expected, 1e-5)
+        assert_equal(logits(fast.to_onnx(tmp_path / "fast.onnx")), expected, 1e-4)
+    assert vitfx.optimize(model, PIXELS, rewrites="none").applied == ()
+
+
+def test_progress_goes_to_standard_error(model: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    vitfx.discover(model, PIXELS[:4], LABELS[:4], tau=0.0, paths=2, progress=True)
+    out, err = capsys.readouterr()
+    assert out == "" and "edges" in err
+    vitfx.discover(model, PIXELS[:4], LABELS[:4], tau=0.0, paths=2)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"tau": 1.0, "target_flops": 0.5}, "target_flops and tau are goals of their own: give one"),
+        ({"max_drop": 1.0, "target_params": 0.5}, "target_params and max_drop are goals of their own: give one"),
+        ({"target_flops": 0.5, "paths": 3}, "target_flops replaces discovery: leave out paths"),
+        ({"colour": 1}, "colour is not a setting of discovery: give some of method"),
+        ({"compensate": "prayer"}, "compensate is 'prayer': choose one of none, mean, ridge"),
+        ({"device": "abacus"}, "device 'abacus' is not one of"),
+        ({"target": "cpu:x", "target_speedup": 2.0}, "cpu:x is not a target"),
+    ],
+)
+def test_mistakes_have_their_sentences(model: nn.Module, arguments: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        vitfx.prune(model, PIXELS, LABELS, **arguments)  # type: ignore[arg-type]  # that is what is tested
+
+
+def test_a_drop_needs_labels(model: nn.Module) -> None:
+    with pytest.raises(UserError, match="needs labelled images"):
+        vitfx.prune(model, PIXELS, max_drop=1.0)
