@@ -57,7 +57,7 @@ def predict_cost(graph_module: GraphModule, plan: DeletionPlan, before: Cost, to
         if deletion.whole:
             norm = module_of(graph_module, sites[deletion.name].norm)
             parameters -= sum(parameter.numel() for parameter in norm.parameters()) if norm is not None else 0
-            parameters -= _shared_parameters(module)
+            parameters -= shared_parameters(module)
     parameters += _bias_growth(graph_module, plan)
     gone = [deletion for deletion in plan.deletions if deletion.whole]
     return Cost(
@@ -78,7 +78,7 @@ def unit_parameters(module: Sublayer) -> int:
     return own + module.channels * width
 
 
-def _shared_parameters(module: Sublayer) -> int:
+def shared_parameters(module: Sublayer) -> int:
     """Parameters of a sublayer that belong to all of its units together, but for the projection's bias."""
     if not isinstance(module, Attention):
         return 0

@@ -76,12 +76,12 @@ def _core(q: Source, k: Source, scale: float, bias: Tensor | None) -> AttentionC
     return core
 
 
-def _norm(found: Normalisation | None) -> HeadNorm | None:
-    if found is None:
+def _norm(normalisation: Normalisation | None) -> HeadNorm | None:
+    if normalisation is None:
         return None
-    made = HeadNorm(found.kind, found.eps, None, None)
+    made = HeadNorm(normalisation.kind, normalisation.eps, None, None)
     made.weight, made.bias = (
-        None if value is None else nn.Parameter(value.clone()) for value in (found.weight, found.bias)
+        None if value is None else nn.Parameter(value.clone()) for value in (normalisation.weight, normalisation.bias)
     )
     return made
 

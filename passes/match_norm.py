@@ -28,10 +28,10 @@ def match_norm(walker: Walker, stream: Node, branch: Node) -> tuple[Node, Norm]:
     matched: tuple[Node, Normalisation] | None = None
     for node in cuts[1 : 1 + _FARTHEST]:
         if getattr(walker.values[node], "shape", None) == walker.values[stream].shape:
-            found = find_normalisation(walker, stream, node, (LAYER, RMS))
-            if found is None and matched is not None:
+            normalisation = find_normalisation(walker, stream, node, (LAYER, RMS))
+            if normalisation is None and matched is not None:
                 break
-            matched = matched if found is None else (node, found)
+            matched = matched if normalisation is None else (node, normalisation)
     if matched is None:
         raise Mismatch(_why_none(readers))
     return matched[0], _module(matched[1], walker.values[stream])
@@ -46,20 +46,22 @@ def _why_none(readers: Sequence[Node]) -> str:
     )
 
 
-def _module(found: Normalisation, stream: torch.Tensor) -> Norm:
-    width, affine = stream.shape[-1], found.weight is not None
+def _module(normalisation: Normalisation, stream: torch.Tensor) -> Norm:
+    width, affine = stream.shape[-1], normalisation.weight is not None
     norm: Norm
-    if found.kind == RMS:
-        if found.bias is not None:
+    if normalisation.kind == RMS:
+        if normalisation.bias is not None:
             raise Mismatch("the stream's RMSNorm has a shift")
-        norm = nn.RMSNorm(width, eps=found.eps, elementwise_affine=affine)
+        norm = nn.RMSNorm(width, eps=normalisation.eps, elementwise_affine=affine)
     else:
-        norm = nn.LayerNorm(width, eps=found.eps, elementwise_affine=affine, bias=found.bias is not None)
+        norm = nn.LayerNorm(
+            width, eps=normalisation.eps, elementwise_affine=affine, bias=normalisation.bias is not None
+        )
     with torch.no_grad():
-        if found.weight is not None:
-            norm.weight.copy_(found.weight)
-        if found.bias is not None and isinstance(norm, nn.LayerNorm):
-            norm.bias.copy_(found.bias)
+        if normalisation.weight is not None:
+            norm.weight.copy_(normalisation.weight)
+        if normalisation.bias is not None and isinstance(norm, nn.LayerNorm):
+            norm.bias.copy_(normalisation.bias)
     return norm.to(stream.dtype)
 
 

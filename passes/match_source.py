@@ -148,9 +148,9 @@ def _transform(walker: Walker, cuts: list[Node], at: int) -> tuple[int, Normalis
     if not alike:
         raise Mismatch(f"{end.name} ({end.target}) stands where a linear projection was expected")
     for place in reversed(alike[:_FARTHEST]):
-        found = find_normalisation(walker, cuts[place], end, NORMS)
-        if found is not None:
-            return place, found
+        normalisation = find_normalisation(walker, cuts[place], end, NORMS)
+        if normalisation is not None:
+            return place, normalisation
     return alike[0], find_rotation(walker, cuts[alike[0]], end)
 
 

@@ -54,9 +54,9 @@ def find_normalisation(walker: Walker, start: Node, end: Node, kinds: tuple[str,
     for kind in kinds:
         for eps in _numbers(stretch):
             for weight, bias in _affine(walker, stretch, before.shape[-1]):
-                found = Normalisation(kind, eps, weight, bias)
-                if _same(_apply(found, before), after) and _same(_apply(found, small), there):
-                    return found
+                candidate = Normalisation(kind, eps, weight, bias)
+                if _same(_apply(candidate, before), after) and _same(_apply(candidate, small), there):
+                    return candidate
     return None
 
 
@@ -129,11 +129,11 @@ def find_rotation(walker: Walker, start: Node, end: Node) -> Rotation:
     if partner is None:
         raise Mismatch(f"{name} mixes the channels of queries or keys otherwise than in pairs")
     sin = off.gather(-1, partner.view(*[1] * (off.dim() - 2), -1, 1).expand(*off.shape[:-1], 1)).squeeze(-1)
-    found = Rotation(cos.contiguous(), sin.contiguous(), partner)
+    rotation = Rotation(cos.contiguous(), sin.contiguous(), partner)
     probe = torch.randn(before.shape, generator=torch.Generator().manual_seed(0), dtype=before.dtype)
-    if not _same(probe * found.cos + probe[..., partner] * found.sin, run(probe)):
+    if not _same(probe * rotation.cos + probe[..., partner] * rotation.sin, run(probe)):
         raise Mismatch(f"{name} mixes tokens or is not linear in queries or keys")
-    return found
+    return rotation
 
 
 def _partners(strength: Tensor) -> Tensor | None:
@@ -159,8 +159,8 @@ def _partners(strength: Tensor) -> Tensor | None:
     if len(still) % 2:
         return None
     half = len(still) // 2
-    for one, other in zip(still[:half], still[half:], strict=True):
-        partner[one], partner[other] = other, one
+    for channel, mate in zip(still[:half], still[half:], strict=True):
+        partner[channel], partner[mate] = mate, channel
     return partner
 
 

@@ -220,7 +220,9 @@ def with_means(original: GraphModule, plan: DeletionPlan, pixels: Tensor) -> Del
         if stage.name in wanted and stage.sublayer is not None:
             mean = sums[stage.name] / len(pixels)
             constants[stage.name] = contribution(stage.sublayer, wanted[stage.name].units, mean, double=True).cpu()
-    deletions = (replace(one, constant=constants.get(one.name, one.constant)) for one in plan.deletions)
+    deletions = (
+        replace(deletion, constant=constants.get(deletion.name, deletion.constant)) for deletion in plan.deletions
+    )
     return replace(plan, deletions=tuple(deletions))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from passes.cost import measure_cost, unit_flops, unit_parameters
+from passes.cost import measure_cost, shared_parameters, unit_flops, unit_parameters
 from passes.dialect import Sublayer
 from passes.stream import module_of, read_sites
 
@@ -60,11 +60,12 @@ def parameters_price(graph_module: GraphModule) -> Price:
     costs = {}
     for site in read_sites(graph_module):
         norm = module_of(graph_module, site.norm)
-        extra = sum(one.numel() for one in norm.parameters()) if norm is not None else 0
+        extra = sum(parameter.numel() for parameter in norm.parameters()) if norm is not None else 0
         extra += 0 if site.module.out.bias is None else site.module.out.bias.numel()
+        extra += shared_parameters(site.module)
         costs[site.name] = _line(site.module, unit_parameters(site.module))
         costs[site.name][1:] += extra
-    return _price(PARAMETERS, sum(one.numel() for one in graph_module.parameters()), costs)
+    return _price(PARAMETERS, sum(parameter.numel() for parameter in graph_module.parameters()), costs)
 
 
 def _line(module: Sublayer, each: int) -> Tensor:

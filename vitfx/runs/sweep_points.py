@@ -119,11 +119,11 @@ def to_table(points: Sequence[Point]) -> Table:
 def to_markdown(points: Sequence[Point], settings: Facts, environment: Facts, note: str) -> str:
     """sweep.md. note: what is to be known of the plot."""
     bend = knee(points)
-    found = "No point lies below that line: the front has no knee." if bend is None else f"The knee is {bend.name}."
+    bend_fact = "No point lies below that line: the front has no knee." if bend is None else f"The knee is {bend.name}."
     facts = [
         f"Speed-ups are against the plain export, measured in turns on {settings['target']}; KL, agreement and "
         f"top-1 are those of the exported files on {points[0].images} evaluation images.",
-        f"Knee: {KNEE_RULE}. {found}",
+        f"Knee: {KNEE_RULE}. {bend_fact}",
         note,
     ]
     title = f"{settings['model']}: accuracy and KL against time"
@@ -146,8 +146,8 @@ def write_points(
 ) -> None:
     """See `StepFile.write`."""
     bend = knee(points)
-    found = {"asked": None if bend is None else bend.asked, "found": bend is not None, "rule": KNEE_RULE}
-    _FILE.write(folder / SWEEP, [point.to_json() for point in points], settings, machine, knee=found)
+    knee_record = {"asked": None if bend is None else bend.asked, "found": bend is not None, "rule": KNEE_RULE}
+    _FILE.write(folder / SWEEP, [point.to_json() for point in points], settings, machine, knee=knee_record)
 
 
 _LINE, _MARK = "#3b6fb6", "#c8553d"
