@@ -1,4 +1,4 @@
-"""Deletes what does nothing in a traced graph: assertions, a softmax's cast to the type it has."""
+"""Deletes what does nothing in a traced graph: assertions, copies, a softmax's cast to the type it has."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ class DropIdentities(Pass):
         dropped = 0
         for node in list(graph_module.graph.nodes):
             if node.target in _ASSERTIONS or (node.op == "call_module" and not node.users):
+                graph_module.graph.erase_node(node)
+                dropped += 1
+            elif node.target is aten.clone.default:
+                # Up to torch 2.11, and maybe later, a dropout at rest is traced as a copy.
+                node.replace_all_uses_with(node.all_input_nodes[0])
                 graph_module.graph.erase_node(node)
                 dropped += 1
             elif node.target is aten.softmax.int and _dtype(node.all_input_nodes[0]) in node.args[2:]:

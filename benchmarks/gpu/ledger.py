@@ -85,9 +85,10 @@ class Ledger:
         try:
             write_json(self.path, FORMAT, _finite(self.record))
         except WriteError as error:
-            self.record["unwritten"] = str(error)
+            reason = getattr(error.__cause__, "strerror", None) or error
+            sentence = self.record["unwritten"] = f"{self.path} can't be written ({reason})"
             if before is None:
-                _say(f"{error}; the steps go on, and the record is printed at the end")
+                _say(f"{sentence}: the steps go on, and the record is printed at the end")
 
     def text(self) -> str:
         return json_text(FORMAT, _finite(self.record))

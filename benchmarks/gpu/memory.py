@@ -50,10 +50,10 @@ def lines(figures: Figures) -> list[str]:
         measured = [
             row for row in rows if row["model"] == model and row["precision"] == "bf16" and "weights_mib" in row
         ]
-        parts = [f"{row['variant']} {row['weights_mib']:.0f}{_activations(row)}" for row in measured]
+        parts = [f"{row['variant']} {row['weights_mib']:.3g}{_activations(row)}" for row in measured]
         found.append(f"{model} bf16, MiB of weights and activations: {', '.join(parts)}")
     return found + ([figures["note"]] if "note" in figures else [])
 
 
 def _activations(row: Figures) -> str:
-    return f"+{row['activations_mib']:.0f}" if "activations_mib" in row else ""
+    return f"+{row['activations_mib']:.3g}" if "activations_mib" in row else ""

@@ -166,7 +166,7 @@ def test_ctrl_c_leaves_the_record_so_far(tmp_path, capsys, monkeypatch):
 
 def test_a_full_folder_is_a_sentence_and_the_record_is_printed(tmp_path, capsys, monkeypatch):
     def full(path, format, record):
-        raise WriteError(f"{path} can't be written (No space left on device): make room there")
+        raise WriteError("full") from OSError(28, "No space left on device")
 
     monkeypatch.setattr("benchmarks.gpu.ledger.write_json", full)
     monkeypatch.setattr(cuda, "supervise", work)
