@@ -38,8 +38,8 @@ class Ledger:
 
     @property
     def steps(self) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = self.record["steps"]
-        return found
+        records: dict[str, dict[str, Any]] = self.record["steps"]
+        return records
 
     @property
     def seconds(self) -> float:
@@ -56,7 +56,7 @@ class Ledger:
         if record["state"] == RUNNING:
             if before is None:
                 self._starts[name] = self.seconds
-                _say(f"{name}: {next(one.title for one in STEPS if one.name == name)} …")
+                _say(f"{name}: {next(step.title for step in STEPS if step.name == name)} …")
             if time.monotonic() - self._written >= _PAUSE:
                 self.write()
             return
@@ -77,7 +77,7 @@ class Ledger:
         return [name for name in names if self.steps.get(name, {}).get("state", RUNNING) == RUNNING]
 
     def running(self) -> str | None:
-        return next((name for name, one in self.steps.items() if one["state"] == RUNNING), None)
+        return next((name for name, record in self.steps.items() if record["state"] == RUNNING), None)
 
     def write(self) -> None:
         before, self.record["unwritten"] = self.record["unwritten"], None
