@@ -1,4 +1,4 @@
-"""Deletes what does nothing in a traced graph: assertions, dead code, a softmax's cast to the type that it has."""
+"""Deletes what does nothing in a traced graph: assertions, dead code, copies, casts to the type that is there."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ class RemoveNoOps(Pass):
             if node.target in _ASSERTIONS or (node.op == "call_module" and not node.users):
                 graph_module.graph.erase_node(node)
                 removed += 1
-            elif node.target in _CASTS and _dtype(node) == _dtype(node.all_input_nodes[0]) is not None:
-                # `type_as` would tie queries and keys to whatever their type was taken from.
+            elif _is_copy(node):
                 node.replace_all_uses_with(node.all_input_nodes[0])
                 graph_module.graph.erase_node(node)
                 removed += 1
@@ -33,6 +32,14 @@ class RemoveNoOps(Pass):
         graph_module.graph.eliminate_dead_code()
         removed += before - len(graph_module.graph.nodes)
         return PassResult(graph_module, removed > 0, (f"{removed} operators without effect",) if removed else ())
+
+
+def _is_copy(node: Node) -> bool:
+    if node.target in _CASTS:
+        # `type_as` would tie queries and keys to whatever their type was taken from.
+        return _dtype(node) == _dtype(node.all_input_nodes[0]) is not None
+    # Up to torch 2.11, and maybe later, a dropout at rest is traced as a copy.
+    return node.target is aten.clone.default
 
 
 def _dtype(node: Node) -> object:

@@ -16,8 +16,8 @@ COMPILE = "torch.compile"
 
 
 def run(context: Context, name: str, variants: Sequence[Variant], rows: list[Figures]) -> None:
-    largest = max(one.share for one in variants)
-    chosen = [one for one in variants if one.share in (0, largest)]
+    largest = max(variant.share for variant in variants)
+    chosen = [variant for variant in variants if variant.share in (0, largest)]
     cells = [Cell(name, precision, batch, COMPILE) for precision in PRECISIONS for batch in context.sizes.batches[:2]]
     for cell in cells[: context.sizes.compiled]:
         context.attempt(rows, cell.facts(), partial(_time, context, cell, chosen))
@@ -30,24 +30,24 @@ def _time(context: Context, cell: Cell, variants: Sequence[Variant], row: Figure
     inputs = inputs_for(context, context.subject(cell.model), cell)
     runs: dict[str, Run] = {}
     row |= {"compile_seconds": {}, "not_compiled": {}}
-    for one in variants:
+    for variant in variants:
         limit = min(context.sizes.compile_seconds, context.left())
         if limit <= 0:
-            row["not_compiled"][one.name] = "no time was left for it"
+            row["not_compiled"][variant.name] = "no time was left for it"
             continue
         began = time.perf_counter()
         # fullgraph: what falls back to eager code in part is not compiled.
         call = torch.compile(
-            one.on(context.device, cell.precision), fullgraph=True, dynamic=False, backend=context.sizes.compiler
+            variant.on(context.device, cell.precision), fullgraph=True, dynamic=False, backend=context.sizes.compiler
         )
         try:
-            with time_limit(limit, f"compiling {one.name}"), torch.no_grad():
+            with time_limit(limit, f"compiling {variant.name}"), torch.no_grad():
                 call(inputs[0])
         except Exception as error:
             if not runs:
                 raise
-            row["not_compiled"][one.name] = f"{type(error).__name__}: {error}"[:300]
+            row["not_compiled"][variant.name] = f"{type(error).__name__}: {error}"[:300]
             continue
-        row["compile_seconds"][one.name] = time.perf_counter() - began
-        runs[one.name] = call
-    record_times(context, row, runs, inputs, {one.name: one.flops for one in variants})
+        row["compile_seconds"][variant.name] = time.perf_counter() - began
+        runs[variant.name] = call
+    record_times(context, row, runs, inputs, {variant.name: variant.flops for variant in variants})

@@ -32,7 +32,7 @@ def run(context: Context, figures: Figures) -> None:
     variants = {}
     for name in (SMALL, BASE):
         variants[name] = make_variants(context.subject(name), context.sizes.shares, context.seed)
-        figures.setdefault("flops_ratio", {})[name] = {one.name: one.flops for one in variants[name]}
+        figures.setdefault("flops_ratio", {})[name] = {variant.name: variant.flops for variant in variants[name]}
         with context.within(_SHARES[name]):
             _plain(context, name, variants[name], rows)
     with context.within(_SHARES["onnx"]):
@@ -44,7 +44,7 @@ def _plain(context: Context, name: str, variants: Sequence[Variant], rows: list[
     for precision in PRECISIONS:
         modules: dict[str, Run] = {}
         if context.left() > 0:
-            modules = {one.name: one.on(context.device, precision) for one in variants}
+            modules = {variant.name: variant.on(context.device, precision) for variant in variants}
         for batch, runtime in product(context.sizes.batches, (EAGER, GRAPH)):
             cell = Cell(name, precision, batch, runtime)
             if runtime == GRAPH and not is_gpu(context.device):
@@ -58,16 +58,16 @@ def _time(context: Context, cell: Cell, variants: Sequence[Variant], runs: dict[
     if cell.runtime == GRAPH:
         with torch.no_grad():
             row["off_eager"] = _captured(runs, inputs[0], inputs[1])
-    record_times(context, row, runs, inputs, {one.name: one.flops for one in variants})
+    record_times(context, row, runs, inputs, {variant.name: variant.flops for variant in variants})
 
 
-def _captured(runs: dict[str, Run], example: torch.Tensor, other: torch.Tensor) -> float:
+def _captured(runs: dict[str, Run], example: torch.Tensor, images: torch.Tensor) -> float:
     """Puts a CUDA graph in each run's place; how far one is from the plain run at most, on other images."""
     pool, off = torch.cuda.graph_pool_handle(), 0.0
     for name, run in runs.items():
-        expected = run(other)
+        expected = run(images)
         replay = capture(run, example, pool)
-        answer = replay(other)
+        answer = replay(images)
         assert isinstance(expected, torch.Tensor) and isinstance(answer, torch.Tensor)
         off = max(off, float((answer - expected).abs().max() / expected.abs().max().clamp_min(_FEW)))
         runs[name] = replay
@@ -95,8 +95,8 @@ def _shares(figures: Figures) -> Iterator[int]:
 
 def _line(row: Figures, share: str) -> str:
     parts = [
-        f"{name.removesuffix(share)}{one['time_ratio']:.2f}/{one['flops_ratio']:.2f}"
-        for name, one in row["times"].items()
+        f"{name.removesuffix(share)}{ratios['time_ratio']:.2f}/{ratios['flops_ratio']:.2f}"
+        for name, ratios in row["times"].items()
         if name.endswith(share)
     ]
     return f"{_where(row)} {row['times'][WHOLE]['median_ms']:.2f} ms: {', '.join(parts)}"

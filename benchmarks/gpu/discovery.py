@@ -92,7 +92,7 @@ def _compare(context: Context, name: str, method: str, granularity: str, row: Fi
     share = _DEVICE_SHARE if name == SMALL else 1.0
     device = Watch(time.monotonic() + share * context.left())
     row["device"] = _discover(subject, settings, context.device, device)
-    row["decided"], row["removed"] = len(device.made), sum(not one.kept for one in device.made.values())
+    row["decided"], row["removed"] = len(device.made), sum(not decision.kept for decision in device.made.values())
     context.keep()
     # Sublayers are few, and long: more than one of them is seldom to be had.
     sampled = context.sizes.sampled if name == SMALL else 1
@@ -109,27 +109,29 @@ def _discover(subject: Subject, settings: Settings, device: torch.device, watch:
     began = time.perf_counter()
     ended = None
     try:
-        found = discover(graph_module, subject.images, settings, origins(graph_module, subject.images), watch, watch)
+        discovery = discover(
+            graph_module, subject.images, settings, origins(graph_module, subject.images), watch, watch
+        )
     except TimeUp as error:
         ended = str(error)
     synchronize(next(graph_module.parameters()).device)
     record: Figures = {"seconds": time.perf_counter() - began, "ended_early": ended}
-    return record if ended else record | {"kl": found.circuit.kl, "edges": len(found.circuit.decisions)}
+    return record if ended else record | {"kl": discovery.circuit.kl, "edges": len(discovery.circuit.decisions)}
 
 
 def agreement(device: Watch, cpu: Watch) -> Figures:
     """Of the edges that both decided themselves."""
     names = [name for name in cpu.made if name in device.made]
     pairs = [(device.made[name], cpu.made[name]) for name in names]
-    other = [(ours, theirs) for ours, theirs in pairs if ours.kept != theirs.kept]
-    exact = [pair for pair in pairs if all(one.basis == EXACT and one.kl is not None for one in pair)]
+    differing = [(ours, theirs) for ours, theirs in pairs if ours.kept != theirs.kept]
+    exact = [pair for pair in pairs if all(decision.basis == EXACT and decision.kl is not None for decision in pair)]
     seconds = [math.fsum(watch.seconds[name] for name in names) for watch in (device, cpu)]
     return {
         "compared": len(pairs),
-        "agreeing": len(pairs) - len(other),
+        "agreeing": len(pairs) - len(differing),
         "same_units": sum(ours.edge.writer.units == theirs.edge.writer.units for ours, theirs in pairs),
-        "kl_difference": max((abs((one.kl or 0) - (theirs.kl or 0)) for one, theirs in exact), default=None),
-        "first_other": [[one.edge.name, one.kept, one.score, theirs.score] for one, theirs in other[:5]],
+        "kl_difference": max((abs((ours.kl or 0) - (theirs.kl or 0)) for ours, theirs in exact), default=None),
+        "first_other": [[ours.edge.name, ours.kept, ours.score, theirs.score] for ours, theirs in differing[:5]],
         "decision_seconds": seconds,
         "times_faster": seconds[1] / seconds[0] if seconds[0] else None,
     }

@@ -45,10 +45,10 @@ def _speedup(context: Context, row: Figures) -> None:
     deployment = default_deployment(read_rewrites("all"), context.device, portable=False)
     # fresh: a table of times from another day says nothing of this one.
     asked = GoalRequest(Goal(SPEEDUP, _SPEEDUP), parse_target(row["target"]), deployment, seed=context.seed, fresh=True)
-    found = compile_for_goal(subject.module, subject.images, asked, device=context.device, watcher=Silent())
-    row |= {"seconds": time.perf_counter() - began, "price": dict(found.circuit.details)["price"]}
+    pruned = compile_for_goal(subject.module, subject.images, asked, device=context.device, watcher=Silent())
+    row |= {"seconds": time.perf_counter() - began, "price": dict(pruned.circuit.details)["price"]}
     row |= {"speedup": row["price"]["speed-up"], "predicted": row["price"]["predicted"], "met": row["price"]["met"]}
-    row |= {"missed": found.missed, "proof": found.verification.to_json(), "held_out_kl": found.artifact_kl}
+    row |= {"missed": pruned.missed, "proof": pruned.verification.to_json(), "held_out_kl": pruned.artifact_kl}
 
 
 def _flops(context: Context, row: Figures) -> None:
@@ -59,32 +59,31 @@ def _flops(context: Context, row: Figures) -> None:
 
     subject, began = context.subject(SMALL), time.perf_counter()
     deployment = default_deployment((), context.device, portable=True)
-    asked = GoalRequest(
-        Goal(FLOPS, _FLOPS), Target("cpu", context.sizes.goal_batch, align=8), deployment, seed=context.seed
-    )
-    found = compile_for_goal(subject.module, subject.images, asked, device=context.device, watcher=Silent())
-    row |= {"seconds": time.perf_counter() - began, "proof": found.verification.to_json()}
-    flops = found.verification.measured.flops / found.verification.before.flops
+    target = Target("cpu", context.sizes.goal_batch, align=8)
+    asked = GoalRequest(Goal(FLOPS, _FLOPS), target, deployment, seed=context.seed)
+    pruned = compile_for_goal(subject.module, subject.images, asked, device=context.device, watcher=Silent())
+    row |= {"seconds": time.perf_counter() - began, "proof": pruned.verification.to_json()}
+    flops = pruned.verification.measured.flops / pruned.verification.before.flops
     gpu = is_gpu(context.device)
     cell = Cell(SMALL, "fp16" if gpu else "fp32", context.sizes.goal_batch, "cuda graph" if gpu else "eager")
     inputs = inputs_for(context, subject, cell)
     runs: dict[str, Run] = {}
-    for name, module in (("whole", found.original), ("pruned", found.module)):
+    for name, module in (("whole", pruned.original), ("pruned", pruned.module)):
         runs[name] = module.to(context.device, inputs[0].dtype)
         if gpu:
             with torch.no_grad():
                 runs[name] = capture(runs[name], inputs[0])
-    row |= {"measured_as": cell.facts(), "held_out_kl": found.artifact_kl}
+    row |= {"measured_as": cell.facts(), "held_out_kl": pruned.artifact_kl}
     record_times(context, row, runs, inputs, {"whole": 1.0, "pruned": flops})
     row["speedup"] = 1 / row["times"]["pruned"]["time_ratio"]
 
 
 def lines(figures: Figures) -> list[str]:
-    found = []
+    summary = []
     for row in figures.get("rows", []):
-        said = row.get("error") or row.get("unavailable")
-        if said is None:
+        result = row.get("error") or row.get("unavailable")
+        if result is None:
             predicted = f", predicted {row['predicted']:.2f}×" if row.get("predicted") else ""
-            said = f"measured {row['speedup']:.2f}×{predicted}, proved, found and measured in {row['seconds']:.0f} s"
-        found.append(f"{row['goal']} on {row['target']}: {said}")
-    return found
+            result = f"measured {row['speedup']:.2f}×{predicted}, proved, found and measured in {row['seconds']:.0f} s"
+        summary.append(f"{row['goal']} on {row['target']}: {result}")
+    return summary

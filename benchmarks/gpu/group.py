@@ -23,13 +23,13 @@ def run(context: Context, figures: Figures) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        said, _ = process.communicate(timeout=max(_PATIENCE, context.left()))
+        output, _ = process.communicate(timeout=max(_PATIENCE, context.left()))
     finally:
         # Asked, and not killed, torchrun takes the process that it started with it.
         process.terminate()
         process.wait()
     if process.returncode or not out.is_file():
-        raise RuntimeError(f"torchrun ended with {process.returncode}: {said[-3000:]}")
+        raise RuntimeError(f"torchrun ended with {process.returncode}: {output[-3000:]}")
     figures |= json.loads(out.read_text(encoding="utf-8"))
 
 

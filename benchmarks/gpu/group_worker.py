@@ -49,8 +49,8 @@ def main(name: str, seed: int, out: Path) -> None:
 def _decisions(subject: Subject, graph_module: GraphModule, share: Share | None, seed: int) -> dict[str, bool]:
     settings = Settings(tau=1e-3, samples=len(subject.images), seed=seed)
     facts = origins(graph_module, subject.images)
-    found = discover(graph_module, subject.images, settings, facts, NoJournal(), Silent(), share)
-    return {one.edge.name: one.kept for one in found.circuit.decisions}
+    discovery = discover(graph_module, subject.images, settings, facts, NoJournal(), Silent(), share)
+    return {decision.edge.name: decision.kept for decision in discovery.circuit.decisions}
 
 
 def _gradient_error(graph_module: GraphModule, pixels: torch.Tensor, device: torch.device) -> float:
@@ -60,7 +60,7 @@ def _gradient_error(graph_module: GraphModule, pixels: torch.Tensor, device: tor
         model = copy.deepcopy(graph_module).train()
         network = DistributedDataParallel(model, device_ids=[device] if is_gpu(device) else None) if grouped else model
         network(pixels).square().mean().backward()
-        gradients.append(torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None]))
+        gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None]))
     return float((gradients[1] - gradients[0]).abs().max() / gradients[0].abs().max())
 
 

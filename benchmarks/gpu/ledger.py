@@ -38,8 +38,8 @@ class Ledger:
 
     @property
     def steps(self) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = self.record["steps"]
-        return found
+        records: dict[str, dict[str, Any]] = self.record["steps"]
+        return records
 
     @property
     def seconds(self) -> float:
@@ -56,7 +56,7 @@ class Ledger:
         if record["state"] == RUNNING:
             if before is None:
                 self._starts[name] = self.seconds
-                _say(f"{name}: {next(one.title for one in STEPS if one.name == name)} …")
+                _say(f"{name}: {next(step.title for step in STEPS if step.name == name)} …")
             if time.monotonic() - self._written >= _PAUSE:
                 self.write()
             return
@@ -77,7 +77,7 @@ class Ledger:
         return [name for name in names if self.steps.get(name, {}).get("state", RUNNING) == RUNNING]
 
     def running(self) -> str | None:
-        return next((name for name, one in self.steps.items() if one["state"] == RUNNING), None)
+        return next((name for name, record in self.steps.items() if record["state"] == RUNNING), None)
 
     def write(self) -> None:
         before, self.record["unwritten"] = self.record["unwritten"], None
@@ -85,9 +85,10 @@ class Ledger:
         try:
             write_json(self.path, FORMAT, _finite(self.record))
         except WriteError as error:
-            self.record["unwritten"] = str(error)
+            reason = getattr(error.__cause__, "strerror", None) or error
+            sentence = self.record["unwritten"] = f"{self.path} can't be written ({reason})"
             if before is None:
-                _say(f"{error}; the steps go on, and the record is printed at the end")
+                _say(f"{sentence}: the steps go on, and the record is printed at the end")
 
     def text(self) -> str:
         return json_text(FORMAT, _finite(self.record))

@@ -32,6 +32,7 @@ class Subject:
     module: nn.Module
     graph_module: GraphModule
     images: Images
+    notes: tuple[str, ...]  #: what of the model was not recognised
     trace_seconds: float
 
     @property
@@ -54,8 +55,8 @@ def build_subject(name: str, sizes: Sizes, seed: int) -> Subject:
         _spread_logits(module, pixels[:8])
         images = Images(pixels, None, tuple(map(str, range(sizes.images))))
     began = time.perf_counter()
-    graph_module = read_module(module, images.pixels, Silent()).graph_module
-    return Subject(name, module, graph_module, images, time.perf_counter() - began)
+    front = read_module(module, images.pixels, Silent())
+    return Subject(name, module, front.graph_module, images, front.notes, time.perf_counter() - began)
 
 
 def small_vit(shape: Shape) -> ViT:

@@ -32,8 +32,12 @@ class NotHere(Exception):
 
 def run(context: Context, subject: Subject, variants: Sequence[Variant], rows: list[Figures]) -> None:
     gpu = is_gpu(context.device)
-    largest = max(one.share for one in variants)
-    chosen = [one for one in variants if one.share == 0 or (one.share == largest and one.kind != SUBLAYERS)]
+    largest = max(variant.share for variant in variants)
+    chosen = [
+        variant
+        for variant in variants
+        if variant.share == 0 or (variant.share == largest and variant.kind != SUBLAYERS)
+    ]
     chosen, batches = chosen[: context.sizes.exported], context.sizes.batches[: 2 if gpu else 1]
     models: dict[str, bytes] = {}
     ways = [(provider, half) for half in (True, False) for provider in (CUDA, TENSORRT)]
@@ -68,20 +72,20 @@ def _time(
     models: dict[str, bytes],
     row: Figures,
 ) -> None:
-    inputs = [one.float() for one in inputs_for(context, subject, cell)]
+    inputs = [pixels.float() for pixels in inputs_for(context, subject, cell)]
     runs: dict[str, Run] = {}
     row["seconds_to_open"], row["needs_the_cpu"] = {}, {}
-    for one in variants:
-        key = f"{one.name} {cell.precision}"
+    for variant in variants:
+        key = f"{variant.name} {cell.precision}"
         if key not in models:
-            models[key] = exported(one, subject.pixels, half=cell.precision == "fp16")
+            models[key] = exported(variant, subject.pixels, half=cell.precision == "fp16")
         began = time.perf_counter()
         bound, refused = bind(models[key], provider, inputs[0], context.device, half=cell.precision == "fp16")
-        row["seconds_to_open"][one.name] = time.perf_counter() - began
+        row["seconds_to_open"][variant.name] = time.perf_counter() - began
         if refused:
-            row["needs_the_cpu"][one.name] = refused
-        runs[one.name] = bound
-    record_times(context, row, runs, inputs, {one.name: one.flops for one in variants})
+            row["needs_the_cpu"][variant.name] = refused
+        runs[variant.name] = bound
+    record_times(context, row, runs, inputs, {variant.name: variant.flops for variant in variants})
 
 
 def exported(variant: Variant, pixels: Tensor, *, half: bool) -> bytes:

@@ -49,13 +49,15 @@ def _aligned(sites: Sequence[Site], share: float, generator: torch.Generator) ->
     def kept(total: int) -> int:
         return max(8, round((1 - share) * total / 8) * 8)
 
-    return [max(0, one.module.units - kept(one.module.units)) if one.module.kind == "neuron" else 0 for one in sites]
+    return [
+        max(0, site.module.units - kept(site.module.units)) if site.module.kind == "neuron" else 0 for site in sites
+    ]
 
 
 def _odd(sites: Sequence[Site], share: float, generator: torch.Generator) -> list[int]:
     """One neuron fewer is left in each MLP than where they are aligned."""
     aligned = _aligned(sites, share, generator)
-    return [count + (one.module.kind == "neuron") for count, one in zip(aligned, sites, strict=True)]
+    return [count + (site.module.kind == "neuron") for count, site in zip(aligned, sites, strict=True)]
 
 
 def _sublayers(sites: Sequence[Site], share: float, generator: torch.Generator) -> list[int]:

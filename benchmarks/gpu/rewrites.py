@@ -28,7 +28,10 @@ def run(context: Context, figures: Figures) -> None:
         subject = context.subject(name)
         image = subject.pixels.shape[1:]
         graphs, flops = {"plain": subject.graph_module}, measure_cost(subject.graph_module, image).flops
-        for label, names in (("all", REWRITES), ("unpacked", [one for one in REWRITES if one != "pack_qkv"])):
+        for label, names in (
+            ("all", REWRITES),
+            ("unpacked", [rewrite for rewrite in REWRITES if rewrite != "pack_qkv"]),
+        ):
             lowered = lower(subject.graph_module, names, subject.pixels[:_PROVED_IMAGES])
             graphs[label] = lowered.graph_module
             proofs[f"{name} {label}"] = {"error": lowered.error, "applied": list(lowered.applied)}
@@ -55,10 +58,12 @@ def _time(
 
 def lines(figures: Figures) -> list[str]:
     rows = [row for row in figures.get("rows", []) if "times" in row and row["precision"] == "bf16"]
-    found = [f"{row['model']} {row['precision']} {row['batch']}: {row['error']}"
+    summary = [f"{row['model']} {row['precision']} {row['batch']}: {row['error']}"
              for row in figures.get("rows", []) if "error" in row]  # fmt: skip
     for row in rows:
-        times = {label: one for label, one in row["times"].items() if label != "plain"}
-        said = ", ".join(f"{label} {one['time_ratio']:.2f}/{one['flops_ratio']:.2f}" for label, one in times.items())
-        found.append(f"{row['model']} {row['precision']} b{row['batch']} {row['runtime']}: time/FLOPs {said}")
-    return found
+        times = {label: time for label, time in row["times"].items() if label != "plain"}
+        ratios = ", ".join(
+            f"{label} {time['time_ratio']:.2f}/{time['flops_ratio']:.2f}" for label, time in times.items()
+        )
+        summary.append(f"{row['model']} {row['precision']} b{row['batch']} {row['runtime']}: time/FLOPs {ratios}")
+    return summary

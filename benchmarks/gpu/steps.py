@@ -81,7 +81,7 @@ def run_steps(names: Sequence[str], context: Context, seconds: float, emit: Call
             record = {"state": LEFT_OUT, "error": f"{max(left, 0):.0f} s were left, and it needs {step.least:.0f}"}
             emit({"step": step.name, "record": record})
             continue
-        given = left * step.weight / sum(one.weight for one in chosen[at:])
+        given = left * step.weight / sum(later.weight for later in chosen[at:])
         given = max(given, step.least) if is_gpu(context.device) else given
         record = run_step(step, context, given, min(given * _GRACE, left + _LAST_GRACE), emit)
         if record["state"] == FAILED and not _usable(context.device):

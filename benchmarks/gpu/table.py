@@ -15,8 +15,8 @@ def table(record: Mapping[str, Any]) -> list[str]:
     """A line for the machine, and for each step its state, time, peak memory and a few lines of figures."""
     lines = [_machine(record["environment"] or {}), f"{'step':<10}{'state':<10}{'s':>7}{'MiB':>9}  what it is about"]
     for step in STEPS:
-        if (found := record["steps"].get(step.name)) is not None:
-            lines += [_head(step, found), *(f"    {line}"[:_WIDTH] for line in _lines(step, found))]
+        if (result := record["steps"].get(step.name)) is not None:
+            lines += [_head(step, result), *(f"    {line}"[:_WIDTH] for line in _lines(step, result))]
     if record["unwritten"]:
         lines.append(record["unwritten"])
     return [*lines[: MOST_LINES - 1], f"{record['seconds']:.0f} s in all"]

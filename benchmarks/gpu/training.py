@@ -95,7 +95,7 @@ def _recover(context: Context, precision: str, row: Figures) -> None:
     settings = RecoverSettings(
         epochs=1, augment="none", batch=batch, checks=1, precision=precision, seed=context.seed, patience=steps
     )
-    found = recover(
+    recovered = recover(
         student,
         copy.deepcopy(subject.graph_module),
         _recover_data(context, 4 * batch, batch),
@@ -107,8 +107,8 @@ def _recover(context: Context, precision: str, row: Figures) -> None:
     each = [
         after - before for before, after in zip(clock.times[_WARM_UPS:], clock.times[_WARM_UPS + 1 :], strict=False)
     ]
-    row |= {"batch": batch, "steps": found.steps, "seconds": found.seconds, "steps_a_second": 1 / median(each)}
-    row |= {"losses": list(found.losses), "held_out": [check.to_json() for check in found.checks]}
+    row |= {"batch": batch, "steps": recovered.steps, "seconds": recovered.seconds, "steps_a_second": 1 / median(each)}
+    row |= {"losses": list(recovered.losses), "held_out": [check.to_json() for check in recovered.checks]}
 
 
 def _recover_data(context: Context, train: int, held_out: int) -> RecoverData:
@@ -123,10 +123,10 @@ def _recover_data(context: Context, train: int, held_out: int) -> RecoverData:
 
 
 def lines(figures: Figures) -> list[str]:
-    return [f"{row['what']} {row['precision']}: {_said(row)}" for row in figures.get("rows", [])]
+    return [f"{row['what']} {row['precision']}: {_result(row)}" for row in figures.get("rows", [])]
 
 
-def _said(row: Figures) -> str:
+def _result(row: Figures) -> str:
     if "steps_a_second" not in row:
         return str(row.get("error", "not finished"))
     losses = row["losses"]

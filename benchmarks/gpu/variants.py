@@ -80,10 +80,10 @@ def record_times(
     """
     sizes = context.sizes
     with torch.no_grad():
-        found = time_in_turns(runs, inputs, context.device, rounds=sizes.rounds, seconds=sizes.cell_seconds)
-    first = found[next(iter(runs))]
+        timings = time_in_turns(runs, inputs, context.device, rounds=sizes.rounds, seconds=sizes.cell_seconds)
+    first = timings[next(iter(runs))]
     row["inputs"] = len(inputs)
     row["times"] = {
         name: {**timing.to_json(), "flops_ratio": flops[name], "time_ratio": ratio(timing, first).paired}
-        for name, timing in found.items()
+        for name, timing in timings.items()
     }

@@ -43,10 +43,10 @@ def main(arguments: dict[str, Any]) -> int:
 
 def facts(device: torch.device) -> dict[str, Any]:
     """The machine, its versions, and what of torch's settings times depend on."""
-    found = environment() | {"device": str(device), "load_average_before": load_average()}
+    record = environment() | {"device": str(device), "load_average_before": load_average()}
     if is_gpu(device):
         properties = torch.cuda.get_device_properties(device)
-        found["gpu"] = {
+        record["gpu"] = {
             "name": properties.name,
             "capability": list(torch.cuda.get_device_capability(device)),
             "memory_gib": properties.total_memory / 2**30,
@@ -56,7 +56,7 @@ def facts(device: torch.device) -> dict[str, Any]:
             "cudnn": torch.backends.cudnn.version(),
         }
     tf32 = {"cudnn_allow_tf32": torch.backends.cudnn.allow_tf32}
-    return found | tf32 | {"float32_matmul_precision": torch.get_float32_matmul_precision()}
+    return record | tf32 | {"float32_matmul_precision": torch.get_float32_matmul_precision()}
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HOLD = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from vitfx.support.locks import hold_file, hold_folder
+# A shell's background job is started with Ctrl-C ignored, which its children inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 path = Path(sys.argv[1])
 with hold_file(path) if path.suffix else hold_folder(path, force=False):
     print("held", flush=True)
