@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from rich.console import Console, RenderableType
 
 from vitfx.cli.exit_codes import ending
+from vitfx.support.console import HelpFormatter
 from vitfx.support.devices import NAMES
 from vitfx.support.errors import UserError
 from vitfx.support.json_files import read_json
@@ -37,7 +38,7 @@ def make_parser(command: str, description: str, epilog: str) -> argparse.Argumen
         prog=f"python -m benchmarks.{command}",
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
 
 

@@ -48,4 +48,4 @@ def test_a_commands_exit_code_is_passed_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vitfx", "train", "--data", "letters", "--out", str(tmp_path / "model.pt")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --data letters is not there: give a folder")
+    assert done.stderr.startswith("error: --data letters does not exist: give a folder")

@@ -90,7 +90,7 @@ def test_unlabelled_images_and_an_artifact_of_an_earlier_run(tmp_path: Path) -> 
     [
         ([], "say how long to retrain: give either --epochs or --minutes"),
         (["--epochs", "1", "--minutes", "1"], "give either --epochs or --minutes"),
-        (["--epochs", "1", "--teacher", "none.pt"], "none.pt is not there"),
+        (["--epochs", "1", "--teacher", "none.pt"], "none.pt does not exist"),
         (["--epochs", "1", "--eval-samples", "-1"], "--eval-samples is -1: give 0 or more"),
         (["--epochs", "1", "--rewrites", "magic"], "--rewrites magic is not a rewrite"),
         (["--epochs", "1", "--device", "tpu"], "device 'tpu' is not one of"),

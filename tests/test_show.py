@@ -182,7 +182,7 @@ def test_a_file_of_half_precision_is_refused(
 
 def test_unrecognised_sublayers_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unusual = timm.models.VisionTransformer(
-        img_size=32, patch_size=8, depth=2, num_heads=4, embed_dim=32, num_classes=7, qk_norm=True
+        img_size=32, patch_size=8, depth=2, num_heads=4, embed_dim=32, num_classes=7, scale_attn_norm=True
     )
     usual = timm.models.VisionTransformer(img_size=32, patch_size=8, depth=2, num_heads=4, embed_dim=32, num_classes=7)
     usual.blocks[1] = unusual.blocks[1]
@@ -199,11 +199,11 @@ def test_what_is_shown_is_told_by_the_contents(
     assert (tmp_path / "model.pt.svg").exists()
     assert "--arch is for a model, and" in refused_silently(capsys, [str(tmp_path / "model.pt"), "--arch", "timm:x"])
     assert "--out is for a circuit, and demo is a model: leave it out" in refused(capsys, ["demo", "--out", "x.svg"])
-    assert "nothing is not there" in refused(capsys, ["nothing"])
+    assert "nothing does not exist" in refused(capsys, ["nothing"])
     # The header of safetensors begins with its length, which may be a brace's byte.
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(ord("{"))
     (tmp_path / "brace.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    assert "say with --arch" in refused(capsys, [str(tmp_path / "brace.safetensors")])
+    assert "name their model with --arch" in refused(capsys, [str(tmp_path / "brace.safetensors")])
 
 
 def refused_silently(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:

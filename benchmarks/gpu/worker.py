@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.steps import Event, run_steps
-from vitfx.support.devices import is_gpu, pick_device
+from vitfx.support.devices import GPU, is_gpu, pick_device
 from vitfx.support.machine import environment, load_average
 
 
@@ -52,7 +52,7 @@ def facts(device: torch.device) -> dict[str, Any]:
             "memory_gib": properties.total_memory / 2**30,
             "multiprocessors": properties.multi_processor_count,
             "l2_mib": getattr(properties, "L2_cache_size", 0) / 2**20,
-            "cuda": torch.version.cuda,
+            GPU: torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         }
     tf32 = {"cudnn_allow_tf32": torch.backends.cudnn.allow_tf32}

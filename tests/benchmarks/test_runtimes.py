@@ -121,7 +121,7 @@ def test_original_that_is_gone_costs_only_its_torch_rows(out, tmp_path):
     images = open_data("digits", DIGITS, CLASSES).evaluation
     rows = measure_latency(contenders, [EAGER, ONNX], images, [2], 1, 1, Silent())
     assert [row.timing is None for row in rows] == [True, False, False, False]
-    assert "moved.pt is not there" in rows[0].unavailable
+    assert "moved.pt does not exist" in rows[0].unavailable
     # Without the first model there is nothing to take the ratio to.
     assert [row.ratio is None for row in rows] == [True, True, False, False]
 

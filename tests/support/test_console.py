@@ -85,7 +85,7 @@ def test_every_help_can_be_printed(encoding: str) -> None:
         for name in COMMANDS:
             help_of(name)
     tau = "τ" if encoding == "utf-8" else "tau"
-    assert f"{tau} is how much KL divergence" in out.text
+    assert f"{tau} of KL divergence" in out.text
     assert err.text == ""
 
 
