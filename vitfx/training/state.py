@@ -6,7 +6,6 @@ It does not need torch's generators: every step, every image and every epoch's o
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 
 from vitfx.models.model_file import read_model_file, write_record
 from vitfx.support.errors import UserError
-from vitfx.support.files import write_aside
+from vitfx.support.json_files import write_json
 
 STATE = "state.pt"
 _FORMAT = "vitfx-training/1"
@@ -80,7 +79,7 @@ def read_state(path: Path, key: str, *, force: bool) -> tuple[Log, dict[str, Any
 
 def write_history(path: Path, log: Log, layers: list[str]) -> None:
     """The log as JSON, for other programs. Raises WriteError."""
-    write_aside(path, json.dumps({"layers": layers, **log.to_json()}, indent=1))
+    write_json(path, "vitfx-history/1", {"layers": layers, **log.to_json()})
 
 
 def to_cpu(value: Any) -> Any:
