@@ -280,9 +280,9 @@ def test_a_watch_takes_over_all_but_a_sample_and_ends_where_nothing_is_known():
     edges = [Edge(Writer(name)) for name in "abcd"]
     known = {edge.name: Decision(edge, True, 0.0, 0.0) for edge in edges[:3]}
     watch = Watch(time.monotonic() + 60, known, sampled=2)
-    assert [watch.recall(edge) is None for edge in edges[:3]] == [True, False, True]
+    assert [watch.recall([edge]) is None for edge in edges[:3]] == [True, False, True]
     with pytest.raises(TimeUp, match="no further"):
-        watch.recall(edges[3])
+        watch.recall(edges[3:])
     with pytest.raises(TimeUp, match="over"):
         Watch(time.monotonic() - 1).bar("importance")(1, 2)
 

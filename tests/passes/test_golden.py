@@ -153,8 +153,7 @@ div           div(matmul, 2)                                              1×2×
 softmax       softmax(div, -1)                                            1×2×4×4
 matmul_1      matmul(softmax, getitem_2)                                  1×2×4×4                256
 transpose_2   transpose(matmul_1, 1, 2)                                   1×4×2×4
-clone         clone(transpose_2)                                          1×4×2×4
-reshape_2     reshape(clone, [sym_size, 4, 8])                              1×4×8
+reshape_2     reshape(transpose_2, [sym_size, 4, 8])                        1×4×8
 linear_1      linear(reshape_2, proj_weight)                                1×4×8          64    512
 add_1         add(add, linear_1)                                            1×4×8
 layer_norm_1  layer_norm(add_1, [8], n2_weight, n2_bias, 1e-05, False)      1×4×8          16
