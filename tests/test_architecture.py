@@ -1,6 +1,7 @@
 """The house rules that a machine can check."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,12 @@ def test_importing_does_nothing():
     code = "import vitfx, sys; assert 'torch' not in sys.modules; print(vitfx.__version__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md", "docs/on-a-gpu.md"])
+def test_files_that_a_page_names_exist(page):
+    named = set(re.findall(r"`((?:passes|vitfx|benchmarks|tests|docs)/[\w/.-]*)`", (ROOT / page).read_text()))
+    linked = set(re.findall(r"\]\(((?!http)[^)#]+)", (ROOT / page).read_text()))
+    missing = [name for name in named if not (ROOT / name).exists()]
+    missing += [name for name in linked if not (ROOT / page).parent.joinpath(name).exists()]
+    assert not missing
