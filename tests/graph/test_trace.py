@@ -29,6 +29,7 @@ def test_identities_are_dropped_and_the_rest_stays():
     assert aten.dropout.default not in targets
     assert all(node.args[2:] == () for node in result.graph_module.graph.nodes if node.target is aten.softmax.int)
     assert aten._assert_tensor_metadata.default not in targets
+    assert aten.clone.default not in targets, "older versions of torch make one of every dropout"
     assert targets.count(aten.softmax.int) == 3
     with torch.no_grad():
         assert torch.equal(result.graph_module(images(3)), traced(images(3)))
