@@ -146,7 +146,7 @@ DATA: dict[str, tuple[Make, str]] = {
     "one image": (lambda t: (folder(t / "one", images=1),), "one"),
     "classes without a logit": (
         lambda t: (archive(t / "images.npz", classes=12),),
-        "has at least 12 classes and the model has 10 logits: give the data that it was trained on",
+        "has 12 classes and the model 10 logits, which have no names",
     ),
 }
 

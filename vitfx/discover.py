@@ -205,7 +205,7 @@ def _shown(outcome: Outcome, task: _Task) -> list[RenderableType]:
 def _next(options: argparse.Namespace, out: Path) -> list[str]:
     more = [part for name in ("data", "arch") if (value := getattr(options, name)) for part in (f"--{name}", value)]
     more += ["--trust-pickle"] if options.trust_pickle else []
-    for name in ("image_size", "mean", "std"):
+    for name in ("class_names", "image_size", "mean", "std"):
         if (value := getattr(options, name)) is not None:
             values = value if isinstance(value, list) else [value]
             more += [f"--{name.replace('_', '-')}", *map(str, values)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from vitfx.circuits.circuit import GRANULARITIES
@@ -23,6 +24,13 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
         "model", metavar="MODEL", help="checkpoint, artifact, weights, .pt2, Hugging Face folder, or demo"
     )
     parser.add_argument("--data", help="images: a folder, an .npz file, or digits (default: the checkpoint's data set)")
+    parser.add_argument(
+        "--class-names",
+        type=Path,
+        metavar="FILE",
+        help="names of the model's classes, one a line in the order of its logits, where the model has none or others "
+        "than the data",
+    )
 
 
 def add_discovery(parser: argparse.ArgumentParser) -> None:

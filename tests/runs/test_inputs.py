@@ -1,0 +1,100 @@
+"""Which logit a class folder belongs to: by the model's names, by a file of names, by number, or by position."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.support.prune_runs import SIZES, checkpoint, model, picture
+from vitfx.runs.inputs import Inputs, open_inputs
+from vitfx.support.errors import UserError
+
+
+def opened(tmp_path: Path, names: Sequence[str], listed: str | None = None, **changes: object) -> Inputs:
+    for number, name in enumerate(names):
+        for copy in range(2):
+            picture(tmp_path / "images" / name / f"{copy}.png", 2 * number + copy)
+    file = None
+    if listed is not None:
+        file = tmp_path / "names.txt"
+        file.write_text(listed, encoding="utf-8")
+    path = checkpoint(tmp_path / "model.pt", **{"classes": None, **changes})
+    options = {"arch": None, "trust_pickle": False, "image_size": None, "mean": None, "std": None}
+    return open_inputs(Namespace(model=str(path), data=str(tmp_path / "images"), class_names=file, **options))
+
+
+def labels(inputs: Inputs) -> dict[str, int]:
+    """The label of each class folder."""
+    images = inputs.splits.evaluation
+    assert images.labels is not None
+    return {name.split("/")[0]: label for name, label in zip(images.names, images.labels, strict=True)}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [str(number) for number in range(10)],
+        ["3", "7"],
+        ["0", "9"],
+        ["00", "01", "02", "09"],
+    ],
+)
+def test_numbers_are_positions(tmp_path: Path, names: list[str]) -> None:
+    inputs = opened(tmp_path, names)
+    assert labels(inputs) == {name: int(name) for name in names}
+    assert "its classes are numbers of logits" in inputs.splits.description
+
+
+def test_ten_comes_after_nine(tmp_path: Path) -> None:
+    sizes = SIZES | {"classes": 12}
+    names = [str(number) for number in range(12)]
+    inputs = opened(tmp_path, names, kwargs=sizes, state_dict=model(classes=12).state_dict())
+    assert labels(inputs) == {name: int(name) for name in names}
+
+
+def test_as_many_classes_as_logits_are_matched_in_order_and_said(tmp_path: Path) -> None:
+    inputs = opened(tmp_path, [f"class {letter}" for letter in "jihgfedcba"])
+    assert labels(inputs) == {f"class {letter}": index for index, letter in enumerate("abcdefghij")}
+    assert inputs.splits.description.endswith(
+        "the model's logits have no names, so that 'class a' is the first logit and 'class j' the last"
+    )
+
+
+@pytest.mark.parametrize("names", [["cat", "dog", "ant"], ["7", "10"], [f"c{number}" for number in range(11)]])
+def test_other_numbers_of_classes_are_never_guessed(tmp_path: Path, names: list[str]) -> None:
+    with pytest.raises(UserError, match=rf"has {len(names)} classes and the model 10 logits, .* --class-names FILE"):
+        opened(tmp_path, names)
+
+
+def test_a_file_of_names_settles_it(tmp_path: Path) -> None:
+    listed = "ant\nbee\n\ncat\n" + "".join(f"other {number}\n" for number in range(7))
+    inputs = opened(tmp_path, ["cat", "ant"], listed)
+    assert labels(inputs) == {"ant": 0, "cat": 2}
+    assert inputs.model.classes is not None and inputs.model.classes[:3] == ("ant", "bee", "cat")
+
+
+def test_a_file_of_names_goes_before_the_models_own(tmp_path: Path) -> None:
+    names = [f"n{number}" for number in range(10)]
+    inputs = opened(tmp_path, ["n3", "n1"], "\n".join(names), classes=tuple("0123456789"))
+    assert labels(inputs) == {"n1": 1, "n3": 3}
+
+
+@pytest.mark.parametrize(
+    ("listed", "sentence"), [("a\nb\n", "has 2 names and the model 10 logits: give one for each"), ("", "has 0 names")]
+)
+def test_a_file_of_other_length_is_refused(tmp_path: Path, listed: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        opened(tmp_path, ["a", "b"], listed)
+
+
+def test_a_missing_file_of_names(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "model.pt")
+    options = Namespace(
+        model=str(tmp_path / "model.pt"), arch=None, trust_pickle=False, image_size=None, mean=None, std=None,
+        data="digits", class_names=tmp_path / "none.txt",
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"--class-names .*none.txt can't be read"):
+        open_inputs(options)
