@@ -1,6 +1,7 @@
 """The house rules that a machine can check."""
 
 import ast
+import pkgutil
 import re
 import subprocess
 import sys
@@ -31,6 +32,7 @@ WINGS = (
 """From the ground up: a wing imports only those before it."""
 DOORS = {"discover", "optimize", "prune", "recover", "report", "show", "train"}
 FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -115,10 +117,24 @@ def test_importing_does_nothing():
     assert done.stdout.strip()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md", "docs/on-a-gpu.md"])
-def test_files_that_a_page_names_exist(page):
-    named = set(re.findall(r"`((?:passes|vitfx|benchmarks|tests|docs)/[\w/.-]*)`", (ROOT / page).read_text()))
-    linked = set(re.findall(r"\]\(((?!http)[^)#]+)", (ROOT / page).read_text()))
-    missing = [name for name in named if not (ROOT / name).exists()]
-    missing += [name for name in linked if not (ROOT / page).parent.joinpath(name).exists()]
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_what_exists(page):
+    text = page.read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    code = re.findall(r"`([^`\s]+)`", text)
+    files = [name for name in code if name.endswith(".py") or re.match(r"(passes|vitfx|benchmarks|tests|docs)/", name)]
+    missing = [name for name in links if not (page.parent / name).exists()]
+    names = {path.name for path in FILES}
+    missing += [name for name in files if not (name in names or (ROOT / name).exists())]
+    modules = re.findall(r"python -m ((?:vitfx|benchmarks)[.\w]*)", text)
+    dotted = [name for name in code if re.fullmatch(r"(passes|vitfx|benchmarks|tests)(\.\w+)+", name)]
+    missing += [name for name in {*modules, *dotted} if not _resolves(name)]
     assert not missing
+
+
+def _resolves(name):
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
