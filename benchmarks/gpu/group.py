@@ -1,4 +1,4 @@
-"""Step 7: one process of torchrun, NCCL on a GPU and gloo on a CPU: sums, DDP's gradients, a discovery with a share."""
+"""Step 8: one process of torchrun, NCCL on a GPU and gloo on a CPU: sums, DDP's gradients, a discovery with a share."""
 
 from __future__ import annotations
 

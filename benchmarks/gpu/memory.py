@@ -1,4 +1,4 @@
-"""Step 8: the memory that each model takes at its peak; what each step took stands in its own record."""
+"""Step 9: the memory that each model takes at its peak; what each step took stands in its own record."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from benchmarks.gpu.variants import Cell, Variant, inputs_for, record_times
 from vitfx.support.devices import is_gpu, synchronize
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-_LABELS = {CPU: "onnxruntime cpu", CUDA: "onnxruntime cuda", TENSORRT: "onnxruntime tensorrt"}
+LABELS = {CPU: "onnxruntime cpu", CUDA: "onnxruntime cuda", TENSORRT: "onnxruntime tensorrt"}
 
 
 class NotHere(Exception):
@@ -42,7 +42,7 @@ def run(context: Context, subject: Subject, variants: Sequence[Variant], rows: l
     models: dict[str, bytes] = {}
     ways = [(provider, half) for half in (True, False) for provider in (CUDA, TENSORRT)]
     for (provider, half), batch in product(ways if gpu else [*ways, (CPU, False)], batches):
-        cell = Cell(subject.name, "fp16" if half else "fp32", batch, _LABELS[provider])
+        cell = Cell(subject.name, "fp16" if half else "fp32", batch, LABELS[provider])
         missing = missing_provider(provider)
         if missing is None and provider != CPU and not gpu:
             missing = f"{provider} needs a GPU, and this is {context.device}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,8 @@ def _head(step: Step, record: Mapping[str, Any]) -> str:
 def _lines(step: Step, record: Mapping[str, Any]) -> list[str]:
     lines = [record["error"]] if "error" in record else []
     try:
-        lines += step.load().lines(record.get("figures") or {})
+        for line in step.load().lines(_made(record.get("figures") or {})):
+            lines += textwrap.wrap(line, _WIDTH - 4, subsequent_indent="    ", break_on_hyphens=False)
     except Exception as error:  # A table is no place to lose the other steps' figures.
         lines.append(f"its figures can't be shown ({error!r}): read them in the JSON file")
     if record.get("rows_left_out"):
@@ -46,3 +48,9 @@ def _lines(step: Step, record: Mapping[str, Any]) -> list[str]:
     if len(lines) > step.lines:
         lines = [*lines[: step.lines - 1], f"… and {len(lines) - step.lines + 1} more in the JSON file"]
     return lines
+
+
+def _made(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the rows for which no time was left: they have no figures."""
+    rows = [row for row in figures.get("rows", []) if "left_out" not in row]
+    return {**figures, "rows": rows}

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -113,6 +114,7 @@ def _milliseconds(run: Run, pixels: Tensor, device: torch.device) -> float:
 def capture(run: Run, example: Tensor, pool: _POOL_HANDLE | None = None) -> Run:
     """The run as a CUDA graph: one launch, which copies its input to a fixed place first, as a user would have to.
 
+    The graph reads the run's weights where they lie, so that what it returns keeps the run.
     pool: memory that several graphs share, whose answers are then not kept from one launch to the next.
     """
     still = example.clone()
@@ -126,9 +128,17 @@ def capture(run: Run, example: Tensor, pool: _POOL_HANDLE | None = None) -> Run:
     with torch.cuda.graph(graph, pool=pool):
         answer = run(still)
 
-    def replay(pixels: Tensor) -> object:
-        still.copy_(pixels)
-        graph.replay()
-        return answer
+    return _Captured(run, graph, still, answer)
 
-    return replay
+
+@dataclass(frozen=True)
+class _Captured:
+    run: Run  #: whose weights the graph reads
+    graph: torch.cuda.CUDAGraph
+    input: Tensor
+    answer: object
+
+    def __call__(self, pixels: Tensor) -> object:
+        self.input.copy_(pixels)
+        self.graph.replay()
+        return self.answer

@@ -1,4 +1,4 @@
-"""Step 6: steps of training and of recovery a second, in float32 and with AMP: fp16 with its scaler, and bf16."""
+"""Step 7: steps of training and of recovery a second, in float32 and with AMP: fp16 with its scaler, and bf16."""
 
 from __future__ import annotations
 

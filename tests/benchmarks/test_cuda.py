@@ -213,6 +213,17 @@ def test_the_table_is_short_whatever_happens():
     assert any("can't be shown" in line for line in lines), "goal's rows have no goal here"
 
 
+def test_the_table_shows_what_was_made_beside_rows_that_were_left_out():
+    row = {"what": "training", "precision": "bf16", "left_out": "no time was left for it"}
+    steps_left_out = {
+        step.name: {"state": "in part", "rows_left_out": 1, "figures": {"rows": [row]}} for step in steps.STEPS
+    }
+    record = {"environment": None, "steps": steps_left_out, "unwritten": None, "seconds": 1.0}
+    lines = table(record)
+    assert not any("can't be shown" in line for line in lines)
+    assert sum("1 rows were left out" in line for line in lines) == len(steps.STEPS)
+
+
 def test_nothing_is_imported_that_a_machine_without_onnx_lacks():
     code = """
 import importlib, sys

@@ -1,12 +1,15 @@
 """How the steps of `benchmarks.cuda` are run, timed and compared. Their figures: see test_cuda.py."""
 
+import gc
 import json
 import signal
 import sys
 import time
+import weakref
 from dataclasses import dataclass
 from itertools import pairwise
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import onnxruntime
 import pytest
@@ -21,7 +24,7 @@ from benchmarks.gpu.onnx_runtime import CPU, CUDA, NotHere, bind, missing_provid
 from benchmarks.gpu.plans import ALIGNED, HEADS, KINDS, ODD, SUBLAYERS, plan_for
 from benchmarks.gpu.sizes import TINY
 from benchmarks.gpu.steps import Step, run_steps
-from benchmarks.gpu.timing import TimeUp, rotated_inputs, time_in_turns, time_limit
+from benchmarks.gpu.timing import TimeUp, capture, rotated_inputs, time_in_turns, time_limit
 from vitfx.circuits.circuit import BOUND, EXACT, Decision, Edge, Writer
 
 DEVICE = torch.device("cpu")
@@ -226,3 +229,17 @@ def test_a_target_is_asked_for_as_the_command_asks(monkeypatch, tmp_path):
     assert asked[0].goal.value == 1.3 and asked[0].deployment.rewrites
     assert row["speedup"] == 1.31 and row["met"] and json.dumps(row)
     assert "measured 1.31×, predicted 1.28×" in goal.lines({"rows": [row]})[0]
+
+
+def test_a_captured_run_keeps_its_weights(monkeypatch):
+    """A CUDA graph reads them where they lie: one whose module was freed read memory of others."""
+    stream = MagicMock()
+    for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock(return_value=stream))
+    module = torch.nn.Linear(2, 2)
+    alive = weakref.ref(module)
+    replay = capture(module, torch.zeros(1, 2))
+    del module
+    gc.collect()
+    assert alive() is not None and replay(torch.ones(1, 2)).shape == (1, 2)
+    stream.replay.assert_called_once_with()

@@ -82,7 +82,7 @@ def default_deployment(
     rewrites: tuple[str, ...], device: torch.device, *, portable: bool, plain: Preprocess | None = None
 ) -> Deployment:
     """The form that is usually fastest on the device, without measuring; without rewrites, what the exporter writes."""
-    name = "multihead" if is_gpu(device) and not portable else "standard"
+    name = "packed" if is_gpu(device) and not portable else "standard"
     return Deployment(rewrites, FORMS[name if rewrites else "exported"], plain)
 
 
