@@ -52,14 +52,21 @@ class HeadNorm(nn.Module):
         shapes = [None if value is None else list(value.shape) for value in (self.weight, self.bias)]
         return {"kind": self.kind, "eps": self.eps, "weight": shapes[0], "bias": shapes[1]}
 
+    @staticmethod
+    def of(kind: str, eps: float, weight: Tensor | None, bias: Tensor | None) -> HeadNorm:
+        """weight, bias: their values, which are copied."""
+        made = HeadNorm(kind, eps, None, None)
+        made.weight, made.bias = (
+            None if value is None else nn.Parameter(value.detach().clone()) for value in (weight, bias)
+        )
+        return made
+
     def of_heads(self, heads: Sequence[int]) -> HeadNorm:
         """The norm of these heads alone; itself where all heads share it."""
-        parts = [_rows(value, heads, 3) for value in (self.weight, self.bias)]
-        if parts[0] is self.weight and parts[1] is self.bias:
+        weight, bias = _rows(self.weight, heads), _rows(self.bias, heads)
+        if weight is self.weight and bias is self.bias:
             return self
-        made = HeadNorm(self.kind, self.eps, None, None)
-        made.weight, made.bias = (None if part is None else nn.Parameter(part.detach().clone()) for part in parts)
-        return made
+        return HeadNorm.of(self.kind, self.eps, weight, bias)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, eps={self.eps:g}"
@@ -97,8 +104,9 @@ class Rotary(nn.Module):
         return made
 
     def of_heads(self, heads: Sequence[int]) -> Rotary:
-        cos = _rows(self.cos, heads, 3)
-        return self if cos is self.cos else Rotary.of(self.cos[list(heads)], self.sin[list(heads)])
+        if len(self.cos) == 1:
+            return self
+        return Rotary.of(self.cos[list(heads)], self.sin[list(heads)])
 
     def of_tokens(self, tokens: Tensor) -> Rotary:
         return Rotary.of(self.cos[:, tokens], self.sin[:, tokens])
@@ -132,7 +140,7 @@ class AttentionCore(nn.Module):
     @property
     def plain(self) -> bool:
         """softmax(scale · q kᵀ) v and nothing else."""
-        return self.position_bias is None and not any(True for _ in self.children())
+        return self.position_bias is None and self.bilinear
 
     @property
     def bilinear(self) -> bool:
@@ -178,7 +186,7 @@ class AttentionCore(nn.Module):
         q_norm, k_norm = (None if norm is None else norm.of_heads(heads) for norm in (self.q_norm, self.k_norm))
         q_turn, k_turn = (None if turn is None else turn.of_heads(heads) for turn in (self.q_rotary, self.k_rotary))
         made = AttentionCore(self.scale, q_norm, k_norm, q_turn, k_turn)
-        bias = _rows(self.position_bias, heads, 3)
+        bias = _rows(self.position_bias, heads)
         if bias is not None:
             made.position_bias = self.position_bias if bias is self.position_bias else nn.Parameter(bias.detach())
         return made
@@ -211,8 +219,8 @@ class AttentionCore(nn.Module):
         return f"scale={self.scale:.4g}{bias}"
 
 
-def _rows(value: Tensor | None, heads: Sequence[int], dims: int) -> Tensor | None:
+def _rows(value: Tensor | None, heads: Sequence[int]) -> Tensor | None:
     """The rows of these heads, where the value has one for each head; else the value itself."""
-    if value is None or value.dim() != dims or len(value) == 1:
+    if value is None or value.dim() != 3 or len(value) == 1:
         return value
     return value[torch.tensor(list(heads), device=value.device, dtype=torch.long)]

@@ -23,7 +23,8 @@ from passes.base import Pass, PassError, PassResult
 from passes.dialect import AddConstant, Attention, Norm, Sublayer
 from passes.extract import extract
 from passes.layout import Mismatch, Walker
-from passes.match_attention import SDPA, SOFTMAX_OPS, match_attention
+from passes.match_attention import match_attention
+from passes.match_core import SDPA, SOFTMAX_OPS
 from passes.match_mlp import match_mlp
 from passes.match_norm import match_norm
 from passes.stream import is_canonical

@@ -16,11 +16,9 @@ from torch.fx import Node
 from passes.attention_core import AttentionCore, HeadNorm, Rotary
 from passes.dialect import Attention
 from passes.layout import Mismatch, Trail, Walker, element_ids, rows_of
-from passes.match_core import SDPA, SOFTMAX_OPS, Core, find_core
+from passes.match_core import Core, find_core
 from passes.match_source import Source, common_order, find_source
 from passes.match_transforms import Normalisation
-
-__all__ = ["SDPA", "SOFTMAX_OPS", "match_attention"]
 
 
 def match_attention(walker: Walker, norm: Node, result: Node) -> Attention:
@@ -79,11 +77,7 @@ def _core(q: Source, k: Source, scale: float, bias: Tensor | None) -> AttentionC
 def _norm(normalisation: Normalisation | None) -> HeadNorm | None:
     if normalisation is None:
         return None
-    made = HeadNorm(normalisation.kind, normalisation.eps, None, None)
-    made.weight, made.bias = (
-        None if value is None else nn.Parameter(value.clone()) for value in (normalisation.weight, normalisation.bias)
-    )
-    return made
+    return HeadNorm.of(normalisation.kind, normalisation.eps, normalisation.weight, normalisation.bias)
 
 
 def _rotary(source: Source) -> Rotary | None:

@@ -23,7 +23,8 @@ def match_norm(walker: Walker, stream: Node, branch: Node) -> tuple[Node, Norm]:
     inside = set(backward_slice(branch, stream))
     readers = [user for user in stream.users if user in inside and walker.carries_data(user)]
     if len(readers) == 1 and readers[0].target is aten.layer_norm.default:
-        return readers[0], _layer_norm(walker, readers[0])
+        _, weight, bias, eps = walker.norm_parameters(readers[0])
+        return readers[0], _module(Normalisation(LAYER, eps, weight, bias), walker.values[stream])
     cuts = cut_points([stream, *(node for node in walker.data if node in inside)])
     matched: tuple[Node, Normalisation] | None = None
     for node in cuts[1 : 1 + _FARTHEST]:
@@ -53,6 +54,8 @@ def _module(normalisation: Normalisation, stream: torch.Tensor) -> Norm:
         if normalisation.bias is not None:
             raise Mismatch("the stream's RMSNorm has a shift")
         norm = nn.RMSNorm(width, eps=normalisation.eps, elementwise_affine=affine)
+    elif normalisation.bias is not None and not affine:
+        raise Mismatch("the stream's LayerNorm has a shift and no scale")
     else:
         norm = nn.LayerNorm(
             width, eps=normalisation.eps, elementwise_affine=affine, bias=normalisation.bias is not None
@@ -63,15 +66,3 @@ def _module(normalisation: Normalisation, stream: torch.Tensor) -> Norm:
         if normalisation.bias is not None and isinstance(norm, nn.LayerNorm):
             norm.bias.copy_(normalisation.bias)
     return norm.to(stream.dtype)
-
-
-def _layer_norm(walker: Walker, node: Node) -> nn.LayerNorm:
-    """The module of an aten.layer_norm node. Raises Mismatch where it is not over the channels alone."""
-    width, scale, shift, eps = walker.norm_parameters(node)
-    norm = nn.LayerNorm(width, eps=eps, elementwise_affine=scale is not None, bias=shift is not None)
-    with torch.no_grad():
-        if scale is not None:
-            norm.weight.copy_(scale)
-        if shift is not None and norm.bias is not None:
-            norm.bias.copy_(shift)
-    return norm.to(walker.values[node].dtype)

@@ -30,7 +30,6 @@ from vitfx.circuits.circuit import EMBED, GRANULARITIES, LOGITS, PARTS, Edge, Re
 from vitfx.graph.stages import (
     Reference,
     Stage,
-    attend,
     contribution,
     project_heads,
     read_stages,
@@ -201,7 +200,8 @@ class _Run:
             project_heads(linear, module.units, read[min(part, parts - 1) :: parts])
             for part, linear in enumerate((module.q, module.k, module.v))
         )
-        return attend(module, q, k, v)
+        heads: Tensor = module.core(q, k, v)
+        return heads
 
     def _reference(self, name: str) -> Tensor:
         if self.reference is None or name not in self.reference:

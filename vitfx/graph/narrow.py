@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from passes.dialect import Attention, Sublayer
 from passes.token_use import by_token, cut_tokens, tokens_read
-from vitfx.graph.stages import Reference, Stage, attend, run_stages
+from vitfx.graph.stages import Reference, Stage, run_stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,8 @@ class NarrowingStage(Stage):
         read = self.norm(stream)
         parts = (attention.q(read[:, self.tokens]), attention.k(read), attention.v(read))
         q, k, v = (part.unflatten(-1, (attention.units, -1)).transpose(1, 2) for part in parts)
-        return attend(attention, q, k, v)
+        heads: Tensor = attention.core(q, k, v)
+        return heads
 
     def carried(self, stream: Tensor) -> Tensor:
         return stream[:, self.tokens]

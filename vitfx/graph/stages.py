@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from passes.dialect import AddConstant, Attention, Sublayer
+from passes.dialect import AddConstant, Sublayer
 from passes.plan import channels_of
 from passes.stream import module_of, read_sites
 
@@ -162,12 +162,6 @@ def project_heads(linear: nn.Linear, heads: int, inputs: Tensor, chosen: Sequenc
     if bias is not None:
         projected = projected + bias
     return projected.reshape(count, images, tokens, -1).transpose(0, 1)
-
-
-def attend(module: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(N, H, T, channels) each, where q may have fewer tokens -> heads' outputs (N, T of q, H · channels)."""
-    heads: Tensor = module.core(q, k, v)
-    return heads
 
 
 def of_images(reference: Tensor, images: slice | Tensor) -> Tensor:

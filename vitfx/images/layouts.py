@@ -139,7 +139,7 @@ def _part_folder(root: Path, folders: Sequence[Path], kind: str) -> Path | None:
     """
     named = [folder for folder in folders if _kind_of_part(folder.name) == kind]
     exact = [folder for folder in named if folder.name in _EXACT[kind]]
-    if len(exact or named) > 1 and not exact:
+    if not exact and len(named) > 1:
         raise UserError(
             f"{root} has two folders for one part, {named[0].name} and {named[1].name}: name the right one {kind}"
         )

@@ -27,7 +27,6 @@ from vitfx.graph.stages import (
     Reading,
     Reference,
     Stage,
-    attend,
     contribution,
     of_images,
     run_stages,
@@ -110,7 +109,7 @@ class TrackedRun:
         if isinstance(module, Attention):
             values = tuple(linear(values[0]) for linear in (module.q, module.k, module.v))
             heads = (value.unflatten(-1, (module.units, -1)).transpose(1, 2) for value in values)
-            reading.inner = attend(module, *heads)
+            reading.inner = module.core(*heads)
         else:
             reading.inner = module.inner(values[0])
         self._inners[stage.name] = reading.inner
