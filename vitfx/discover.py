@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from vitfx.circuits.circuit import Circuit
 from vitfx.circuits.summary import summary
 from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending
-from vitfx.cli.options import add_discovery, add_inputs, add_loading, given_settings, make_settings, threshold
+from vitfx.cli.options import (
+    OF_IMAGES,
+    add_discovery,
+    add_inputs,
+    add_loading,
+    given_settings,
+    make_settings,
+    threshold,
+)
 from vitfx.discovery.basis.settings import RANKING, Settings
 from vitfx.discovery.memory import fit, memory_needed
 from vitfx.discovery.stability import Outcome
@@ -205,7 +213,7 @@ def _shown(outcome: Outcome, task: _Task) -> list[RenderableType]:
 def _next(options: argparse.Namespace, out: Path) -> list[str]:
     more = [part for name in ("data", "arch") if (value := getattr(options, name)) for part in (f"--{name}", value)]
     more += ["--trust-pickle"] if options.trust_pickle else []
-    for name in ("class_names", "image_size", "mean", "std"):
+    for name in ("class_names", *OF_IMAGES):
         if (value := getattr(options, name)) is not None:
             values = value if isinstance(value, list) else [value]
             more += [f"--{name.replace('_', '-')}", *map(str, values)]

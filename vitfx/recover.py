@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vitfx.cli.exit_codes import ending, going_on
-from vitfx.cli.options import add_rewrites
+from vitfx.cli.options import OF_IMAGES, add_rewrites
 from vitfx.deploy.deployment import default_deployment, read_rewrites
 from vitfx.images.pixel_cache import default_cache
 from vitfx.models.architectures import KNOWN_ARCHES
@@ -162,9 +162,7 @@ def _open(options: argparse.Namespace, command: str) -> RecoverJob:
     check_output(out, force=options.force, unfinished=STATE)
     device = pick_device(options.device)
     # The loading options are for the teacher: an artifact says itself how to load it.
-    own = argparse.Namespace(
-        **{**vars(options), "arch": None, "trust_pickle": False, "image_size": None, "mean": None, "std": None}
-    )
+    own = argparse.Namespace(**{**vars(options), "arch": None, "trust_pickle": False, **dict.fromkeys(OF_IMAGES)})
     inputs = open_inputs(own)
     teacher = load_model(
         options.teacher, arch=options.arch, trust_pickle=options.trust_pickle, preprocess=inputs.model.preprocess

@@ -14,7 +14,7 @@ from vitfx.circuits.circuit import read_circuit
 from vitfx.circuits.picture import SUFFIXES, picture_bytes
 from vitfx.circuits.summary import summary
 from vitfx.cli.exit_codes import ending
-from vitfx.cli.options import add_reading, refuse_given
+from vitfx.cli.options import OF_IMAGES, add_reading, refuse_given
 from vitfx.graph.trace import to_canonical
 from vitfx.runs.inputs import open_model
 from vitfx.support.console import HelpFormatter, entry_point
@@ -36,7 +36,7 @@ the embedding to the logits, by colour what they feed. PNG files and pictures wi
 'vitfx[plot]'.
 
 exit code: 0, or 2 when something you gave can't be used; then nothing is written."""
-_OF_MODELS = ("arch", "trust_pickle", "image_size", "mean", "std")
+_OF_MODELS = ("arch", "trust_pickle", *OF_IMAGES)
 _OF_CIRCUITS = ("out", "force", "edges", "top")
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
+from vitfx.images.geometry import Resize
 from vitfx.images.preprocess import Preprocess
 from vitfx.support.errors import UserError
 
@@ -47,3 +51,71 @@ def test_json_and_back() -> None:
         Preprocess.from_json({"size": [8, 8], "crop": 4})
     with pytest.raises(UserError, match="preprocess does not say the size"):
         Preprocess.from_json({})
+
+
+def test_old_files_keep_their_form_and_meaning() -> None:
+    plain = Preprocess((8, 9), "bilinear", False, (0.1,), (0.2,))
+    assert json.dumps(plain.to_json()) == (
+        '{"size": [8, 9], "interpolation": "bilinear", "antialias": false, "mean": [0.1], "std": [0.2]}'
+    )
+    image = torch.randint(0, 256, (3, 20, 31), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    resized = F.resize(image, [16, 24], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    expected = F.normalize(F.to_dtype(resized, torch.float32, scale=True), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert torch.equal(Preprocess((16, 24))(image), expected)
+
+
+STEPS = Preprocess(
+    (8, 9), mean=(0.1,) * 3, std=(0.2,) * 3, resize=Resize((10, 12), "longest", 0.8), corner="down", fill=(1, 2, 3),
+    resampler="PIL", reader="PIL-upright", bgr=True, origin="a file",
+)  # fmt: skip
+
+
+def test_every_step_survives_json() -> None:
+    assert Preprocess.from_json(json.loads(json.dumps(STEPS.to_json()))) == STEPS
+    assert "origin" not in STEPS.to_json()
+    assert str(STEPS) == (
+        "resized to 10×12 on the longest edge (bicubic, PIL), then the centre 8×9 is cut out, channels blue, green, "
+        "red; mean 0.1, std 0.2"
+    )
+    assert str(Preprocess((8, 8))) == "resized to 8×8 (bicubic); mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"resize": 5}, "resize is 5: give an object"),
+        ({"resize": {"edge": "both"}}, "resize does not say the to"),
+        ({"resize": {"to": [8, 8], "edge": "left"}}, "resize has the edge 'left'"),
+        ({"resize": {"to": [8, -8]}}, r"images are resized to \(8, -8\)"),
+        ({"resize": {"to": [8, 10**6]}}, "images are resized to"),
+        ({"resize": {"to": 8}}, "images are resized to 8"),
+        ({"resize": {"to": [8, 8], "crop_pct": "all"}}, "crop_pct is all"),
+        ({"corner": "up"}, "corner 'up' is not one of nearest, down"),
+        ({"fill": [1]}, r"fill is \(1,\)"),
+        ({"resampler": "cv2"}, "resampler 'cv2'"),
+        ({"reader": ["PIL"]}, "reader"),
+        ({"bgr": 1}, "bgr is 1: give true or false"),
+        ({"resampler": "torch", "interpolation": "hamming"}, "torch does not resize by hamming"),
+        ({"origin": "x"}, "unknown keys origin"),
+    ],
+)
+def test_damaged_steps_are_refused(change: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Preprocess.from_json(STEPS.to_json() | change)
+
+
+def test_channels_are_reversed_before_mean_and_std() -> None:
+    image = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1)
+    got = Preprocess((1, 1), mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0), bgr=True)(image)
+    torch.testing.assert_close(got.flatten(), torch.tensor([0.9, 0.0, -0.3]))
+
+
+@pytest.mark.parametrize("resampler", ["torch", "torch-float", "PIL"])
+def test_the_border_has_the_colour_asked_for(resampler: str) -> None:
+    image = torch.full((2, 3, 4, 2), 255, dtype=torch.uint8)
+    recipe = Preprocess((4, 5), resize=Resize((4, 4), "none"), fill=(51, 102, 153), resampler=resampler).plain()
+    got = recipe(image)
+    assert got.shape == (2, 3, 4, 5)
+    torch.testing.assert_close(
+        got[1, :, 2], torch.tensor([[0.2, 1, 1, 0.2, 0.2], [0.4, 1, 1, 0.4, 0.4], [0.6, 1, 1, 0.6, 0.6]])
+    )

@@ -21,6 +21,7 @@ from vitfx.images.preprocess import Preprocess
 from vitfx.images.splits import open_data
 from vitfx.models.checkpoint import ARTIFACT_FORMAT, load_model, save_checkpoint
 from vitfx.models.graph_json import encode
+from vitfx.models.recipes import timm_recipe, torchvision_recipe
 from vitfx.models.vit import ViT
 from vitfx.models.weights import fingerprint
 from vitfx.support.errors import UserError
@@ -114,7 +115,7 @@ def test_a_bare_state_dict_with_arch(tmp_path: Path, wrap: str) -> None:
     torch.save(contents[wrap], tmp_path / "weights.pth")
     loaded = load_model(str(tmp_path / "weights.pth"), arch="timm:vit_tiny_patch16_224")
     assert_same(loaded.module, model, 48)
-    assert loaded.preprocess == Preprocess(size=(48, 48), mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert loaded.preprocess == timm_recipe(model.pretrained_cfg, "vit", (48, 48))
     assert loaded.classes is None
 
 
@@ -135,7 +136,7 @@ def test_torchvision_by_name(tmp_path: Path) -> None:
     nn.init.normal_(model.heads.head.weight)
     torch.save(model.half().state_dict(), tmp_path / "weights.pt")
     loaded = load_model(str(tmp_path / "weights.pt"), arch="torchvision:vit_b_32")
-    assert loaded.preprocess == Preprocess(size=(64, 64), interpolation="bilinear")
+    assert loaded.preprocess == torchvision_recipe("vit_b_32", (64, 64))
     assert_same(loaded.module, model.float(), 64)
 
 
@@ -208,7 +209,7 @@ def test_a_whole_timm_module_brings_its_preprocessing(tmp_path: Path) -> None:
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=4)
     torch.save(model, tmp_path / "module.pt")
     loaded = load_model(str(tmp_path / "module.pt"), trust_pickle=True)
-    assert loaded.preprocess == Preprocess(size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert loaded.preprocess == timm_recipe(model.pretrained_cfg, "vit", (32, 32))
 
 
 def test_a_pruned_artifact(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_bare_weights_of_timm_at_their_size_and_at_another(tmp_path: Path) -> No
     found = own.module.state_dict()
     assert {key for key in found if not torch.equal(found[key], weights[key])} == {"head.weight", "head.bias"}
     other = model_from(init, f"timm:{name}", CONFIG, CLASSES, 48)
-    assert other.preprocess == replace(own.preprocess, size=(48, 48))
+    assert other.preprocess == own.preprocess.at((48, 48))
     assert "positions are interpolated to 48×48" in other.notes
     assert_interpolated(weights["pos_embed"], other.module.state_dict()["pos_embed"], 9)
     loaded = saved(other, tmp_path / "model.pt")

@@ -14,6 +14,8 @@ from vitfx.discovery.basis.settings import ABLATIONS, CORRUPTIONS, METHODS, METR
 from vitfx.models.architectures import KNOWN_ARCHES
 from vitfx.support.errors import UserError
 
+OF_IMAGES = ("image_size", "mean", "std", "interpolation", "resize", "crop_pct")
+"""What `add_reading` adds that changes how images are prepared."""
 _ONLY_FOR = {"order": ("acdc",), "metric": ("eap", "eap-ig"), "steps": ("eap-ig",)}
 """The methods that read a setting, where the others ignore it."""
 
@@ -94,12 +96,18 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """How the model file is read."""
-    add = parser.add_argument_group("loading").add_argument
+    group = parser.add_argument_group("loading")
+    add = group.add_argument
     add("--arch", help=f"the model that bare weights belong to: {KNOWN_ARCHES}")
     add("--trust-pickle", action="store_true", help="load pickled modules, which can run any code")
-    add("--image-size", type=int, help="side of the images in pixels, if the file does not say")
-    add("--mean", type=float, nargs="+", help="of each channel, on a scale of 0 to 1 (default ImageNet's)")
-    add("--std", type=float, nargs="+", help="of each channel (default ImageNet's)")
+    own = "as the file or its library says"
+    add("--image-size", type=int, help=f"side in pixels of the images that the model takes (default: {own})")
+    add("--mean", type=float, nargs="+", help=f"of each channel, on a scale of 0 to 1 (default: {own})")
+    add("--std", type=float, nargs="+", help=f"of each channel (default: {own})")
+    add("--interpolation", help=f"how images are resized, such as bicubic (default: {own})")
+    crop = group.add_mutually_exclusive_group().add_argument
+    crop("--resize", type=int, metavar="EDGE", help="pixels of the shortest edge before the centre is cut out")
+    crop("--crop-pct", type=float, help="the share of that edge that is cut out, such as 0.875")
 
 
 def add_rewrites(parser: argparse.ArgumentParser) -> None:

@@ -39,10 +39,7 @@ class Deployment:
 
     def preprocess(self, preprocess: Preprocess) -> Preprocess:
         """What the exported model needs done to its images."""
-        if self.plain is None:
-            return preprocess
-        channels = preprocess.channels
-        return replace(preprocess, mean=(0.0,) * channels, std=(1.0,) * channels)
+        return preprocess if self.plain is None else preprocess.plain()
 
     def formed(self, model: onnx.ModelProto) -> Formed:
         """An exported model in this form, with a note of it in its metadata."""

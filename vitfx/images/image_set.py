@@ -16,6 +16,8 @@ from vitfx.support.errors import UserError
 
 # Images decoded and resized together while a whole set loads: enough to be fast, few enough to stay in cache.
 _CHUNK = 256
+# Values from which an image is resized at once: hundreds of photographs fill the memory.
+_LARGE = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,15 +124,21 @@ class ImageSet:
     def _decode(self, indices: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
         """Preprocessed float32 (M, C, H, W) and the indices of the M images that were whole, in order."""
         whole: list[int] = []
+        ready: dict[int, torch.Tensor] = {}
         by_shape: defaultdict[torch.Size, list[tuple[int, torch.Tensor]]] = defaultdict(list)
         for index in indices:
             try:
-                image = self.sources[index].decode(self.preprocess.channels)
+                image = self.sources[index].decode(self.preprocess.channels, self.preprocess.reader)
             except CorruptImageError:
                 continue
-            by_shape[image.shape].append((len(whole), image))
+            if image.numel() > _LARGE:
+                ready[len(whole)] = self.preprocess(image)
+            else:
+                by_shape[image.shape].append((len(whole), image))
             whole.append(index)
         pixels = torch.empty(len(whole), self.preprocess.channels, *self.preprocess.size)
+        for place, prepared in ready.items():
+            pixels[place] = prepared
         # Resizing a batch gives the same values as resizing each image, many times faster.
         for same_shape in by_shape.values():
             places = [place for place, _ in same_shape]

@@ -68,7 +68,7 @@ def open_pixels(
     in_memory: int = IN_MEMORY,
     progress: Callable[[int, int], None] | None = None,
 ) -> Pixels:
-    """All whole images of a labelled set, resized to `size` (height, width), as `Preprocess` resizes them.
+    """All whole images of a labelled set, resized to `size` (height, width), as `Preprocess.at` resizes and crops them.
 
     folder: where decoded images are kept, to be found again by what they were made of
     in_memory: bytes up to which they are kept in memory instead
@@ -78,8 +78,7 @@ def open_pixels(
     if images.labels is None:
         raise UserError("training needs labels: give images in a folder for each class")
     channels = images.preprocess.channels
-    unscaled = replace(images.preprocess, size=size, mean=(0.0,) * channels, std=(1.0,) * channels)
-    plain = replace(images, labels=None, preprocess=unscaled)
+    plain = replace(images, labels=None, preprocess=images.preprocess.at(size).plain())
     key = plain.fingerprint()
     shape = (len(images), channels, *size)
     memory: Tensor | None = None
@@ -106,8 +105,8 @@ def _decode(
     kept: list[int] = []
     done = 0
     for batch in plain.batches(_CHUNK):
-        # Preprocess has rounded to bytes before it scaled to 0..1.
-        take((batch.pixels * 255).round().to(torch.uint8).numpy())
+        # Nearly every Preprocess has rounded to bytes before it scaled to 0..1.
+        take((batch.pixels * 255).round().clamp(0, 255).to(torch.uint8).numpy())
         kept += [position[name] for name in batch.names]
         done += len(batch) + batch.skipped
         if progress is not None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.factory import import_extra, is_classifier
+from vitfx.models.recipes import timm_recipe, torchvision_recipe
 from vitfx.models.weights import load_weights
 from vitfx.support.errors import UserError, in_a_line
 
@@ -33,7 +34,8 @@ def build_from_arch(arch: str, weights: Mapping[str, torch.Tensor], source: str)
         preprocess = timm_preprocess(module)
     else:
         module = torchvision.models.get_model(name, weights=None, **sizes)
-        preprocess = _torchvision_preprocess(name, sizes.get("image_size"))
+        side = sizes.get("image_size")
+        preprocess = torchvision_recipe(name, None if side is None else (side, side))
     load_weights(module, weights, arch, source)
     return module, preprocess
 
@@ -72,30 +74,13 @@ def _split(arch: str) -> tuple[str, str]:
 
 
 def timm_preprocess(module: nn.Module) -> Preprocess:
-    """The preprocessing that a timm model's own configuration names."""
-    config = import_extra("timm", "timm").data.resolve_data_config({}, model=module)
-    # The configuration goes on naming the size that the weights were published for, whatever the model was built for.
-    size = getattr(getattr(module, "patch_embed", None), "img_size", None) or config["input_size"][1:]
-    return Preprocess(
-        size=tuple(size),
-        interpolation=config["interpolation"],
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-    )
-
-
-def _torchvision_preprocess(name: str, side: int | None) -> Preprocess:
-    """That of the published weights for images of this side, where there are any; else of the first weights."""
-    presets = [choice.transforms() for choice in torchvision.models.get_model_weights(name)]
-    preset = next((preset for preset in presets if list(preset.crop_size) == [side]), presets[0])
-    side = side or preset.crop_size[0]
-    return Preprocess(
-        size=(side, side),
-        interpolation=preset.interpolation.value,
-        antialias=bool(preset.antialias),
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
-    )
+    """The preprocessing that a timm model's own configuration names, at the size that the model was built for."""
+    patches: Any = getattr(module, "patch_embed", None)
+    # The configuration goes on naming the size that the weights were published for.
+    size = getattr(patches, "img_size", None)
+    channels = getattr(getattr(patches, "proj", None), "in_channels", 3)
+    config: Any = module.pretrained_cfg
+    return timm_recipe(config, config.get("architecture") or type(module).__name__, size and tuple(size), channels)
 
 
 def _on_meta(library: str, name: str) -> Any:

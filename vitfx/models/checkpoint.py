@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from vitfx.graph.trace import check_dtype
-from vitfx.images.preprocess import Preprocess
+from vitfx.images.overrides import Overrides
+from vitfx.images.preprocess import ASSUMED, Preprocess
 from vitfx.models.architectures import KNOWN_ARCHES, build_from_arch, timm_preprocess
 from vitfx.models.exported import is_exported, load_exported
 from vitfx.models.factory import build_from_factory
@@ -68,13 +69,19 @@ class _Parts:
 
 
 def load_model(
-    spec: str, *, arch: str | None = None, trust_pickle: bool = False, preprocess: Preprocess | None = None
+    spec: str,
+    *,
+    arch: str | None = None,
+    trust_pickle: bool = False,
+    preprocess: Preprocess | None = None,
+    overrides: Overrides | None = None,
 ) -> LoadedModel:
     """Loads a model from `spec`: "demo", or the path of a file or of a Hugging Face folder.
 
     arch: the model of a bare state_dict: "torchvision:vit_b_16", "timm:NAME", "hf:DIR"
     trust_pickle: unpickle whole modules, which runs any code in the file
     preprocess: replaces what the file or the library says
+    overrides: replace parts of it
 
     Raises UserError for anything that cannot be loaded safely and completely.
     """
@@ -87,7 +94,13 @@ def load_model(
         raise
     except Exception as error:  # Every reader refuses what it knows; a damaged file may hold what nobody thought of.
         raise UserError(f"{spec} can't be read as a model ({in_a_line(error)}): give a whole file") from error
-    preprocess = preprocess or parts.preprocess or _guess_preprocess(parts.module, spec)
+    preprocess = preprocess or parts.preprocess or _guess_preprocess(parts.module)
+    preprocess = (overrides or Overrides()).applied(preprocess)
+    if preprocess is None:
+        raise UserError(
+            f"{spec} does not say what images it takes: give --image-size "
+            "(and --mean and --std unless they are ImageNet's)"
+        )
     module = _returning_logits(parts.module.eval(), preprocess, parts.classes, spec)
     weights = fingerprint(module.state_dict())
     return LoadedModel(module, preprocess, parts.classes, parts.data, spec, weights, parts.provenance)
@@ -183,24 +196,23 @@ def read_record(record: Mapping[str, Any], source: str) -> ModelRecord:
         factory=record["factory"] if "factory" in needed else "",
         kwargs=record["kwargs"] if "kwargs" in needed else {},
         graph=record["graph"] if "graph" in needed else "",
-        preprocess=Preprocess.from_json(record["preprocess"]) if record.get("preprocess") else None,
+        preprocess=_recorded(record["preprocess"]) if record.get("preprocess") else None,
         classes=None if classes is None else tuple(map(str, classes)),
         data=record.get("data"),
         provenance=provenance,
     )
 
 
-def _guess_preprocess(module: nn.Module, source: str) -> Preprocess:
+def _recorded(record: Mapping[str, Any]) -> Preprocess:
+    return replace(Preprocess.from_json(record), origin="the file's own")
+
+
+def _guess_preprocess(module: nn.Module) -> Preprocess | None:
     """timm's own configuration, or the model's image size with ImageNet's mean and standard deviation."""
     if getattr(module, "pretrained_cfg", None):
         return timm_preprocess(module)
     size = getattr(module, "image_size", None) or getattr(getattr(module, "config", None), "image_size", None)
-    if not isinstance(size, int):
-        raise UserError(
-            f"{source} does not say what images it takes: give --image-size "
-            "(and --mean and --std unless they are ImageNet's)"
-        )
-    return Preprocess(size=(size, size))
+    return Preprocess(size=(size, size), origin=ASSUMED) if isinstance(size, int) else None
 
 
 def _returning_logits(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from vitfx.images.preprocess import Preprocess
+from vitfx.images.preprocess import ASSUMED, Preprocess
 from vitfx.models.exported_safety import GRAPH_MEMBER, UnsafeError, without_code
 from vitfx.models.model_file import zip_members
 from vitfx.models.weights import check_finite
@@ -59,7 +59,7 @@ def load_exported(path: Path, *, trust_pickle: bool) -> tuple[nn.Module, Preproc
         raise UserError(f"{path} was exported in training mode: call eval() and export the model again")
     check_finite(program.state_dict, str(path))
     channels, height, width = _image_shape(shapes, path)
-    return module, Preprocess(size=(height, width)) if channels == 3 else None
+    return module, Preprocess(size=(height, width), origin=ASSUMED) if channels == 3 else None
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def held_out_logits(
     batches = []
     for indices in torch.arange(0, len(data.held_out), every).split(_BATCH):
         with autocast(device, precision):
-            logits = model(data.preprocess(data.held_out.rows(indices)).to(device))
+            logits = model(data.preprocess.normalise(data.held_out.rows(indices)).to(device))
         batches.append(logits.double().cpu())
     return torch.cat(batches)
 

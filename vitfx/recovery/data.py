@@ -124,4 +124,4 @@ def load(
             mirrored = (indices + epoch) % 2 == 1
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
             places = indices + mirrored * len(data.train)
-        yield Batch(data.preprocess(images), labels, places)
+        yield Batch(data.preprocess.normalise(images), labels, places)

@@ -246,7 +246,7 @@ def _precision(
     if parts is not None:
         return parts["precision"], f"precision: {parts['precision']}, as before"
     count = min(settings.batch, 8, len(data.train))
-    images = data.preprocess(data.train.rows(torch.arange(count)))
+    images = data.preprocess.normalise(data.train.rows(torch.arange(count)))
     return pick_precision(settings.precision, student, images.to(next(student.parameters()).device), classes)
 
 
@@ -254,7 +254,7 @@ def _precision(
 def _classes(student: GraphModule, teacher: GraphModule, data: RecoverData) -> int:
     """How many logits both models have. Raises UserError where they differ, or a label has none."""
     device = next(student.parameters()).device
-    pixels = data.preprocess(data.held_out.rows(torch.tensor([0, 0]))).to(device)
+    pixels = data.preprocess.normalise(data.held_out.rows(torch.tensor([0, 0]))).to(device)
     ours, theirs = (int(model.eval()(pixels).shape[1]) for model in (student, teacher))
     if ours != theirs:
         raise UserError(

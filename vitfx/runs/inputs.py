@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from vitfx.images.image_set import Images
-from vitfx.images.preprocess import Preprocess
+from vitfx.images.overrides import Overrides
 from vitfx.images.splits import Splits, open_data
 from vitfx.models.checkpoint import LoadedModel, load_model
 from vitfx.support.errors import UserError, in_a_line
@@ -97,15 +97,17 @@ def _matched(splits: Splits, model: LoadedModel, data: str) -> Splits:
 def open_model(options: argparse.Namespace) -> LoadedModel:
     """Loads the model alone; raises UserError."""
     return load_model(
-        options.model, arch=options.arch, trust_pickle=options.trust_pickle, preprocess=_preprocess(options)
+        options.model, arch=options.arch, trust_pickle=options.trust_pickle, overrides=_overrides(options)
     )
 
 
-def _preprocess(options: argparse.Namespace) -> Preprocess | None:
-    if options.image_size is None:
-        if options.mean or options.std:
-            raise UserError("--mean and --std need --image-size: give the size that the model was trained at")
-        return None
-    size = (options.image_size, options.image_size)
-    default = Preprocess(size)
-    return Preprocess(size, mean=tuple(options.mean or default.mean), std=tuple(options.std or default.std))
+def _overrides(options: argparse.Namespace) -> Overrides:
+    """options: with the arguments of `vitfx.cli.options.add_reading`"""
+    return Overrides(
+        size=None if options.image_size is None else (options.image_size, options.image_size),
+        mean=None if options.mean is None else tuple(options.mean),
+        std=None if options.std is None else tuple(options.std),
+        interpolation=options.interpolation,
+        resize=options.resize,
+        crop_pct=options.crop_pct,
+    )

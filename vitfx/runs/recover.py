@@ -124,7 +124,7 @@ def _write_report(
 
 
 def _open(job: RecoverJob, data: RecoverData, watcher: Watcher) -> _Models:
-    pixels = data.preprocess(data.held_out.rows(torch.arange(min(_EXAMPLES, len(data.held_out)))))
+    pixels = data.preprocess.normalise(data.held_out.rows(torch.arange(min(_EXAMPLES, len(data.held_out)))))
     pixels = pixels.repeat(2, 1, 1, 1)
     teacher = read_module(job.teacher.module, pixels, watcher).graph_module
     return _Models(to_canonical(job.inputs.model.module, pixels[:2]).graph_module, teacher)
@@ -161,7 +161,7 @@ def _export(
     """Writes artifacts and ONNX files: unpruned models as torch exports them, pruned ones as deployed. baseline: the
     unpruned model's own retraining."""
     watcher.say("exporting")
-    pixels = data.preprocess(data.train.rows(torch.arange(min(_EXAMPLES, len(data.train)))))
+    pixels = data.preprocess.normalise(data.train.rows(torch.arange(min(_EXAMPLES, len(data.train)))))
     metadata = onnx_metadata(job.inputs.model, {"teacher": job.teacher.source})
 
     def plain(module: GraphModule, name: str) -> Path:

@@ -124,7 +124,7 @@ def _key(job: TrainJob, made: TrainModel, data: Data) -> str:
 
 def _precision(job: TrainJob, made: TrainModel, data: Data) -> tuple[str, str]:
     count = min(job.config.training.batch, 16, len(data.validation))
-    images = made.preprocess(data.validation.rows(torch.arange(count))).to(job.device)
+    images = made.preprocess.normalise(data.validation.rows(torch.arange(count))).to(job.device)
     return pick_precision(job.config.training.precision, made.module, images, len(data.classes))
 
 

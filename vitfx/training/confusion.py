@@ -89,7 +89,7 @@ def confuse(
         for indices in torch.split(own, batch):
             labels = pixels.labels[indices]
             with autocast(device, precision):
-                logits = model(preprocess(pixels.rows(indices).to(device)))
+                logits = model(preprocess.normalise(pixels.rows(indices).to(device)))
             logits = logits.double().cpu()
             counts += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
             loss += cross_entropy(logits, labels, reduction="sum")

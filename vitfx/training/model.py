@@ -102,7 +102,7 @@ def model_from(
     if image_size is None or (image_size, image_size) == preprocess.size:
         made = _built(factory, kwargs, config, preprocess)
     else:
-        made = _sized(factory, kwargs, config, replace(preprocess, size=(image_size, image_size)))
+        made = _sized(factory, kwargs, config, preprocess.at((image_size, image_size)))
         changed = "positions are interpolated" if any(name in weights for name in _POSITIONS) else "images are resized"
         notes.append(f"{changed} to {image_size}×{image_size}")
     fresh = _load(made.module, weights, init, image_size, keep_classifier=same)
