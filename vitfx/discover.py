@@ -162,7 +162,8 @@ def _run(task: _Task, share: Share, watcher: Watcher) -> list[RenderableType]:
     inputs = on_each(share, lambda: open_inputs(options))
     if options.samples is None:
         settings = replace(settings, samples=inputs.available(settings.samples))
-    watcher.say(inputs.splits.description)
+    for line in inputs.first_lines:
+        watcher.say(line)
     images = on_each(share, lambda: inputs.calibration(settings.samples, settings.seed, watcher.bar("loading")))
     with first_says(share.rank == 0):
         graph_module = read_module(inputs.model.module, images.pixels, watcher).graph_module.to(task.device)
@@ -211,7 +212,12 @@ def _shown(outcome: Outcome, task: _Task) -> list[RenderableType]:
 
 
 def _next(options: argparse.Namespace, out: Path) -> list[str]:
-    more = [part for name in ("data", "arch") if (value := getattr(options, name)) for part in (f"--{name}", value)]
+    more = [
+        part
+        for name in ("data", "arch", "weights")
+        if (value := getattr(options, name))
+        for part in (f"--{name}", value)
+    ]
     more += ["--trust-pickle"] if options.trust_pickle else []
     for name in ("class_names", *OF_IMAGES):
         if (value := getattr(options, name)) is not None:

@@ -17,6 +17,7 @@ from vitfx.deploy.deployment import default_deployment, read_rewrites
 from vitfx.images.pixel_cache import default_cache
 from vitfx.models.architectures import KNOWN_ARCHES
 from vitfx.models.checkpoint import load_model
+from vitfx.models.state_dicts import WEIGHTS
 from vitfx.recovery.distill import LOSSES
 from vitfx.recovery.settings import AUGMENTS, HIDDEN, SAMPLES, SAVE_SECONDS, RecoverSettings
 from vitfx.recovery.trainable import ONLY
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--cache", type=Path, help=f"folder for decoded images (default {default_cache()})")
     add("--arch", help=f"the architecture of a teacher given as bare weights: {KNOWN_ARCHES}")
+    add("--weights", choices=WEIGHTS, help="a teacher's, if its file has both: ema, the moving average, or raw")
     add("--trust-pickle", action="store_true", help="load a pickled teacher, which can run any code")
     add_rewrites(parser)
     return parser
@@ -162,10 +164,15 @@ def _open(options: argparse.Namespace, command: str) -> RecoverJob:
     check_output(out, force=options.force, unfinished=STATE)
     device = pick_device(options.device)
     # The loading options are for the teacher: an artifact says itself how to load it.
-    own = argparse.Namespace(**{**vars(options), "arch": None, "trust_pickle": False, **dict.fromkeys(OF_IMAGES)})
+    given = {"arch": None, "weights": None, "trust_pickle": False, **dict.fromkeys(OF_IMAGES)}
+    own = argparse.Namespace(**{**vars(options), **given})
     inputs = open_inputs(own)
     teacher = load_model(
-        options.teacher, arch=options.arch, trust_pickle=options.trust_pickle, preprocess=inputs.model.preprocess
+        options.teacher,
+        arch=options.arch,
+        trust_pickle=options.trust_pickle,
+        preprocess=inputs.model.preprocess,
+        weights=options.weights,
     )
     if inputs.model.classes and teacher.classes and inputs.model.classes != teacher.classes:
         raise UserError(

@@ -12,6 +12,7 @@ from vitfx.circuits.circuit import GRANULARITIES
 from vitfx.deploy.deployment import NAMES
 from vitfx.discovery.basis.settings import ABLATIONS, CORRUPTIONS, METHODS, METRICS, ORDERS, Settings
 from vitfx.models.architectures import KNOWN_ARCHES
+from vitfx.models.state_dicts import WEIGHTS
 from vitfx.support.errors import UserError
 
 OF_IMAGES = ("image_size", "mean", "std", "interpolation", "resize", "crop_pct")
@@ -98,7 +99,11 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     """How the model file is read."""
     group = parser.add_argument_group("loading")
     add = group.add_argument
-    add("--arch", help=f"the model that bare weights belong to: {KNOWN_ARCHES}")
+    add(
+        "--arch",
+        help=f"the model that bare weights belong to: {KNOWN_ARCHES}; with arguments as in timm:NAME,in_chans=1",
+    )
+    add("--weights", choices=WEIGHTS, help="for files that have both: ema, the moving average of the weights, or raw")
     add("--trust-pickle", action="store_true", help="load pickled modules, which can run any code")
     own = "as the file or its library says"
     add("--image-size", type=int, help=f"side in pixels of the images that the model takes (default: {own})")

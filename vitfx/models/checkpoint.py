@@ -18,12 +18,14 @@ from torch.fx import GraphModule
 from vitfx.graph.trace import check_dtype
 from vitfx.images.overrides import Overrides
 from vitfx.images.preprocess import ASSUMED, Preprocess
-from vitfx.models.architectures import KNOWN_ARCHES, build_from_arch, timm_preprocess
+from vitfx.models.architectures import KNOWN_ARCHES, build_from_arch, choose_for_arch, timm_preprocess
 from vitfx.models.exported import is_exported, load_exported
 from vitfx.models.factory import build_from_factory
 from vitfx.models.graph_json import decode, encode
 from vitfx.models.huggingface import Logits, load_folder
-from vitfx.models.model_file import read_model_file, write_record
+from vitfx.models.model_file import folder_weights, read_model_file, trained_folder, weights_file, write_record
+from vitfx.models.state_dicts import WEIGHTS, refuse_adapter, tensor_names
+from vitfx.models.timm_folder import is_timm_folder, load_timm_folder
 from vitfx.models.weights import check_finite, fingerprint, load_weights, unwrap_state_dict
 from vitfx.support.errors import UserError, in_a_line
 
@@ -43,6 +45,7 @@ class LoadedModel:
     fingerprint: str  #: of the weights, see `vitfx.models.weights.fingerprint`
     #: what an artifact says of its origin, see `vitfx.models.checkpoint.save_artifact`
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    weights_note: str | None = None  #: which weights were taken, where the file has more or wraps them
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class _Parts:
     module: nn.Module
     preprocess: Preprocess | None
     classes: tuple[str, ...] | None = None
+    weights_note: str | None = None
     data: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,13 +79,15 @@ def load_model(
     trust_pickle: bool = False,
     preprocess: Preprocess | None = None,
     overrides: Overrides | None = None,
+    weights: str | None = None,
 ) -> LoadedModel:
     """Loads a model from `spec`: "demo", or the path of a file or of a Hugging Face folder.
 
-    arch: the model of a bare state_dict: "torchvision:vit_b_16", "timm:NAME", "hf:DIR"
+    arch: the model of a bare state_dict: "torchvision:vit_b_16", "timm:NAME,in_chans=1", "hf:DIR"
     trust_pickle: unpickle whole modules, which runs any code in the file
     preprocess: replaces what the file or the library says
     overrides: replace parts of it
+    weights: "ema" or "raw", for a file that has both
 
     Raises UserError for anything that cannot be loaded safely and completely.
     """
@@ -89,7 +95,7 @@ def load_model(
     if not path.exists():
         raise UserError(f"{spec} does not exist: give the path of a model file, or demo for the built-in model")
     try:
-        parts = _load(path, arch, trust_pickle)
+        parts = _load(path, arch, trust_pickle, weights)
     except UserError:
         raise
     except Exception as error:  # Every reader refuses what it knows; a damaged file may hold what nobody thought of.
@@ -102,8 +108,16 @@ def load_model(
             "(and --mean and --std unless they are ImageNet's)"
         )
     module = _returning_logits(parts.module.eval(), preprocess, parts.classes, spec)
-    weights = fingerprint(module.state_dict())
-    return LoadedModel(module, preprocess, parts.classes, parts.data, spec, weights, parts.provenance)
+    return LoadedModel(
+        module=module,
+        preprocess=preprocess,
+        classes=parts.classes,
+        data=parts.data,
+        source=spec,
+        fingerprint=fingerprint(module.state_dict()),
+        provenance=parts.provenance,
+        weights_note=parts.weights_note,
+    )
 
 
 def save_checkpoint(
@@ -136,32 +150,49 @@ def save_checkpoint(
     write_record(path, record)
 
 
-def _load(path: Path, arch: str | None, trust_pickle: bool) -> _Parts:
-    source = str(path)
+def _load(path: Path, arch: str | None, trust_pickle: bool, which: str | None) -> _Parts:
+    if which not in (None, *WEIGHTS):
+        raise UserError(f"the weights asked for are {which!r}: give one of {', '.join(WEIGHTS)}")
+    source, note = str(path), None
+    if path.is_dir():
+        path, note = trained_folder(path)
     if arch is not None and arch.startswith("hf:"):
         folder = Path(arch.removeprefix("hf:"))
-        own = path.is_dir() or path.resolve().parent == folder.resolve()
-        weights = None if own else unwrap_state_dict(read_model_file(path, trust_pickle=trust_pickle), source)
-        return _Parts(*load_folder(folder, weights, source))
-    if path.is_dir():
-        return _Parts(*load_folder(path, None, source))
+        own = path.is_dir() or path.resolve() == (weights_file(folder) or folder).resolve()
+        contents = None if own else read_model_file(path, trust_pickle=trust_pickle)
+        return _noting(_Parts(*load_folder(folder, contents, source, which)), note, source, which)
+    if path.is_dir() and arch is None:
+        load = load_timm_folder if is_timm_folder(path) else load_folder
+        return _noting(_Parts(*load(path, None, source, which)), note, source, which)
     if is_exported(path):
-        return _Parts(*load_exported(path, trust_pickle=trust_pickle))
-    contents = read_model_file(path, trust_pickle=trust_pickle)
+        return _noting(_Parts(*load_exported(path, trust_pickle=trust_pickle)), None, source, which)
+    contents = read_model_file(folder_weights(path) if path.is_dir() else path, trust_pickle=trust_pickle)
     if isinstance(contents, nn.Module):
         check_finite(contents.state_dict(), source)
-        return _Parts(contents, None)
+        return _noting(_Parts(contents, None), None, source, which)
     if isinstance(contents, Mapping) and "format" in contents:
         if arch is not None:
             raise UserError(f"{source} names its own model, so --arch {arch} is not needed: leave it out")
         record = read_record(contents, source)
         module = build_from_factory(record.factory, record.kwargs) if record.factory else decode(record.graph)
         load_weights(module, record.weights, record.factory or "the graph beside it", source)
-        return _Parts(module, record.preprocess, record.classes, record.data, record.provenance)
-    weights = unwrap_state_dict(contents, source)
+        parts = _Parts(module, record.preprocess, record.classes, None, record.data, record.provenance)
+        return _noting(parts, None, source, which)
     if arch is None:
+        refuse_adapter(contents, source)
+        if not tensor_names(contents):
+            unwrap_state_dict(contents, source)
         raise UserError(f"{source} holds only weights: name their model with --arch, {KNOWN_ARCHES}")
-    return _Parts(*build_from_arch(arch, weights, source))
+    chosen = choose_for_arch(arch, contents, source, which)
+    module, preprocess = build_from_arch(arch, chosen.weights, chosen.source)
+    return _Parts(module, preprocess, weights_note=chosen.note or note)
+
+
+def _noting(parts: _Parts, note: str | None, source: str, which: str | None) -> _Parts:
+    """`parts` with what was taken; raises UserError for a choice of weights where there was nothing to choose from."""
+    if which is not None and parts.weights_note is None:
+        raise UserError(f"{source} has only one set of weights, so --weights {which} is not needed: leave it out")
+    return replace(parts, weights_note=parts.weights_note or note)
 
 
 def read_record(record: Mapping[str, Any], source: str) -> ModelRecord:

@@ -53,6 +53,8 @@ _TRANSFORMERS: Arguments = {
     str: "hidden_act pooler_act problem_type model_type transformers_version dtype torch_dtype _name_or_path",
     dict: "id2label label2id",
 }
+#: What `--arch` may give, by library.
+ARGUMENTS: Mapping[str, Arguments] = {"timm": TIMM, "torchvision": _TORCHVISION}
 _FACTORIES: Mapping[str, Arguments] = {
     r"vitfx\.models(\.vit)?:ViT": _VITFX,
     r"torchvision\.models(\.vision_transformer)?:VisionTransformer": _TORCHVISION,

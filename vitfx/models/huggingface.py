@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.factory import TIMM, check_arguments, import_extra, is_classifier, to_size
+from vitfx.models.state_dicts import choose_weights
 from vitfx.models.weights import check_finite, load_weights
 from vitfx.support.errors import UserError, in_a_line
 
@@ -35,11 +36,13 @@ class Logits(nn.Module):
 
 
 def load_folder(
-    folder: Path, weights: Mapping[str, torch.Tensor] | None, source: str
-) -> tuple[nn.Module, Preprocess, tuple[str, ...] | None]:
-    """The classifier, its preprocessing and its class names from `folder` (config.json and weights).
+    folder: Path, contents: Any, source: str, which: str | None = None
+) -> tuple[nn.Module, Preprocess, tuple[str, ...] | None, str | None]:
+    """The classifier, its preprocessing, its class names and which weights it has, from `folder`.
 
-    weights: a state_dict to load instead of the folder's own
+    folder: with config.json and weights
+    contents: a file's, with a state_dict to load instead of the folder's own, or None
+    which: "ema" or "raw", where the file has both
 
     Raises UserError where the folder holds no image classifier, or one whose weights are missing or do not fit.
     """
@@ -52,7 +55,7 @@ def load_folder(
         config = transformers.CONFIG_MAPPING[record["model_type"]].from_dict(record)
         preprocess, classes = _preprocess(folder, config), _class_names(config)
         with _quiet(transformers):
-            if weights is None:
+            if contents is None:
                 module, info = factory.from_pretrained(folder, config=config, **safely)
             else:
                 module, info = factory.from_config(config, trust_remote_code=False), {}
@@ -68,21 +71,24 @@ def load_folder(
             f"{folder} has no weights for {len(absent)} tensors (first: {absent[0]}): "
             "give a model fine-tuned for image classification"
         )
-    if weights is None:
+    if contents is None:
         check_finite(module.state_dict(), source)
-    else:
-        load_weights(module, weights, f"hf:{folder}", source)
-    return Logits(module), preprocess, classes
+        return Logits(module), preprocess, classes, None
+    chosen = choose_weights(contents, module.state_dict().keys(), f"hf:{folder}", source, which)
+    load_weights(module, chosen.weights, f"hf:{folder}", chosen.source)
+    return Logits(module), preprocess, classes, chosen.note
 
 
 def _read_config(folder: Path, transformers: Any) -> dict[str, Any]:
     """config.json, of a model whose code is transformers' own, without what would fetch or run anything else."""
     path = folder / "config.json"
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"{folder} holds an adapter: merge it into the model first (merge_and_unload in peft) and save that"
+        )
     if not path.is_file():
         raise UserError(f"{folder} has no config.json: give a folder that save_pretrained wrote")
-    if (folder / "adapter_config.json").exists():
-        raise UserError(f"{folder} holds an adapter: merge it into the model and save that")
-    record: dict[str, Any] = _without(_read_object(path), _ELSEWHERE)
+    record: dict[str, Any] = _without(read_object(path), _ELSEWHERE)
     if record.get("quantization_config") is not None:
         raise UserError(f"{path} is of a quantized model: save the model in float32")
     # timm's own folders say no model_type.
@@ -97,7 +103,7 @@ def _read_config(folder: Path, transformers: Any) -> dict[str, Any]:
     if model_type == "timm_wrapper":
         if not is_classifier("timm", record.get("architecture")):
             raise UserError(f"{path} names the architecture {record.get('architecture')!r}, which timm does not have")
-        check_arguments(_object(record.get("model_args") or {}, path), TIMM, f"the model argument in {path},")
+        check_arguments(as_object(record.get("model_args") or {}, path), TIMM, f"the model argument in {path},")
     return record
 
 
@@ -107,14 +113,16 @@ def _without(value: Any, keys: tuple[str, ...]) -> Any:
     return [_without(part, keys) for part in value] if isinstance(value, list) else value
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, without numbers too large for a model's; raises UserError."""
     try:
-        return _object(json.loads(path.read_text(encoding="utf-8"), parse_int=to_size), path)
+        return as_object(json.loads(path.read_text(encoding="utf-8"), parse_int=to_size), path)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({in_a_line(error)}): save the model and its processor again") from error
 
 
-def _object(value: Any, path: Path) -> dict[str, Any]:
+def as_object(value: Any, path: Path) -> dict[str, Any]:
+    """`value`, which the file at `path` holds; raises UserError where it is no JSON object."""
     if not isinstance(value, dict):
         raise UserError(f"{path} holds {in_a_line(value)!r}, not an object: save the model and its processor again")
     return value
@@ -137,7 +145,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 def _preprocess(folder: Path, config: Any) -> Preprocess:
     path = folder / "preprocessor_config.json"
-    record = _read_object(path) if path.is_file() else {}
+    record = read_object(path) if path.is_file() else {}
     size = record.get("crop_size") if record.get("do_center_crop") else None
     size = size or record.get("size") or getattr(config, "image_size", None)
     given: dict[str, Any] = {"size": _height_width(size, path)}

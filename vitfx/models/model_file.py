@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import re
 import warnings
@@ -16,6 +17,9 @@ import torch
 from vitfx.support.errors import UserError, in_a_line
 from vitfx.support.files import write_aside
 
+# The order in which transformers and timm look for weights in a folder.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
 
 def read_model_file(path: Path, *, trust_pickle: bool) -> Any:
     """What `torch.save` or safetensors wrote at `path`, on the CPU.
@@ -25,6 +29,14 @@ def read_model_file(path: Path, *, trust_pickle: bool) -> Any:
 
     Raises UserError for a file that is cut short, that is no model file, or that holds code.
     """
+    if path.name.endswith(".index.json"):
+        return _read_shards(path, trust_pickle=trust_pickle)
+    if (shard := re.search(r"-0*(\d+)-of-0*(\d+)\.(safetensors|bin)$", path.name)) and shard[2] != "1":
+        raise UserError(f"{path} is one of {shard[2]} parts of a model: give its folder or its .index.json file")
+    return _read_whole(path, trust_pickle=trust_pickle)
+
+
+def _read_whole(path: Path, *, trust_pickle: bool) -> Any:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if any("/code/" in member for member in zip_members(path)):
@@ -52,6 +64,69 @@ def read_model_file(path: Path, *, trust_pickle: bool) -> Any:
             f"{path} is cut short or no model file, or it holds pickled code: "
             "give a whole file of tensors written by torch.save or safetensors"
         ) from error
+
+
+def _read_shards(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
+    """The tensors of all the files that an index names, which are beside it."""
+    try:
+        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted({str(name) for name in places.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is no index of weights ({in_a_line(error)}): copy or download it again") from error
+    weights: dict[str, Any] = {}
+    for name in files:
+        if name in ("", ".", "..") or re.search(r"[/\\\0]", name) or not (path.parent / name).is_file():
+            raise UserError(f"{path} names the file {in_a_line(name)!r}, which is not beside it: copy all of its parts")
+        part = _read_whole(path.parent / name, trust_pickle=trust_pickle)
+        weights |= part if isinstance(part, Mapping) else {}
+    if absent := [name for name in places if name not in weights]:
+        raise UserError(
+            f"{len(absent)} tensors that {path} names (first: {absent[0]}) are in none of its parts: copy all"
+        )
+    return weights
+
+
+def weights_file(folder: Path) -> Path | None:
+    """The file in a folder of Hugging Face or timm that has its weights, or the index of several."""
+    return next((path for name in _WEIGHTS if (path := folder / name).is_file()), None)
+
+
+def folder_weights(folder: Path) -> Path:
+    """The same; raises UserError where there is none."""
+    if (path := weights_file(folder)) is None:
+        raise UserError(f"{folder} has none of {', '.join(_WEIGHTS)}: give the weights' file, or a whole folder")
+    return path
+
+
+def trained_folder(folder: Path) -> tuple[Path, str | None]:
+    """The folder with the model in what the Trainer of transformers wrote: itself or its only checkpoint, and a note.
+
+    Raises UserError where it has several checkpoints and nothing else.
+    """
+    if (folder / "config.json").is_file() or weights_file(folder) or (folder / "adapter_config.json").is_file():
+        return folder, None
+    checkpoints = sorted(
+        (path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{1,12}", path.name)),
+        key=lambda path: int(path.name.rpartition("-")[2]),
+    )
+    if len(checkpoints) > 1:
+        best = _best_checkpoint(checkpoints)
+        names = ", ".join(path.name for path in checkpoints)
+        advice = f"give {best}, which its trainer calls the best" if best else f"give one, such as {checkpoints[-1]}"
+        raise UserError(f"{folder} has no model of its own but {names}: {advice}")
+    if checkpoints:
+        return checkpoints[0], f"weights: {checkpoints[0].name}, the only checkpoint in {folder}"
+    return folder, None
+
+
+def _best_checkpoint(checkpoints: list[Path]) -> Path | None:
+    """What the last trainer_state.json calls the best, by its name, as folders are moved."""
+    try:
+        state = json.loads((checkpoints[-1] / "trainer_state.json").read_text(encoding="utf-8"))
+        name = re.split(r"[/\\]", state["best_model_checkpoint"])[-1]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return next((path for path in checkpoints if path.name == name), None)
 
 
 def pickled_code(error: Exception) -> str | None:

@@ -30,18 +30,23 @@ def unwrap_state_dict(contents: Any, source: str) -> dict[str, torch.Tensor]:
     if not contents:
         raise UserError(f"{source} holds no weights: save the model's state_dict")
     for name, value in contents.items():
-        if not isinstance(value, torch.Tensor):
-            fault = f"of type {type(value).__name__}"
-        elif value.layout is not torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
-            fault = "sparse, quantized, complex or without data"
-        else:
-            continue
-        raise UserError(f"{name!r} in {source} is {fault}, not a plain tensor: save the model's state_dict")
+        check_plain(name, value, source)
     weights = {str(name): value for name, value in contents.items()}
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights
+
+
+def check_plain(name: object, value: object, source: str) -> None:
+    """Raises UserError for a value that is no dense tensor of real numbers."""
+    if not isinstance(value, torch.Tensor):
+        fault = f"of type {type(value).__name__}"
+    elif value.layout is not torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+        fault = "sparse, quantized, complex or without data"
+    else:
+        return
+    raise UserError(f"{name!r} in {source} is {fault}, not a plain tensor: save the model's state_dict")
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], factory: str, source: str) -> None:
@@ -62,11 +67,21 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], factory
     misfits = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
     if faults := [f"{len(names)} {fault} (first: {names[0]})" for fault, names in misfits.items() if names]:
         raise UserError(
-            f"the state_dict of {source} does not fit {factory}, with {', '.join(faults)}: "
+            f"the state_dict of {source} does not fit {factory}, with {', '.join(faults)}{_shared_prefix(unexpected)}: "
             "name the model that it was saved from"
         )
     check_finite(weights, source)
     module.load_state_dict(weights, strict=True)
+
+
+def _shared_prefix(names: list[str]) -> str:
+    """Of names that the model does not have: what they all begin with, in whole parts."""
+    shared: list[str] = []
+    for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return f", all beginning with {'.'.join(shared)}." if shared and len(names) > 1 else ""
 
 
 def check_finite(weights: Mapping[str, torch.Tensor], source: str) -> None:

@@ -25,6 +25,11 @@ class Inputs:
     data: str  #: as the user gave it, for a report that says how to open the same again
     arch: str | None  #: likewise
 
+    @property
+    def first_lines(self) -> tuple[str, ...]:
+        """What was inferred of the model and its data, to be said before anything else."""
+        return tuple(line for line in (self.model.weights_note, self.splits.description) if line)
+
     def available(self, samples: int) -> int:
         """This many calibration images, or all that there are: for a default, which the user did not ask for."""
         return min(samples, max(2, len(self.splits.calibration)))
@@ -97,7 +102,11 @@ def _matched(splits: Splits, model: LoadedModel, data: str) -> Splits:
 def open_model(options: argparse.Namespace) -> LoadedModel:
     """Loads the model alone; raises UserError."""
     return load_model(
-        options.model, arch=options.arch, trust_pickle=options.trust_pickle, overrides=_overrides(options)
+        options.model,
+        arch=options.arch,
+        trust_pickle=options.trust_pickle,
+        overrides=_overrides(options),
+        weights=options.weights,
     )
 
 

@@ -40,7 +40,8 @@ def run_circuit(run: CircuitRun, watcher: Watcher) -> PruneResult:
 
     Raises UserError, VerificationError and ExportMismatch.
     """
-    watcher.say(run.inputs.splits.description)
+    for line in run.inputs.first_lines:
+        watcher.say(line)
     images = run.inputs.calibration(run.settings.samples, run.settings.seed, watcher.bar("loading"))
     journal = _LateJournal(run.out / JOURNAL, run.force, watcher)
     pruned = _by_circuit(run, images, journal, watcher)

@@ -101,7 +101,8 @@ class _TargetRun(_Run):
 
     def calibration(self, watcher: Watcher) -> Images:
         """Raises UserError."""
-        watcher.say(self.inputs.splits.description)
+        for line in self.inputs.first_lines:
+            watcher.say(line)
         return self.inputs.calibration(self.samples, self.seed, watcher.bar("loading"))
 
     def basis(self, origins: Mapping[str, str], samples: int) -> Basis:

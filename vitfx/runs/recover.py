@@ -76,7 +76,9 @@ def run_recover(job: RecoverJob, watcher: Watcher) -> RecoverReport:
     Raises UserError, VerificationError, ExportMismatch, and KeyboardInterrupt after Ctrl-C.
     """
     load = load_average()
-    watcher.say(job.inputs.splits.description)
+    for line in (*job.inputs.first_lines, job.teacher.weights_note):
+        if line:
+            watcher.say(line)
     data = open_recover_data(
         job.inputs.splits.calibration, job.cache, watcher,
         held_out=job.settings.held_out, samples=job.samples, seed=job.settings.seed,
