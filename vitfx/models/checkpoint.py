@@ -160,10 +160,9 @@ def _load(path: Path, arch: str | None, trust_pickle: bool, which: str | None) -
         folder = Path(arch.removeprefix("hf:"))
         own = path.is_dir() or path.resolve() == (weights_file(folder) or folder).resolve()
         contents = None if own else read_model_file(path, trust_pickle=trust_pickle)
-        return _noting(_Parts(*load_folder(folder, contents, source, which)), note, source, which)
+        return _noting(_from_folder(folder, contents, source, which), note, source, which)
     if path.is_dir() and arch is None:
-        load = load_timm_folder if is_timm_folder(path) else load_folder
-        return _noting(_Parts(*load(path, None, source, which)), note, source, which)
+        return _noting(_from_folder(path, None, source, which), note, source, which)
     if is_exported(path):
         return _noting(_Parts(*load_exported(path, trust_pickle=trust_pickle)), None, source, which)
     contents = read_model_file(folder_weights(path) if path.is_dir() else path, trust_pickle=trust_pickle)
@@ -186,6 +185,11 @@ def _load(path: Path, arch: str | None, trust_pickle: bool, which: str | None) -
     chosen = choose_for_arch(arch, contents, source, which)
     module, preprocess = build_from_arch(arch, chosen.weights, chosen.source)
     return _Parts(module, preprocess, weights_note=chosen.note or note)
+
+
+def _from_folder(folder: Path, contents: Any, source: str, which: str | None) -> _Parts:
+    load = load_timm_folder if is_timm_folder(folder) else load_folder
+    return _Parts(*load(folder, contents, source, which))
 
 
 def _noting(parts: _Parts, note: str | None, source: str, which: str | None) -> _Parts:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from vitfx.images.preprocess import Preprocess
-from vitfx.models.factory import TIMM, check_arguments, import_extra, is_classifier, to_size
+from vitfx.models.factory import import_extra, to_size
+from vitfx.models.model_file import refuse_adapter_folder
 from vitfx.models.state_dicts import choose_weights
 from vitfx.models.weights import check_finite, load_weights
 from vitfx.support.errors import UserError, in_a_line
@@ -82,17 +83,13 @@ def load_folder(
 def _read_config(folder: Path, transformers: Any) -> dict[str, Any]:
     """config.json, of a model whose code is transformers' own, without what would fetch or run anything else."""
     path = folder / "config.json"
-    if (folder / "adapter_config.json").exists():
-        raise UserError(
-            f"{folder} holds an adapter: merge it into the model first (merge_and_unload in peft) and save that"
-        )
+    refuse_adapter_folder(folder)
     if not path.is_file():
         raise UserError(f"{folder} has no config.json: give a folder that save_pretrained wrote")
     record: dict[str, Any] = _without(read_object(path), _ELSEWHERE)
     if record.get("quantization_config") is not None:
         raise UserError(f"{path} is of a quantized model: save the model in float32")
-    # timm's own folders say no model_type.
-    model_type = record.setdefault("model_type", "timm_wrapper" if "architecture" in record else None)
+    model_type = record.get("model_type")
     configs, classifiers = transformers.CONFIG_MAPPING, transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     # Others, such as depth estimators, load their backbone from elsewhere when they are only configured.
     if not (isinstance(model_type, str) and model_type in configs and configs[model_type] in classifiers):
@@ -100,10 +97,6 @@ def _read_config(folder: Path, transformers: Any) -> dict[str, Any]:
             f"{path} is of the model_type {in_a_line(model_type)!r}, of which transformers {transformers.__version__} "
             "has no image classifier (code in the folder is never run): export the model with torch.export.save instead"
         )
-    if model_type == "timm_wrapper":
-        if not is_classifier("timm", record.get("architecture")):
-            raise UserError(f"{path} names the architecture {record.get('architecture')!r}, which timm does not have")
-        check_arguments(as_object(record.get("model_args") or {}, path), TIMM, f"the model argument in {path},")
     return record
 
 

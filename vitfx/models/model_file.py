@@ -92,10 +92,19 @@ def weights_file(folder: Path) -> Path | None:
 
 
 def folder_weights(folder: Path) -> Path:
-    """The same; raises UserError where there is none."""
+    """The same; raises UserError where there is none, or an adapter's beside it."""
+    refuse_adapter_folder(folder)
     if (path := weights_file(folder)) is None:
         raise UserError(f"{folder} has none of {', '.join(_WEIGHTS)}: give the weights' file, or a whole folder")
     return path
+
+
+def refuse_adapter_folder(folder: Path) -> None:
+    """Raises UserError for what peft's save_pretrained wrote."""
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"{folder} holds an adapter: merge it into the model first (merge_and_unload in peft) and save that"
+        )
 
 
 def trained_folder(folder: Path) -> tuple[Path, str | None]:

@@ -11,7 +11,7 @@ from vitfx.images.preprocess import Preprocess
 from vitfx.models.architectures import timm_preprocess
 from vitfx.models.factory import TIMM, Arguments, check_arguments, import_extra, is_classifier
 from vitfx.models.huggingface import as_object, read_object
-from vitfx.models.model_file import folder_weights, read_model_file
+from vitfx.models.model_file import folder_weights, read_model_file, refuse_adapter_folder
 from vitfx.models.state_dicts import choose_weights
 from vitfx.models.weights import load_weights
 from vitfx.support.errors import UserError, in_a_line
@@ -24,10 +24,11 @@ _VECTORS = {"input_size": 3, "mean": None, "std": None}
 def is_timm_folder(folder: Path) -> bool:
     """Whether its config.json names one of timm's architectures, as timm and transformers' TimmWrapper write it."""
     path = folder / "config.json"
-    if (folder / "adapter_config.json").exists() or not path.is_file():
+    if not path.is_file():
         return False
     record = read_object(path)
-    return "architecture" in record and record.get("model_type") in (None, "timm_wrapper")
+    model_type = record.get("model_type")
+    return model_type == "timm_wrapper" or (model_type is None and "architecture" in record)
 
 
 def load_timm_folder(
@@ -40,9 +41,10 @@ def load_timm_folder(
 
     Raises UserError.
     """
+    refuse_adapter_folder(folder)
     path = folder / "config.json"
     record = read_object(path)
-    name, arguments = record["architecture"], as_object(record.get("model_args") or {}, path)
+    name, arguments = record.get("architecture"), as_object(record.get("model_args") or {}, path)
     if not is_classifier("timm", name):
         raise UserError(f"{path} names the architecture {in_a_line(name)!r}, which timm does not have")
     check_arguments(arguments, TIMM, f"the model argument in {path},")
