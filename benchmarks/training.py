@@ -168,6 +168,7 @@ def _options(parsed: argparse.Namespace) -> TrainingOptions:
         save_seconds=0.0,
         init=None,
         arch=None,
+        weights=None,
         image_size=None,
         tensorboard=False,
         force=False,

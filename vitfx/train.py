@@ -25,6 +25,7 @@ from rich.console import Console
 
 from vitfx.cli.exit_codes import ending, going_on
 from vitfx.images.pixel_cache import default_cache
+from vitfx.models.state_dicts import WEIGHTS
 from vitfx.runs.train import run_training
 from vitfx.runs.train_job import TrainJob
 from vitfx.runs.train_record import TrainReport
@@ -122,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         help="weights to start from: a vitfx checkpoint, or bare weights with --arch; images get the size and "
         "normalisation that these were trained with, and other classes a new classifier",
     )
+    parser.add_argument("--weights", choices=WEIGHTS, help="of bare weights with both: ema, the moving average, or raw")
     parser.add_argument(
         "--out",
         help="folder for the results (default: trained-DATA); or FILE.pt for the last weights, with a folder FILE",
@@ -147,6 +149,8 @@ def _check(options: argparse.Namespace, command: str) -> TrainJob:
         raise UserError(
             f"--{sizes[0]} is for vitfx's own ViT, trained from scratch: leave it out with --arch and --init"
         )
+    if options.weights and options.init is None:
+        raise UserError(f"--weights {options.weights} chooses among those of --init: leave it out or name a file there")
     if not options.save_seconds >= 0:
         raise UserError(f"--save-seconds {options.save_seconds:g} is not a time: give 0 or more")
     if options.data != "digits" and not Path(options.data).exists():
@@ -167,6 +171,7 @@ def _check(options: argparse.Namespace, command: str) -> TrainJob:
         workers=pick_workers(options.workers, device),
         save_seconds=options.save_seconds,
         init=options.init,
+        weights=options.weights,
         arch=arch,
         image_size=config.model.image_size if own_size else None,
         tensorboard=options.tensorboard,

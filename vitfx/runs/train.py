@@ -79,7 +79,7 @@ def prepare(job: TrainJob, share: Share, watcher: Watcher) -> tuple[TrainModel, 
         if job.init is None:
             made = new_model(job.config.model, job.config.preprocess, len(splits.classes))
         else:
-            made = model_from(job.init, job.arch, job.config.model, splits.classes, job.image_size)
+            made = model_from(job.init, job.arch, job.config.model, splits.classes, job.image_size, job.weights)
             splits = open_data(job.data, made.preprocess)
         _plan_size(job, len(splits.calibration), share.world)
         return made, splits.calibration, splits.evaluation, splits.classes or (), splits.description

@@ -25,6 +25,7 @@ class TrainJob:
     save_seconds: float  #: between two states
     init: str | None  #: see `vitfx.training.model`
     arch: str | None  #: likewise
+    weights: str | None  #: likewise, "ema" or "raw"
     image_size: int | None  #: None where the user gave none
     tensorboard: bool
     force: bool

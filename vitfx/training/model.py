@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from vitfx.images.preprocess import Preprocess
-from vitfx.models.architectures import arch_factory, arch_sizes, build_from_arch
+from vitfx.models.architectures import arch_factory, arch_sizes, build_from_arch, choose_for_arch
 from vitfx.models.checkpoint import CHECKPOINT_FORMAT, read_record
 from vitfx.models.factory import build_from_factory, import_extra
 from vitfx.models.model_file import read_model_file
-from vitfx.models.weights import check_finite, unwrap_state_dict
+from vitfx.models.weights import check_finite
 from vitfx.support.errors import UserError
 from vitfx.training.config import ModelConfig
 
@@ -69,11 +69,17 @@ def new_model(config: ModelConfig, preprocess: Preprocess, classes: int) -> Trai
 
 
 def model_from(
-    init: str, arch: str | None, config: ModelConfig, classes: Sequence[str], image_size: int | None
+    init: str,
+    arch: str | None,
+    config: ModelConfig,
+    classes: Sequence[str],
+    image_size: int | None,
+    which: str | None = None,
 ) -> TrainModel:
     """A model with the weights in the file `init`, and a new classifier if the classes differ.
 
     init: a vitfx checkpoint; or bare weights, with `arch` ("timm:NAME", "torchvision:NAME").
+    which: "ema" or "raw", where bare weights have both.
     image_size: if it is not that of the weights, positions are interpolated, where the model has them.
 
     The preprocessing is that of the weights, at this size. Raises UserError for weights that do not fit.
@@ -85,20 +91,25 @@ def model_from(
         )
     contents = read_model_file(path, trust_pickle=False)
     known: Sequence[str] | None = None
+    taken: str | None = None
     if isinstance(contents, Mapping) and "format" in contents:
+        if which is not None:
+            raise UserError(f"{init} has only one set of weights, so --weights {which} is not needed: leave it out")
         factory, kwargs, weights, preprocess = _from_record(contents, init, arch)
         known = contents.get("classes")
     else:
         if arch is None or arch == "vit":
             raise UserError(f"{init} has only weights: name their model with --arch, as timm:… or torchvision:…")
-        weights = unwrap_state_dict(contents, init)
+        chosen = choose_for_arch(arch, contents, init, which)
+        weights, taken = chosen.weights, chosen.note
         factory, named = arch_factory(arch)
         kwargs = named | arch_sizes(arch, weights)
-        preprocess = build_from_arch(arch, weights, init)[1]
+        preprocess = build_from_arch(arch, weights, chosen.source)[1]
     check_finite(weights, init)
     same = known is None or list(known) == list(classes)
     notes = [f"{init}: {len(weights)} tensors, trained on images of {_shown(preprocess)}"]
     kwargs = kwargs | {"classes" if factory == _OWN else "num_classes": len(classes)}
+    notes += [taken] if taken else []
     if image_size is None or (image_size, image_size) == preprocess.size:
         made = _built(factory, kwargs, config, preprocess)
     else:
