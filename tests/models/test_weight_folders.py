@@ -111,6 +111,17 @@ def test_a_file_beside_the_folders_own_weights_is_taken(tmp_path: Path) -> None:
     assert inner(tmp_path / "both.pt", arch=f"hf:{tmp_path}", weights="ema") == fingerprint(other.state_dict())
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "model."])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_hugging_face_folder_saved_from_within_a_wrapper(tmp_path: Path, prefix: str, name: str) -> None:
+    model = hf(0)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    weights = put(prefix, model.state_dict())
+    save_file(weights, tmp_path / name) if name.endswith("safetensors") else torch.save(weights, tmp_path / name)
+    assert inner(tmp_path) == fingerprint(model.state_dict())
+
+
 def test_a_trainers_folder(tmp_path: Path) -> None:
     hf(0).save_pretrained(tmp_path / "checkpoint-9")
     loaded = load_model(str(tmp_path))

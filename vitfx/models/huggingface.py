@@ -13,7 +13,7 @@ from torch import nn
 
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.factory import import_extra, to_size
-from vitfx.models.model_file import refuse_adapter_folder
+from vitfx.models.model_file import read_model_file, refuse_adapter_folder, weights_file
 from vitfx.models.state_dicts import choose_weights
 from vitfx.models.weights import check_finite, load_weights
 from vitfx.support.errors import UserError, in_a_line
@@ -67,7 +67,16 @@ def load_folder(
         raise UserError(
             f"{folder} cannot be loaded as an image classifier ({in_a_line(error)}): check its config.json and weights"
         ) from error
-    if absent := sorted(info.get("missing_keys", ())):
+    absent = sorted(info.get("missing_keys", ()))
+    if absent and (file := weights_file(folder)):
+        # transformers leaves out weights whose names a wrapper has changed, such as torch.compile's.
+        own = choose_weights(
+            read_model_file(file, trust_pickle=False), module.state_dict(), f"hf:{folder}", str(file), which
+        )
+        if own.weights.keys() == module.state_dict().keys():
+            load_weights(module, own.weights, f"hf:{folder}", own.source)
+            return Logits(module), preprocess, classes, own.note
+    if absent:
         raise UserError(
             f"{folder} has no weights for {len(absent)} tensors (first: {absent[0]}): "
             "give a model fine-tuned for image classification"
