@@ -190,7 +190,14 @@ def test_adapters_are_refused(tmp_path: Path, contents: Any, arch: str | None) -
 
 
 MISFITS = {
-    "no head": (put("backbone.", vit(num_classes=0).state_dict()), "with 2 missing (first: head.weight)"),
+    "no head": (
+        put("backbone.", vit(num_classes=0).state_dict()),
+        "with 2 missing (first: head.weight): its classifier",
+    ),
+    "MAE's pretraining": (
+        vit(num_classes=0).state_dict() | {"mask_token": torch.ones(1, 1, 8), "decoder_embed.weight": torch.ones(8, 8)},
+        "its classifier is missing, so give weights that were fine-tuned for classification",
+    ),
     "another head": (RAW | {"head_dist.weight": torch.ones(5, 64)}, "with 1 unexpected (first: head_dist.weight)"),
     "deeper": (put("model.", vit(depth=8).state_dict()), "24 unexpected (first: blocks.6.norm1.weight), all beginning"),
     "foreign": (

@@ -249,6 +249,7 @@ def test_arguments_inferred_from_the_weights(tmp_path: Path, given: str) -> None
     mean = (0.5,) * images.shape[1]
     loaded = load_model(str(tmp_path / "weights.pt"), arch=ARCH, preprocess=Preprocess((32, 32), mean=mean, std=mean))
     torch.testing.assert_close(loaded.module(images), model(images))
+    assert ("global_pool=avg, as the weights have fc_norm" in (loaded.weights_note or "")) == ("pool" in given)
 
 
 @pytest.mark.parametrize(

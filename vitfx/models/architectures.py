@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import isqrt
 from typing import Any
 
@@ -62,6 +63,9 @@ def choose_for_arch(arch: str, contents: Any, source: str, which: str | None = N
     pooled = any(key.endswith("fc_norm.weight") for key in tensor_names(contents))
     if library == "timm" and pooled and "norm.weight" in wanted and "global_pool" not in options:
         wanted = _on_meta(library, name, options | {"global_pool": "avg"}).state_dict().keys()
+        chosen = choose_weights(contents, wanted, arch, source, which)
+        pooling = "model: global_pool=avg, as the weights have fc_norm"
+        return replace(chosen, note=f"{chosen.note}; {pooling}" if chosen.note else pooling)
     return choose_weights(contents, wanted, arch, source, which)
 
 

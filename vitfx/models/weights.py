@@ -66,9 +66,12 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], factory
     ]
     misfits = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
     if faults := [f"{len(names)} {fault} (first: {names[0]})" for fault, names in misfits.items() if names]:
+        advice = "name the model that it was saved from"
+        if missing and not misshaped and missing == list(wanted)[-len(missing) :] and len(missing) <= 2:
+            advice = "its classifier is missing, so give weights that were fine-tuned for classification"
         raise UserError(
             f"the state_dict of {source} does not fit {factory}, with {', '.join(faults)}{_shared_prefix(unexpected)}: "
-            "name the model that it was saved from"
+            + advice
         )
     check_finite(weights, source)
     module.load_state_dict(weights, strict=True)
