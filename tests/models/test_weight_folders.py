@@ -243,13 +243,18 @@ def test_arguments_inferred_from_the_weights(tmp_path: Path, given: str) -> None
     model = vit(**MADE[given])
     images = torch.randn(2, MADE[given].get("in_chans", 3), 32, 32)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    if images.shape[1] != 3:
-        said = refused(tmp_path / "weights.pt", arch=ARCH)
-        assert "give the --image-size, --mean and --std that it was trained with" in said
     mean = (0.5,) * images.shape[1]
-    loaded = load_model(str(tmp_path / "weights.pt"), arch=ARCH, preprocess=Preprocess((32, 32), mean=mean, std=mean))
+    loaded = load_model(str(tmp_path / "weights.pt"), arch=ARCH)
+    assert (loaded.preprocess.mean, loaded.preprocess.std) == (mean, mean)
     torch.testing.assert_close(loaded.module(images), model(images))
     assert ("global_pool=avg, as the weights have fc_norm" in (loaded.weights_note or "")) == ("pool" in given)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_channels_whose_mean_nobody_gives_are_asked_for(tmp_path: Path, channels: int) -> None:
+    weights = timm.create_model("deit_tiny_patch16_224", img_size=32, depth=1, in_chans=channels).state_dict()
+    said = refused(tmp_path / "weights.pt", weights, arch="timm:deit_tiny_patch16_224,depth=1")
+    assert f"takes images of {channels} channels, not 3: give --mean and --std with {channels} numbers each" in said
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
-from vitfx.images.preprocess import Preprocess
+from vitfx.images.preprocess import ASSUMED, Preprocess
 from vitfx.models.factory import ARGUMENTS, check_arguments, import_extra, is_classifier
 from vitfx.models.recipes import timm_recipe, torchvision_recipe
 from vitfx.models.state_dicts import ChosenWeights, choose_weights, tensor_names
@@ -131,6 +131,14 @@ def timm_preprocess(module: nn.Module) -> Preprocess:
     channels = getattr(getattr(patches, "proj", None), "in_channels", 3)
     config: Any = module.pretrained_cfg
     return timm_recipe(config, config.get("architecture") or type(module).__name__, size and tuple(size), channels)
+
+
+def own_preprocess(module: nn.Module) -> Preprocess | None:
+    """timm's own configuration, or the model's image size with ImageNet's mean and standard deviation."""
+    if getattr(module, "pretrained_cfg", None):
+        return timm_preprocess(module)
+    size = getattr(module, "image_size", None) or getattr(getattr(module, "config", None), "image_size", None)
+    return Preprocess(size=(size, size), origin=ASSUMED) if isinstance(size, int) else None
 
 
 def _on_meta(library: str, name: str, options: Mapping[str, Any]) -> Any:

@@ -17,8 +17,8 @@ from torch.fx import GraphModule
 
 from vitfx.graph.trace import check_dtype
 from vitfx.images.overrides import Overrides
-from vitfx.images.preprocess import ASSUMED, Preprocess
-from vitfx.models.architectures import KNOWN_ARCHES, build_from_arch, choose_for_arch, timm_preprocess
+from vitfx.images.preprocess import Preprocess
+from vitfx.models.architectures import KNOWN_ARCHES, build_from_arch, choose_for_arch, own_preprocess
 from vitfx.models.exported import is_exported, load_exported
 from vitfx.models.factory import build_from_factory
 from vitfx.models.graph_json import decode, encode
@@ -100,7 +100,7 @@ def load_model(
         raise
     except Exception as error:  # Every reader refuses what it knows; a damaged file may hold what nobody thought of.
         raise UserError(f"{spec} can't be read as a model ({in_a_line(error)}): give a whole file") from error
-    preprocess = preprocess or parts.preprocess or _guess_preprocess(parts.module)
+    preprocess = preprocess or parts.preprocess or own_preprocess(parts.module)
     preprocess = (overrides or Overrides()).applied(preprocess)
     if preprocess is None:
         raise UserError(
@@ -242,14 +242,6 @@ def _recorded(record: Mapping[str, Any]) -> Preprocess:
     return replace(Preprocess.from_json(record), origin="the file's own")
 
 
-def _guess_preprocess(module: nn.Module) -> Preprocess | None:
-    """timm's own configuration, or the model's image size with ImageNet's mean and standard deviation."""
-    if getattr(module, "pretrained_cfg", None):
-        return timm_preprocess(module)
-    size = getattr(module, "image_size", None) or getattr(getattr(module, "config", None), "image_size", None)
-    return Preprocess(size=(size, size), origin=ASSUMED) if isinstance(size, int) else None
-
-
 def _returning_logits(
     module: nn.Module, preprocess: Preprocess, classes: tuple[str, ...] | None, source: str
 ) -> nn.Module:
@@ -261,6 +253,12 @@ def _returning_logits(
         with torch.no_grad(), redirect_stderr(io.StringIO()):
             answer = module(torch.zeros(shape))
     except Exception as error:  # Each model fails in its own way on images of another size.
+        first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+        if first is not None and first.in_channels != preprocess.channels:
+            raise UserError(
+                f"{source} takes images of {first.in_channels} channels, not {preprocess.channels}: "
+                f"give --mean and --std with {first.in_channels} numbers each"
+            ) from error
         raise UserError(
             f"{source} does not take images of {shape[1]}×{shape[2]}×{shape[3]} ({in_a_line(error)}): "
             "give the --image-size, --mean and --std that it was trained with"
