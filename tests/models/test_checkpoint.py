@@ -155,7 +155,9 @@ def test_a_hugging_face_folder(hf_folder: tuple[Path, nn.Module]) -> None:
     loaded = load_model(str(folder))
     assert_same(loaded.module, model, 16)
     assert loaded.classes == ("cat", "dog", "eel")
-    assert loaded.preprocess == Preprocess((16, 16), interpolation="bilinear", mean=(0.1,) * 3, std=(0.3,) * 3)
+    own = Preprocess((16, 16), "bilinear", mean=loaded.preprocess.mean, std=loaded.preprocess.std)
+    assert loaded.preprocess == replace(own, corner="down", reader="PIL-upright")
+    assert (own.mean, own.std) == (pytest.approx((0.1,) * 3), pytest.approx((0.3,) * 3))
     for spec in (folder, folder / "model.safetensors"):
         assert load_model(str(spec), arch=f"hf:{folder}").fingerprint == loaded.fingerprint
 
@@ -167,7 +169,9 @@ def test_weights_apart_from_their_hugging_face_folder(tmp_path: Path, hf_folder:
     (folder / "preprocessor_config.json").unlink()
     loaded = load_model(str(tmp_path / "tuned.pt"), arch=f"hf:{folder}")
     assert_same(loaded.module, model, 16)
-    assert loaded.preprocess == Preprocess(size=(16, 16))
+    # What ViTImageProcessor does where nothing is said.
+    own = Preprocess((16, 16), "bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert loaded.preprocess == replace(own, corner="down", reader="PIL-upright")
 
 
 def test_a_hugging_face_model_through_a_checkpoint(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from vitfx.images.preprocess import ASSUMED, Preprocess
 from vitfx.models.factory import ARGUMENTS, check_arguments, import_extra, is_classifier
+from vitfx.models.huggingface import default_recipe
 from vitfx.models.recipes import timm_recipe, torchvision_recipe
 from vitfx.models.state_dicts import ChosenWeights, choose_weights, tensor_names
 from vitfx.models.weights import load_weights
@@ -134,10 +135,13 @@ def timm_preprocess(module: nn.Module) -> Preprocess:
 
 
 def own_preprocess(module: nn.Module) -> Preprocess | None:
-    """timm's own configuration, or the model's image size with ImageNet's mean and standard deviation."""
+    """That of a model's own library, or the model's image size with ImageNet's mean and standard deviation."""
     if getattr(module, "pretrained_cfg", None):
         return timm_preprocess(module)
-    size = getattr(module, "image_size", None) or getattr(getattr(module, "config", None), "image_size", None)
+    config = getattr(module, "config", None)
+    if hasattr(config, "model_type") and (recipe := default_recipe(config)):
+        return recipe
+    size = getattr(module, "image_size", None) or getattr(config, "image_size", None)
     return Preprocess(size=(size, size), origin=ASSUMED) if isinstance(size, int) else None
 
 

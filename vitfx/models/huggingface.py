@@ -14,12 +14,12 @@ from torch import nn
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.factory import import_extra, to_size
 from vitfx.models.model_file import read_model_file, refuse_adapter_folder, weights_file
+from vitfx.models.processors import processor_recipe
 from vitfx.models.state_dicts import choose_weights
 from vitfx.models.weights import check_finite, load_weights
 from vitfx.support.errors import UserError, in_a_line
 
-# Pillow's numbers for ways to resample, which preprocessor_config.json uses.
-_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+_PROCESSOR = "preprocessor_config.json"
 # Keys of a configuration that name code or files elsewhere; vitfx needs none of them.
 _ELSEWHERE = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 
@@ -38,7 +38,7 @@ class Logits(nn.Module):
 
 def load_folder(
     folder: Path, contents: Any, source: str, which: str | None = None
-) -> tuple[nn.Module, Preprocess, tuple[str, ...] | None, str | None]:
+) -> tuple[nn.Module, Preprocess | None, tuple[str, ...] | None, str | None]:
     """The classifier, its preprocessing, its class names and which weights it has, from `folder`.
 
     folder: with config.json and weights
@@ -54,8 +54,9 @@ def load_folder(
     factory = transformers.AutoModelForImageClassification
     try:
         config = transformers.CONFIG_MAPPING[record["model_type"]].from_dict(record)
-        preprocess, classes = _preprocess(folder, config), _class_names(config)
+        classes = _class_names(config)
         with _quiet(transformers):
+            preprocess = _preprocess(folder, config, transformers)
             if contents is None:
                 module, info = factory.from_pretrained(folder, config=config, **safely)
             else:
@@ -145,34 +146,21 @@ def _quiet(transformers: Any) -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _preprocess(folder: Path, config: Any) -> Preprocess:
-    path = folder / "preprocessor_config.json"
-    record = read_object(path) if path.is_file() else {}
-    size = record.get("crop_size") if record.get("do_center_crop") else None
-    size = size or record.get("size") or getattr(config, "image_size", None)
-    given: dict[str, Any] = {"size": _height_width(size, path)}
-    if (resample := record.get("resample")) is not None:
-        if not isinstance(resample, int) or resample not in _RESAMPLE:
-            raise UserError(f"{path} gives resample as {resample!r}: give one of Pillow's numbers, 0 to 5")
-        given["interpolation"] = _RESAMPLE[resample]
-    if record.get("do_normalize") is False:
-        given |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-    elif "image_mean" in record and "image_std" in record:
-        given |= {"mean": record["image_mean"], "std": record["image_std"]}
-    return Preprocess.from_json(given)
+def default_recipe(config: Any) -> Preprocess | None:
+    """What transformers does for a configuration's type of model, where nothing else is known of one."""
+    transformers = import_extra("transformers", "hf")
+    with _quiet(transformers):
+        return processor_recipe(None, _PROCESSOR, config, transformers)
 
 
-def _height_width(size: Any, path: Path) -> tuple[int, int]:
-    match size:
-        case int():
-            return size, size
-        case [int() as height, int() as width]:
-            return height, width
-        case {"height": int() as height, "width": int() as width}:
-            return height, width
-        case {"shortest_edge": int() as edge}:
-            return edge, edge
-    raise UserError(f"{path} gives the image size as {size!r}: give height and width")
+def _preprocess(folder: Path, config: Any, transformers: Any) -> Preprocess | None:
+    """As transformers reads a folder: a processor_config.json with an image processor goes first."""
+    record, name = None, _PROCESSOR
+    if (path := folder / name).is_file():
+        record = read_object(path)
+    if (path := folder / "processor_config.json").is_file() and (inner := read_object(path).get("image_processor")):
+        record, name = as_object(inner, path), path.name
+    return processor_recipe(record, name, config, transformers)
 
 
 def _class_names(config: Any) -> tuple[str, ...] | None:
