@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from rich.console import Console
 
@@ -106,10 +108,15 @@ def _evaluation_images(settings: RuntimesOptions, contenders: Sequence[Contender
     classes = next((contender.classes for contender in contenders if contender.classes), None)
     preprocess = contenders[0].preprocess
     assert preprocess is not None  # load_contenders gives all of them one.
-    splits = open_data(data, preprocess, classes)
+    splits = open_data(data, preprocess, classes, partial(_count_logits, contenders[0]))
     if settings.samples is None:
         return splits.evaluation, splits.name
     return splits.evaluation.sample(settings.samples, settings.seed), splits.name
+
+
+def _count_logits(contender: Contender) -> int:
+    shape = onnx.load_model_from_string(contender.onnx).graph.output[0].type.tensor_type.shape
+    return int(shape.dim[-1].dim_value)
 
 
 def _options(arguments: Sequence[str] | None) -> RuntimesOptions:

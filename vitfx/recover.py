@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vitfx.cli.exit_codes import ending, going_on
-from vitfx.cli.options import OF_IMAGES, add_rewrites
+from vitfx.cli.options import OF_IMAGES, add_class_names, add_rewrites
 from vitfx.deploy.deployment import default_deployment, read_rewrites
 from vitfx.images.pixel_cache import default_cache
 from vitfx.models.architectures import KNOWN_ARCHES
@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add("model", metavar="PRUNED", help="pruned.pt of vitfx.prune, or of an earlier run of this command")
     add("--teacher", required=True, help="the model that it was pruned from: checkpoint, weights, .pt2, folder, demo")
     add("--data", help="images, labelled or not: a folder, an .npz, or digits (default: what the artifact names)")
+    add_class_names(parser)
     add("--epochs", type=float, help="passes over the training images")
     add(
         "--minutes",
@@ -174,9 +175,11 @@ def _open(options: argparse.Namespace, command: str) -> RecoverJob:
         preprocess=inputs.model.preprocess,
         weights=options.weights,
     )
-    if inputs.model.classes and teacher.classes and inputs.model.classes != teacher.classes:
+    named = options.class_names is None and inputs.model.classes and teacher.classes
+    if named and inputs.model.classes != teacher.classes:
         raise UserError(
-            f"{options.teacher} and {options.model} have different classes: give the model that it was pruned from"
+            f"{options.teacher} and {options.model} have different classes: give the model that it was pruned from, or "
+            "their names with --class-names"
         )
     evaluation = inputs.splits.evaluation
     if 0 < options.eval_samples < len(evaluation):

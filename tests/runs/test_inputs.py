@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.support.prune_runs import SIZES, checkpoint, model, picture
+import vitfx.images.splits
+from tests.support.prune_runs import SIZES, checkpoint, model, picture, run
 from vitfx.cli.options import OF_IMAGES
 from vitfx.runs.inputs import Inputs, open_inputs
 from vitfx.support.errors import UserError
@@ -60,11 +62,14 @@ def test_as_many_classes_as_logits_are_matched_in_order_and_said(tmp_path: Path)
     inputs = opened(tmp_path, [f"class {letter}" for letter in "jihgfedcba"])
     assert labels(inputs) == {f"class {letter}": index for index, letter in enumerate("abcdefghij")}
     assert inputs.splits.description.endswith(
-        "the model's logits have no names, so that 'class a' is the first logit and 'class j' the last"
+        "the model does not name its 10 logits: they are taken to be the classes in order, "
+        "0 'class a', 1 'class b', 2 'class c' … 9 'class j'"
     )
 
 
-@pytest.mark.parametrize("names", [["cat", "dog", "ant"], ["7", "10"], [f"c{number}" for number in range(11)]])
+@pytest.mark.parametrize(
+    "names", [["cat", "dog", "ant"], ["7", "10"], ["1", "2", "3"], [f"c{number}" for number in range(11)]]
+)
 def test_other_numbers_of_classes_are_never_guessed(tmp_path: Path, names: list[str]) -> None:
     with pytest.raises(UserError, match=rf"has {len(names)} classes and the model 10 logits, .* --class-names FILE"):
         opened(tmp_path, names)
@@ -99,3 +104,30 @@ def test_a_missing_file_of_names(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(UserError, match=r"--class-names .*none.txt can't be read"):
         open_inputs(options)
+
+
+@pytest.mark.parametrize("names", [["3", "7"], [str(number) for number in range(10)], list("abcdefghij")])
+def test_the_data_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
+    calls: list[str] = []
+    listed = vitfx.images.splits.read_layout
+    monkeypatch.setattr("vitfx.images.splits.read_layout", lambda *given: calls.append(given[0]) or listed(*given))
+    opened(tmp_path, names)
+    assert len(calls) == 1
+
+
+def test_bytes_that_are_no_utf8_and_images_without_classes(tmp_path: Path) -> None:
+    odd = b"caf\xe9".decode(errors="surrogateescape")
+    names = [odd, "two", *(f"other {number}" for number in range(8))]
+    (tmp_path / "names.txt").write_text("\n".join(names), errors="surrogateescape")
+    root = tmp_path / odd / "set"
+    for number in range(6):
+        for name in (odd, "two"):
+            picture(root / "Train" / name / f"{number}.png", number)
+        picture(root / "Val" / f"{odd}{number}.png", number)
+    path, out = checkpoint(tmp_path / "m.pt", classes=None), tmp_path / "out"
+    options = ("--data", str(root), "--class-names", str(tmp_path / "names.txt"), "--samples", "8", "--tau", "0")
+    assert run(path, out, *options) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["settings"]["data"] == str(root)
+    reason = "top-1 is missing: the images of Val are not in class folders"
+    assert reason in report["notes"] and reason in (out / "report.md").read_text(errors="surrogateescape")

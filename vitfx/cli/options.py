@@ -22,11 +22,16 @@ _ONLY_FOR = {"order": ("acdc",), "metric": ("eap", "eap-ig"), "steps": ("eap-ig"
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
-    """MODEL and --data."""
+    """MODEL, --data and --class-names."""
     parser.add_argument(
         "model", metavar="MODEL", help="checkpoint, artifact, weights, .pt2, Hugging Face folder, or demo"
     )
     parser.add_argument("--data", help="images: a folder, an .npz file, or digits (default: the checkpoint's data set)")
+    add_class_names(parser)
+
+
+def add_class_names(parser: argparse.ArgumentParser) -> None:
+    """--class-names."""
     parser.add_argument(
         "--class-names",
         type=Path,

@@ -163,6 +163,9 @@ def open_session(
     for name, size in (fixed or {}).items():
         options.add_free_dimension_override_by_name(name, size)
     source = model if isinstance(model, bytes) else str(model)
+    if isinstance(model, Path) and not _is_utf8(model):
+        # ONNX Runtime takes no other paths.
+        source = model.read_bytes()
     label = "the ONNX model" if isinstance(model, bytes) else str(model)
     try:
         session = onnxruntime.InferenceSession(
@@ -189,3 +192,7 @@ def _place(tensor: Tensor) -> tuple[str, int, Any, tuple[int, ...], int]:
     """What io_binding needs to know of a buffer: device, its index, element type, shape, address."""
     element = {torch.float32: np.float32, torch.float16: np.float16, torch.float64: np.float64}[tensor.dtype]
     return tensor.device.type, tensor.device.index or 0, element, tuple(tensor.shape), tensor.data_ptr()
+
+
+def _is_utf8(path: Path) -> bool:
+    return not any("\udc80" <= character <= "\udcff" for character in str(path))

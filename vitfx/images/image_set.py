@@ -156,4 +156,4 @@ def hash_order(names: Sequence[str], seed: int) -> list[int]:
 
 
 def _digest(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).digest()

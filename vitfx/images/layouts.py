@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vitfx.images.arrays import read_digits, read_npz
+from vitfx.images.classes import normal, sort_names
+from vitfx.images.parts import find_parts, tars_of
 from vitfx.images.sources import ANNOTATIONS, ArrayImage, FolderReader, ImageSource, Listing, StoredImage, list_tars
 from vitfx.support.errors import UserError
-
-_EXACT = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-"""Names of parts as most data sets have them, which go before similar ones."""
-_EVALUATION_KINDS = ("val", "test")
-_PART_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-_FILLERS = {"", "seg", "data", "images", "image", "imgs", "img", "split"}
-"""Words that may stand beside a part's in the name of its folder."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +22,7 @@ class Part:
     names: tuple[str, ...]
     sources: tuple[ImageSource, ...]
     labels: tuple[str, ...] | None  #: the name of each image's class, where they are known
+    empty: tuple[str, ...] = ()  #: the names of class folders without an image
 
 
 @dataclass(frozen=True)
@@ -80,86 +69,21 @@ def _layout_of_arrays(name: str, pixels: np.ndarray, labels: list[str] | None, c
 
 def _layout_of_folder(root: Path) -> Layout:
     name = root.resolve().name
-    root = _below_wrappers(root)
-    folders = _folders(root)
-    kinds = {kind: _part_folder(root, folders, kind) for kind in ("train", *_EVALUATION_KINDS)}
-    places = {kind: place for kind, place in kinds.items() if place is not None}
-    if "train" in places and not places.keys() & set(_EVALUATION_KINDS) and _is_a_class(places["train"], folders):
-        places = {}
-    # Of several the first: val goes before test, which often comes without labels.
-    evaluation = next((kind for kind in _EVALUATION_KINDS if kind in places), None)
-    titles = [places[kind].relative_to(root).as_posix() for kind in ("train", evaluation) if kind in places] or [""]
+    root, titles = find_parts(root)
     reader = FolderReader([root / title for title in titles if (root / title).is_dir()])
     left_out = sorted(link.relative_to(root).as_posix() for link in reader.left_out)
     parts = []
     for title in titles:
         folder = root / title
-        part = _labelled(title, reader.listing(folder) if folder.is_dir() else list_tars(_tars(root, title), title))
+        part = _labelled(
+            title, reader.listing(folder) if folder.is_dir() else list_tars(tars_of(root, title), folder.name)
+        )
         if not part.names:
             hint = f" but those that {left_out[0]} shares with another folder" if left_out else ""
             raise UserError(f"no images are in {folder}{hint}: pass a folder of .jpg or .png files")
         parts.append(part)
-    labels = {label for part in parts for label in part.labels or ()}
-    if labels and titles == [""] and all(_kind_of_part(label) for label in labels):
-        shown = ", ".join(sorted(labels)[:4])
-        raise UserError(
-            f"the folders of {root} ({shown}) are named like parts of a data set and not like classes: name the folder "
-            "of the training images train and the other one val, or pass one of them"
-        )
-    return Layout(name, tuple(parts), tuple(sorted(labels)) or None, tuple(left_out))
-
-
-def _folders(root: Path) -> list[Path]:
-    with suppress(PermissionError):  # what reads the images has a sentence for it
-        return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return []
-
-
-def _below_wrappers(root: Path) -> Path:
-    """The folder itself or, where it holds a single folder that is divided into parts, that one."""
-    folders = _folders(root)
-    if len(folders) != 1 or _kind_of_part(folders[0].name) or any(path.is_file() for path in root.iterdir()):
-        return root
-    inside = {_kind_of_part(folder.name) for folder in _folders(folders[0])}
-    return folders[0] if "train" in inside and inside & set(_EVALUATION_KINDS) else root
-
-
-def _kind_of_part(name: str) -> str | None:
-    """ "Training", "seg_train" and "train2017" -> "train"; likewise "val" and "test"; None for other names."""
-    words = [word.rstrip("0123456789").removesuffix("set") for word in re.split(r"[\W_]+", name.casefold())]
-    kinds = {_PART_WORDS[word] for word in words if word in _PART_WORDS}
-    others = [word for word in words if word not in _PART_WORDS and word not in _FILLERS]
-    return kinds.pop() if len(kinds) == 1 and not others else None
-
-
-def _part_folder(root: Path, folders: Sequence[Path], kind: str) -> Path | None:
-    """The folder that holds this part, or the name that its tar files begin with; None where there is none.
-
-    Raises UserError where several folders look like it.
-    """
-    named = [folder for folder in folders if _kind_of_part(folder.name) == kind]
-    exact = [folder for folder in named if folder.name in _EXACT[kind]]
-    if not exact and len(named) > 1:
-        raise UserError(
-            f"{root} has two folders for one part, {named[0].name} and {named[1].name}: name the right one {kind}"
-        )
-    if named:
-        folder = min(exact, key=lambda path: _EXACT[kind].index(path.name)) if exact else named[0]
-        # Archives often hold the folder that they are named after: seg_train/seg_train.
-        while len(inner := list(folder.iterdir())) == 1 and inner[0].is_dir() and _kind_of_part(inner[0].name) == kind:
-            folder = inner[0]
-        return folder
-    return next((root / name for name in _EXACT[kind] if _tars(root, name)), None)
-
-
-def _is_a_class(train: Path, folders: Sequence[Path]) -> bool:
-    """Whether `train` is a class (of vehicles) beside others: it holds images themselves, and no folders."""
-    others = [folder for folder in folders if folder != train and not _kind_of_part(folder.name)]
-    return bool(others) and train.is_dir() and not any(path.is_dir() for path in train.iterdir())
-
-
-def _tars(root: Path, part: str) -> list[Path]:
-    return [path for path in sorted(root.glob(f"{part}*.tar")) if path.is_file()]
+    labels = {label for part in parts for label in (*(part.labels or ()), *part.empty)}
+    return Layout(name, tuple(parts), sort_names(labels) or None, tuple(left_out))
 
 
 def _labelled(part: str, listing: Listing) -> Part:
@@ -167,25 +91,27 @@ def _labelled(part: str, listing: Listing) -> Part:
     images = listing.images
     flat = {path: image for path, image in images.items() if "/" not in path}
     labels: tuple[str, ...] | None
+    empty: tuple[str, ...] = ()
     if listing.annotations is not None:
         annotated = _read_annotations(listing.annotations)
-        if missing := [path for path in images if Path(path).name not in annotated]:
+        if missing := [path for path in images if normal(Path(path).name) not in annotated]:
             raise UserError(f"{ANNOTATIONS} has no line for {missing[0]}: use the file that came with the images")
-        labels = tuple(annotated[Path(path).name] for path in images)
+        labels = tuple(annotated[normal(Path(path).name)] for path in images)
     elif len(flat) == len(images) or {path.split("/")[0] for path in images} == {"images"}:
         labels = None
     else:
         # As with torchvision's ImageFolder, what lies beside the class folders has no class and is left.
         images = {path: image for path, image in images.items() if path not in flat}
-        labels = tuple(path.split("/")[0] for path in images)
+        labels = tuple(normal(path.split("/")[0]) for path in images)
+        empty = tuple(sorted({normal(folder) for folder in listing.folders} - set(labels)))
     names = tuple(f"{part}/{path}" if part else path for path in images)
-    return Part(part, names, tuple(images.values()), labels)
+    return Part(part, names, tuple(images.values()), labels, empty)
 
 
 def _read_annotations(file: StoredImage) -> dict[str, str]:
     """File name -> class, from lines of name, class and bounding box set apart by tabs."""
-    lines = file.read().decode(errors="replace").splitlines()
-    fields = [line.split() for line in lines if line.strip()]
+    lines = file.read().decode(errors="surrogateescape").splitlines()
+    fields = [line.split("\t" if "\t" in line else None) for line in lines if line.strip()]
     if broken := [number for number, field in enumerate(fields, 1) if len(field) < 2]:
         raise UserError(f"line {broken[0]} of {ANNOTATIONS} has no class: use the file that came with the images")
-    return {field[0]: field[1] for field in fields}
+    return {normal(field[0].strip()): normal(field[1].strip()) for field in fields}

@@ -23,6 +23,13 @@ ENDINGS = (
     ".pnm",
 )  # fmt: skip
 ANNOTATIONS = "val_annotations.txt"
+# What unpacking programs and file servers leave beside the images.
+_SYSTEM = {"__macosx", "@eadir", "lost+found", "__pycache__", "$recycle.bin", "system volume information"}
+
+
+def is_system(name: str) -> bool:
+    """Whether a folder is the system's and no class."""
+    return name.startswith(".") or name.casefold() in _SYSTEM
 
 
 class CorruptImageError(Exception):
@@ -99,13 +106,15 @@ class Listing:
 
     images: dict[str, StoredImage]
     annotations: StoredImage | None = None
+    folders: frozenset[str] = frozenset()  #: the names of the topmost folders, with images or without
 
     @staticmethod
-    def of(files: Iterable[tuple[str, StoredImage]]) -> Listing:
+    def of(files: Iterable[tuple[str, StoredImage]], folders: Iterable[str] = ()) -> Listing:
         # Names that start with a dot are the system's, such as macOS's "._photo.jpg".
         seen = {path: file for path, file in files if "/." not in f"/{path}"}
         images = {path: seen[path] for path in sorted(seen) if PurePosixPath(path).suffix.lower() in ENDINGS}
-        return Listing(images, seen.get(ANNOTATIONS))
+        topmost = {*folders, *(path.split("/")[0] for path in images if "/" in path)}
+        return Listing(images, seen.get(ANNOTATIONS), frozenset(name for name in topmost if not is_system(name)))
 
 
 class FolderReader:
@@ -122,6 +131,7 @@ class FolderReader:
         self._roots = [Path(os.path.realpath(folder)) for folder in folders]
         self._taken: set[tuple[int, int]] = set()
         self._files: dict[Path, dict[str, StoredImage]] = {folder: {} for folder in folders}
+        self._folders: dict[Path, set[str]] = {folder: set() for folder in folders}
         self._links: list[tuple[int, str, Path]] = []
         for folder in folders:
             self._walk(folder, folder)
@@ -131,16 +141,20 @@ class FolderReader:
 
     def listing(self, folder: Path) -> Listing:
         """All images below one of the folders."""
-        return Listing.of(self._files[folder].items())
+        # A folder that holds nothing but such links is as if it were not there.
+        links = {link.relative_to(folder).parts[0] for link in self.left_out if folder in link.parents}
+        return Listing.of(self._files[folder].items(), self._folders[folder] - links)
 
     def _walk(self, folder: Path, start: Path) -> None:
         for parent, folders, files in os.walk(start):
             # Names that start with a dot are the system's.
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            folders[:] = sorted(name for name in folders if not is_system(name))
             if not self._take(Path(parent).stat()):
                 self.left_out.append(Path(parent))
                 folders.clear()
                 continue
+            if Path(parent) == folder:
+                self._folders[folder].update(folders)
             images = [name for name in files if not name.startswith(".") and name.lower().endswith(ENDINGS)]
             for name in folders + images:
                 path = Path(parent, name)
@@ -181,6 +195,7 @@ def list_tars(paths: Iterable[Path], part: str) -> Listing:
     Raises UserError for what is not an uncompressed tar file: only there can members be read in place.
     """
     files: dict[str, StoredImage] = {}
+    folders: list[PurePosixPath] = []
     for path in paths:
         try:
             with tarfile.open(path, "r:") as tar:
@@ -188,6 +203,8 @@ def list_tars(paths: Iterable[Path], part: str) -> Listing:
                     if member.isreg():
                         stored = StoredImage(path, member.offset_data, member.size)
                         files[_below(PurePosixPath(member.name), part)] = stored
+                    elif member.isdir():
+                        folders.append(PurePosixPath(member.name, "_"))
                 # tarfile takes a file that was cut in a header for one that ends there.
                 if StoredImage(path, tar.offset, tarfile.BLOCKSIZE).read() != bytes(tarfile.BLOCKSIZE):
                     raise tarfile.ReadError("its end is missing")
@@ -195,7 +212,9 @@ def list_tars(paths: Iterable[Path], part: str) -> Listing:
             raise UserError(
                 f"{path} is not a whole, uncompressed tar file ({reason}): unpack it or copy it again"
             ) from reason
-    return Listing.of(files.items())
+    inside = [folder for folder in folders if part in folder.parts] or folders
+    below = [_below(folder, part) for folder in inside]
+    return Listing.of(files.items(), (name.split("/")[0] for name in below if "/" in name))
 
 
 def _below(path: PurePosixPath, part: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from vitfx.images.classes import Matching, match_classes
 from vitfx.images.image_set import Images, ImageSet, hash_order
 from vitfx.images.layouts import Layout, Part, read_layout
 from vitfx.images.preprocess import Preprocess
+from vitfx.images.sources import ArrayImage
 from vitfx.support.errors import UserError
 
 __all__ = ["ImageSet", "Images", "Splits", "open_data"]
@@ -25,20 +27,27 @@ class Splits:
     evaluation: ImageSet  #: for the report
     classes: tuple[str, ...] | None  #: what labels are positions in, None where neither model nor data names classes
     description: str  #: a line for the user
+    remarks: tuple[str, ...] = ()  #: the description's, for reports: how classes were matched, what is missing and why
 
 
-def open_data(spec: str, preprocess: Preprocess, classes: Sequence[str] | None = None) -> Splits:
+def open_data(
+    spec: str,
+    preprocess: Preprocess,
+    classes: Sequence[str] | None = None,
+    logits: Callable[[], int] | None = None,
+) -> Splits:
     """Opens a data set; images are decoded later. Without an evaluation part a fixed 20 % of each class is set aside.
 
     spec: a folder (Tiny ImageNet as folders or as tar files, train/ and val/ with class folders, class folders alone,
         or images alone), an .npz file with `images` and maybe `labels`, or "digits"
     classes: the model's, in the order of its logits; labels are matched with them by name
+    logits: how many the model has, asked where the images have classes; None where there is no model yet
 
     Raises UserError for whatever is not usable.
     """
     layout = read_layout(spec, preprocess.channels)
-    order = layout.classes if classes is None else tuple(classes)
-    sets = [_label(part, order, preprocess) for part in layout.parts]
+    matching = _match(layout, classes, logits)
+    sets = [_label(part, matching, preprocess) for part in layout.parts]
     if len(sets) == 1:
         sets = _split(sets[0], layout)
         origin = f"a fixed 20 % of {'each class' if sets[0].has_labels else 'the images'}, set aside"
@@ -51,29 +60,55 @@ def open_data(spec: str, preprocess: Preprocess, classes: Sequence[str] | None =
         f"{layout.name}: {len(calibration)} images of {titles[0]} for calibration,"
         f" {len(evaluation)} of {titles[1]} for evaluation ({origin})"
     )
+    rule = matching.rule if matching is not None else ""
+    remarks = tuple(filter(None, (rule, _missing(evaluation, layout), *map(_empty, layout.parts))))
+    description = "; ".join((description, *remarks))
     if layout.left_out:
         description += f"; links to images that are taken already are left out: {_named(layout.left_out)}"
-    return Splits(layout.name, calibration, evaluation, order, description)
+    order = matching.order if matching is not None else None if classes is None else tuple(classes)
+    return Splits(layout.name, calibration, evaluation, order, description, remarks)
+
+
+def _match(layout: Layout, classes: Sequence[str] | None, logits: Callable[[], int] | None) -> Matching | None:
+    """None where no image has a class."""
+    if layout.classes is None:
+        return None
+    if classes is None and logits is None:
+        return Matching({name: index for index, name in enumerate(layout.classes)}, layout.classes)
+    # A folder without images is no class of the data where the model's own names say which are.
+    labels = {label for part in layout.parts for label in part.labels or ()}
+    names = layout.classes if classes is None else [name for name in layout.classes if name in labels]
+    return match_classes(names, classes, None if logits is None else logits(), layout.name)
+
+
+def _missing(evaluation: ImageSet, layout: Layout) -> str:
+    if evaluation.has_labels:
+        return ""
+    part = layout.parts[-1]
+    if isinstance(part.sources[0], ArrayImage):
+        return f"top-1 is missing: {layout.name} has no labels"
+    return f"top-1 is missing: the images{part.title and f' of {part.title}'} are not in class folders"
+
+
+def _empty(part: Part) -> str:
+    if not part.empty:
+        return ""
+    plural = len(part.empty) > 1
+    return (
+        f"the class {'folders' if plural else 'folder'} {_named(part.empty)} of {part.title or 'the data'}"
+        f" {'hold' if plural else 'holds'} no images that can be read"
+    )
 
 
 def _named(links: Sequence[str]) -> str:
     return ", ".join(links[:3]) + (f" and {len(links) - 3} more" if len(links) > 3 else "")
 
 
-def _label(part: Part, classes: tuple[str, ...] | None, preprocess: Preprocess) -> ImageSet:
-    if part.labels is None or classes is None:
-        return ImageSet(part.names, part.sources, None, preprocess)
-    position = {name: index for index, name in enumerate(classes)}
-    used = set(part.labels)
-    if unknown := sorted(used - position.keys()):
-        raise UserError(
-            f"the model does not know the class {unknown[0]!r} of {part.title or 'the data'}"
-            f" ({len(unknown)} of {len(used)} classes are unknown to it): name classes as the model does, such as"
-            f" {classes[0]!r}"
-        )
-    if twice := sorted(name for name in used if classes.count(name) > 1):
-        raise UserError(f"the model has two classes named {twice[0]!r}: give its classes names that differ")
-    return ImageSet(part.names, part.sources, tuple(position[label] for label in part.labels), preprocess)
+def _label(part: Part, matching: Matching | None, preprocess: Preprocess) -> ImageSet:
+    labels = None
+    if part.labels is not None and matching is not None:
+        labels = tuple(matching.positions[label] for label in part.labels)
+    return ImageSet(part.names, part.sources, labels, preprocess)
 
 
 def _split(images: ImageSet, layout: Layout) -> list[ImageSet]:

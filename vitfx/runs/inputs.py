@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 
+from vitfx.images.classes import read_class_names
 from vitfx.images.image_set import Images
 from vitfx.images.overrides import Overrides
 from vitfx.images.splits import Splits, open_data
 from vitfx.models.checkpoint import LoadedModel, load_model
-from vitfx.support.errors import UserError, in_a_line
+from vitfx.support.errors import UserError
 from vitfx.support.progress import Report
 
 
@@ -53,50 +55,16 @@ def open_inputs(options: argparse.Namespace) -> Inputs:
     data = options.data or model.data
     if data is None:
         raise UserError(f"{options.model} does not name its data: give images with --data, a folder, an .npz or digits")
-    classes = _class_names(options, model)
-    splits = open_data(data, model.preprocess, classes)
-    if classes is None and splits.classes is not None:
-        splits = _matched(splits, model, data)
-    return Inputs(replace(model, classes=classes), splits, data, options.arch)
-
-
-def _class_names(options: argparse.Namespace, model: LoadedModel) -> tuple[str, ...] | None:
-    """Of the model's logits: from --class-names, else as the model has them. Raises UserError."""
-    path: Path | None = getattr(options, "class_names", None)
-    if path is None:
-        return model.classes
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--class-names {path} can't be read ({in_a_line(error)}): give a text file") from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    if len(names) != (logits := _logits(model)):
-        raise UserError(f"--class-names {path} has {len(names)} names and the model {logits} logits: give one for each")
-    return names
-
-
-def _logits(model: LoadedModel) -> int:
-    with torch.no_grad():
-        answer = model.module(torch.zeros(2, model.preprocess.channels, *model.preprocess.size))
-    return int(answer.shape[1])
-
-
-def _matched(splits: Splits, model: LoadedModel, data: str) -> Splits:
-    """Labels for a model whose logits have no names: numbers are positions, as many classes as logits are matched in
-    their order, which is said, and anything else is refused with a UserError."""
-    assert splits.classes is not None
-    logits, names = _logits(model), splits.classes
-    if all(name.isdecimal() and int(name) < logits for name in names) and len(set(map(int, names))) == len(names):
-        position = dict(enumerate(map(str, range(logits)))) | {int(name): name for name in names}
-        splits = open_data(data, model.preprocess, tuple(position[index] for index in range(logits)))
-        return replace(splits, description=f"{splits.description}; its classes are numbers of logits")
-    if len(names) != logits:
-        raise UserError(
-            f"{data} has {len(names)} classes and the model {logits} logits, which have no names: name them in their "
-            "order with --class-names FILE, one name a line, or give images without class folders"
-        )
-    ends = f"{names[0]!r} is the first logit and {names[-1]!r} the last"
-    return replace(splits, description=f"{splits.description}; the model's logits have no names, so that {ends}")
+    logits = cache(partial(count_logits, model))
+    path: Path | None = options.class_names
+    if path is not None:
+        names = read_class_names(path)
+        if len(names) != logits():
+            raise UserError(
+                f"--class-names {path} has {len(names)} names and the model {logits()} logits: give one for each"
+            )
+        model = replace(model, classes=names)
+    return Inputs(model, open_data(data, model.preprocess, model.classes, logits), data, options.arch)
 
 
 def open_model(options: argparse.Namespace) -> LoadedModel:
@@ -120,3 +88,9 @@ def _overrides(options: argparse.Namespace) -> Overrides:
         resize=options.resize,
         crop_pct=options.crop_pct,
     )
+
+
+def count_logits(model: LoadedModel) -> int:
+    """Of one image, found by running the model."""
+    with torch.no_grad():
+        return int(model.module(torch.zeros(2, model.preprocess.channels, *model.preprocess.size)).shape[1])

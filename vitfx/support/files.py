@@ -46,7 +46,7 @@ def write_aside(path: Path, contents: bytes | str) -> None:
         remove_leftovers(path.parent, f".{glob.escape(path.name)}.*.partial", older=_DAY)
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         try:
-            aside.write_bytes(contents.encode() if isinstance(contents, str) else contents)
+            aside.write_bytes(contents.encode(errors="surrogateescape") if isinstance(contents, str) else contents)
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from vitfx.support.files import write_aside
 
 def json_text(format: str, record: Mapping[str, Any]) -> str:
     """format: such as "vitfx-report/1", the first key. Raises ValueError for NaN and infinity, which JSON lacks."""
-    return json.dumps({"format": format, **record}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps({"format": format, **record}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # Bytes of a file's name that are not UTF-8, which Python holds as lone surrogates.
+    return re.sub("[\ud800-\udfff]", lambda lone: f"\\u{ord(lone[0]):04x}", text)
 
 
 def write_json(path: Path, format: str, record: Mapping[str, Any]) -> None:
