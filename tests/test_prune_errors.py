@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import quantize_dynamic
 
 from tests.support.prune_runs import GREY, SIZES, artifact, checkpoint, model, picture, run
 from vitfx.images.splits import open_data
@@ -118,6 +119,10 @@ MODELS: dict[str, tuple[Make, str]] = {
     "fixed batch": (
         lambda t: (pickled(t / "m.pt", FixedBatch()), *PICKLED),
         "forward() fixes or limits the batch size",
+    ),
+    "quantized": (
+        lambda t: (pickled(t / "m.pt", quantize_dynamic(model(), {torch.nn.Linear}, dtype=torch.qint8)), *PICKLED),
+        "the model is quantized (first: ",
     ),
     "CNN": (lambda t: (pickled(t / "m.pt", Cnn()), *PICKLED), "the model can't be pruned: "),
     "post-LN transformer": (

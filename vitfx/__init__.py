@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     from vitfx.discover import discover as discover
     from vitfx.optimize import optimize as optimize
     from vitfx.prune import prune as prune
+    from vitfx.support import errors as errors
 
 __version__ = version.VERSION
-__all__ = ["__version__", "discover", "optimize", "prune"]
+__all__ = ["__version__", "discover", "errors", "optimize", "prune"]
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
         # torch takes seconds to import: `python -m vitfx --help` and `vitfx.__version__` do without it.
+        if name == "errors":
+            return importlib.import_module("vitfx.support.errors")
         if name in __all__:
             return importlib.import_module(f"vitfx.{name}")
         raise AttributeError(f"module 'vitfx' has no attribute {name!r}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Unpack
 
 import torch
+from numpy.typing import ArrayLike
 from rich.console import Console, RenderableType
 from torch import Tensor, nn
 
@@ -32,9 +33,10 @@ from vitfx.discovery.memory import fit, memory_needed
 from vitfx.discovery.stability import Outcome
 from vitfx.graph.canonical import read_module
 from vitfx.runs.discover import Discoveries
-from vitfx.runs.in_memory import DiscoverySettings, find_circuit, open_images, watching
+from vitfx.runs.in_memory import DiscoverySettings, find_circuit, watching
 from vitfx.runs.in_memory import make_settings as settings_in_memory
 from vitfx.runs.inputs import open_inputs
+from vitfx.runs.memory_inputs import open_given
 from vitfx.runs.tau_sweep import circuit_path, read_sweep, record_path, sweep, to_table
 from vitfx.support.callable_module import make_callable
 from vitfx.support.console import HelpFormatter, entry_point
@@ -75,8 +77,8 @@ class _Task:
 
 def discover(
     model: nn.Module,
-    images: Tensor,
-    labels: Tensor | None = None,
+    images: Tensor | ArrayLike,
+    labels: Tensor | ArrayLike | None = None,
     *,
     tau: float | None = None,
     max_kl: float | None = None,
@@ -86,9 +88,9 @@ def discover(
 ) -> Circuit:
     """Finds the circuit of any pre-LN ViT in memory. Raises UserError.
 
-    model: maps (B, C, H, W) to logits (B, K), any batch; it is left as it is.
-    images: float32 (N, C, H, W), preprocessed for the model; all are used for calibration.
-    labels: int64 (N,), for the corruption "swap".
+    model: maps (B, C, H, W) to logits (B, K), or to a record that has them, any batch; it is left as it is.
+    images: floats (N, C, H, W), a tensor, array or list, preprocessed for the model; all are used for calibration.
+    labels: integers (N,), for the corruption "swap".
     tau: the KL divergence, in nats an image, that removing an edge may cost (default 0.05).
     max_kl: the KL divergence that all removals together may cost.
     progress: shows bars on standard error.
@@ -96,10 +98,10 @@ def discover(
 
     `circuit.to_json()` is what the command writes; `vitfx.prune(…, circuit=circuit)` deletes what is dead in it.
     """
-    calibration = open_images(images, labels)
+    module, calibration = open_given(model, images, labels)
     chosen = settings_in_memory(calibration, settings, tau=tau, max_kl=max_kl)
     with watching(progress) as watcher:
-        return find_circuit(model, calibration, chosen, device=pick_device(device), watcher=watcher)
+        return find_circuit(module, calibration, chosen, device=pick_device(device), watcher=watcher)
 
 
 @entry_point

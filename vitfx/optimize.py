@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from numpy.typing import ArrayLike
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -16,8 +17,9 @@ from vitfx.deploy.deployment import read_rewrites
 from vitfx.deploy.lowering import PASSES
 from vitfx.deploy.onnx_forms import FORMS, Form
 from vitfx.models.checkpoint import LoadedModel
-from vitfx.runs.in_memory import OptimizedModel, open_images, rewrite_exactly, watching
+from vitfx.runs.in_memory import OptimizedModel, rewrite_exactly, watching
 from vitfx.runs.inputs import open_inputs, open_model
+from vitfx.runs.memory_inputs import open_given
 from vitfx.runs.optimize import OptimizeJob, run_optimize
 from vitfx.runs.optimize_passes import PassesRun, passes_table, read_passes, run_named_passes
 from vitfx.runs.optimize_text import to_table
@@ -45,7 +47,7 @@ _FOR_FILES = ("out", "force", "batch", "quick", "form", "plain_pixels", "rewrite
 
 def optimize(
     model: nn.Module,
-    images: Tensor,
+    images: Tensor | ArrayLike,
     *,
     rewrites: str = "all",
     portable: bool = False,
@@ -54,17 +56,19 @@ def optimize(
 ) -> OptimizedModel:
     """Makes any pre-LN ViT faster in memory without changing what it computes. Raises UserError and VerificationError.
 
-    model: maps (B, C, H, W) to logits (B, K), any batch; it is left as it is.
-    images: float32 (N, C, H, W), preprocessed for the model, on which every rewrite is proved in float64.
+    model: maps (B, C, H, W) to logits (B, K), or to a record that has them, any batch; it is left as it is.
+    images: floats (N, C, H, W), a tensor, array or list, preprocessed for the model, on which every rewrite is proved
+        in float64.
     rewrites: "all", "none", or names separated by commas, as the command's --rewrites.
     portable: ONNX files use only standard operators.
     device: where ONNX files are to run.
     progress: shows bars on standard error.
     """
-    calibration, names = open_images(images, None), read_rewrites(rewrites)
+    names = read_rewrites(rewrites)
+    module, calibration = open_given(model, images, None)
     with watching(progress) as watcher:
         return rewrite_exactly(
-            model, calibration, names, portable=portable, device=pick_device(device), watcher=watcher
+            module, calibration, names, portable=portable, device=pick_device(device), watcher=watcher
         )
 
 

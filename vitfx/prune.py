@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Unpack
 
+from numpy.typing import ArrayLike
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -31,11 +32,11 @@ from vitfx.runs.in_memory import (
     PrunedModel,
     choose_goal,
     make_settings,
-    open_images,
     prune_by_circuit,
     prune_for_goal,
     watching,
 )
+from vitfx.runs.memory_inputs import open_given
 from vitfx.runs.prune import run_circuit, run_goal
 from vitfx.runs.prune_run import CircuitRun, GoalRun, PruneRun, RoundsRun, SweepRun
 from vitfx.runs.rounds import run_rounds
@@ -67,8 +68,8 @@ accuracy. If discovery, a sweep or rounds are stopped, the same command goes on 
 
 def prune(
     model: nn.Module,
-    images: Tensor,
-    labels: Tensor | None = None,
+    images: Tensor | ArrayLike,
+    labels: Tensor | ArrayLike | None = None,
     *,
     tau: float | None = None,
     target_speedup: float | None = None,
@@ -85,10 +86,10 @@ def prune(
 ) -> PrunedModel:
     """Prunes any pre-LN ViT in memory: by τ, by a circuit, or for one goal. Raises UserError and VerificationError.
 
-    model: maps (B, C, H, W) to logits (B, K), any batch; it is left as it is.
-    images: float32 (N, C, H, W), preprocessed for the model; all are used for calibration. A goal holds a quarter of
-        them out, to say what is lost; give some hundreds.
-    labels: int64 (N,), for `max_drop` and for the corruption "swap".
+    model: maps (B, C, H, W) to logits (B, K), or to a record that has them, any batch; it is left as it is.
+    images: floats (N, C, H, W), a tensor, array or list, preprocessed for the model; all are used for calibration. A
+        goal holds a quarter of them out, to say what is lost; give some hundreds.
+    labels: integers (N,), for `max_drop` and for the corruption "swap".
     tau: the KL divergence, in nats an image, that deleting one head or MLP path may cost (default 0.05).
     target_speedup, target_flops, target_params: goals; times faster than the plain export, or the share to keep.
     max_drop, max_kl: goals; points of top-1, or nats from the original. Beside `tau`, max_kl limits the whole circuit.
@@ -98,20 +99,20 @@ def prune(
     progress: shows bars on standard error.
     settings: how the circuit is found, see `vitfx.runs.in_memory.DiscoverySettings`.
     """
-    calibration = open_images(images, labels)
+    module, calibration = open_given(model, images, labels)
     values = {SPEEDUP: target_speedup, FLOPS: target_flops, PARAMETERS: target_params, DROP: max_drop, KL: max_kl}
     goal = choose_goal(values, tau=tau, settings=settings)
     place = pick_device(device)
     with watching(progress) as watcher:
         if goal is not None:
             runtime, seed = parse_target(target), settings.get("seed", 0)
-            return prune_for_goal(model, calibration, goal, runtime, device=place, seed=seed, watcher=watcher)
+            return prune_for_goal(module, calibration, goal, runtime, device=place, seed=seed, watcher=watcher)
         if circuit is None:
             chosen = make_settings(calibration, settings, tau=tau, max_kl=max_kl)
         else:
             chosen = Settings.from_json(circuit.settings)
         return prune_by_circuit(
-            model, calibration, chosen, device=place, compensate=compensate, circuit=circuit, watcher=watcher
+            module, calibration, chosen, device=place, compensate=compensate, circuit=circuit, watcher=watcher
         )
 
 

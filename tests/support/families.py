@@ -13,7 +13,7 @@ from timm.models.beit import Beit
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from vitfx.models.huggingface import Logits
+from vitfx.graph.plain_module import Logits
 from vitfx.models.vit import ViT
 
 SIZE, CLASSES = 32, 7

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from vitfx.graph.plain_module import Logits, plain_module, refuse_unusable
 from vitfx.graph.trace import check_dtype
 from vitfx.images.overrides import Overrides
 from vitfx.images.preprocess import Preprocess
@@ -22,7 +23,7 @@ from vitfx.models.architectures import KNOWN_ARCHES, build_from_arch, choose_for
 from vitfx.models.exported import is_exported, load_exported
 from vitfx.models.factory import build_from_factory
 from vitfx.models.graph_json import decode, encode
-from vitfx.models.huggingface import Logits, load_folder
+from vitfx.models.huggingface import load_folder
 from vitfx.models.model_file import folder_weights, read_model_file, trained_folder, weights_file, write_record
 from vitfx.models.state_dicts import WEIGHTS, refuse_adapter, tensor_names
 from vitfx.models.timm_folder import is_timm_folder, load_timm_folder
@@ -167,8 +168,9 @@ def _load(path: Path, arch: str | None, trust_pickle: bool, which: str | None) -
         return _noting(_Parts(*load_exported(path, trust_pickle=trust_pickle)), None, source, which)
     contents = read_model_file(folder_weights(path) if path.is_dir() else path, trust_pickle=trust_pickle)
     if isinstance(contents, nn.Module):
-        check_finite(contents.state_dict(), source)
-        return _noting(_Parts(contents, None), None, source, which)
+        module = plain_module(contents)
+        check_finite(module.state_dict(), source)
+        return _noting(_Parts(module, None), None, source, which)
     if isinstance(contents, Mapping) and "format" in contents:
         if arch is not None:
             raise UserError(f"{source} names its own model, so --arch {arch} is not needed: leave it out")
@@ -246,6 +248,7 @@ def _returning_logits(
     module: nn.Module, preprocess: Preprocess, classes: tuple[str, ...] | None, source: str
 ) -> nn.Module:
     """`module`, wrapped where it returns a record, once it has returned logits for a batch of blank images."""
+    refuse_unusable(module)
     check_dtype(module)
     shape = (2, preprocess.channels, *preprocess.size)
     try:

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from vitfx.graph.plain_module import Logits
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.factory import import_extra, to_size
 from vitfx.models.model_file import read_model_file, refuse_adapter_folder, weights_file
@@ -22,18 +22,6 @@ from vitfx.support.errors import UserError, in_a_line
 _PROCESSOR = "preprocessor_config.json"
 # Keys of a configuration that name code or files elsewhere; vitfx needs none of them.
 _ELSEWHERE = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal")
-
-
-class Logits(nn.Module):
-    """Wraps a model that returns a record and keeps the logits: (B, C, H, W) -> (B, K)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(images).logits
-        return logits
 
 
 def load_folder(

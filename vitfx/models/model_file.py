@@ -169,7 +169,10 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_with_code(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
+        with warnings.catch_warnings():
+            # torch warns of storages and quantized tensors that it makes itself.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # The file's own code runs here and may raise anything.
         raise UserError(
             f"{path} cannot be unpickled ({type(error).__name__}: {in_a_line(error)}): "

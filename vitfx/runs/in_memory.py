@@ -13,7 +13,7 @@ from typing import TypedDict
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 
 from vitfx.circuits.circuit import Circuit
@@ -40,8 +40,6 @@ from vitfx.support.files import UNFINISHED, begin_results, check_new_file, remov
 from vitfx.support.locks import hold_folder
 from vitfx.support.progress import Silent, Watcher, console_watcher
 
-_FEWEST = 2
-
 
 class DiscoverySettings(TypedDict, total=False):
     """Keyword arguments that say how a circuit is found: fields of `vitfx.discovery.basis.settings.Settings`."""
@@ -56,27 +54,6 @@ class DiscoverySettings(TypedDict, total=False):
     corruption: str
     paths: int
     seed: int
-
-
-def open_images(images: Tensor, labels: Tensor | None) -> Images:
-    """Checked pixels and labels, on the CPU.
-
-    images: float (N, C, H, W), preprocessed; N is 2 or more.
-    labels: int64 (N,), or None.
-    Raises UserError.
-    """
-    if images.dim() != 4 or not images.is_floating_point():
-        raise UserError(
-            f"images are {tuple(images.shape)} of {images.dtype}: give floats (images, channels, height, width)"
-        )
-    if labels is not None and labels.shape != images.shape[:1]:
-        raise UserError(f"labels are {tuple(labels.shape)} for {len(images)} images: give one for each")
-    if not bool(torch.isfinite(images).all()):
-        raise UserError("some pixels are NaN or infinite: give finite images")
-    if len(images) < _FEWEST:
-        raise UserError(f"{len(images)} images are too few to calibrate on: give {_FEWEST} or more")
-    names = tuple(str(index) for index in range(len(images)))
-    return Images(images.cpu(), None if labels is None else labels.cpu(), names)
 
 
 @contextmanager

@@ -32,6 +32,11 @@ class Inputs:
         """What was inferred of the model and its data, to be said before anything else."""
         return tuple(line for line in (self.model.weights_note, self.splits.description) if line)
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The same for a report, which has the numbers of images already."""
+        return tuple(line for line in (self.model.weights_note, *self.splits.remarks) if line)
+
     def available(self, samples: int) -> int:
         """This many calibration images, or all that there are: for a default, which the user did not ask for."""
         return min(samples, max(2, len(self.splits.calibration)))

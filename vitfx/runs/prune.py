@@ -70,7 +70,7 @@ def _deliver(run: CircuitRun | GoalRun, pruned: Pruned, images: Images, watcher:
     batches = sorted({*BATCHES, run.batch})
     measured = measure(run.out, run.evaluation, run.onnx_device, written, watcher, batches)
     report = make_report(pruned, measured, images, _settings(run, pruned, len(images)), environment(), run.batch)
-    report["notes"] += run.inputs.splits.remarks
+    report["notes"] += run.inputs.remarks
     maps = attention_maps(
         pruned.original, pruned.module, pruned.plan, run.evaluation, run.seed, model.preprocess, model.classes
     )

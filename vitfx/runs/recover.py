@@ -95,7 +95,7 @@ def run_recover(job: RecoverJob, watcher: Watcher) -> RecoverReport:
     recovered = recover(
         models.pruned, models.teacher, data, job.settings, device=job.device, watcher=watcher, store=stores[STATE]
     )
-    recovered = replace(recovered, notes=(*recovered.notes, *job.inputs.splits.remarks))
+    recovered = replace(recovered, notes=(*recovered.notes, *job.inputs.remarks))
     baseline = None
     if job.also_baseline:
         baseline = _retrain_baseline(job, models, data, recovered.steps, stores[BASELINE_STATE], watcher)

@@ -1,0 +1,95 @@
+"""Models and images that are given in Python: checked, and made what the commands' work takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from vitfx.graph.plain_module import Logits, plain_module
+from vitfx.images.image_set import Images
+from vitfx.support.errors import UserError, in_a_line
+
+_FEWEST = 2
+
+
+def open_given(
+    model: nn.Module, images: Tensor | ArrayLike, labels: Tensor | ArrayLike | None
+) -> tuple[nn.Module, Images]:
+    """A plain copy of the model that returns logits, and checked pixels and labels, on the CPU.
+
+    model: see `vitfx.graph.plain_module`; where it returns a record, its `logits` are taken.
+    images: floats (N, C, H, W), preprocessed; N is 2 or more.
+    labels: integers (N,), from 0 to the number of logits, or None.
+    Raises UserError.
+    """
+    opened = open_images(images, labels)
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"the model is a {type(model).__name__}: give an nn.Module (vitfx.models.checkpoint.load_model reads files)"
+        )
+    module = plain_module(model).cpu()
+    try:
+        with torch.no_grad():
+            answer: Any = module(opened.pixels[:2])
+    except Exception:  # Tracing has sentences for what goes wrong in a model.
+        return module, opened
+    if not isinstance(answer, Tensor) and isinstance(getattr(answer, "logits", None), Tensor):
+        module, answer = Logits(module).eval(), answer.logits
+    if opened.labels is not None and isinstance(answer, Tensor) and answer.dim() == 2:
+        low, high = int(opened.labels.min()), int(opened.labels.max())
+        if low < 0 or high >= answer.shape[1]:
+            raise UserError(
+                f"labels run from {low} to {high} and the model has {answer.shape[1]} logits: give labels from 0 to "
+                f"{answer.shape[1] - 1}"
+            )
+    return module, opened
+
+
+def open_images(images: Tensor | ArrayLike, labels: Tensor | ArrayLike | None) -> Images:
+    """Checked pixels and labels, on the CPU; see `open_given`. Raises UserError."""
+    pixels = _tensor("images", images)
+    if pixels.dim() != 4 or not pixels.is_floating_point():
+        raise UserError(
+            f"images are {tuple(pixels.shape)} of {pixels.dtype}: give floats (images, channels, height, width)"
+        )
+    if not bool(torch.isfinite(pixels).all()):
+        raise UserError("some pixels are NaN or infinite: give finite images")
+    if len(pixels) < _FEWEST:
+        raise UserError(f"{len(pixels)} images are too few to calibrate on: give {_FEWEST} or more")
+    names = tuple(str(index) for index in range(len(pixels)))
+    if labels is None:
+        return Images(pixels, None, names)
+    classes = _tensor("labels", labels)
+    if classes.shape != pixels.shape[:1]:
+        raise UserError(f"labels are {tuple(classes.shape)} for {len(pixels)} images: give one for each")
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+        raise UserError(f"labels are of {classes.dtype}: give integers, the positions of classes among the logits")
+    return Images(pixels, classes.long(), names)
+
+
+def _tensor(title: str, values: Tensor | ArrayLike) -> Tensor:
+    """A tensor, an array, or a list of numbers, arrays or tensors as a tensor on the CPU."""
+    try:
+        if isinstance(values, Tensor):
+            return values.detach().cpu()
+        if isinstance(values, list | tuple) and values and isinstance(values[0], Tensor):
+            return torch.stack(list(values)).detach().cpu()
+        array = np.asarray(values)
+        # Python's own numbers become what torch makes of them.
+        if (
+            isinstance(values, list | tuple)
+            and values
+            and array.dtype == np.float64
+            and not isinstance(values[0], np.ndarray)
+        ):
+            array = array.astype(np.float32)
+        return torch.from_numpy(np.array(array.astype(array.dtype.newbyteorder("="))))
+    except Exception as error:  # numpy and torch refuse in many ways what is no array.
+        raise UserError(
+            f"{title} are a {type(values).__name__} that is no array ({in_a_line(error)}): give a tensor, an array or "
+            "a list of numbers"
+        ) from error
