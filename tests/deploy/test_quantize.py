@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from vitfx.deploy.deployment import NAMES, default_deployment, deploy
 from vitfx.deploy.export import to_onnx, write_onnx
+from vitfx.deploy.int8_tuning import activations, balance
 from vitfx.deploy.quantize import Quantized, to_float16, to_int8
 from vitfx.deploy.runtime import open_session
 from vitfx.graph.trace import to_canonical
@@ -110,3 +111,72 @@ def test_float16_keeps_its_ends_float32(whole: onnx.ModelProto, digits: Images) 
     expected = logits(whole, digits.pixels[:8])
     error = float((session.run(digits.pixels[:8]) - expected).abs().max() / expected.abs().max())
     assert 1e-5 < error < 1e-2
+
+
+def _named(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.NodeProto]]:
+    """A copy whose nodes have names, and its linear maps."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    for index, node in enumerate(copied.graph.node):
+        node.name = node.name or f"node_{index}"
+    matrices = {weight.name for weight in copied.graph.initializer if len(weight.dims) == 2}
+    return copied, [
+        node for node in copied.graph.node if node.op_type in ("Gemm", "MatMul") and node.input[1] in matrices
+    ]
+
+
+def test_balancing_moves_scales_and_keeps_the_answers(whole: onnx.ModelProto, digits: Images) -> None:
+    pixels = digits.pixels[:32]
+    model, linear = _named(whole)
+    before = [value for values in activations(model, [linear[1].input[0]], pixels) for value in values.values()]
+    assert balance(model, linear, pixels) > 10
+    after = [value for values in activations(model, [linear[1].input[0]], pixels) for value in values.values()]
+    assert not np.allclose(before[0], after[0], rtol=0.01), "no channel was scaled"
+    torch.testing.assert_close(logits(model, pixels), logits(whole, pixels), rtol=1e-4, atol=1e-4)
+    used = {name for node in model.graph.node for name in node.input}
+    assert all(weight.name in used for weight in model.graph.initializer)
+
+
+def test_a_norm_that_something_else_reads_keeps_its_scales(whole: onnx.ModelProto, digits: Images) -> None:
+    model, linear = _named(whole)
+    assert balance(model, linear[:1], digits.pixels[:8]) <= 1
+    norm = next(node for node in whole.graph.node if node.op_type == "LayerNormalization")
+    shown, maps = _named(whole)
+    shown.graph.output.append(onnx.helper.make_empty_tensor_value_info(norm.output[0]))
+    assert balance(shown, maps, digits.pixels[:8]) == balance(_named(whole)[0], maps, digits.pixels[:8]) - 1
+
+
+def test_tuning_brings_int8_nearer(whole: onnx.ModelProto, digits: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by itself, on images that set nothing."""
+    expected = logits(whole, digits.pixels[64:])
+
+    def error() -> float:
+        int8 = to_int8(whole, digits.pixels[:64]).model
+        return float((logits(int8, digits.pixels[64:]) - expected).norm() / expected.norm())
+
+    both = error()
+    with monkeypatch.context() as without:
+        without.setattr("vitfx.deploy.quantize.correct_biases", lambda *_: 0)
+        balanced = error()
+        without.setattr("vitfx.deploy.quantize.balance", lambda *_: 0)
+        neither = error()
+    assert both < balanced < neither
+
+
+def test_corrected_biases_give_the_mean_result(whole: onnx.ModelProto, digits: Images) -> None:
+    """On the images themselves, the first map's mean result is float32's to half a unit of its bias."""
+    pixels = digits.pixels[:64]
+    int8 = to_int8(whole, pixels).model
+    model, linear = _named(whole)
+    first = next(node for node in linear if len(node.input) == 3)
+    same = next(node for node in int8.graph.node if node.op_type == "Gemm" and node.output[0] == first.output[0])
+    exact = np.concatenate(
+        [
+            v[first.output[0]].reshape(-1, v[first.output[0]].shape[-1])
+            for v in activations(model, [first.output[0]], pixels)
+        ]
+    )
+    coarse = np.concatenate(
+        [v[same.output[0]].reshape(-1, exact.shape[1]) for v in activations(int8, [same.output[0]], pixels)]
+    )
+    assert np.abs(exact.mean(0) - coarse.mean(0)).max() < 1e-3 * np.abs(exact).max()

@@ -18,6 +18,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
 
 from vitfx.deploy.export import INPUT
+from vitfx.deploy.int8_tuning import balance, correct_biases
 from vitfx.support.errors import UserError
 
 _LINEAR = ("Gemm", "MatMul")
@@ -37,6 +38,9 @@ class Quantized:
 def to_int8(model: onnx.ModelProto, pixels: Tensor) -> Quantized:
     """Linear maps with int8 weights, a scale for each output channel, and uint8 inputs, a scale for each tensor.
 
+    Before, scales move from activations to weights (`vitfx.deploy.int8_tuning.balance`), and afterwards biases make up
+    for what rounding does to means (`correct_biases`).
+
     Weights use 7 of their 8 bits. CPUs without VNNI instructions add two products of an input and a weight in 16 bits,
     which 8 bits overflow: there the logits would be wrong, not coarse, and the file does not know where it will run.
 
@@ -47,26 +51,27 @@ def to_int8(model: onnx.ModelProto, pixels: Tensor) -> Quantized:
     pixels: (N, C, H, W) float32 as the model takes them; their least and greatest values at each linear map set the
     scale of its input. Raises UserError where the model has no linear map to quantize.
     """
-    named = onnx.ModelProto()
-    named.CopyFrom(model)
+    named = _copy(model)
     for index, node in enumerate(named.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     # ONNX Runtime can't multiply by an int8 matrix for each head, which absorbed keys are.
     weights = {weight.name for weight in named.graph.initializer if len(weight.dims) == 2}
     linear = [node for node in named.graph.node if node.op_type in _LINEAR and node.input[1] in weights]
     ends = _classifier(named, linear)
-    chosen = [node.name for node in linear if node.name not in ends]
-    if not chosen:
+    maps = [node for node in linear if node.name not in ends]
+    if not maps:
         raise UserError("no linear map is left that int8 would make faster: leave out --precision int8")
+    balance(named, maps, pixels)
     with tempfile.TemporaryDirectory(prefix="vitfx-") as folder, _without_advice():
         path = Path(folder) / "int8.onnx"
         quantize_static(
-            named,
+            # The tool moves the weights of what it is given to a file.
+            _copy(named),
             path,
             _Reader(pixels),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_LINEAR),
-            nodes_to_quantize=chosen,
+            nodes_to_quantize=[node.name for node in maps],
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
@@ -74,9 +79,10 @@ def to_int8(model: onnx.ModelProto, pixels: Tensor) -> Quantized:
             extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": list(_LINEAR)},
         )
         quantized = onnx.load(path)
+    correct_biases(named, quantized, maps, pixels)
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(model.metadata_props)
-    return Quantized(quantized, len(chosen), tuple(sorted(ends)), len(pixels))
+    return Quantized(quantized, len(maps), tuple(sorted(ends)), len(pixels))
 
 
 def _classifier(model: onnx.ModelProto, linear: list[onnx.NodeProto]) -> set[str]:
@@ -122,7 +128,11 @@ def _without_advice() -> Iterator[None]:
 
 def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with float16 weights and arithmetic; its input and output stay float32, its metadata as they are."""
+    converted: onnx.ModelProto = convert_float_to_float16(_copy(model), keep_io_types=True)
+    return converted
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
-    converted: onnx.ModelProto = convert_float_to_float16(copied, keep_io_types=True)
-    return converted
+    return copied
