@@ -1,17 +1,19 @@
 """What happens to queries, keys and values between their projections and the heads' outputs.
 
-    core(q, k, v) = softmax(scale · q' k'ᵀ + position bias) v,   q' = rotate(norm(q)), k' = rotate(norm(k))
+    core(q, k, v) = norm(softmax(scale · q' k'ᵀ + position bias) v),   q' = rotate(norm(q)), k' = rotate(norm(k))
 
-Norms and rotations are optional, act on each head by itself and mix no tokens, so that deleting a head deletes its part
-of them and leaves the other heads as they are.
+Norms and rotations are optional and mix no tokens. Those of queries and keys act on each head by itself, so that
+deleting a head deletes its part of them and leaves the other heads as they are. The last norm, over all heads' outputs
+side by side, couples them: after deletions it runs over the survivors.
 
 Shapes: N images, T tokens, H heads, d channels of a head.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from torch.nn import functional as F
 
 LAYER, RMS, L2 = "layer", "rms", "l2"
 NORMS = (LAYER, RMS, L2)
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def normalised(x: Tensor, kind: str, eps: float) -> Tensor:
@@ -52,10 +55,10 @@ class HeadNorm(nn.Module):
         shapes = [None if value is None else list(value.shape) for value in (self.weight, self.bias)]
         return {"kind": self.kind, "eps": self.eps, "weight": shapes[0], "bias": shapes[1]}
 
-    @staticmethod
-    def of(kind: str, eps: float, weight: Tensor | None, bias: Tensor | None) -> HeadNorm:
+    @classmethod
+    def of(cls, kind: str, eps: float, weight: Tensor | None, bias: Tensor | None) -> Self:
         """weight, bias: their values, which are copied."""
-        made = HeadNorm(kind, eps, None, None)
+        made = cls(kind, eps, None, None)
         made.weight, made.bias = (
             None if value is None else nn.Parameter(value.detach().clone()) for value in (weight, bias)
         )
@@ -70,6 +73,18 @@ class HeadNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.kind}, eps={self.eps:g}"
+
+
+class InnerNorm(HeadNorm):
+    """Normalises all inner channels of a sublayer together, (…, E) -> the same. Scale and shift are (E,).
+
+    The statistics couple the sublayer's units: without some of them it is a norm of the others.
+    """
+
+    def of_channels(self, channels: Tensor) -> InnerNorm:
+        """The norm of these channels alone."""
+        values = (None if value is None else value[channels.to(value.device)] for value in (self.weight, self.bias))
+        return InnerNorm.of(self.kind, self.eps, *values)
 
 
 class Rotary(nn.Module):
@@ -129,10 +144,14 @@ class AttentionCore(nn.Module):
         q_rotary: Rotary | None = None,
         k_rotary: Rotary | None = None,
         position_bias: Sequence[int] | None = None,
+        out_norm: InnerNorm | None = None,
     ) -> None:
         """position_bias: its shape."""
         super().__init__()
         self.scale = scale
+        self.out_norm: InnerNorm | None
+        # Its place among the parts is the same whether it comes now or later.
+        self.register_module("out_norm", out_norm)
         self.q_norm, self.k_norm = q_norm, k_norm
         self.q_rotary, self.k_rotary = q_rotary, k_rotary
         self.position_bias = None if position_bias is None else nn.Parameter(torch.empty(*position_bias))
@@ -140,17 +159,18 @@ class AttentionCore(nn.Module):
     @property
     def plain(self) -> bool:
         """softmax(scale · q kᵀ) v and nothing else."""
-        return self.position_bias is None and self.bilinear
+        return self.position_bias is None and self.out_norm is None and self.bilinear
 
     @property
     def bilinear(self) -> bool:
         """Scores are a bilinear form of queries and keys, the same for every pair of tokens, but for the bias."""
-        return not any(True for _ in self.children())
+        return all(part is None for part in (self.q_norm, self.k_norm, self.q_rotary, self.k_rotary))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k = self._transformed(q, k)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.position_bias, scale=self.scale)
-        return mixed.transpose(1, 2).flatten(2)
+        heads = mixed.transpose(1, 2).flatten(2)
+        return heads if self.out_norm is None else self.out_norm(heads)
 
     def pattern(self, q: Tensor, k: Tensor) -> Tensor:
         """Where each query looks: (N, H, T of q, T), rows that sum to one."""
@@ -177,15 +197,17 @@ class AttentionCore(nn.Module):
     def from_config(scale: float, record: Mapping[str, Any]) -> AttentionCore:
         q_norm, k_norm = (HeadNorm(**record[name]) if name in record else None for name in ("q_norm", "k_norm"))
         q_turn, k_turn = (Rotary(**record[name]) if name in record else None for name in ("q_rotary", "k_rotary"))
-        return AttentionCore(scale, q_norm, k_norm, q_turn, k_turn, record.get("position_bias"))
+        out_norm = InnerNorm(**record["out_norm"]) if "out_norm" in record else None
+        return AttentionCore(scale, q_norm, k_norm, q_turn, k_turn, record.get("position_bias"), out_norm)
 
     def of_heads(self, heads: Sequence[int]) -> AttentionCore:
-        """The core of these heads alone, its parameters shared or copied; itself where it has nothing for each head."""
+        """The core of these heads alone, its parameters shared or copied; itself where it has nothing for each head.
+        The norm behind the heads is cut by `passes.delete_heads`, which knows how many channels a head has."""
         if self.plain:
             return self
         q_norm, k_norm = (None if norm is None else norm.of_heads(heads) for norm in (self.q_norm, self.k_norm))
         q_turn, k_turn = (None if turn is None else turn.of_heads(heads) for turn in (self.q_rotary, self.k_rotary))
-        made = AttentionCore(self.scale, q_norm, k_norm, q_turn, k_turn)
+        made = AttentionCore(self.scale, q_norm, k_norm, q_turn, k_turn, None, self.out_norm)
         bias = _rows(self.position_bias, heads)
         if bias is not None:
             made.position_bias = self.position_bias if bias is self.position_bias else nn.Parameter(bias.detach())
@@ -196,7 +218,7 @@ class AttentionCore(nn.Module):
         if self.q_rotary is None and self.position_bias is None:
             return self
         rotary = None if self.q_rotary is None else self.q_rotary.of_tokens(tokens)
-        made = AttentionCore(self.scale, self.q_norm, self.k_norm, rotary, self.k_rotary)
+        made = AttentionCore(self.scale, self.q_norm, self.k_norm, rotary, self.k_rotary, None, self.out_norm)
         if self.position_bias is not None:
             made.position_bias = nn.Parameter(self.position_bias.detach()[:, tokens])
         return made
@@ -212,11 +234,19 @@ class AttentionCore(nn.Module):
         norms = {norm.kind for norm in (self.q_norm, self.k_norm) if norm is not None}
         names = [f"{kind} norm of q and k" for kind in sorted(norms)]
         names += ["rotary"] if self.q_rotary is not None or self.k_rotary is not None else []
-        return (*names, *(() if self.position_bias is None else ("position bias",)))
+        names += [] if self.position_bias is None else ["position bias"]
+        return (*names, *(() if self.out_norm is None else (f"{self.out_norm.kind} norm of all heads",)))
 
     def extra_repr(self) -> str:
         bias = "" if self.position_bias is None else f", position_bias={tuple(self.position_bias.shape)}"
         return f"scale={self.scale:.4g}{bias}"
+
+
+def with_part(module: Module, name: str, part: nn.Module | None) -> Module:
+    """The module with another part under this name; everything else is shared."""
+    made = copy.copy(module)
+    made._modules = {**module._modules, name: part}
+    return made
 
 
 def _rows(value: Tensor | None, heads: Sequence[int]) -> Tensor | None:

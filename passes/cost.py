@@ -73,6 +73,7 @@ def unit_parameters(module: Sublayer) -> int:
     """Parameters that go with one head or one neuron."""
     width = module.out.weight.shape[0]
     own = module.core.head_parameters(module.units) if isinstance(module, Attention) else 0
+    own += _inner_norm_parameters(module) // module.units
     for linear in module.linears:
         own += linear.out_features // module.units * (width + (linear.bias is not None))
     return own + module.channels * width
@@ -83,7 +84,11 @@ def shared_parameters(module: Sublayer) -> int:
     if not isinstance(module, Attention):
         return 0
     heads = module.units * module.core.head_parameters(module.units)
-    return sum(parameter.numel() for parameter in module.core.parameters()) - heads
+    return sum(parameter.numel() for parameter in module.core.parameters()) - heads - _inner_norm_parameters(module)
+
+
+def _inner_norm_parameters(module: Sublayer) -> int:
+    return 0 if module.inner_norm is None else sum(parameter.numel() for parameter in module.inner_norm.parameters())
 
 
 def unit_flops(module: Sublayer, tokens: int) -> int:

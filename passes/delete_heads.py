@@ -22,5 +22,7 @@ class DeleteHeads(DeleteUnits):
         for name, linear in zip(module.reads, module.linears, strict=True):
             setattr(small, name, take_rows(linear, channels_of(kept, linear.out_features // module.units)))
         small.core = module.core.of_heads(kept)
+        if module.core.out_norm is not None:
+            small.core.out_norm = module.core.out_norm.of_channels(channels_of(kept, module.channels))
         small.out = columns_of(module, kept)
         return small

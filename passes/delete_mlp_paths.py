@@ -20,5 +20,7 @@ class DeleteMlpPaths(DeleteUnits):
         small = type(module)(module.linears[0].in_features, len(kept), module.activation)
         for name, linear in zip(module.reads, module.linears, strict=True):
             setattr(small, name, take_rows(linear, channels_of(kept, 1)))
+        if module.hidden_norm is not None:
+            small.hidden_norm = module.hidden_norm.of_channels(channels_of(kept, 1))
         small.out = columns_of(module, kept)
         return small

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from passes.attention_core import AttentionCore
+from passes.attention_core import AttentionCore, InnerNorm, with_part
 
 NORMS = (nn.LayerNorm, nn.RMSNorm)
 """What may stand between the stream and a sublayer."""
@@ -62,6 +62,15 @@ class Sublayer(nn.Module):
     units: int
     channels: int  #: inner channels of one unit
     out: Projection
+
+    @property
+    @abstractmethod
+    def inner_norm(self) -> InnerNorm | None:
+        """The norm of all inner channels before the projection, which couples the units, where there is one."""
+
+    @abstractmethod
+    def without_inner_norm(self) -> Sublayer:
+        """The same with its inner channels as they are before that norm; parameters are shared."""
 
     @property
     def linears(self) -> tuple[nn.Linear, ...]:
@@ -118,6 +127,13 @@ class Attention(Sublayer):
     def scale(self) -> float:
         return self.core.scale
 
+    @property
+    def inner_norm(self) -> InnerNorm | None:
+        return self.core.out_norm
+
+    def without_inner_norm(self) -> Attention:
+        return with_part(self, "core", with_part(self.core, "out_norm", None))
+
     def inner(self, x: Tensor) -> Tensor:
         q, k, v = (project(x).unflatten(-1, (self.units, -1)).transpose(1, 2) for project in self.linears)
         heads: Tensor = self.core(q, k, v)
@@ -149,13 +165,34 @@ class Neurons(Sublayer):
 
     kind = "neuron"
     channels = 1
+    activation: str
+
+    def __init__(self, hidden_norm: Mapping[str, Any] | None) -> None:
+        super().__init__()
+        self.hidden_norm: InnerNorm | None
+        # Its place among the parts is the same whether it comes now or later.
+        self.register_module("hidden_norm", None if hidden_norm is None else InnerNorm(**hidden_norm))
+
+    @property
+    def inner_norm(self) -> InnerNorm | None:
+        return self.hidden_norm
 
     @abstractmethod
     def activate(self, *hidden: Tensor) -> Tensor:
-        """What the linear maps give (..., hidden each) -> inner channels (..., hidden), neuron by neuron."""
+        """What the linear maps give (..., hidden each) -> (..., hidden), neuron by neuron."""
 
     def inner(self, x: Tensor) -> Tensor:
-        return self.activate(*(linear(x) for linear in self.linears))
+        hidden = self.activate(*(linear(x) for linear in self.linears))
+        return hidden if self.hidden_norm is None else self.hidden_norm(hidden)
+
+    def without_inner_norm(self) -> Neurons:
+        return with_part(self, "hidden_norm", None)
+
+    def _norm_config(self) -> dict[str, Any]:
+        return {} if self.hidden_norm is None else {"hidden_norm": self.hidden_norm.config()}
+
+    def _norm_repr(self) -> str:
+        return "" if self.hidden_norm is None else f", {self.hidden_norm.kind} norm of all"
 
 
 class Mlp(Neurons):
@@ -164,9 +201,15 @@ class Mlp(Neurons):
     reads = ("fc1",)
 
     def __init__(
-        self, width: int, hidden: int, activation: str, bias: bool = True, out_bias: tuple[int, ...] | None = None
+        self,
+        width: int,
+        hidden: int,
+        activation: str,
+        bias: bool = True,
+        out_bias: tuple[int, ...] | None = None,
+        hidden_norm: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(hidden_norm)
         self.units = hidden
         self.activation = activation
         self.fc1 = nn.Linear(width, hidden, bias=bias)
@@ -182,10 +225,11 @@ class Mlp(Neurons):
             "activation": self.activation,
             "bias": self.fc1.bias is not None,
             "out_bias": self._out_config(),
+            **self._norm_config(),
         }
 
     def extra_repr(self) -> str:
-        return f"{self.units} neurons, {self.activation}, {_biases(fc1=self.fc1, out=self.out)}"
+        return f"{self.units} neurons, {self.activation}{self._norm_repr()}, {_biases(fc1=self.fc1, out=self.out)}"
 
 
 class GatedMlp(Neurons):
@@ -201,8 +245,9 @@ class GatedMlp(Neurons):
         activation: str,
         biases: tuple[bool, bool] = (True, True),
         out_bias: tuple[int, ...] | None = None,
+        hidden_norm: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(hidden_norm)
         self.units = hidden
         self.activation = activation
         self.gate = nn.Linear(width, hidden, bias=biases[0])
@@ -220,11 +265,12 @@ class GatedMlp(Neurons):
             "activation": self.activation,
             "biases": [linear.bias is not None for linear in self.linears],
             "out_bias": self._out_config(),
+            **self._norm_config(),
         }
 
     def extra_repr(self) -> str:
         biases = _biases(gate=self.gate, up=self.up, out=self.out)
-        return f"{self.units} gated neurons, {self.activation}, {biases}"
+        return f"{self.units} gated neurons, {self.activation}{self._norm_repr()}, {biases}"
 
 
 class AddConstant(nn.Module):

@@ -17,7 +17,7 @@ class FoldBiases(Pass):
 
     A key's bias adds q · bₖ to all scores of one query alike, and a softmax does not see that, unless keys are
     normalised or turned by their positions. A softmax's weights sum to one, so that the values' bias comes out of it as
-    it went in: P (V + 1 bᵥᵀ) Wᵀ + b = P V Wᵀ + (W bᵥ + b).
+    it went in: P (V + 1 bᵥᵀ) Wᵀ + b = P V Wᵀ + (W bᵥ + b), unless a norm stands before the projection.
     """
 
     requires = (is_canonical,)
@@ -31,11 +31,12 @@ class FoldBiases(Pass):
             if not isinstance(module, Attention):
                 continue
             useless = module.k.bias is not None and module.core.bilinear
-            if not useless and module.v.bias is None:
+            through = module.v.bias is not None and module.core.out_norm is None
+            if not useless and not through:
                 continue
             if useless:
                 module.k = linear_of(module.k.weight, None)
-            if module.v.bias is not None:
+            if through:
                 out = module.out
                 bias = out.weight.double() @ module.v.bias.double()
                 bias = bias if out.bias is None else out.bias.double() + bias

@@ -33,6 +33,8 @@ class FoldNorms(Pass):
                 _fold_into(site.module, norm)
                 graph_module.set_submodule(str(site.norm.target), _plain(norm))
                 folded.append(site.name)
+            if _fold_inner(site.module):
+                folded.append(f"the projection of {site.name}")
         if _fold_final(graph_module):
             folded.append("the head")
         return PassResult(graph_module, bool(folded), (f"into {', '.join(folded)}",) if folded else ())
@@ -41,6 +43,21 @@ class FoldNorms(Pass):
 def _fold_into(module: Sublayer, norm: Norm) -> None:
     for name, linear in zip(module.reads, module.linears, strict=True):
         setattr(module, name, _folded(linear, norm))
+
+
+@torch.no_grad()
+def _fold_inner(module: Sublayer) -> bool:
+    """The scale and shift of a norm of the inner channels, into the projection that reads them."""
+    norm, out = module.inner_norm, module.out
+    if norm is None or (norm.weight is None and norm.bias is None):
+        return False
+    if norm.bias is not None:
+        shift = out.weight.double() @ norm.bias.double()
+        out.bias = nn.Parameter((shift if out.bias is None else out.bias.double() + shift).to(out.weight.dtype))
+    if norm.weight is not None:
+        out.weight = nn.Parameter((out.weight.double() * norm.weight.double()).to(out.weight.dtype))
+    norm.weight = norm.bias = None
+    return True
 
 
 @torch.no_grad()

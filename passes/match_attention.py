@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from passes.attention_core import AttentionCore, HeadNorm, Rotary
+from passes.attention_core import AttentionCore, HeadNorm, InnerNorm, Rotary
 from passes.dialect import Attention
 from passes.layout import Mismatch, Trail, Walker, element_ids, rows_of
 from passes.match_core import Core, find_core
 from passes.match_source import Source, common_order, find_source
-from passes.match_transforms import Normalisation
+from passes.match_transforms import Normalisation, find_inner_norm
 
 
 def match_attention(walker: Walker, norm: Node, result: Node) -> Attention:
@@ -28,7 +28,7 @@ def match_attention(walker: Walker, norm: Node, result: Node) -> Attention:
     q = find_source(walker, norm, core.q)
     k = find_source(walker, norm, core.k, transposed=core.k_transposed)
     v = find_source(walker, norm, core.v)
-    columns, weight, bias, gains = _output(walker, core, v.images, result, (batch, tokens, width))
+    columns, weight, bias, gains, inner_norm = _output(walker, core, v.images, result, (batch, tokens, width))
     heads, head_dim = q.rows.shape
     if not (torch.equal(q.images, v.images) and torch.equal(k.images, v.images)):
         raise Mismatch("queries, keys and values come in different orders of images and heads")
@@ -50,6 +50,12 @@ def match_attention(walker: Walker, norm: Node, result: Node) -> Attention:
         None if bias is None else (width,),
     )
     module.core = _core(q, k, core.scale * q.factor * k.factor, _position_bias(walker, core, q.images))
+    if inner_norm is not None:
+        order = columns.flatten()
+        scale, shift = (None if value is None else value[order] for value in (inner_norm.weight, inner_norm.bias))
+        module.core.out_norm = InnerNorm.of(inner_norm.kind, inner_norm.eps, scale, shift)
+        if v.factor != 1.0:
+            raise Mismatch("values are scaled before a norm of the heads' outputs")
     module = module.to(weight.dtype)
     weight = weight[:, columns.flatten()] * v.factor
     with torch.no_grad():
@@ -99,12 +105,14 @@ def _position_bias(walker: Walker, core: Core, images: Tensor) -> Tensor | None:
 
 def _output(
     walker: Walker, core: Core, images: Tensor, result: Node, shape: tuple[int, int, int]
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """(columns (H, d) of the out-projection that read head h's channel i, its weight, its bias, the gains after it)."""
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Normalisation | None]:
+    """(columns (H, d) of the out-projection that read head h's channel i, its weight, its bias, the gains after it, the
+    norm before it)."""
     after = walker.trail(result, gains=True)
     linear = after.start
     weight, bias = walker.weights(linear)
-    before = walker.trail(cast(Node, linear.args[0]))
+    joined, inner_norm = find_inner_norm(walker, core.result, cast(Node, linear.args[0]))
+    before = walker.trail(joined)
     if before.start is not core.result or before.factor != 1.0:
         raise Mismatch(f"{linear.name} does not read the attention's result unchanged")
     columns, places = _columns(walker, core, images, before, shape)
@@ -113,7 +121,7 @@ def _output(
     expected = torch.arange(shape[0] * shape[1])
     if rows.shape != torch.Size(shape[:2]) or not torch.equal(places[rows.flatten()], expected):
         raise Mismatch("the projection's tokens are not in the stream's order")
-    return columns, weight, bias, after.gains(weight)
+    return columns, weight, bias, after.gains(weight), inner_norm
 
 
 def _columns(

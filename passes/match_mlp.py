@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from passes.aten import aten, backward_slice
+from passes.attention_core import InnerNorm
 from passes.dialect import ACTIVATIONS, GatedMlp, Mlp, Neurons, Projection
 from passes.layout import Mismatch, Walker, element_ids
+from passes.match_transforms import find_inner_norm
 
 _POINTWISE = frozenset(
     {
@@ -38,11 +40,13 @@ def match_mlp(walker: Walker, norm: Node, result: Node) -> Neurons:
     after = walker.trail(result, gains=True)
     second = after.start
     out_weight, out_bias = walker.weights(second)
-    hidden_node = cast(Node, second.args[0])
+    hidden_node, inner_norm = find_inner_norm(walker, norm, cast(Node, second.args[0]))
     if after.path:
         raise Mismatch(f"{after.path[0].name} ({after.path[0].target}) moves the tokens behind {second.name}")
     gated = _gated(walker, norm, hidden_node)
     module = _plain(walker, norm, hidden_node, out_bias) if gated is None else gated
+    if inner_norm is not None:
+        module.hidden_norm = InnerNorm.of(inner_norm.kind, inner_norm.eps, inner_norm.weight, inner_norm.bias)
     if gated is not None:
         bias_shape = None if out_bias is None else tuple(out_bias.shape)
         module.out = Projection(out_weight.shape[1], out_weight.shape[0], bias_shape).to(out_weight)

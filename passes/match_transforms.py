@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from passes.aten import aten, backward_slice, run_between
-from passes.attention_core import normalised
+from passes.aten import aten, backward_slice, cut_points, run_between
+from passes.attention_core import LAYER, RMS, normalised
 from passes.layout import Mismatch, Walker
 
+_FARTHEST = 6
+"""Nodes that a norm of inner channels has, at most."""
 _EPSILONS = (0.0, 1e-5, 1e-6, 1e-8, 1e-12)
 
 
@@ -58,6 +60,22 @@ def find_normalisation(walker: Walker, start: Node, end: Node, kinds: tuple[str,
                 if _same(_apply(candidate, before), after) and _same(_apply(candidate, small), there):
                     return candidate
     return None
+
+
+def find_inner_norm(walker: Walker, start: Node, end: Node) -> tuple[Node, Normalisation | None]:
+    """What of a sublayer's inner channels, `end`, is before a norm of them all, and that norm; `end` where none is.
+
+    start: the normalised stream.
+    """
+    inside = set(backward_slice(end, start))
+    cuts = cut_points([start, *(node for node in walker.data if node in inside)])
+    for before in reversed(cuts[1:-1][-_FARTHEST:]):
+        if getattr(walker.values[before], "shape", None) != walker.values[end].shape:
+            return end, None
+        normalisation = find_normalisation(walker, before, end, (LAYER, RMS))
+        if normalisation is not None:
+            return before, normalisation
+    return end, None
 
 
 def _apply(norm: Normalisation, x: Tensor) -> Tensor:

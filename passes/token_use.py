@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from passes.attention_core import with_part
 from passes.dialect import NORMS, AddConstant, Attention, Neurons, Sublayer
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -52,8 +53,7 @@ def cut_tokens(module: Module, tokens: Tensor) -> Module:
     """The module with its constants for each token cut to these tokens; itself where it has none. An attention is then
     asked by these tokens alone."""
     if isinstance(module, Attention) and (core := module.core.of_queries(tokens)) is not module.core:
-        module = copy.copy(module)
-        module._modules = {**module._modules, "core": core}
+        module = with_part(module, "core", core)
     path = "value" if isinstance(module, AddConstant) else "out.bias" if isinstance(module, Sublayer) else ""
     constant = dict(module.named_parameters()).get(path)
     if constant is None or constant.dim() == 1:

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from benchmarks.coverage import FULL, PARTIAL, REFUSED, look_at, main, model_names
+from benchmarks.coverage import FULL, PARTIAL, REFUSED, look_at, main
+from benchmarks.coverage_models import model_names
 
 
 @pytest.mark.parametrize(
@@ -30,9 +31,9 @@ def test_the_command_writes_a_record_and_a_page(tmp_path, capsys):
     arguments = ["--names", "vit_tiny_patch16_224", "--out", str(out), "--markdown", str(page)]
     assert main(arguments) == 0
     record = json.loads(out.read_text())
-    assert record["format"] == "vitfx-coverage/1"
+    assert record["format"] == "vitfx-coverage/2"
     assert [model["state"] for model in record["models"]] == [FULL]
-    assert "| all | 1 | 0 | 0 | 0 | 1 |" in page.read_text()
+    assert "| all | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 | 1 |" in page.read_text()
     assert main(arguments) == 2
     assert "already exists" in capsys.readouterr().err
     assert main(["--names", "resnet18", "--out", str(tmp_path / "none.json")]) == 2

@@ -29,15 +29,16 @@ def _small(**more: object) -> nn.Module:
     return timm.models.VisionTransformer(**sizes, **more)
 
 
-def _one_block_with_a_norm_behind_its_heads() -> nn.Module:
+def _one_block_with_a_norm_behind(part: str, projection: str) -> nn.Module:
     model = _small()
-    model.blocks[1].attn.norm = nn.LayerNorm(32)
+    sublayer = getattr(model.blocks[1], part)
+    setattr(sublayer, projection, nn.Sequential(getattr(sublayer, projection), nn.LayerNorm(32)))
     return model
 
 
 OPAQUE: dict[str, Callable[[], nn.Module]] = {
-    "a norm behind the heads": _one_block_with_a_norm_behind_its_heads,
-    "a norm inside the MLP": lambda: _small(scale_mlp_norm=True),
+    "a norm behind the attention": lambda: _one_block_with_a_norm_behind("attn", "proj"),
+    "a norm behind the MLP": lambda: _one_block_with_a_norm_behind("mlp", "fc2"),
 }
 
 
@@ -70,6 +71,7 @@ def assert_same(graph_module: GraphModule) -> None:
         "timm-rms-swiglu-qk-norm",
         "timm-rotary-mixed",
         "timm-beit",
+        "timm-norms-inside",
     ],
 )
 def test_families_come_back_to_the_bit(name: str) -> None:

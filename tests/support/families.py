@@ -186,6 +186,8 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "timm-rms-swiglu-qk-norm": lambda: timm.models.VisionTransformer(
         **_TIMM, qk_norm=True, norm_layer=RmsNorm, mlp_layer=SwiGLU
     ),
+    "timm-norms-inside": lambda: timm.models.VisionTransformer(**_TIMM, scale_attn_norm=True, scale_mlp_norm=True),
+    "timm-norm-inside-mlp": lambda: Eva(**_TIMM, mlp_ratio=1.5, swiglu_mlp=True, scale_mlp=True),
     "hf-dinov3": lambda: FirstToken(
         transformers.DINOv3ViTModel(
             transformers.DINOv3ViTConfig(**_HF, num_register_tokens=2, use_gated_mlp=True, hidden_act="silu")

@@ -69,6 +69,12 @@ class EdgeGraph:
                 f"{unseen[0]} is not recognised and reads the stream in ways that the {granularity} graph can't take "
                 "apart: choose --granularity head or block"
             )
+        coupled = [name for name, module in sublayers_of(self.stages).items() if _couples_heads(module)]
+        if coupled and not self.reads_stream:
+            raise UserError(
+                f"the norm behind the heads of {coupled[0]} couples them, so that the {granularity} graph can't tell "
+                "what each reads: choose --granularity head or block"
+            )
         self.writers = (Writer(EMBED), *self._sublayer_writers(paths))
         self.readers = tuple(self._readers())
 
@@ -141,6 +147,10 @@ class EdgeGraph:
     def embedding(self, pixels: Tensor) -> Tensor:
         """(N, C, H, W) -> the stream that the first prunable sublayer reads (N, T, D)."""
         return run_stages(self.stages[: self.first], pixels)
+
+
+def _couples_heads(module: Sublayer) -> bool:
+    return isinstance(module, Attention) and module.inner_norm is not None
 
 
 class _Run:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from passes.attention_core import normalised
 from passes.base import PassResult, run_passes
 from passes.compensate import Compensate
 from passes.cost import Cost, measure_cost, predict_cost
@@ -143,10 +144,8 @@ class _AblatedModel(Interpreter):
             return super().run_node(n)
         module = self.module.get_submodule(name)
         assert isinstance(module, Sublayer)
-        inner = module.inner(self.env[n.all_input_nodes[0]])
         kept = range(module.units) if deletion is None else deletion.kept
-        if deletion is not None:
-            inner[..., channels_of(deletion.units, module.channels).to(inner.device)] = 0
+        inner = _kept_inner(module, channels_of(kept, module.channels), self.env[n.all_input_nodes[0]])
         out = module.out(inner)
         if deletion is not None and deletion.constant is not None:
             out = out + deletion.constant.to(out)
@@ -161,6 +160,19 @@ class _AblatedModel(Interpreter):
         with torch.no_grad():
             self.run(pixels)
         return self.read
+
+
+def _kept_inner(module: Sublayer, channels: Tensor, x: Tensor) -> Tensor:
+    """The inner channels of the whole sublayer, the others zeroed. A norm of them all is one of these alone."""
+    raw, norm = module.without_inner_norm().inner(x), module.inner_norm
+    channels = channels.to(raw.device)
+    kept = raw[..., channels]
+    if norm is not None:
+        weight, bias = (None if value is None else value[channels] for value in (norm.weight, norm.bias))
+        kept = normalised(kept, norm.kind, norm.eps)
+        kept = kept if weight is None else kept * weight
+        kept = kept if bias is None else kept + bias
+    return torch.zeros_like(raw).index_copy(-1, channels, kept)
 
 
 def _parting(

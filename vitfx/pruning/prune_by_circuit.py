@@ -17,6 +17,7 @@ from vitfx.discovery.basis.settings import Settings
 from vitfx.discovery.replay import replay
 from vitfx.discovery.run import Discovery, discover, journal_key, origins
 from vitfx.graph.canonical import read_module
+from vitfx.graph.stages import sublayers_of
 from vitfx.graph.verify import Verification, rewrite, verify
 from vitfx.images.image_set import Images
 from vitfx.pruning.compensation import Compensated, compensate, divergence
@@ -123,6 +124,10 @@ def _differences(discovery: Discovery, settings: Settings, ablated: DeletionPlan
     differences = []
     if not discovery.graph.reads_stream:
         differences.append("the artifact restores the edges between survivors")
+    halved = {deletion.name for deletion in plan.deletions if not deletion.whole}
+    modules = sublayers_of(discovery.graph.stages)
+    if coupled := [name for name, module in modules.items() if name in halved and module.inner_norm is not None]:
+        differences.append(f"the norm inside {', '.join(coupled)} runs over survivors alone")
     if plan.refits:
         differences.append("survivors make up for the dead")
     elif _constants(plan) != _constants(ablated):

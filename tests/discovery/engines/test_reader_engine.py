@@ -17,6 +17,7 @@ from vitfx.discovery.basis.protocol import Limits
 from vitfx.discovery.basis.settings import ABLATIONS
 from vitfx.discovery.engines.reader_engine import ReaderEngine
 from vitfx.discovery.methods.acdc import acdc, by_attribution
+from vitfx.support.errors import UserError
 
 COUNT = 20
 
@@ -103,3 +104,15 @@ def test_classifiers_that_read_other_tokens(name):
 def test_cores_that_do_more_than_a_product(name, granularity):
     got = assert_same(Setting(name, granularity), 1e-3)
     assert 0 < sum(not decision.kept for decision in got) < len(got)
+
+
+@pytest.mark.parametrize("granularity", ["edge", "qkv"])
+def test_a_norm_inside_an_mlp(granularity):
+    """Its statistics stay those of all neurons, whichever paths a reader sees."""
+    got = assert_same(Setting("timm-norm-inside-mlp", granularity), 1e-3)
+    assert 0 < sum(not decision.kept for decision in got) < len(got)
+
+
+def test_heads_that_a_norm_couples_are_refused():
+    with pytest.raises(UserError, match=r"norm behind the heads of a0 couples them.*choose --granularity head"):
+        Setting("timm-norms-inside", "edge")

@@ -81,6 +81,17 @@ def setting(request):
 
 @pytest.mark.parametrize("tau", [0.0, 5e-3, 1e-2, 3e-2])
 def test_decisions_are_the_naive_loops(setting, tau):
+    _assert_naive(setting, tau)
+
+
+@pytest.mark.parametrize(("granularity", "tau"), [("block", 2e-2), ("head", 5e-3)])
+def test_norms_inside_sublayers(granularity, tau):
+    """Their statistics stay those of all heads and paths."""
+    got = _assert_naive(Setting("timm-norms-inside", "mean", granularity), tau)
+    assert 0 < sum(not decision.kept for decision in got) < len(got)
+
+
+def _assert_naive(setting, tau):
     expected = naive(setting, tau)
     got = setting.run(tau)
     assert [(one.edge.writer.name, one.kept) for one in got] == [(name, kept) for name, kept, _, _ in expected]
@@ -91,6 +102,7 @@ def test_decisions_are_the_naive_loops(setting, tau):
         else:
             assert decision.kept
             assert tau <= decision.score <= score + 1e-12
+    return got
 
 
 def test_thresholds_between_give_circuits_between():

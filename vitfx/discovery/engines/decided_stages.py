@@ -8,14 +8,17 @@ each image.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from passes.delete_heads import DeleteHeads
 from passes.delete_mlp_paths import DeleteMlpPaths
 from passes.dialect import Sublayer
+from passes.plan import channels_of
 from vitfx.discovery.basis.protocol import Chosen
 from vitfx.graph.stages import Stage, contribution, of_images
 
@@ -50,9 +53,19 @@ def decide(stage: Stage, removed: Sequence[int], reference: Tensor | None) -> De
     kept = [unit for unit in range(module.units) if unit not in gone]
     added = contribution(module, removed, reference)
     if kept:
+        if module.inner_norm is not None:
+            return DecidedStage(stage, _silenced(module, removed), added)
         shrink = DeleteHeads if module.kind == "head" else DeleteMlpPaths
         return DecidedStage(stage, shrink.shrunk(module, kept), added)
     return DecidedStage(stage, None, added if module.out.bias is None else added + module.out.bias)
+
+
+@torch.no_grad()
+def _silenced(module: Sublayer, removed: Sequence[int]) -> Sublayer:
+    """The sublayer computing all of its units, because a norm couples them, and writing those that are left."""
+    small = copy.deepcopy(module)
+    small.out.weight[:, channels_of(removed, module.channels).to(small.out.weight.device)] = 0
+    return small
 
 
 def run_decided(decided: Sequence[DecidedStage], stream: Tensor, images: Chosen) -> Tensor:

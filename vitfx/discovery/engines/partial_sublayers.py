@@ -49,6 +49,8 @@ class Units:
             return heads
         assert isinstance(self.module, Neurons) and self.stage.norm is not None
         normed = self.stage.norm(read[0])
+        if self.module.inner_norm is not None:
+            return self.module.inner(normed)[..., self.channels]
         return self.module.activate(*(F.linear(normed, weight, bias) for weight, bias in self._rows))
 
     def by_row(self, inner: Tensor) -> Tensor:
