@@ -9,12 +9,14 @@ from dataclasses import replace
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from tests.support.prune_runs import DIGITS, GREY, SIZES, artifact, model, picture, report, run_circuit
 from vitfx.circuits.circuit import Circuit
 from vitfx.circuits.summary import layer_rows
 from vitfx.cli.prune_options import open_run
-from vitfx.deploy.deployment import NAMES, default_deployment
+from vitfx.deploy.deployment import NAMES, default_deployment, deploy
+from vitfx.deploy.export import to_onnx
 from vitfx.graph.trace import to_canonical
 from vitfx.images.image_set import Images
 from vitfx.models.checkpoint import load_model, save_artifact
@@ -133,6 +135,26 @@ def test_a_float16_target_runs_both_files_in_float16(images, table, monkeypatch)
     for types, options in opened:
         assert onnx.TensorProto.FLOAT16 in types and onnx.TensorProto.FLOAT not in types
         assert options == {"layouts": False}
+
+
+def test_an_int8_target_quantizes_the_pruned_file_and_not_the_plain_one(images, table, monkeypatch):
+    opened, real = [], goal_bench.open_session
+
+    def watched(model, device, **options):
+        opened.append(onnx.load_from_string(model))
+        return real(model, device, **options)
+
+    monkeypatch.setattr(goal_bench, "open_session", watched)
+    target = Target("cpu", 2, "int8")
+    one = bench(images, GoalRequest(Goal(SPEEDUP, 1.5), target, default_deployment(NAMES, CPU, portable=False)))
+    exported = deploy(one.original, one.asked.deployment, one.examples, {}).model
+    one.open_plain()
+    one.open(exported)
+    stream = torch.randn(2, 5, 16)
+    part = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)).eval()
+    one.open(to_onnx(part, stream, {}), stream)
+    counts = [sum(node.op_type == "QuantizeLinear" for node in model.graph.node) for model in opened]
+    assert counts[0] == 0 and counts[1] > 5 and counts[2] == 2, "of a part, the last map is int8 as well"
 
 
 def test_a_goal_that_was_missed_is_told_and_not_called_met(tmp_path, capsys, table, monkeypatch):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vitfx.deploy.precisions import FP32
 from vitfx.pruning.goal import DROP, FLOPS, GOALS, KL, PARAMETERS, SPEEDUP, Goal, Target, parse_target
 from vitfx.runs.sweep_points import read_speeds
 from vitfx.support.errors import UserError
@@ -47,9 +48,10 @@ def add_goal(parser: argparse.ArgumentParser) -> None:
     add(
         "--target",
         default=str(Target()),
-        metavar="DEVICE[:fp16]:batch=N",
+        metavar="DEVICE[:fp16|:int8]:batch=N",
         help="the device and the batch at which the pruned model and the plain export are timed; with fp16 both run in "
-        f"float16, which GPUs are fast in (default {Target()})",
+        "float16, which GPUs are fast in; with int8 the pruned model is quantized, for CPUs, and the plain export is "
+        f"not; --precision says the same (default {Target()})",
     )
     add(
         "--align",
@@ -83,6 +85,8 @@ def read_goal(options: argparse.Namespace, given: Mapping[str, Any]) -> GoalOpti
         raise UserError(f"{names} are all goals: give one of them")
     _check_clashes(options, "sweep" if speedups else goals[0].kind, others)
     target = parse_target(options.target)
+    if target.precision == FP32:
+        target = target.in_precision(options.precision)
     return GoalOptions(goals[0], target if options.align is None else replace(target, align=options.align), speedups)
 
 

@@ -35,7 +35,7 @@ class Quantized:
     images: int  #: that activations were calibrated on
 
 
-def to_int8(model: onnx.ModelProto, pixels: Tensor) -> Quantized:
+def to_int8(model: onnx.ModelProto, pixels: Tensor, *, keep_last: bool = True) -> Quantized:
     """Linear maps with int8 weights, a scale for each output channel, and uint8 inputs, a scale for each tensor.
 
     Before, scales move from activations to weights (`vitfx.deploy.int8_tuning.balance`), and afterwards biases make up
@@ -47,6 +47,7 @@ def to_int8(model: onnx.ModelProto, pixels: Tensor) -> Quantized:
     QuantizeLinear and DequantizeLinear stand around them, which ONNX Runtime fuses into int8 products. Results are
     float32, so that normalisation, attention, activation and the residual stream stay as they were. Patch embedding and
     classifier stay float32: together they take a hundredth of the time, and errors made there reach every logit.
+    keep_last: False where the model is a part of one, whose last linear map is no classifier.
 
     pixels: (N, C, H, W) float32 as the model takes them; their least and greatest values at each linear map set the
     scale of its input. Raises UserError where the model has no linear map to quantize.
@@ -57,7 +58,7 @@ def to_int8(model: onnx.ModelProto, pixels: Tensor) -> Quantized:
     # ONNX Runtime can't multiply by an int8 matrix for each head, which absorbed keys are.
     weights = {weight.name for weight in named.graph.initializer if len(weight.dims) == 2}
     linear = [node for node in named.graph.node if node.op_type in _LINEAR and node.input[1] in weights]
-    ends = _classifier(named, linear)
+    ends = _classifier(named, linear) if keep_last else set()
     maps = [node for node in linear if node.name not in ends]
     if not maps:
         raise UserError("no linear map is left that int8 would make faster: leave out --precision int8")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from vitfx.deploy.precisions import FP16, FP32
+from vitfx.deploy.precisions import FP16, FP32, PRECISIONS
 from vitfx.support.devices import GPU
 from vitfx.support.errors import UserError
 
@@ -74,13 +74,18 @@ class Target:
 
     device: str = "cpu"  #: by torch's name
     batch: int = 8  #: images at a time
-    precision: str = FP32  #: of every file there, the plain export included: "fp32" or "fp16"
+    #: of every file there; the plain export is in float32 beside int8, and else in the same
+    precision: str = FP32
     align: int = 1  #: pruned MLPs keep a multiple of this many neurons, for kernels that are fast only at such widths
 
     def __post_init__(self) -> None:
         """Raises UserError."""
         if self.align < 1:
             raise UserError(f"--align is {self.align}: give 1 or more, such as 8")
+
+    def in_precision(self, precision: str) -> Target:
+        """The same target, with widths aligned as this precision needs."""
+        return replace(self, precision=precision, align=_default_align(precision))
 
     def to_json(self) -> dict[str, Any]:
         precision = {} if self.precision == FP32 else {"precision": self.precision}
@@ -101,11 +106,12 @@ def _default_align(precision: str) -> int:
 def parse_target(text: str) -> Target:
     """`cpu`, `cpu:batch=8`, `cuda:0:fp16:batch=1`: a device by torch's name, a precision and a batch size. Widths are
     aligned as the precision needs. Raises UserError."""
-    match = re.fullmatch(r"(?P<device>[a-z]+(:\d+)?)(:(?P<precision>fp\d+))?(:batch=(?P<batch>\d+))?", text)
+    match = re.fullmatch(r"(?P<device>[a-z]+(:\d+)?)(:(?P<precision>fp\d+|int\d+))?(:batch=(?P<batch>\d+))?", text)
     batch = Target.batch if match is None or match["batch"] is None else int(match["batch"])
     precision = (match and match["precision"]) or FP32
-    if match is None or batch < 1 or precision not in (FP32, FP16):
+    if match is None or batch < 1 or precision not in PRECISIONS:
         raise UserError(
-            f"--target {text} is not a target: give a device and a batch size such as cpu:batch=8 or {GPU}:fp16:batch=1"
+            f"--target {text} is not a target: give a device and a batch size such as cpu:batch=8, cpu:int8:batch=8 or "
+            f"{GPU}:fp16:batch=1"
         )
-    return Target(match["device"], batch, precision, _default_align(precision))
+    return Target(match["device"], batch).in_precision(precision)

@@ -18,8 +18,8 @@ from torch.fx import GraphModule
 from vitfx.deploy.deployment import Deployment, deploy
 from vitfx.deploy.export import export_plain, to_onnx
 from vitfx.deploy.lowering import lower
-from vitfx.deploy.precisions import FP16
-from vitfx.deploy.quantize import to_float16
+from vitfx.deploy.precisions import FP16, INT8
+from vitfx.deploy.quantize import to_float16, to_int8
 from vitfx.deploy.runtime import OnnxModel, open_session
 from vitfx.graph.stages import read_stages
 from vitfx.graph.verify import rewrite, tokens_of
@@ -111,17 +111,23 @@ class TargetBench:
             progress=self.watcher.bar("timing"),
         )
 
-    def open(self, model: Path | onnx.ModelProto) -> OnnxModel:
-        """A session on the target, in its precision."""
-        half = self.asked.target.precision == FP16
-        if isinstance(model, Path) and not half:
-            return open_session(model, self.device)
-        loaded = onnx.load(model) if isinstance(model, Path) else model
-        proto = to_float16(loaded) if half else loaded
-        return open_session(proto.SerializeToString(), self.device, layouts=not half)
+    def open(self, model: onnx.ModelProto, part_of: Tensor | None = None) -> OnnxModel:
+        """A session on the target, in its precision.
+
+        part_of: where the model is a part of one, an example (N, tokens, width) of what it reads.
+        """
+        precision, layouts = self.asked.target.precision, True
+        if precision == INT8:
+            # Ranges of a few images do for times.
+            model = to_int8(model, self.examples if part_of is None else part_of, keep_last=part_of is None).model
+        elif precision == FP16:
+            model, layouts = to_float16(model), False
+        return open_session(model.SerializeToString(), self.device, layouts=layouts)
 
     def open_plain(self) -> OnnxModel:
-        """The plain export of what the goal is counted from."""
+        """The plain export of what the goal is counted from: in float32 beside int8, which has none of its own."""
+        if self.asked.target.precision == INT8:
+            return open_session(self._plain_export.SerializeToString(), self.device)
         return self.open(self._plain_export)
 
     @cached_property
@@ -146,7 +152,8 @@ class TargetBench:
             return lower(graph_module, deployment.graph_rewrites, self.examples, deployment.plain).graph_module
 
         def opened(graph_module: GraphModule, example: Tensor) -> OnnxModel:
-            return self.open(deployment.formed(to_onnx(graph_module, example[:2], {})).model)
+            model = deployment.formed(to_onnx(graph_module, example[:2], {})).model
+            return self.open(model, None if example.dim() == self.examples.dim() else example)
 
         table = measure_table(self.original, self.batch, lowered, self.open_plain(), opened, self.device, self.watcher)
         try:

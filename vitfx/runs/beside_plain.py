@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from vitfx.deploy.evaluate import evaluate
 from vitfx.deploy.runtime import OnnxModel
 from vitfx.images.image_set import ImageSet
@@ -36,7 +38,7 @@ class BesidePlain:
 
 def measure_beside_plain(bench: TargetBench, plain: OnnxModel, artifact: Path, images: ImageSet) -> BesidePlain:
     """artifact: an ONNX file. plain: of `bench.open_plain`."""
-    sessions = {_PLAIN: plain, _PRUNED: bench.open(artifact)}
+    sessions = {_PLAIN: plain, _PRUNED: bench.open(onnx.load(artifact))}
     timings = bench.timings(sessions)
     scores = evaluate(
         {name: session.run for name, session in sessions.items()},
