@@ -223,8 +223,8 @@ def _next(options: argparse.Namespace, out: Path) -> list[str]:
     more += ["--trust-pickle"] if options.trust_pickle else []
     for name in ("class_names", *OF_IMAGES):
         if (value := getattr(options, name)) is not None:
-            values = value if isinstance(value, list) else [value]
-            more += [f"--{name.replace('_', '-')}", *map(str, values)]
+            texts = [str(part) for part in (value if isinstance(value, list | tuple) else [value])]
+            more += [f"--{name.replace('_', '-')}", *(["x".join(texts)] if name == "image_size" else texts)]
     return [
         f"draw it:               {shlex.join(['python', '-m', 'vitfx.show', str(out)])}",
         f"delete what is dead:   "

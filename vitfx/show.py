@@ -66,7 +66,7 @@ def _show_model(options: argparse.Namespace, parser: argparse.ArgumentParser, co
     size = (2, model.preprocess.channels, *model.preprocess.size)
     pixels = torch.randn(size, generator=torch.Generator().manual_seed(0))
     traced = to_canonical(model.module, pixels)
-    first = (model.weights_note,) if model.weights_note else ()
+    first = tuple(note for note in (model.weights_note, model.image_size.note) if note)
     for text in (*first, format_graph(traced.graph_module, pixels), *(f"note: {note}" for note in traced.notes)):
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -111,13 +112,24 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--weights", choices=WEIGHTS, help="for files that have both: ema, the moving average of the weights, or raw")
     add("--trust-pickle", action="store_true", help="load pickled modules, which can run any code")
     own = "as the file or its library says"
-    add("--image-size", type=int, help=f"side in pixels of the images that the model takes (default: {own})")
+    add(
+        "--image-size", type=image_size, metavar="SIDE|HEIGHTxWIDTH",
+        help=f"in pixels, of the images that the model takes (default: {own})",
+    )  # fmt: skip
     add("--mean", type=float, nargs="+", help=f"of each channel, on a scale of 0 to 1 (default: {own})")
     add("--std", type=float, nargs="+", help=f"of each channel (default: {own})")
     add("--interpolation", help=f"how images are resized, such as bicubic (default: {own})")
     crop = group.add_mutually_exclusive_group().add_argument
     crop("--resize", type=int, metavar="EDGE", help="pixels of the shortest edge before the centre is cut out")
     crop("--crop-pct", type=float, help="the share of that edge that is cut out, such as 0.875")
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """(height, width) of 224 or 256x128; raises ArgumentTypeError."""
+    sides = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", text, re.ASCII)
+    if sides is None or min(size := (int(sides[1]), int(sides[2] or sides[1]))) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give a side, or height and width as 256x128")
+    return size
 
 
 def add_rewrites(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
@@ -24,14 +23,13 @@ from vitfx.models.exported import is_exported, load_exported
 from vitfx.models.factory import build_from_factory
 from vitfx.models.graph_json import decode, encode
 from vitfx.models.huggingface import load_folder
+from vitfx.models.image_size import UNKNOWN, ImageSize, Size
 from vitfx.models.model_file import folder_weights, read_model_file, trained_folder, weights_file, write_record
+from vitfx.models.record import ARTIFACT_FORMAT, CHECKPOINT_FORMAT, read_record
 from vitfx.models.state_dicts import WEIGHTS, refuse_adapter, tensor_names
 from vitfx.models.timm_folder import is_timm_folder, load_timm_folder
 from vitfx.models.weights import check_finite, fingerprint, load_weights, unwrap_state_dict
 from vitfx.support.errors import UserError, in_a_line
-
-CHECKPOINT_FORMAT = "vitfx-checkpoint/1"
-ARTIFACT_FORMAT = "vitfx-artifact/1"
 
 
 @dataclass(frozen=True)
@@ -47,20 +45,7 @@ class LoadedModel:
     #: what an artifact says of its origin, see `vitfx.models.checkpoint.save_artifact`
     provenance: Mapping[str, Any] = field(default_factory=dict)
     weights_note: str | None = None  #: which weights were taken, where the file has more or wraps them
-
-
-@dataclass(frozen=True)
-class ModelRecord:
-    """What a checkpoint or an artifact holds, every field of the type that it should be."""
-
-    weights: dict[str, torch.Tensor]
-    factory: str  #: of a checkpoint: "module:callable"; empty in an artifact
-    kwargs: Mapping[str, Any]  #: the factory's
-    graph: str  #: of an artifact, as `vitfx.models.graph_json` writes it; empty in a checkpoint
-    preprocess: Preprocess | None
-    classes: tuple[str, ...] | None
-    data: str | None
-    provenance: Mapping[str, Any]  #: JSON-like
+    image_size: ImageSize = UNKNOWN  #: how the images' size is known, of bare weights
 
 
 @dataclass(frozen=True)
@@ -69,6 +54,7 @@ class _Parts:
     preprocess: Preprocess | None
     classes: tuple[str, ...] | None = None
     weights_note: str | None = None
+    image_size: ImageSize = UNKNOWN
     data: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -96,7 +82,8 @@ def load_model(
     if not path.exists():
         raise UserError(f"{spec} does not exist: give the path of a model file, or demo for the built-in model")
     try:
-        parts = _load(path, arch, trust_pickle, weights)
+        size = preprocess.size if preprocess else overrides.size if overrides else None
+        parts = _load(path, arch, trust_pickle, weights, size)
     except UserError:
         raise
     except Exception as error:  # Every reader refuses what it knows; a damaged file may hold what nobody thought of.
@@ -118,6 +105,7 @@ def load_model(
         fingerprint=fingerprint(module.state_dict()),
         provenance=parts.provenance,
         weights_note=parts.weights_note,
+        image_size=parts.image_size,
     )
 
 
@@ -151,7 +139,7 @@ def save_checkpoint(
     write_record(path, record)
 
 
-def _load(path: Path, arch: str | None, trust_pickle: bool, which: str | None) -> _Parts:
+def _load(path: Path, arch: str | None, trust_pickle: bool, which: str | None, size: Size | None) -> _Parts:
     if which not in (None, *WEIGHTS):
         raise UserError(f"the weights asked for are {which!r}: give one of {', '.join(WEIGHTS)}")
     source, note = str(path), None
@@ -177,7 +165,7 @@ def _load(path: Path, arch: str | None, trust_pickle: bool, which: str | None) -
         record = read_record(contents, source)
         module = build_from_factory(record.factory, record.kwargs) if record.factory else decode(record.graph)
         load_weights(module, record.weights, record.factory or "the graph beside it", source)
-        parts = _Parts(module, record.preprocess, record.classes, None, record.data, record.provenance)
+        parts = _Parts(module, record.preprocess, record.classes, data=record.data, provenance=record.provenance)
         return _noting(parts, None, source, which)
     if arch is None:
         refuse_adapter(contents, source)
@@ -185,8 +173,8 @@ def _load(path: Path, arch: str | None, trust_pickle: bool, which: str | None) -
             unwrap_state_dict(contents, source)
         raise UserError(f"{source} holds only weights: name their model with --arch, {KNOWN_ARCHES}")
     chosen = choose_for_arch(arch, contents, source, which)
-    module, preprocess = build_from_arch(arch, chosen.weights, chosen.source)
-    return _Parts(module, preprocess, weights_note=chosen.note or note)
+    built = build_from_arch(arch, chosen.weights, chosen.source, size)
+    return _Parts(built.module, built.preprocess, weights_note=chosen.note or note, image_size=built.image_size)
 
 
 def _from_folder(folder: Path, contents: Any, source: str, which: str | None) -> _Parts:
@@ -199,49 +187,6 @@ def _noting(parts: _Parts, note: str | None, source: str, which: str | None) -> 
     if which is not None and parts.weights_note is None:
         raise UserError(f"{source} has only one set of weights, so --weights {which} is not needed: leave it out")
     return replace(parts, weights_note=parts.weights_note or note)
-
-
-def read_record(record: Mapping[str, Any], source: str) -> ModelRecord:
-    """Checks what `save_checkpoint` or `save_artifact` wrote; raises UserError for anything else."""
-    form = record.get("format")
-    if form not in (CHECKPOINT_FORMAT, ARTIFACT_FORMAT):
-        raise UserError(
-            f"{source} has the format {in_a_line(form)!r}, this vitfx reads {CHECKPOINT_FORMAT} and {ARTIFACT_FORMAT}: "
-            "load it with the vitfx that wrote it"
-        )
-    types = {"preprocess": dict, "classes": list | tuple, "data": str, "provenance": dict}
-    needed = {"factory": str, "kwargs": dict} if form == CHECKPOINT_FORMAT else {"graph": str}
-    for name in (*needed, "state_dict"):
-        if name not in record:
-            raise UserError(f"{source} calls itself {form} but has no {name}: write it with vitfx.models.checkpoint")
-    for name, expected in {**types, **needed}.items():
-        value = record.get(name)
-        if not (isinstance(value, expected) or (value is None and name in types)):
-            raise UserError(
-                f"{source} has a value of type {type(value).__name__} as its {name}: "
-                "write it with vitfx.models.checkpoint"
-            )
-    classes, provenance = record.get("classes"), record.get("provenance") or {}
-    if not all(type(name) in (str, int) for name in classes or ()):
-        raise UserError(f"{source} has classes that are no names: write it with vitfx.models.checkpoint")
-    try:
-        json.dumps(provenance)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"the provenance in {source} is not JSON ({in_a_line(error)}): give another file") from error
-    return ModelRecord(
-        weights=unwrap_state_dict(record["state_dict"], source),
-        factory=record["factory"] if "factory" in needed else "",
-        kwargs=record["kwargs"] if "kwargs" in needed else {},
-        graph=record["graph"] if "graph" in needed else "",
-        preprocess=_recorded(record["preprocess"]) if record.get("preprocess") else None,
-        classes=None if classes is None else tuple(map(str, classes)),
-        data=record.get("data"),
-        provenance=provenance,
-    )
-
-
-def _recorded(record: Mapping[str, Any]) -> Preprocess:
-    return replace(Preprocess.from_json(record), origin="the file's own")
 
 
 def _returning_logits(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -12,10 +13,14 @@ import torch
 from vitfx.images.classes import read_class_names
 from vitfx.images.image_set import Images
 from vitfx.images.overrides import Overrides
+from vitfx.images.sources import CorruptImageError
 from vitfx.images.splits import Splits, open_data
 from vitfx.models.checkpoint import LoadedModel, load_model
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Report
+
+# Images that are decoded to see whether they are square.
+_LOOKED_AT = 32
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,16 @@ class Inputs:
     @property
     def first_lines(self) -> tuple[str, ...]:
         """What was inferred of the model and its data, to be said before anything else."""
-        return tuple(line for line in (self.model.weights_note, self.splits.description) if line)
+        return (*self._model_notes, self.splits.description)
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """The same for a report, which has the numbers of images already."""
-        return tuple(line for line in (self.model.weights_note, *self.splits.remarks) if line)
+        return (*self._model_notes, *self.splits.remarks)
+
+    @property
+    def _model_notes(self) -> tuple[str, ...]:
+        return tuple(note for note in (self.model.weights_note, self.model.image_size.note) if note)
 
     def available(self, samples: int) -> int:
         """This many calibration images, or all that there are: for a default, which the user did not ask for."""
@@ -69,7 +78,20 @@ def open_inputs(options: argparse.Namespace) -> Inputs:
                 f"--class-names {path} has {len(names)} names and the model {logits()} logits: give one for each"
             )
         model = replace(model, classes=names)
-    return Inputs(model, open_data(data, model.preprocess, model.classes, logits), data, options.arch)
+    splits = open_data(data, model.preprocess, model.classes, logits)
+    if model.image_size.question is not None and not _all_square(splits):
+        raise UserError(model.image_size.question)
+    return Inputs(model, splits, data, options.arch)
+
+
+def _all_square(splits: Splits) -> bool:
+    """Whether images are as wide as they are high, as far as a few of them tell."""
+    sources = splits.calibration.sources
+    sizes = set()
+    for source in sources[:: max(1, len(sources) // _LOOKED_AT)]:
+        with suppress(CorruptImageError):
+            sizes.add(tuple(source.decode(3).shape[1:]))
+    return bool(sizes) and all(height == width for height, width in sizes)
 
 
 def open_model(options: argparse.Namespace) -> LoadedModel:
@@ -86,7 +108,7 @@ def open_model(options: argparse.Namespace) -> LoadedModel:
 def _overrides(options: argparse.Namespace) -> Overrides:
     """options: with the arguments of `vitfx.cli.options.add_reading`"""
     return Overrides(
-        size=None if options.image_size is None else (options.image_size, options.image_size),
+        size=options.image_size,
         mean=None if options.mean is None else tuple(options.mean),
         std=None if options.std is None else tuple(options.std),
         interpolation=options.interpolation,

@@ -15,9 +15,9 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.architectures import arch_factory, arch_sizes, build_from_arch, choose_for_arch
-from vitfx.models.checkpoint import CHECKPOINT_FORMAT, read_record
 from vitfx.models.factory import build_from_factory, import_extra
 from vitfx.models.model_file import read_model_file
+from vitfx.models.record import CHECKPOINT_FORMAT, read_record
 from vitfx.models.weights import check_finite
 from vitfx.support.errors import UserError
 from vitfx.training.config import ModelConfig
@@ -56,7 +56,7 @@ def new_model(config: ModelConfig, preprocess: Preprocess, classes: int) -> Trai
         return _built(_OWN, kwargs, config, preprocess)
     factory, named = arch_factory(config.arch)
     # There are no weights to read sizes from, but names that the library does not know are refused.
-    arch_sizes(config.arch, {})
+    arch_sizes(config.arch, {}, config.arch)
     kwargs = named | {"num_classes": classes}
     if preprocess.channels != 3:
         if not factory.startswith("timm"):
@@ -103,8 +103,10 @@ def model_from(
         chosen = choose_for_arch(arch, contents, init, which)
         weights, taken = chosen.weights, chosen.note
         factory, named = arch_factory(arch)
-        kwargs = named | arch_sizes(arch, weights)
-        preprocess = build_from_arch(arch, weights, chosen.source)[1]
+        size = None if image_size is None else (image_size, image_size)
+        built = build_from_arch(arch, weights, chosen.source, size, at_most=True)
+        kwargs, preprocess = named | built.sizes, built.preprocess
+        taken = "; ".join(text for text in (taken, built.image_size.note) if text) or None
     check_finite(weights, init)
     same = known is None or list(known) == list(classes)
     notes = [f"{init}: {len(weights)} tensors, trained on images of {_shown(preprocess)}"]
