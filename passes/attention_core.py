@@ -149,12 +149,10 @@ class AttentionCore(nn.Module):
         """position_bias: its shape."""
         super().__init__()
         self.scale = scale
-        self.out_norm: InnerNorm | None
-        # Its place among the parts is the same whether it comes now or later.
-        self.register_module("out_norm", out_norm)
         self.q_norm, self.k_norm = q_norm, k_norm
         self.q_rotary, self.k_rotary = q_rotary, k_rotary
         self.position_bias = None if position_bias is None else nn.Parameter(torch.empty(*position_bias))
+        self.out_norm = out_norm
 
     @property
     def plain(self) -> bool:

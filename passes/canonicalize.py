@@ -27,6 +27,7 @@ from passes.match_attention import match_attention
 from passes.match_core import SDPA, SOFTMAX_OPS
 from passes.match_mlp import match_mlp
 from passes.match_norm import match_norm
+from passes.merge_parallel import merge_parallel
 from passes.stream import is_canonical
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -128,15 +129,31 @@ def _matched(walker: Walker, segment: _Segment, tokens: int) -> tuple[Norm, Subl
     count = walker.values[segment.start].shape[1]
     if count != tokens:
         raise Mismatch(f"it has {count} tokens where the stream begins with {tokens}")
-    norm_node, norm = match_norm(walker, segment.start, segment.branch)
-    attends = any(node.target in (SDPA, *SOFTMAX_OPS) for node in backward_slice(segment.branch, norm_node))
-    module = (match_attention if attends else match_mlp)(walker, norm_node, segment.branch)
+    try:
+        norm, module = _recognised(walker, segment.start, segment.branch)
+    except Mismatch:
+        merged = _side_by_side(walker, segment.start, segment.branch)
+        if merged is None:
+            raise
+        norm, module = merged
     with torch.no_grad():
         matched, recorded = module(norm(walker.values[segment.start])), walker.values[segment.branch]
     error = float((matched - recorded).abs().max() / recorded.abs().max().clamp_min(torch.finfo(recorded.dtype).tiny))
     if not error < _TOLERANCE.get(recorded.dtype, 1e-2):
         raise Mismatch(f"the matched {type(module).__name__} is off by {error:.1e}")
     return norm, module
+
+
+def _recognised(walker: Walker, stream: Node, branch: Node) -> tuple[Norm, Sublayer]:
+    norm_node, norm = match_norm(walker, stream, branch)
+    attends = any(node.target in (SDPA, *SOFTMAX_OPS) for node in backward_slice(branch, norm_node))
+    return norm, (match_attention if attends else match_mlp)(walker, norm_node, branch)
+
+
+def _side_by_side(walker: Walker, stream: Node, branch: Node) -> tuple[Norm, Sublayer] | None:
+    with suppress(Mismatch):
+        return merge_parallel(walker, branch, lambda term: _recognised(walker, stream, term))
+    return None
 
 
 def _refuse_the_unrecognisable(inside: list[_Segment]) -> None:

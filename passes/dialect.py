@@ -166,12 +166,7 @@ class Neurons(Sublayer):
     kind = "neuron"
     channels = 1
     activation: str
-
-    def __init__(self, hidden_norm: Mapping[str, Any] | None) -> None:
-        super().__init__()
-        self.hidden_norm: InnerNorm | None
-        # Its place among the parts is the same whether it comes now or later.
-        self.register_module("hidden_norm", None if hidden_norm is None else InnerNorm(**hidden_norm))
+    hidden_norm: InnerNorm | None
 
     @property
     def inner_norm(self) -> InnerNorm | None:
@@ -209,11 +204,12 @@ class Mlp(Neurons):
         out_bias: tuple[int, ...] | None = None,
         hidden_norm: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(hidden_norm)
+        super().__init__()
         self.units = hidden
         self.activation = activation
         self.fc1 = nn.Linear(width, hidden, bias=bias)
         self.out = Projection(hidden, width, out_bias)
+        self.hidden_norm = None if hidden_norm is None else InnerNorm(**hidden_norm)
 
     def activate(self, *hidden: Tensor) -> Tensor:
         return ACTIVATIONS[self.activation](hidden[0])
@@ -247,12 +243,13 @@ class GatedMlp(Neurons):
         out_bias: tuple[int, ...] | None = None,
         hidden_norm: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(hidden_norm)
+        super().__init__()
         self.units = hidden
         self.activation = activation
         self.gate = nn.Linear(width, hidden, bias=biases[0])
         self.up = nn.Linear(width, hidden, bias=biases[1])
         self.out = Projection(hidden, width, out_bias)
+        self.hidden_norm = None if hidden_norm is None else InnerNorm(**hidden_norm)
 
     def activate(self, *hidden: Tensor) -> Tensor:
         gate, up = hidden

@@ -30,8 +30,8 @@ class FoldNorms(Pass):
             norm = module_of(graph_module, site.norm)
             assert isinstance(norm, NORMS)
             if norm.elementwise_affine:
-                _fold_into(site.module, norm)
-                graph_module.set_submodule(str(site.norm.target), _plain(norm))
+                fold_into(site.module, norm)
+                graph_module.set_submodule(str(site.norm.target), plain(norm))
                 folded.append(site.name)
             if _fold_inner(site.module):
                 folded.append(f"the projection of {site.name}")
@@ -40,7 +40,8 @@ class FoldNorms(Pass):
         return PassResult(graph_module, bool(folded), (f"into {', '.join(folded)}",) if folded else ())
 
 
-def _fold_into(module: Sublayer, norm: Norm) -> None:
+def fold_into(module: Sublayer, norm: Norm) -> None:
+    """The norm's scale and shift, into what reads the normalised stream."""
     for name, linear in zip(module.reads, module.linears, strict=True):
         setattr(module, name, _folded(linear, norm))
 
@@ -75,7 +76,8 @@ def _fold(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Tens
     return (weight.double() * norm.weight.double()).to(weight.dtype), bias
 
 
-def _plain(norm: Norm) -> Norm:
+def plain(norm: Norm) -> Norm:
+    """The norm without scale and shift."""
     if isinstance(norm, nn.RMSNorm):
         return nn.RMSNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
     return nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
@@ -99,7 +101,7 @@ def _fold_final(graph_module: GraphModule) -> bool:
     assert folded_bias is not None
     setattr(head, str(weight_node.target), nn.Parameter(folded_weight))
     setattr(head, str(bias_node.target), nn.Parameter(folded_bias))
-    graph_module.set_submodule(str(calls[-2].target), _plain(norm))
+    graph_module.set_submodule(str(calls[-2].target), plain(norm))
     return True
 
 

@@ -68,6 +68,8 @@ def _patch_tokens(embed: nn.Module, image: torch.Size, like: Tensor) -> PatchTok
     prefix = table.shape[1] - (image[1] // height) * (image[2] // width)
     if image[1] % height or image[2] % width or prefix < 0:
         return f"{height}×{width} patches do not tile the image"
+    if why_not := _why_no_map_of_patches(exact, table[0], image, sides):
+        return why_not
     tokens = PatchTokens(_weight(exact, image, sides, table[0, -1]), table[0], prefix)
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(2, *image, generator=generator, dtype=torch.float64).to(like.device)
@@ -75,6 +77,23 @@ def _patch_tokens(embed: nn.Module, image: torch.Size, like: Tensor) -> PatchTok
     if not bool((tokens(probe) - expected).abs().max() < _TOLERANCE * expected.abs().max()):
         return "it is no sum of a linear map of each patch and a table"
     return tokens.to(like)
+
+
+def _why_no_map_of_patches(embed: nn.Module, table: Tensor, image: torch.Size, sides: tuple[int, int]) -> str:
+    """Why single pixels would not tell what the embedding computes; "" where they may. To ask this costs three images,
+    where those take one each: for a stem of convolutions, hours."""
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.randn(3, *image, generator=generator, dtype=torch.float64).to(table.device)
+    pixels[1, :, : -sides[0]] = 0
+    pixels[1, :, :, : -sides[1]] = 0
+    pixels[2] = pixels[0] + pixels[1]
+    first, last_patch, both = embed(pixels) - table
+    least = _TOLERANCE * float(both.abs().max().clamp_min(float(table.abs().max())))
+    if not bool((both - first - last_patch).abs().max() <= least):
+        return "it is no sum of a linear map of each patch and a table"
+    if len(table) > 1 and not bool(last_patch[:-1].abs().max() <= least):
+        return "its patches overlap"
+    return ""
 
 
 def _patch(embed: nn.Module, image: torch.Size, device: torch.device) -> tuple[int, int] | None:

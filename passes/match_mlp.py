@@ -87,7 +87,8 @@ def _gated(walker: Walker, norm: Node, hidden: Node) -> GatedMlp | None:
     for gate, up in (factors, factors[::-1]):
         source = _before_pointwise(walker, norm, gate)
         parts = [None if node is None else _rows(walker, norm, node) for node in (source, up)]
-        if source is None or parts[0] is None or parts[1] is None:
+        # x · σ(x) is an activation, and no gate.
+        if source is None or source is up or parts[0] is None or parts[1] is None:
             continue
         activation = _activation(walker.values[source], walker.values[gate])
         (gate_weight, gate_bias), (up_weight, up_bias) = parts[0], parts[1]

@@ -118,6 +118,8 @@ def _route(walker: Walker, norm: Node, end: Node) -> _Route:
     while at > 0:
         node = cuts[at]
         if node.target is aten.linear.default:
+            if gain is not None:
+                raise Mismatch(f"a gain of {gain.numel()} channels stands behind {node.name} with no norm before it")
             return _Route(node, steps[::-1], factor)
         step = walker.multiplication(node)
         if node.target in SHAPE_OPS:

@@ -17,9 +17,10 @@ ROUNDED = {
     "hf-dinov2-registers",
     "careless",
     "timm-beit",
+    "timm-side-by-side",
     "hf-dinov3",
 }
-"""Tracing folds factors into their weights or resamples their positions: in float32 this rounds."""
+"""Tracing folds factors or norms into their weights or resamples their positions: in float32 this rounds."""
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -234,6 +235,38 @@ def test_the_reason_against_an_mlp_is_the_true_one(rule, reason):
 
     note = to_canonical(randomised(Mixed()), images(2)).notes[0]
     assert re.search(reason, note.removeprefix("m0_opaque is not prunable: ")), note
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda x: x * (1.702 * x).sigmoid(), "quick_gelu"),
+        (lambda x: x.sigmoid() * x, "silu"),
+        (lambda x: x * (x / 2**0.5).erf().add(1) / 2, "gelu"),
+    ],
+)
+def test_what_multiplies_itself_is_no_gate(function, name):
+    class Written(HandWritten):
+        def forward(self, x):
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            for block in self.blocks:
+                x = x + self.attention(block, block["n1"](x))
+                x = x + block["down"](function(block["up"](block["n2"](x))))
+            return self.head(x.mean(1))
+
+    modules = [site.module for site in read_sites(to_canonical(randomised(Written()), images(2)).graph_module)]
+    assert [(type(module), module.activation) for module in modules[1::2]] == [(Mlp, name)] * 3
+
+
+def test_a_gain_without_a_norm_is_named():
+    class Gained(HandWritten):
+        def attention(self, block, x):
+            q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in block["qkv"](x).chunk(3, -1))
+            pattern = (q * torch.linspace(1, 2, q.shape[-1]) @ k.transpose(-2, -1)).softmax(-1)
+            return block["proj"]((pattern @ v).transpose(1, 2).flatten(2))
+
+    with pytest.raises(UserError, match=r"a gain of 16 channels stands behind \w+ with no norm before it"):
+        to_canonical(randomised(Gained()), images(2))
 
 
 def test_a_value_that_differs_is_not_believed(monkeypatch):

@@ -72,6 +72,18 @@ def test_another_embedding_stays_as_it_is(patches, flip, reason):
     assert reason in note
 
 
+@pytest.mark.parametrize("stem", ["act", "overlap"])
+def test_a_stem_is_told_by_a_few_images(stem, monkeypatch):
+    """No image for each pixel of what a token sees is run before that is known to tell anything."""
+    parts = {
+        "act": (nn.Conv2d(3, 8, 4, 4), nn.GELU(), nn.Conv2d(8, 32, 2, 2)),
+        "overlap": (nn.Conv2d(3, 8, 8, 8, padding=0), nn.Conv2d(8, 32, 3, 1, padding=1)),
+    }
+    monkeypatch.setattr("passes.fold_patches._weight", lambda *_: pytest.fail("every pixel is tried"))
+    graph_module = to_canonical(Stem(nn.Sequential(*parts[stem])).eval(), images(2)).graph_module
+    assert not run_passes(graph_module, [FoldPatches(images(2))]).changed
+
+
 def test_two_convolutions_without_anything_between_are_one_product():
     model = Stem(nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 32, 2, 2))).eval()
     graph_module = to_canonical(model, torch.randn(2, 3, SIZE, SIZE)).graph_module.double()

@@ -11,6 +11,7 @@ import transformers
 from timm.layers import RmsNorm, SwiGLU, set_fused_attn
 from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.vision_transformer import ParallelThingsBlock
 from torch import Tensor, nn
 
 from vitfx.graph.plain_module import Logits
@@ -188,6 +189,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     ),
     "timm-norms-inside": lambda: timm.models.VisionTransformer(**_TIMM, scale_attn_norm=True, scale_mlp_norm=True),
     "timm-norm-inside-mlp": lambda: Eva(**_TIMM, mlp_ratio=1.5, swiglu_mlp=True, scale_mlp=True),
+    "timm-side-by-side": lambda: timm.models.VisionTransformer(**_TIMM, block_fn=ParallelThingsBlock),
     "hf-dinov3": lambda: FirstToken(
         transformers.DINOv3ViTModel(
             transformers.DINOv3ViTConfig(**_HF, num_register_tokens=2, use_gated_mlp=True, hidden_act="silu")
