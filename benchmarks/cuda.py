@@ -19,7 +19,7 @@ from benchmarks.gpu.supervise import Asked, supervise
 from benchmarks.gpu.table import table
 from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import gpu_names, is_gpu, pick_device
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, as_options
 from vitfx.support.files import writing
 
 EXAMPLE = """examples:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(*_parse(arguments))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(as_options(f"error: {error}"), file=sys.stderr)
         return 2
 
 

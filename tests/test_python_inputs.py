@@ -152,3 +152,56 @@ def test_models_that_are_none(case: str) -> None:
         with pytest.raises(vitfx.errors.UserError, match=sentence) as caught:
             work(given, PIXELS)
         assert "\n" not in str(caught.value) and "--" not in str(caught.value)
+
+
+ALIKE = {"white": torch.ones(8, 3, 32, 32), "black": torch.zeros(8, 3, 32, 32), "copies": images(1).repeat(8, 1, 1, 1)}
+
+
+@pytest.mark.parametrize("case", ALIKE)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"tau": 1e-9},
+        {"tau": 1e-3, "max_kl": 1e-3},
+        {"target_flops": 0.7},
+        {"max_kl": 0.1},
+        {"method": "eap", "tau": 1e-6},
+        {"method": "eap-acdc", "granularity": "edge"},
+        {"tau": 1e-3, "ablation": "resample"},
+    ],
+)
+def test_images_that_are_all_alike(model: nn.Module, case: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(vitfx.errors.UserError, match="gives the same answer for all 8 calibration images"):
+        vitfx.prune(model, ALIKE[case], LABELS, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"tau": -1.0}, "`tau` -1.0 is not a threshold: give a finite number of nats, 0 or more"),
+        ({"tau": 0.1, "max_kl": -1.0}, "`max_kl` -1.0 is not a limit"),
+        ({"paths": 0}, "`paths` 0 is too small: give 1 or more"),
+        ({"method": "magic"}, "`method` magic is not known: choose one of acdc"),
+        ({"target_speedup": 0.5}, "`target_speedup` 0.5 is not faster: give a number above 1"),
+        ({"max_drop": 0.0}, "`max_drop` 0 allows nothing"),
+        ({"target_speedup": 2.0, "target": "tpu"}, "`target` tpu is not a target|tpu"),
+        ({"tau": 100.0}, "τ = 100.0 nothing of the image .* choose a smaller `tau` or set `max_kl`$"),
+        ({"tau": 100.0, "max_kl": 1e9}, "choose a smaller `tau` or `max_kl`$"),
+        ({"tau": 1e9, "method": "eap"}, "choose a smaller `tau`$"),
+    ],
+)
+def test_sentences_name_parameters(model: nn.Module, arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(vitfx.errors.UserError, match=sentence) as caught:
+        vitfx.prune(model, PIXELS, LABELS, **arguments)
+    assert "--" not in str(caught.value)
+
+
+def test_files_in_the_way(model: nn.Module, tmp_path: Any) -> None:
+    fast = vitfx.optimize(model, PIXELS, rewrites="none")
+    (tmp_path / "there.onnx").write_text("mine")
+    for place in (tmp_path / "there.onnx", tmp_path, tmp_path / "none" / "a.onnx"):
+        with pytest.raises(vitfx.errors.UserError) as caught:
+            fast.to_onnx(place)
+        assert "--" not in str(caught.value)
+    with pytest.raises(vitfx.errors.UserError, match="`rewrites` magic is not a rewrite"):
+        vitfx.optimize(model, PIXELS, rewrites="magic")

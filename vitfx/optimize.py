@@ -26,7 +26,7 @@ from vitfx.runs.optimize_text import to_table
 from vitfx.support.callable_module import make_callable
 from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import pick_device
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, as_options
 from vitfx.support.files import check_output
 from vitfx.support.locks import hold_folder
 from vitfx.support.progress import Watcher, console_watcher
@@ -132,7 +132,7 @@ def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -
         except UserError as error:
             if options.data:
                 raise
-            watcher.say(f"{error}; until then proofs and timings run on noise")
+            watcher.say(f"{as_options(str(error))}; until then proofs and timings run on noise")
     shape = (_IMAGES, model.preprocess.channels, *model.preprocess.size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)), "noise"
 

@@ -36,7 +36,7 @@ def test_nothing_removed_nothing_dead(granularity):
 
 @pytest.mark.parametrize("granularity", ["block", "head", "edge", "qkv"])
 def test_a_model_that_sees_nothing_is_refused(granularity):
-    with pytest.raises(UserError, match=r"τ = 9 nothing of the image.*smaller --tau"):
+    with pytest.raises(UserError, match=r"τ = 9 nothing of the image.*smaller `tau`"):
         dead(granularity, lambda writer, reader: writer == "embed")
 
 

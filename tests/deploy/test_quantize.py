@@ -97,7 +97,7 @@ def test_without_linear_maps_there_is_nothing_to_quantize(digits: Images) -> Non
             return pixels.mean((1, 2))
 
     model = to_onnx(Mean(), digits.pixels[:2], {})
-    with pytest.raises(UserError, match="no linear map is left that int8 would make faster: leave out --precision"):
+    with pytest.raises(UserError, match="no linear map is left that int8 would make faster: leave out `precision`"):
         to_int8(model, digits.pixels)
 
 

@@ -107,7 +107,7 @@ def test_the_limit() -> None:
     assert fit(needed, 3.0, 1) == fit(needed, None, 1) == (said, False)
     assert fit(needed, 2.0, 1) == (f"{said}; 2.00 GiB of it in a file beside --out, which takes longer", True)
     assert "activations kept: 5.0 MiB in each of 2 processes" in fit(Needed(5 * 2**20, 0), None, 2)[0]
-    with pytest.raises(UserError, match=r"--memory 0\.5 GiB is too little for the 1\.00 GiB"):
+    with pytest.raises(UserError, match=r"`memory` 0\.5 GiB is too little for the 1\.00 GiB"):
         fit(needed, 0.5, 1)
 
 
@@ -162,6 +162,6 @@ def test_a_folder_without_room_is_told(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(WriteError, match=r"No space left on device.*name another place with --out"):
+    with pytest.raises(WriteError, match=r"No space left on device.*name another place with `out`"):
         mapped(tmp_path, (2, 3), torch.float32)
     assert list(tmp_path.iterdir()) == []

@@ -58,7 +58,7 @@ def test_numbers_from_one(tmp_path: Path) -> None:
 def test_other_numbers_of_folders_than_logits_are_refused(tmp_path: Path, logits: int) -> None:
     image_folder(tmp_path, {"c3": 2, "c5": 2, "c7": 2})
     sentence = refused(tmp_path, logits)
-    assert f"3 classes and the model {logits} logits" in sentence and "--class-names FILE" in sentence
+    assert f"3 classes and the model {logits} logits" in sentence and "`class_names` FILE" in sentence
 
 
 def test_position_is_said(tmp_path: Path) -> None:

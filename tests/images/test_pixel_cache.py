@@ -121,7 +121,7 @@ def test_of_two_runs_the_later_leaves_the_entry_that_the_first_reads(
 
 def test_where_nothing_can_be_kept_it_is_told(images: ImageSet, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match=r"can't be written .* another place with --cache"):
+    with pytest.raises(UserError, match=r"can't be written .* another place with `cache`"):
         on_disk(images, tmp_path / "file" / "cache")
     with pytest.raises(UserError, match="training needs labels"):
         on_disk(ImageSet(images.names, images.sources, None, RGB), tmp_path)

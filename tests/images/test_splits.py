@@ -108,7 +108,7 @@ def test_order_does_not_come_from_the_file_system(tmp_path: Path) -> None:
 
 def test_a_data_sets_name_is_no_path() -> None:
     sentence = refusal("tiny-imagenet-200")
-    assert "model names the data set 'tiny-imagenet-200'" in sentence and "--data" in sentence
+    assert "model names the data set 'tiny-imagenet-200'" in sentence and "`data`" in sentence
 
 
 def test_missing_or_unusable_paths(tmp_path: Path) -> None:

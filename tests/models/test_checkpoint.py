@@ -202,7 +202,7 @@ def test_an_exported_program(tmp_path: Path) -> None:
 def test_a_whole_module_only_when_trusted(tmp_path: Path) -> None:
     model = tiny()
     torch.save(model, tmp_path / "module.pt")
-    with pytest.raises(UserError, match=r"holds pickled code \(torchvision.*--trust-pickle"):
+    with pytest.raises(UserError, match=r"holds pickled code \(torchvision.*`trust_pickle`"):
         load_model(str(tmp_path / "module.pt"))
     loaded = load_model(str(tmp_path / "module.pt"), trust_pickle=True)
     assert_same(loaded.module, model, 16)

@@ -200,19 +200,19 @@ def test_a_checkpoint_takes_no_arch(tmp_path: Path) -> None:
 
 
 def test_a_state_dict_needs_arch(tmp_path: Path) -> None:
-    assert "holds only weights: name their model with --arch" in refused(tmp_path / "model.pt", weights())
+    assert "holds only weights: name their model with `arch`" in refused(tmp_path / "model.pt", weights())
 
 
 @pytest.mark.parametrize(
     ("arch", "sentence"),
     [
-        ("vit_b_16", "--arch vit_b_16 is not one of torchvision:NAME, timm:NAME or hf:DIR"),
-        ("keras:vit", "--arch keras:vit is not one of"),
+        ("vit_b_16", "`arch` vit_b_16 is not one of torchvision:NAME, timm:NAME or hf:DIR"),
+        ("keras:vit", "`arch` keras:vit is not one of"),
         ("timm:hf-hub:someone/model", "is not one of"),
-        ("timm:vit_huge_typo", "--arch timm:vit_huge_typo cannot be made: timm has no image classifier of this name"),
+        ("timm:vit_huge_typo", "`arch` timm:vit_huge_typo cannot be made: timm has no image classifier of this name"),
         (
             "torchvision:vit_b_17",
-            "--arch torchvision:vit_b_17 cannot be made: torchvision has no image classifier of this name",
+            "`arch` torchvision:vit_b_17 cannot be made: torchvision has no image classifier of this name",
         ),
         ("timm:vit_tiny_patch16_224", "does not fit timm:vit_tiny_patch16_224, with"),
         ("hf:nowhere", "nowhere has no config.json"),

@@ -58,7 +58,7 @@ def test_other_numbers_of_patches_are_asked_for(tmp_path: Path, size: tuple[int,
     patches = size[0] * size[1] // 256
     said = refused(Path(path), arch=ARCH)
     assert f"has positions for {patches} patches of 16×16 pixels, which can be several heights and widths" in said
-    assert "give --image-size HEIGHTxWIDTH" in said
+    assert "give `image_size` HEIGHTxWIDTH" in said
     loaded = load_model(path, arch=f"{ARCH},img_size={size[0]}x{size[1]}")
     assert loaded.preprocess.size == size
     assert same(loaded, model)
@@ -69,7 +69,7 @@ def test_a_square_number_of_patches_is_a_question(tmp_path: Path, size: tuple[in
     loaded = load_model(saved(tmp_path, vit(img_size=size)), arch=ARCH)
     assert "images of 32×32 pixels, if the 4 patches in" in (loaded.image_size.note or "")
     question = loaded.image_size.question or ""
-    assert "which are images of 32×32 or of another height and width: give --image-size 32x32 or what" in question
+    assert "which are images of 32×32 or of another height and width: give `image_size` 32x32 or what" in question
 
 
 def test_the_architectures_own_size_needs_no_question(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_architectures_own_size_needs_no_question(tmp_path: Path) -> None:
 def test_a_size_that_does_not_fit(tmp_path: Path) -> None:
     said = refused(Path(saved(tmp_path, vit(img_size=32))), arch=f"{ARCH},img_size=64")
     assert (
-        "has positions for 4 patches of 16×16 pixels, and images of 64×64 have 16: give the --image-size that" in said
+        "has positions for 4 patches of 16×16 pixels, and images of 64×64 have 16: give the `image_size` that" in said
     )
 
 

@@ -125,7 +125,7 @@ def test_weights_and_their_average(tmp_path: Path, contents: Any) -> None:
     """Nothing says which were evaluated, so the user is asked."""
     path = tmp_path / "weights.pth"
     said = refused(path, contents, arch=ARCH)
-    assert said.endswith("choose those that were evaluated with --weights ema or --weights raw"), said
+    assert said.endswith("choose those that were evaluated with `weights` ema or `weights` raw"), said
     for which, weights in (("raw", RAW), ("ema", AVERAGE)):
         model = load_model(str(path), arch=ARCH, weights=which)
         assert holds(model, weights)
@@ -143,16 +143,16 @@ def test_an_average_that_has_no_fitting_names(tmp_path: Path, ema: Any) -> None:
     for which in (None, "ema"):
         said = refused(path, {"model": RAW, "ema": ema}, arch=ARCH, weights=which)
         assert "has an average of the weights (ema" in said
-        assert "--weights raw" in said
+        assert "`weights` raw" in said
     assert holds(load_model(str(path), arch=ARCH, weights="raw"), RAW)
 
 
 @pytest.mark.parametrize(
     ("contents", "which", "sentence"),
     [
-        ({"model": RAW}, "ema", "has no averaged weights that fit timm:test_vit, only model: give --weights raw"),
+        ({"model": RAW}, "ema", "has no averaged weights that fit timm:test_vit, only model: give `weights` raw"),
         (RAW, "ema", "has no averaged weights that fit timm:test_vit, only the weights themselves"),
-        ({"model_ema": RAW}, "raw", "has no raw weights that fit timm:test_vit, only model_ema: give --weights ema"),
+        ({"model_ema": RAW}, "raw", "has no raw weights that fit timm:test_vit, only model_ema: give `weights` ema"),
         ({"a": RAW, "b": AVERAGE}, None, "has several weights that fit timm:test_vit, a, b: save the right ones"),
         ({"a": RAW, "b": AVERAGE}, "raw", "has several weights that fit timm:test_vit, a, b: save the right ones"),
         (put("left.", RAW) | put("right.", AVERAGE), None, "has several weights that fit timm:test_vit, left, right"),
@@ -168,7 +168,7 @@ def test_raw_may_be_said_of_plain_weights(tmp_path: Path) -> None:
 
 
 def test_a_model_that_names_itself_has_no_choice() -> None:
-    assert "has only one set of weights, so --weights ema is not needed" in refused(Path("demo"), weights="ema")
+    assert "has only one set of weights, so `weights` ema is not needed" in refused(Path("demo"), weights="ema")
 
 
 LORA = {

@@ -254,7 +254,7 @@ def test_arguments_inferred_from_the_weights(tmp_path: Path, given: str) -> None
 def test_channels_whose_mean_nobody_gives_are_asked_for(tmp_path: Path, channels: int) -> None:
     weights = timm.create_model("deit_tiny_patch16_224", img_size=32, depth=1, in_chans=channels).state_dict()
     said = refused(tmp_path / "weights.pt", weights, arch="timm:deit_tiny_patch16_224,depth=1")
-    assert f"takes images of {channels} channels, not 3: give --mean and --std with {channels} numbers each" in said
+    assert f"takes images of {channels} channels, not 3: give `mean` and `std` with {channels} numbers each" in said
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from vitfx.support.errors import UserError
 @pytest.mark.parametrize(
     ("kind", "value", "said"),
     [
-        (SPEEDUP, 1.0, "--target-speedup 1 is not faster"),
-        (SPEEDUP, float("nan"), "--target-speedup nan is not a number to aim for"),
-        (PARAMETERS, 1.0, "--target-params 1 is not a share"),
-        (FLOPS, 0.0, "--target-flops 0 is not a share"),
-        (DROP, 0.0, "--max-drop 0 allows nothing"),
-        (KL, -1.0, "--max-kl -1 allows nothing"),
+        (SPEEDUP, 1.0, "`target_speedup` 1 is not faster"),
+        (SPEEDUP, float("nan"), "`target_speedup` nan is not a number to aim for"),
+        (PARAMETERS, 1.0, "`target_params` 1 is not a share"),
+        (FLOPS, 0.0, "`target_flops` 0 is not a share"),
+        (DROP, 0.0, "`max_drop` 0 allows nothing"),
+        (KL, -1.0, "`max_kl` -1 allows nothing"),
     ],
 )
 def test_what_is_no_goal_is_refused_by_name_and_value(kind, value, said):
@@ -50,7 +50,7 @@ def test_targets_are_read(text, target):
 def test_a_target_says_widths_that_are_not_its_usual_ones():
     assert str(Target("cpu", 8, align=4)) == "cpu:batch=8 (widths in multiples of 4)"
     assert Target(**Target("cpu", 8, align=4).to_json()) == Target("cpu", 8, align=4)
-    with pytest.raises(UserError, match="--align is 0: give 1 or more"):
+    with pytest.raises(UserError, match="`align` is 0: give 1 or more"):
         Target(align=0)
 
 

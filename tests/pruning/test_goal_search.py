@@ -132,8 +132,8 @@ def test_a_correction_goes_no_further_than_the_least_model(pruner, price):
 @pytest.mark.parametrize(
     ("goal", "said"),
     [
-        (Goal(SPEEDUP, 1e3), r"--target-speedup 1000 is out of reach, .* as fast as its plain export: ask for less"),
-        (Goal(FLOPS, 1e-3), r"--target-flops 0.001 is out of reach, .* left with \d+% of its FLOPs: ask for less"),
+        (Goal(SPEEDUP, 1e3), r"`target_speedup` 1000 is out of reach, .* as fast as its plain export: ask for less"),
+        (Goal(FLOPS, 1e-3), r"`target_flops` 0.001 is out of reach, .* left with \d+% of its FLOPs: ask for less"),
     ],
 )
 def test_what_is_out_of_reach_is_told_before_anything_is_cut(pruner, price, goal, said):
@@ -225,7 +225,7 @@ def test_in_the_end_survivors_are_refitted_on_all_images(model, pixels, price, p
 def test_a_limit_on_accuracy_needs_labels(model, pixels, price):
     pruner = IterativePruner(model, pixels, None, scored=16, seed=0, watcher=Silent())
     assert pruner.held_out_loss(pruner.start()).drop is None
-    with pytest.raises(UserError, match="--max-drop needs labelled images"):
+    with pytest.raises(UserError, match="`max_drop` needs labelled images"):
         reach_goal(pruner, Goal(DROP, 1.0), price, Silent())
 
 

@@ -221,7 +221,7 @@ def test_without_deletions_no_refit_is_claimed(images, table, monkeypatch):
 
 def test_a_goal_wants_three_images(images, table):
     few = replace(images, pixels=images.pixels[:2], labels=None, names=images.names[:2])
-    with pytest.raises(UserError, match="2 images are too few: for a goal give 3 or more with --samples"):
+    with pytest.raises(UserError, match="2 images are too few: for a goal give 3 or more"):
         compiled(few, asked(FLOPS, 0.5))
     assert compiled(replace(few, pixels=images.pixels[:3], names=images.names[:3]), asked(FLOPS, 0.9)).plan.deletions
 
@@ -252,7 +252,7 @@ def test_a_circuit_says_what_is_kept_and_what_is_gone(images, table):
 
 def test_a_limit_on_accuracy_needs_labels(images, table):
     bare = Images(images.pixels, None, images.names)
-    with pytest.raises(UserError, match="--max-drop needs labelled images"):
+    with pytest.raises(UserError, match="`max_drop` needs labelled images"):
         compiled(bare, asked(DROP, 1.0))
 
 

@@ -71,7 +71,7 @@ def test_as_many_classes_as_logits_are_matched_in_order_and_said(tmp_path: Path)
     "names", [["cat", "dog", "ant"], ["7", "10"], ["1", "2", "3"], [f"c{number}" for number in range(11)]]
 )
 def test_other_numbers_of_classes_are_never_guessed(tmp_path: Path, names: list[str]) -> None:
-    with pytest.raises(UserError, match=rf"has {len(names)} classes and the model 10 logits, .* --class-names FILE"):
+    with pytest.raises(UserError, match=rf"has {len(names)} classes and the model 10 logits, .* `class_names` FILE"):
         opened(tmp_path, names)
 
 

@@ -99,7 +99,7 @@ def test_leftovers_of_killed_writers_go_once_nobody_can_still_be_writing(tmp_pat
 
 def test_folders_with_something_in_them(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"is not empty \(it has notes.txt\): name another folder with --out, or pass"):
+    with pytest.raises(UserError, match=r"is not empty \(it has notes.txt\): name another folder with `out`, or pass"):
         check_output(tmp_path, force=False)
     check_output(tmp_path, force=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -67,13 +67,13 @@ class EdgeGraph:
         if unseen and not self.reads_stream:
             raise UserError(
                 f"{unseen[0]} is not recognised and reads the stream in ways that the {granularity} graph can't take "
-                "apart: choose --granularity head or block"
+                "apart: choose `granularity` head or block"
             )
         coupled = [name for name, module in sublayers_of(self.stages).items() if _couples_heads(module)]
         if coupled and not self.reads_stream:
             raise UserError(
                 f"the norm behind the heads of {coupled[0]} couples them, so that the {granularity} graph can't tell "
-                "what each reads: choose --granularity head or block"
+                "what each reads: choose `granularity` head or block"
             )
         self.writers = (Writer(EMBED), *self._sublayer_writers(paths))
         self.readers = tuple(self._readers())

@@ -45,13 +45,18 @@ def dead_writers(circuit: Circuit, graph: EdgeGraph, reference: Reference | None
         reached = _reached(graph, wiring, rows, by_token=by_token)
         dead = {writer for row, writer in enumerate(graph.writers) if not wiring.alive[row] or writer not in reached}
     if any(writer.sublayer == EMBED for writer in dead):
-        share, tau = circuit.settings.get("remove"), circuit.settings.get("tau")
-        raise UserError(
-            f"at τ = {tau} nothing of the image reaches the logits any more: choose a smaller --tau or set --max-kl"
-            if share is None
-            else f"with --remove {share:g} nothing of the image reaches the logits any more: choose a smaller share"
-        )
+        raise UserError(_nothing_left(circuit))
     return tuple(writer for writer in graph.writers if writer in dead)
+
+
+def _nothing_left(circuit: Circuit) -> str:
+    share, tau, limit = (circuit.settings.get(name) for name in ("remove", "tau", "max_kl"))
+    if share is not None:
+        return f"with `remove` {share:g} nothing of the image reaches the logits any more: choose a smaller share"
+    # Methods that only rank take no limit.
+    measured = any(decision.kl is not None for decision in circuit.decisions)
+    other = " or `max_kl`" if limit is not None else " or set `max_kl`" if measured else ""
+    return f"at τ = {tau} nothing of the image reaches the logits any more: choose a smaller `tau`{other}"
 
 
 def _reached(graph: EdgeGraph, wiring: Wiring, rows: dict[Reader, int], *, by_token: bool) -> set[Writer]:

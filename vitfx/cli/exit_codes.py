@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitfx.deploy.export import ExportMismatch
 from vitfx.graph.verify import VerificationError
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, as_options
 from vitfx.support.processes import ToldElsewhere, let_speak
 
 GOES_ON = "stopped; the same command goes on where it stopped"
@@ -40,7 +40,7 @@ def ending(work: Callable[[], int | None], stopped: Callable[[], str] = lambda: 
 
 
 def _print_error(sentence: str, code: int) -> int:
-    print(sentence, file=sys.stderr)
+    print(as_options(sentence), file=sys.stderr)
     return code
 
 

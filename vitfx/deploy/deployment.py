@@ -68,10 +68,10 @@ def read_rewrites(text: str) -> tuple[str, ...]:
     given = [name.strip() for name in text.split(",")]
     for name in given:
         if name not in NAMES:
-            raise UserError(f"--rewrites {name} is not a rewrite: give all, none, or some of {','.join(NAMES)}")
+            raise UserError(f"`rewrites` {name} is not a rewrite: give all, none, or some of {','.join(NAMES)}")
         for needed in NEEDS.get(name, ()):
             if needed not in given:
-                raise UserError(f"--rewrites {name} does nothing without {needed}: name both, or neither")
+                raise UserError(f"`rewrites` {name} does nothing without {needed}: name both, or neither")
     return tuple(name for name in NAMES if name in given)
 
 

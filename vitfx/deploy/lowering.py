@@ -92,7 +92,7 @@ def lower(
     plain: whose mean and standard deviation the lowered graph does itself; it then takes pixels of 0 to 1.
     """
     if plain is not None and FoldPatches.name not in names:
-        raise UserError("--plain-pixels needs the rewrite fold_patches: name it with --rewrites")
+        raise UserError("`plain_pixels` needs the rewrite fold_patches: name it with `rewrites`")
     wanted = {*names, *((PlainPixels.name,) if plain is not None else ())}
     return run_proved(graph_module, [name for name in PASSES if name in wanted], PassOptions(pixels, plain))
 

@@ -29,12 +29,12 @@ def check_precision(precision: str, device: torch.device) -> None:
     """Raises UserError where the device has no fast arithmetic of this precision."""
     if precision == FP16 and not is_gpu(device):
         raise UserError(
-            f"fp16 is slow on {device}, for which ONNX Runtime has no float16 kernels: give a GPU, or --precision int8"
+            f"fp16 is slow on {device}, for which ONNX Runtime has no float16 kernels: give a GPU, or `precision` int8"
         )
     if precision == INT8 and is_gpu(device):
         raise UserError(
             f"int8 is slow on {device}, where ONNX Runtime undoes the quantization of linear maps: "
-            "give --device cpu, or --precision fp16"
+            "give `device` cpu, or `precision` fp16"
         )
 
 

@@ -61,7 +61,7 @@ def to_int8(model: onnx.ModelProto, pixels: Tensor, *, keep_last: bool = True) -
     ends = _classifier(named, linear) if keep_last else set()
     maps = [node for node in linear if node.name not in ends]
     if not maps:
-        raise UserError("no linear map is left that int8 would make faster: leave out --precision int8")
+        raise UserError("no linear map is left that int8 would make faster: leave out `precision` int8")
     balance(named, maps, pixels)
     with tempfile.TemporaryDirectory(prefix="vitfx-") as folder, _without_advice():
         path = Path(folder) / "int8.onnx"

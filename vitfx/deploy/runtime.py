@@ -184,7 +184,7 @@ def _require_provider(asked: str, taken: Sequence[str], device: torch.device) ->
     if taken[0] != asked:
         raise UserError(
             f"ONNX Runtime was asked for {asked} on {device} and took {taken[0]}: "
-            "install the driver and libraries that it names above, or use --device cpu"
+            "install the driver and libraries that it names above, or use `device` cpu"
         )
 
 

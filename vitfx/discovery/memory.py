@@ -88,13 +88,13 @@ def fit(needed: Needed, limit: float | None, processes: int) -> tuple[str, bool]
     limit: GiB a process. Raises UserError where that is too little even so.
     """
     if limit is not None and not limit > 0:
-        raise UserError(f"--memory {limit:g} is not an amount of memory: give a number of GiB above 0")
+        raise UserError(f"`memory` {limit:g} is not an amount of memory: give a number of GiB above 0")
     room = float("inf") if limit is None else limit * GIB
     least = needed.total - needed.in_file
     if least > room:
         raise UserError(
-            f"--memory {limit:g} GiB is too little for the {_amount(least)} of activations that each process must hold "
-            "in memory: give fewer --samples, a coarser --granularity, or more processes with torchrun"
+            f"`memory` {limit:g} GiB is too little for the {_amount(least)} of activations that each process must hold "
+            "in memory: give fewer `samples`, a coarser `granularity`, or more processes with torchrun"
         )
     each = f" in each of {processes} processes" if processes > 1 else ""
     sentence = f"activations kept: {_amount(needed.total)}{each}, besides the weights and a batch at a time"

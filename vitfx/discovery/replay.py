@@ -27,7 +27,7 @@ def replay(circuit: Circuit, graph_module: GraphModule, images: Images, facts: M
         raise UserError("the circuit was found on another model's weights: give that model, or discover this one's")
     if circuit.origins.get("images") != facts["images"]:
         raise UserError(
-            "the circuit was found on other calibration images than its settings choose here: give the same --data, or "
+            "the circuit was found on other calibration images than its settings choose here: give the same ones, or "
             "discover again"
         )
     settings = Settings.from_json(circuit.settings)

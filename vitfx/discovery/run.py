@@ -30,6 +30,7 @@ from vitfx.discovery.methods.eap_acdc import eap_acdc
 from vitfx.discovery.methods.forecast_accuracy import calibration_of
 from vitfx.discovery.methods.rank import below, least
 from vitfx.discovery.methods.unit_importance import fisher_scores, group_paths, stream_scores
+from vitfx.graph.canonical import check_answers_differ
 from vitfx.graph.stages import Reference, read_stages, sublayers_of
 from vitfx.graph.verify import tokens_of
 from vitfx.images.image_set import Images
@@ -74,6 +75,7 @@ def hardest_first(graph_module: GraphModule, images: Images, share: Share) -> Im
     with torch.no_grad():
         device = next(graph_module.parameters()).device
         logits = torch.cat([graph_module(batch.to(device)).cpu() for batch in images.pixels.split(32)])
+    check_answers_differ(logits)
     log_p = logits.double().log_softmax(-1)
     # Processes on other machines may round differently, and all must take their shares from the same order.
     order = share.broadcast(torch.argsort((log_p.exp() * log_p).sum(-1), stable=True))

@@ -15,6 +15,8 @@ from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 
 _IDENTITY_TOLERANCE = 1e-4
+_ALIKE = 1e-5
+"""Of the greatest logit: what logits of equal images may differ by, in float32."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,18 @@ def read_module(module: nn.Module, pixels: Tensor, watcher: Watcher) -> Canonica
     for note in notes:
         watcher.say(f"note: {note}")
     return Canonical(traced.graph_module, notes)
+
+
+def check_answers_differ(answers: Tensor) -> None:
+    """Raises UserError where the model answers all images alike, so that nothing can be learned from these.
+
+    answers: the model's own, (N, …)
+    """
+    if not float((answers - answers[:1]).abs().max()) > _ALIKE * float(answers.abs().max()):
+        raise UserError(
+            f"the model gives the same answer for all {len(answers)} calibration images, which says nothing of what it "
+            "needs: give images that differ from one another"
+        )
 
 
 def _check_identity(module: nn.Module, canonical: GraphModule, pixels: Tensor) -> None:

@@ -14,7 +14,7 @@ from vitfx.support.errors import UserError
 
 _WNID = re.compile(r"n\d{8}(?!\d)")
 _IMAGENET = 1000
-_ADVICE = "give the logits' names with --class-names FILE, one a line"
+_ADVICE = "give the logits' names with `class_names` FILE, one a line"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as reason:
-        raise UserError(f"--class-names {path} can't be read ({reason.strerror}): check the path") from reason
+        raise UserError(f"`class_names` {path} can't be read ({reason.strerror}): check the path") from reason
     return tuple(normal(line.strip()) for line in lines if line.strip())
 
 
@@ -70,7 +70,7 @@ def match_classes(data: Sequence[str], model: Sequence[str] | None, logits: int 
     if logits is not None and logits != len(data):
         raise UserError(
             f"{where} has {len(data)} classes and the model {logits} logits, which have no names: name them in their "
-            "order with --class-names FILE, one name a line, or give images without class folders"
+            "order with `class_names` FILE, one name a line, or give images without class folders"
         )
     rule = f"the model does not name its {len(data)} logits: they are taken to be the classes in order, {_ends(data)}"
     return Matching({name: index for index, name in enumerate(data)}, tuple(data), rule)

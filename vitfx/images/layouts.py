@@ -41,7 +41,7 @@ def read_layout(spec: str, channels: int) -> Layout:
     channels: 1 or 3 for image files; arrays may have any number that they share with the model.
     """
     if not spec:
-        raise UserError("the data set's path is empty: pass a folder with --data")
+        raise UserError("the data set's path is empty: pass a folder with `data`")
     if spec == "digits":
         return _layout_of_arrays("digits", *read_digits())
     path = Path(spec)
@@ -56,9 +56,9 @@ def read_layout(spec: str, channels: int) -> Layout:
     if path.name == spec and path.suffix != ".npz":
         raise UserError(
             f"the model names the data set {spec!r}, and there is no folder of that name here: "
-            "pass the data set's folder with --data"
+            "pass the data set's folder with `data`"
         )
-    raise UserError(f"there is no folder or file {spec}: check the path given with --data")
+    raise UserError(f"there is no folder or file {spec}: check the path given with `data`")
 
 
 def _layout_of_arrays(name: str, pixels: np.ndarray, labels: list[str] | None, classes: list[str] | None) -> Layout:

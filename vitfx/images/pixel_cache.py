@@ -126,7 +126,7 @@ def _write_entry(
     entry: Path, shape: tuple[int, int, int, int], plain: ImageSet, progress: Callable[[int, int], None] | None
 ) -> None:
     """Decodes into a folder of this run's own. An entry that another run has completed by then stays as it is."""
-    with writing(entry, "--cache"):
+    with writing(entry, "`cache`"):
         entry.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(entry)
         aside = Path(tempfile.mkdtemp(".partial", f".{entry.name}.", entry.parent))

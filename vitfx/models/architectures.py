@@ -58,7 +58,7 @@ def build_from_arch(
             preprocess = torchvision_recipe(name, image_size.size)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(
-            f"--arch {arch} cannot be made with the sizes of {source} ({in_a_line(error)}): "
+            f"`arch` {arch} cannot be made with the sizes of {source} ({in_a_line(error)}): "
             "name the model that it was saved from"
         ) from error
     load_weights(module, weights, arch, source)
@@ -118,7 +118,7 @@ def arch_sizes(
         return sizes | options, image_size
     height, width = image_size.size
     if library == "torchvision" and height != width:
-        raise UserError(f"--arch {arch} takes square images, not {shown(image_size.size)}: give a square --image-size")
+        raise UserError(f"`arch` {arch} takes square images, not {shown(image_size.size)}: give a square `image_size`")
     return sizes | options | {argument: height if height == width else [height, width]}, image_size
 
 
@@ -165,16 +165,16 @@ def _split(arch: str) -> tuple[str, str, dict[str, Any]]:
     library, _, rest = arch.partition(":")
     name, *given = rest.split(",")
     if library not in ARGUMENTS or not name or ":" in name:
-        raise UserError(f"--arch {arch} is not one of {KNOWN_ARCHES}: give one of these")
+        raise UserError(f"`arch` {arch} is not one of {KNOWN_ARCHES}: give one of these")
     if not is_classifier(library, name):
-        raise UserError(f"--arch {arch} cannot be made: {library} has no image classifier of this name, so correct it")
+        raise UserError(f"`arch` {arch} cannot be made: {library} has no image classifier of this name, so correct it")
     options = {}
     for argument in given:
         key, equals, value = argument.partition("=")
         if not equals:
-            raise UserError(f"--arch {arch} has {argument!r}: give arguments as NAME=VALUE, such as in_chans=1")
+            raise UserError(f"`arch` {arch} has {argument!r}: give arguments as NAME=VALUE, such as in_chans=1")
         options[key.strip()] = _value(value.strip())
-    check_arguments(options, ARGUMENTS[library], f"the argument in --arch {arch},")
+    check_arguments(options, ARGUMENTS[library], f"the argument in `arch` {arch},")
     return library, name, options
 
 
@@ -226,7 +226,7 @@ def _on_meta(library: str, name: str, options: Mapping[str, Any]) -> Any:
     except (RuntimeError, ValueError, KeyError, TypeError, AssertionError) as error:
         given = "".join(f",{key}={value}" for key, value in options.items())
         advice = "correct its arguments" if options else "name another model"
-        raise UserError(f"--arch {library}:{name}{given} cannot be made ({in_a_line(error)}): {advice}") from error
+        raise UserError(f"`arch` {library}:{name}{given} cannot be made ({in_a_line(error)}): {advice}") from error
 
 
 def _classes(weights: Mapping[str, torch.Tensor], heads: list[str]) -> dict[str, Any]:

@@ -92,8 +92,8 @@ def load_model(
     preprocess = (overrides or Overrides()).applied(preprocess)
     if preprocess is None:
         raise UserError(
-            f"{spec} does not say what images it takes: give --image-size "
-            "(and --mean and --std unless they are ImageNet's)"
+            f"{spec} does not say what images it takes: give `image_size` "
+            "(and `mean` and `std` unless they are ImageNet's)"
         )
     module = _returning_logits(parts.module.eval(), preprocess, parts.classes, spec)
     return LoadedModel(
@@ -161,7 +161,7 @@ def _load(path: Path, arch: str | None, trust_pickle: bool, which: str | None, s
         return _noting(_Parts(module, None), None, source, which)
     if isinstance(contents, Mapping) and "format" in contents:
         if arch is not None:
-            raise UserError(f"{source} names its own model, so --arch {arch} is not needed: leave it out")
+            raise UserError(f"{source} names its own model, so `arch` {arch} is not needed: leave it out")
         record = read_record(contents, source)
         module = build_from_factory(record.factory, record.kwargs) if record.factory else decode(record.graph)
         load_weights(module, record.weights, record.factory or "the graph beside it", source)
@@ -171,7 +171,7 @@ def _load(path: Path, arch: str | None, trust_pickle: bool, which: str | None, s
         refuse_adapter(contents, source)
         if not tensor_names(contents):
             unwrap_state_dict(contents, source)
-        raise UserError(f"{source} holds only weights: name their model with --arch, {KNOWN_ARCHES}")
+        raise UserError(f"{source} holds only weights: name their model with `arch`, {KNOWN_ARCHES}")
     chosen = choose_for_arch(arch, contents, source, which)
     built = build_from_arch(arch, chosen.weights, chosen.source, size)
     return _Parts(built.module, built.preprocess, weights_note=chosen.note or note, image_size=built.image_size)
@@ -185,7 +185,7 @@ def _from_folder(folder: Path, contents: Any, source: str, which: str | None) ->
 def _noting(parts: _Parts, note: str | None, source: str, which: str | None) -> _Parts:
     """`parts` with what was taken; raises UserError for a choice of weights where there was nothing to choose from."""
     if which is not None and parts.weights_note is None:
-        raise UserError(f"{source} has only one set of weights, so --weights {which} is not needed: leave it out")
+        raise UserError(f"{source} has only one set of weights, so `weights` {which} is not needed: leave it out")
     return replace(parts, weights_note=parts.weights_note or note)
 
 
@@ -205,11 +205,11 @@ def _returning_logits(
         if first is not None and first.in_channels != preprocess.channels:
             raise UserError(
                 f"{source} takes images of {first.in_channels} channels, not {preprocess.channels}: "
-                f"give --mean and --std with {first.in_channels} numbers each"
+                f"give `mean` and `std` with {first.in_channels} numbers each"
             ) from error
         raise UserError(
             f"{source} does not take images of {shape[1]}×{shape[2]}×{shape[3]} ({in_a_line(error)}): "
-            "give the --image-size, --mean and --std that it was trained with"
+            "give the `image_size`, `mean` and `std` that it was trained with"
         ) from error
     if hasattr(answer, "logits"):
         module, answer = Logits(module).eval(), answer.logits

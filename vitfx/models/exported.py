@@ -37,7 +37,7 @@ def load_exported(path: Path, *, trust_pickle: bool) -> tuple[nn.Module, Preproc
         if not trust_pickle:
             raise UserError(
                 f"{path} holds {reason}, which torch.export.load could run as code: export the model again "
-                "without it, or pass --trust-pickle if you trust where the file comes from"
+                "without it, or pass `trust_pickle` if you trust where the file comes from"
             ) from reason
     except Exception as error:  # A damaged archive breaks in as many ways as it has parts.
         raise UserError(

@@ -59,7 +59,7 @@ def infer_size(
         return ImageSize(given)
     if given is not None and not at_most:
         raise UserError(
-            f"{known}, and images of {shown(given)} have {fitting}: give the --image-size that it was trained at"
+            f"{known}, and images of {shown(given)} have {fitting}: give the `image_size` that it was trained at"
         )
     if usual is not None and (usual[0] // high) * (usual[1] // wide) == count:
         return ImageSize(usual)
@@ -70,13 +70,13 @@ def infer_size(
         )
     side = isqrt(count)
     if not count or side * side != count:
-        raise UserError(f"{known}, which can be several heights and widths: give --image-size HEIGHTxWIDTH")
+        raise UserError(f"{known}, which can be several heights and widths: give `image_size` HEIGHTxWIDTH")
     size = (side * high, side * wide)
     return ImageSize(
         size,
         f"images of {shown(size)} pixels, if the {count} patches in {source} make a square",
         f"{known}, which are images of {shown(size)} or of another height and width: "
-        f"give --image-size {shown(size).replace('×', 'x')} or what it was trained at",
+        f"give `image_size` {shown(size).replace('×', 'x')} or what it was trained at",
     )
 
 

@@ -58,7 +58,7 @@ def _read_whole(path: Path, *, trust_pickle: bool) -> Any:
         if code is not None:
             raise UserError(
                 f"{path} holds pickled code ({code}), which would run when it is unpickled: "
-                "save the state_dict instead, or pass --trust-pickle if you trust where the file comes from"
+                "save the state_dict instead, or pass `trust_pickle` if you trust where the file comes from"
             ) from error
         raise UserError(
             f"{path} is cut short or no model file, or it holds pickled code: "

@@ -200,13 +200,13 @@ def _decide(fits: list[_Candidate], unreadable: str | None, model: str, source: 
     if unreadable is not None and which != "raw":
         raise UserError(
             f"{source} has an average of the weights ({unreadable}) that does not fit {model} by name: "
-            "save the averaged model's state_dict, or take the weights that were not averaged with --weights raw"
+            "save the averaged model's state_dict, or take the weights that were not averaged with `weights` raw"
         )
     if not of_kind:
         kind, other = ("averaged", "raw") if which == "ema" else ("raw", "ema")
         raise UserError(
             f"{source} has no {kind} weights that fit {model}, only {_titles(_distinct(fits))}: "
-            f"give --weights {other} or leave it out"
+            f"give `weights` {other} or leave it out"
         )
     if len(of_kind) == 1:
         return of_kind[0]
@@ -214,7 +214,7 @@ def _decide(fits: list[_Candidate], unreadable: str | None, model: str, source: 
         raw, average = sorted(of_kind, key=lambda fit: fit.average)
         raise UserError(
             f"{source} has both weights ({raw.title}) and their average ({average.title}): choose those that were "
-            "evaluated with --weights ema or --weights raw"
+            "evaluated with `weights` ema or `weights` raw"
         )
     raise UserError(
         f"{source} has several weights that fit {model}, {_titles(of_kind)}: save the right ones to a file of their own"

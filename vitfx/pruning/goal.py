@@ -34,15 +34,21 @@ class Goal:
     value: float
 
     def __post_init__(self) -> None:
-        """Raises UserError, naming the option and its value."""
+        """Raises UserError, naming the parameter and its value."""
+        name = self.parameter
         if not math.isfinite(self.value):
-            raise UserError(f"--{self.kind} {self.value} is not a number to aim for: give a finite one")
+            raise UserError(f"{name} {self.value} is not a number to aim for: give a finite one")
         if self.kind == SPEEDUP and self.value <= 1:
-            raise UserError(f"--{self.kind} {self.value:g} is not faster: give a number above 1, such as 1.5")
+            raise UserError(f"{name} {self.value:g} is not faster: give a number above 1, such as 1.5")
         if self.kind in (PARAMETERS, FLOPS) and not 0 < self.value < 1:
-            raise UserError(f"--{self.kind} {self.value:g} is not a share to keep: give a number from 0 to 1")
+            raise UserError(f"{name} {self.value:g} is not a share to keep: give a number from 0 to 1")
         if self.kind in (DROP, KL) and self.value <= 0:
-            raise UserError(f"--{self.kind} {self.value:g} allows nothing: give a number above 0")
+            raise UserError(f"{name} {self.value:g} allows nothing: give a number above 0")
+
+    @property
+    def parameter(self) -> str:
+        """Its name in errors, see `vitfx.support.errors.UserError`."""
+        return f"`{self.kind.replace('-', '_')}`"
 
     @property
     def priced(self) -> bool:
@@ -81,7 +87,7 @@ class Target:
     def __post_init__(self) -> None:
         """Raises UserError."""
         if self.align < 1:
-            raise UserError(f"--align is {self.align}: give 1 or more, such as 8")
+            raise UserError(f"`align` is {self.align}: give 1 or more, such as 8")
 
     def in_precision(self, precision: str) -> Target:
         """The same target, with widths aligned as this precision needs."""
@@ -111,7 +117,7 @@ def parse_target(text: str) -> Target:
     precision = (match and match["precision"]) or FP32
     if match is None or batch < 1 or precision not in PRECISIONS:
         raise UserError(
-            f"--target {text} is not a target: give a device and a batch size such as cpu:batch=8, cpu:int8:batch=8 or "
+            f"`target` {text} is not a target: give a device and a batch size such as cpu:batch=8, cpu:int8:batch=8 or "
             f"{GPU}:fp16:batch=1"
         )
     return Target(match["device"], batch).in_precision(precision)

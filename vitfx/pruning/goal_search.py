@@ -171,7 +171,7 @@ def reach_goal(
     Raises UserError where the goal is out of reach, or needs labels and has none.
     """
     if goal.kind == DROP and pruner.labels is None:
-        raise UserError("--max-drop needs labelled images: give images in class folders, or --max-kl instead")
+        raise UserError("`max_drop` needs labelled images: give labels, as class folders do, or `max_kl` instead")
     check_reach(goal, price, plain=plain, whole=whole)
     search = GoalSearch(pruner, price, watcher)
     speedup, predicted = None, None
@@ -203,7 +203,7 @@ def check_reach(goal: Goal, price: Price, *, plain: float | None = None, whole: 
         possible, best = goal.value >= least, f"left with {least:.0%} of its {price.unit}"
     if not possible:
         raise UserError(
-            f"--{goal.kind} {goal.value:g} is out of reach, for even without any attention or MLP the model is "
+            f"{goal.parameter} {goal.value:g} is out of reach, for even without any attention or MLP the model is "
             f"{best}: ask for less"
         )
 

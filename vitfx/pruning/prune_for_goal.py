@@ -14,7 +14,7 @@ from passes.plan import DeletionPlan
 from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer
 from vitfx.circuits.details import Details
 from vitfx.discovery.run import origins
-from vitfx.graph.canonical import read_module
+from vitfx.graph.canonical import check_answers_differ, read_module
 from vitfx.graph.stages import read_stages
 from vitfx.graph.verify import Verification
 from vitfx.images.image_set import Images
@@ -30,6 +30,7 @@ from vitfx.support.progress import Watcher
 
 SCORED = 256
 _FEWEST = 3
+_COMPARED = 32
 """One image is held out, one fits the survivors, and one chooses the shrinkage."""
 
 
@@ -51,11 +52,13 @@ def compile_for_goal(
     Raises UserError where the model can't be used or the goal is out of reach, VerificationError where a proof fails.
     """
     if asked.goal.kind == DROP and images.labels is None:
-        raise UserError("--max-drop needs labelled images: give images in class folders, or --max-kl instead")
+        raise UserError("`max_drop` needs labelled images: give labels, as class folders do, or `max_kl` instead")
     if len(images.pixels) < _FEWEST:
-        raise UserError(f"{len(images.pixels)} images are too few: for a goal give {_FEWEST} or more with --samples")
+        raise UserError(f"{len(images.pixels)} images are too few: for a goal give {_FEWEST} or more")
     front = read_module(module, images.pixels, watcher)
     original = front.graph_module
+    with torch.no_grad():
+        check_answers_differ(original(images.pixels[:_COMPARED]))
     if accept is not None:
         accept(original)
     facts = origins(original, images)

@@ -25,7 +25,7 @@ from vitfx.reports.records import (
     RuntimesRecord,
     SweepRecord,
 )
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, as_options
 from vitfx.support.files import ROUNDS, SWEEP
 from vitfx.support.json_files import read_any_json, read_json
 
@@ -99,7 +99,7 @@ def _circuit(folder: Path) -> tuple[Circuit | None, DeletionPlan | None, tuple[s
         read_sublayers(circuit)
         return circuit, read_plan(folder) if (folder / PLAN).exists() else None, ()
     except UserError as error:
-        return None, None, (f"What died is not shown: {error}",)
+        return None, None, (f"What died is not shown: {as_options(str(error))}",)
 
 
 def number(row: Mapping[str, object], key: str) -> float:

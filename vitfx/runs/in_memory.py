@@ -74,22 +74,22 @@ class PrunedModel(Pruned):
     images: Images  #: the calibration images
     deployment: Deployment  #: how ONNX files are made
 
-    def save(self, folder: str | Path, *, force: bool = False) -> Path:
+    def save(self, out: str | Path, *, force: bool = False) -> Path:
         """Writes pruned.pt, pruned.onnx, baseline.onnx, circuit.json and the plan; the folder.
 
         force: replace earlier results there. Raises UserError, ExportMismatch and VerificationError.
         """
-        out = Path(folder)
-        with hold_folder(out, force=force):
-            begin_results(out)
-            remove_results(out, RESULTS)
-            write_files(out, self, self.model, self.images, self.deployment, Silent())
-            remove_results(out, [UNFINISHED])
-        return out
+        folder = Path(out)
+        with hold_folder(folder, force=force):
+            begin_results(folder)
+            remove_results(folder, RESULTS)
+            write_files(folder, self, self.model, self.images, self.deployment, Silent())
+            remove_results(folder, [UNFINISHED])
+        return folder
 
-    def to_onnx(self, path: str | Path, *, force: bool = False) -> Path:
+    def to_onnx(self, out: str | Path, *, force: bool = False) -> Path:
         """Writes the artifact after exact rewrites, any batch, checked against torch. Raises as `save` does."""
-        return _write_onnx(Path(path), self.module, self.deployment, self.model, self.images, force=force)
+        return _write_onnx(Path(out), self.module, self.deployment, self.model, self.images, force=force)
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ class OptimizedModel:
     images: Images
     deployment: Deployment
 
-    def to_onnx(self, path: str | Path, *, force: bool = False) -> Path:
+    def to_onnx(self, out: str | Path, *, force: bool = False) -> Path:
         """Writes the model, any batch, checked against torch. Raises UserError and ExportMismatch."""
-        return _write_onnx(Path(path), self.canonical, self.deployment, self.model, self.images, force=force)
+        return _write_onnx(Path(out), self.canonical, self.deployment, self.model, self.images, force=force)
 
 
 def prune_by_circuit(

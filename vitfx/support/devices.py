@@ -27,7 +27,7 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device {name!r} is not one of {NAMES}: give one of these")
     index = int(match[1] or 0)
     if index >= count:
-        raise UserError(f"device {name!r} does not exist, torch sees {count} GPUs here: use --device cpu or auto")
+        raise UserError(f"device {name!r} does not exist, torch sees {count} GPUs here: use `device` cpu or auto")
     return torch.device(GPU, index)
 
 

@@ -1,10 +1,17 @@
 """Errors that a user can fix, as opposed to defects."""
 
+from __future__ import annotations
+
+import re
+
+_PARAMETER = re.compile(r"`([a-z][a-z_]*)`")
+
 
 class UserError(Exception):
     """Something the user can fix: one sentence with what was wrong, its value, and what to do.
 
-    Commands print it without a traceback and exit with code 2.
+    It names parameters as Python has them, in backticks: `max_kl`. Commands print it without a traceback, with their
+    options in place of parameters (see `as_options`), and exit with code 2.
     """
 
 
@@ -13,6 +20,11 @@ class NothingPrunable(UserError):
 
     def __init__(self) -> None:
         super().__init__("the model has no attention and no MLP left: give one that has something to prune")
+
+
+def as_options(sentence: str) -> str:
+    """A sentence as a command says it: each parameter in backticks becomes its option, `max_kl` --max-kl."""
+    return _PARAMETER.sub(lambda found: "--" + found[1].replace("_", "-"), sentence)
 
 
 def in_a_line(value: object) -> str:

@@ -27,7 +27,7 @@ class WriteError(UserError):
 
 
 @contextmanager
-def writing(path: Path, option: str = "--out") -> Iterator[None]:
+def writing(path: Path, option: str = "`out`") -> Iterator[None]:
     """Turns an OSError while `path` is written into a WriteError. option: the one that names another place."""
     try:
         yield
@@ -75,14 +75,14 @@ def check_output(folder: Path, *, force: bool, unfinished: str = JOURNAL) -> Non
         nearest = next(ancestor for ancestor in (folder, *folder.absolute().parents) if ancestor.exists())
     if not nearest.is_dir():
         where = "is a file" if nearest == folder else f"can't be made, because {nearest} is a file"
-        raise UserError(f"{folder} {where}: name another folder with --out")
+        raise UserError(f"{folder} {where}: name another folder with `out`")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"{folder} can't be written, {nearest} does not allow it: name another folder with --out")
+        raise UserError(f"{folder} can't be written, {nearest} does not allow it: name another folder with `out`")
     if force or not folder.exists() or any((folder / name).exists() for name in (unfinished, UNFINISHED)):
         return
     if results := sorted(path.name for path in folder.iterdir() if path.name != LOCK and not is_leftover(path)):
         raise UserError(
-            f"{folder} is not empty (it has {results[0]}): name another folder with --out, or pass --force to replace "
+            f"{folder} is not empty (it has {results[0]}): name another folder with `out`, or pass `force` to replace "
             "it"
         )
 
@@ -105,11 +105,11 @@ def check_new_file(out: Path, *, force: bool) -> None:
     """Raises UserError where a command can't write the file that --out names; to be called before the work begins."""
     with writing(out):
         if not out.parent.is_dir():
-            raise UserError(f"--out {out} is in a folder that does not exist: make {out.parent} first")
+            raise UserError(f"`out` {out} is in a folder that does not exist: make {out.parent} first")
         if out.is_dir():
-            raise UserError(f"--out {out} is a folder: give the name of a file in it")
+            raise UserError(f"`out` {out} is a folder: give the name of a file in it")
         if out.exists() and not force:
-            raise UserError(f"{out} already exists: give another name with --out, or --force to overwrite it")
+            raise UserError(f"{out} already exists: give another name with `out`, or `force` to overwrite it")
 
 
 SWEEP, ROUNDS = "sweep.json", "rounds.json"

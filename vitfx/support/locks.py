@@ -118,7 +118,7 @@ def _open_locked(lock: Path, target: Path) -> int:
             last_resort = "" if held else f", or, if that process has ended, delete {lock}"
             raise UserError(
                 f"another command has been writing {target}{details}: wait until it ends, or name another place with "
-                f"--out{last_resort}"
+                f"`out`{last_resort}"
             )
         if _is_same_file(descriptor, lock):
             return descriptor

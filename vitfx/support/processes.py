@@ -82,12 +82,12 @@ def share_device(name: str) -> torch.device:
     if not started_by_torchrun() or not is_gpu(device) or int(os.environ["WORLD_SIZE"]) == 1:
         return device
     if name not in ("auto", GPU):
-        raise UserError(f"--device {name} puts all processes on one GPU: leave out the number")
+        raise UserError(f"`device` {name} puts all processes on one GPU: leave out the number")
     number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number >= count:
         raise OwnFailure(
             f"process {os.environ['RANK']} is number {number + 1} on a machine with {count} GPUs: start at most "
-            f"{count} there, with --nproc-per-node={count}, or add --device cpu"
+            f"{count} there, with --nproc-per-node={count}, or add `device` cpu"
         )
     return pick_device(f"{GPU}:{number}")
 

@@ -96,7 +96,7 @@ def test_what_another_run_left_is_not_overwritten(path: Path, contents: str | No
     if contents is not None:
         path.write_text(contents)
     before = path.read_text()
-    with pytest.raises(UserError, match="another place with --out, or --force to begin anew"):
+    with pytest.raises(UserError, match="another place with `out`, or `force` to begin anew"):
         FileJournal(path, "another key")
     assert path.read_text() == before
     forced = FileJournal(path, "another key", force=True)

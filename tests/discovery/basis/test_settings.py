@@ -16,18 +16,18 @@ from vitfx.support.errors import UserError
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"tau": math.nan}, "--tau nan is not a threshold: give a finite number of nats, 0 or more"),
-        ({"tau": math.inf}, "--tau inf is not a threshold"),
-        ({"tau": -1e-9}, "--tau -1e-09 is not a threshold"),
-        ({"max_kl": math.nan}, "--max-kl nan is not a limit: give a number of nats, 0 or more"),
-        ({"max_kl": -1.0}, "--max-kl -1.0 is not a limit"),
-        ({"samples": 1}, "--samples 1 is too small: give 2 or more"),
-        ({"paths": 0}, "--paths 0 is too small: give 1 or more"),
-        ({"seed": -1}, "--seed -1 is too small: give 0 or more"),
-        ({"seed": 2**63}, "--seed 9223372036854775808 is too large: give a number below 2 to the power of 63"),
-        ({"method": "magic"}, "--method magic is not known: choose one of acdc"),
-        ({"ablation": "median"}, "--ablation median is not known: choose one of zero, mean, position-mean, resample"),
-        ({"corruption": "fog"}, "--corruption fog is not known: choose one of swap, noise, blur, shuffle"),
+        ({"tau": math.nan}, "`tau` nan is not a threshold: give a finite number of nats, 0 or more"),
+        ({"tau": math.inf}, "`tau` inf is not a threshold"),
+        ({"tau": -1e-9}, "`tau` -1e-09 is not a threshold"),
+        ({"max_kl": math.nan}, "`max_kl` nan is not a limit: give a number of nats, 0 or more"),
+        ({"max_kl": -1.0}, "`max_kl` -1.0 is not a limit"),
+        ({"samples": 1}, "`samples` 1 is too small: give 2 or more"),
+        ({"paths": 0}, "`paths` 0 is too small: give 1 or more"),
+        ({"seed": -1}, "`seed` -1 is too small: give 0 or more"),
+        ({"seed": 2**63}, "`seed` 9223372036854775808 is too large: give a number below 2 to the power of 63"),
+        ({"method": "magic"}, "`method` magic is not known: choose one of acdc"),
+        ({"ablation": "median"}, "`ablation` median is not known: choose one of zero, mean, position-mean, resample"),
+        ({"corruption": "fog"}, "`corruption` fog is not known: choose one of swap, noise, blur, shuffle"),
     ],
 )
 def test_what_makes_no_sense_is_refused(given: dict[str, object], sentence: str) -> None:
@@ -55,7 +55,7 @@ def test_a_circuit_of_a_goal_says_what_to_do() -> None:
     with pytest.raises(UserError) as caught:
         Settings.from_json(record)
     assert str(caught.value) == (
-        "the circuit was found for --target-speedup 1.5 and holds no discovery to repeat: give that goal again in "
+        "the circuit was found for `target_speedup` 1.5 and holds no discovery to repeat: give that goal again in "
         "place of the circuit"
     )
     with pytest.raises(UserError, match="can't be read"):

@@ -114,5 +114,5 @@ def test_a_norm_inside_an_mlp(granularity):
 
 
 def test_heads_that_a_norm_couples_are_refused():
-    with pytest.raises(UserError, match=r"norm behind the heads of a0 couples them.*choose --granularity head"):
+    with pytest.raises(UserError, match=r"norm behind the heads of a0 couples them.*choose `granularity` head"):
         Setting("timm-norms-inside", "edge")

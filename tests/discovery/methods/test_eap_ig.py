@@ -90,7 +90,7 @@ def test_the_embeddings_edge_integrates_to_the_metrics_change():
 
 
 def test_user_mistakes_are_told():
-    with pytest.raises(UserError, match="--steps 0 is too small for EAP-IG: give 1 or more"):
+    with pytest.raises(UserError, match="`steps` 0 is too small for EAP-IG: give 1 or more"):
         eap_ig(*make_inputs("block"), metric="kl", steps=0)
     with pytest.raises(UserError, match="metric 'accuracy' is not known"):
         eap_ig(*make_inputs("block"), metric="accuracy")

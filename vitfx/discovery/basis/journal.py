@@ -50,8 +50,8 @@ class FileJournal:
         elif not empty and len(lines) != 1 and not force:
             raise UserError(
                 f"{path} belongs to an interrupted run of {max(len(lines) - 1, 0)} decisions with other settings, "
-                "another model or other images: give those to resume it, another place with --out, "
-                "or --force to begin anew"
+                "another model or other images: give those to resume it, another place with `out`, "
+                "or `force` to begin anew"
             )
         else:
             lines = [{"key": key}]

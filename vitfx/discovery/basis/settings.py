@@ -49,27 +49,27 @@ class Settings:
             ("corruption", CORRUPTIONS),
         ):
             if getattr(self, name) not in known:
-                raise UserError(f"--{name} {getattr(self, name)} is not known: choose one of {', '.join(known)}")
+                raise UserError(f"`{name}` {getattr(self, name)} is not known: choose one of {', '.join(known)}")
         numbers = [(name, float) for name in ("tau", "max_kl", *(() if self.remove is None else ("remove",)))]
         for name, kind in (*numbers, *((name, int) for name in ("samples", "paths", "steps", "seed"))):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
                 raise UserError(f"{name} is {value!r}: give a {'whole ' if kind is int else ''}number")
         if not (math.isfinite(self.tau) and self.tau >= 0):
-            raise UserError(f"--tau {self.tau} is not a threshold: give a finite number of nats, 0 or more")
+            raise UserError(f"`tau` {self.tau} is not a threshold: give a finite number of nats, 0 or more")
         if not self.max_kl >= 0:
-            raise UserError(f"--max-kl {self.max_kl} is not a limit: give a number of nats, 0 or more")
+            raise UserError(f"`max_kl` {self.max_kl} is not a limit: give a number of nats, 0 or more")
         if self.remove is not None and self.method not in RANKING:
-            raise UserError(f"--remove is for methods that rank edges, {self.method} decides by --tau: leave it out")
+            raise UserError(f"`remove` is for methods that rank edges, {self.method} decides by `tau`: leave it out")
         if self.method in RANKING and not math.isinf(self.max_kl):
-            raise UserError(f"--max-kl is for methods that measure KL, {self.method} only ranks edges: leave it out")
+            raise UserError(f"`max_kl` is for methods that measure KL, {self.method} only ranks edges: leave it out")
         if self.remove is not None and not 0 <= self.remove < 1:
-            raise UserError(f"--remove {self.remove} is not a share: give a number from 0 to 1")
+            raise UserError(f"`remove` {self.remove} is not a share: give a number from 0 to 1")
         for name, least in (("samples", 2), ("paths", 1), ("steps", 1), ("seed", 0)):
             if getattr(self, name) < least:
-                raise UserError(f"--{name} {getattr(self, name)} is too small: give {least} or more")
+                raise UserError(f"`{name}` {getattr(self, name)} is too small: give {least} or more")
         if self.seed >= 2**63:
-            raise UserError(f"--seed {self.seed} is too large: give a number below 2 to the power of 63")
+            raise UserError(f"`seed` {self.seed} is too large: give a number below 2 to the power of 63")
 
     @property
     def threshold(self) -> str:
@@ -87,8 +87,9 @@ class Settings:
         """Raises UserError for anything that `to_json` did not make, such as the settings of a run for a goal."""
         try:
             if record["method"] == "goal":
+                goal = record["goal"].replace("-", "_")
                 raise UserError(
-                    f"the circuit was found for --{record['goal']} {record['value']} and holds no discovery to repeat: "
+                    f"the circuit was found for `{goal}` {record['value']} and holds no discovery to repeat: "
                     "give that goal again in place of the circuit"
                 )
             return Settings(**{**record, "max_kl": math.inf if record["max_kl"] is None else record["max_kl"]})

@@ -82,7 +82,7 @@ def eap_ig(
     """
     check_metric(metric)
     if steps < 1:
-        raise UserError(f"--steps {steps} is too small for EAP-IG: give 1 or more")
+        raise UserError(f"`steps` {steps} is too small for EAP-IG: give 1 or more")
 
     def of_batch(images: slice) -> Tensor:
         clean = graph.embedding(calibration.clean[images])
