@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vitfx.cli.exit_codes import BEGINS_ANEW, ending
 from vitfx.cli.options import add_inputs, add_loading, add_rewrites, refuse_given
 from vitfx.deploy.deployment import read_rewrites
+from vitfx.deploy.export import OPSET
 from vitfx.deploy.lowering import PASSES
 from vitfx.deploy.onnx_forms import FORMS, Form
 from vitfx.models.checkpoint import LoadedModel
@@ -41,7 +42,7 @@ _EXAMPLE = """example:
 
 Nothing is pruned: the logits stay the same up to rounding. `python -m vitfx.prune` makes the same rewrites after it has
 deleted what is dead."""
-_FOR_FILES = ("out", "force", "batch", "quick", "form", "plain_pixels", "rewrites", "portable")
+_FOR_FILES = ("out", "force", "batch", "quick", "form", "plain_pixels", "rewrites", "portable", "opset")
 """Options that --passes does not look at."""
 
 
@@ -111,7 +112,7 @@ def _look(options: argparse.Namespace, parser: argparse.ArgumentParser, console:
 def _open(options: argparse.Namespace, watcher: Watcher) -> OptimizeJob:
     """Finds everything that can be wrong with what the user gave, but for tracing, before anything is written."""
     rewrites = read_rewrites(options.rewrites)
-    forms = _forms(options.form, options.portable, rewrites)
+    forms = _forms(options.form, options.portable, rewrites, options.opset)
     batches = _batches(options.batch)
     out = options.out or Path(f"{Path(options.model).stem}-optimized")
     check_output(out, force=options.force)
@@ -119,7 +120,8 @@ def _open(options: argparse.Namespace, watcher: Watcher) -> OptimizeJob:
     model = open_model(options)
     pixels, images = _images(options, model, watcher)
     alone = not options.quick
-    return OptimizeJob(model, pixels, images, rewrites, forms, options.plain_pixels, batches, alone, device, out)
+    plain, opset = options.plain_pixels, options.opset
+    return OptimizeJob(model, pixels, images, rewrites, forms, plain, batches, alone, device, out, opset)
 
 
 def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -> tuple[Tensor, str]:
@@ -137,10 +139,12 @@ def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)), "noise"
 
 
-def _forms(name: str, portable: bool, rewrites: tuple[str, ...]) -> tuple[Form, ...]:
+def _forms(name: str, portable: bool, rewrites: tuple[str, ...], opset: int) -> tuple[Form, ...]:
     """The forms to choose from. Raises UserError where the options leave none."""
     if name != "auto":
         form = FORMS[name]
+        if form.attention is not None and opset < OPSET:
+            raise UserError(f"--form {name} needs opset {OPSET}: leave out --opset {opset}, or give --form exported")
         if portable and not form.portable:
             raise UserError(
                 f"--form {name} has operators of ONNX Runtime's own: leave out --portable, or choose another form"
@@ -148,7 +152,7 @@ def _forms(name: str, portable: bool, rewrites: tuple[str, ...]) -> tuple[Form, 
         if form.packed and "pack_qkv" not in rewrites:
             raise UserError(f"--form {name} needs the rewrite pack_qkv: name it with --rewrites")
         return (form,)
-    if not rewrites:
+    if not rewrites or opset < OPSET:
         return (FORMS["exported"],)
     return tuple(
         form

@@ -190,7 +190,7 @@ def _open(options: argparse.Namespace, command: str) -> RecoverJob:
         evaluation=evaluation,
         settings=settings,
         also_baseline=options.also_baseline,
-        deployment=default_deployment(rewrites, device, portable=options.portable),
+        deployment=default_deployment(rewrites, device, portable=options.portable, opset=options.opset),
         device=device,
         out=out,
         cache=options.cache or default_cache(),

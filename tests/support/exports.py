@@ -8,7 +8,7 @@ import onnx
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from vitfx.deploy.export import to_onnx
+from vitfx.deploy.export import OPSET, to_onnx
 from vitfx.models.weights import fingerprint
 
 EXPORTERS = (
@@ -22,15 +22,15 @@ EXPORTERS = (
 _EXPORTED: dict[str, onnx.ModelProto] = {}
 
 
-def export_once(module: nn.Module, example: Tensor, metadata: Mapping[str, str]) -> onnx.ModelProto:
+def export_once(module: nn.Module, example: Tensor, metadata: Mapping[str, str], opset: int = OPSET) -> onnx.ModelProto:
     """`to_onnx`, kept by what the file is made of: code, structure, weights, and what an image looks like."""
     graphs = "".join(one.code for one in module.modules() if isinstance(one, GraphModule))
     values = {**module.state_dict(), **dict(module.named_buffers())}
     if any(value.is_meta for value in values.values()):
-        return to_onnx(module, example, metadata)
-    key = f"{graphs}{type(module)}{module}{fingerprint(values)}{example.shape[1:]}{example.dtype}"
+        return to_onnx(module, example, metadata, opset)
+    key = f"{graphs}{type(module)}{module}{fingerprint(values)}{example.shape[1:]}{example.dtype}{opset}"
     if key not in _EXPORTED:
-        _EXPORTED[key] = to_onnx(module, example, {})
+        _EXPORTED[key] = to_onnx(module, example, {}, opset)
     # Callers change what they are given.
     copy = onnx.ModelProto()
     copy.CopyFrom(_EXPORTED[key])

@@ -11,6 +11,7 @@ from typing import Any
 
 from vitfx.circuits.circuit import GRANULARITIES
 from vitfx.deploy.deployment import NAMES
+from vitfx.deploy.export import OLDEST_OPSET, OPSET
 from vitfx.discovery.basis.settings import ABLATIONS, CORRUPTIONS, METHODS, METRICS, ORDERS, Settings
 from vitfx.models.architectures import KNOWN_ARCHES
 from vitfx.models.state_dicts import WEIGHTS
@@ -142,6 +143,10 @@ def add_rewrites(parser: argparse.ArgumentParser) -> None:
         help=f"the exact rewrites to apply, by name: {', '.join(NAMES)} (default all)",
     )
     add("--portable", action="store_true", help="use only standard ONNX operators, none of ONNX Runtime's own")
+    add(
+        "--opset", type=int, choices=range(OLDEST_OPSET, OPSET + 1), default=OPSET, metavar="N",
+        help=f"of the ONNX files, {OLDEST_OPSET} to {OPSET} (default {OPSET}, the first with an Attention operator)",
+    )  # fmt: skip
 
 
 def refuse_given(

@@ -81,7 +81,7 @@ def open_run(options: argparse.Namespace, command: str) -> PruneRun:
         "device": device,
         "out": out,
         "force": options.force,
-        "deployment": default_deployment(rewrites, onnx_device, portable=options.portable),
+        "deployment": default_deployment(rewrites, onnx_device, portable=options.portable, opset=options.opset),
     }
     if asked is None:
         return CircuitRun(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from vitfx.deploy.export import to_onnx
+from vitfx.deploy.export import OPSET, to_onnx
 from vitfx.deploy.lowering import NEEDS, REWRITES, Lowered, lower
 from vitfx.deploy.onnx_forms import FORMS, Form, Formed, to_form
 from vitfx.images.preprocess import Preprocess
@@ -31,6 +31,16 @@ class Deployment:
     rewrites: tuple[str, ...]  #: out of `NAMES`
     form: Form
     plain: Preprocess | None = None  #: its mean and standard deviation go into the model; None for normalised input
+    opset: int = OPSET  #: of ONNX's operators
+
+    @property
+    def remark(self) -> str | None:
+        """What the opset costs, for the user."""
+        if self.opset == OPSET:
+            return None
+        return (
+            f"opset {self.opset} has no Attention operator, which comes with {OPSET}: attention is in basic operators"
+        )
 
     @property
     def graph_rewrites(self) -> tuple[str, ...]:
@@ -49,7 +59,9 @@ class Deployment:
 
     def to_json(self) -> dict[str, Any]:
         rewrites = [*self.graph_rewrites, *(name for name in self.rewrites if name == GEMM)]
-        return {"rewrites": rewrites, "form": self.form.name, "plain_pixels": self.plain is not None}
+        return {"rewrites": rewrites, "form": self.form.name, "plain_pixels": self.plain is not None} | (
+            {} if self.opset == OPSET else {"opset": self.opset}
+        )
 
 
 @dataclass(frozen=True)
@@ -76,11 +88,17 @@ def read_rewrites(text: str) -> tuple[str, ...]:
 
 
 def default_deployment(
-    rewrites: tuple[str, ...], device: torch.device, *, portable: bool, plain: Preprocess | None = None
+    rewrites: tuple[str, ...],
+    device: torch.device,
+    *,
+    portable: bool,
+    plain: Preprocess | None = None,
+    opset: int = OPSET,
 ) -> Deployment:
-    """The form that is usually fastest on the device, without measuring; without rewrites, what the exporter writes."""
+    """The form that is usually fastest on the device, without measuring; without rewrites and for opsets without the
+    Attention operator, what the exporter writes."""
     name = "packed" if is_gpu(device) and not portable else "standard"
-    return Deployment(rewrites, FORMS[name if rewrites else "exported"], plain)
+    return Deployment(rewrites, FORMS[name if rewrites and opset >= OPSET else "exported"], plain, opset)
 
 
 def deploy(graph_module: GraphModule, deployment: Deployment, pixels: Tensor, metadata: Mapping[str, str]) -> Deployed:
@@ -108,7 +126,7 @@ def deploy_forms(
         in_form = replace(deployment, form=form)
         if form.packed not in exported:
             lowered = lower(graph_module, in_form.graph_rewrites, pixels, in_form.plain)
-            exported[form.packed] = lowered, to_onnx(lowered.graph_module, pixels[:2], metadata)
+            exported[form.packed] = lowered, to_onnx(lowered.graph_module, pixels[:2], metadata, deployment.opset)
         lowered, model = exported[form.packed]
         formed = in_form.formed(model)
         deployed[form.name] = Deployed(formed.model, lowered, formed.refusals)

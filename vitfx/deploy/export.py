@@ -23,6 +23,9 @@ from vitfx.support.files import write_aside
 from vitfx.version import VERSION
 
 OPSET = 23
+"""The default; with it attention is one operator of the standard."""
+OLDEST_OPSET = 18
+"""The oldest that torch's exporter writes itself: converting to older ones fails for LayerNormalization and Resize."""
 BATCH = "batch"
 INPUT = "pixels"
 OUTPUT = "logits"
@@ -93,8 +96,10 @@ def _difference(session: OnnxModel, module: nn.Module, pixels: Tensor, path: Pat
     return difference
 
 
-def to_onnx(module: nn.Module, example: Tensor, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """`module` as opset 23 with a batch of any size.
+def to_onnx(module: nn.Module, example: Tensor, metadata: Mapping[str, str], opset: int = OPSET) -> onnx.ModelProto:
+    """`module` with a batch of any size.
+
+    opset: of the operators, from `OLDEST_OPSET` to `OPSET`.
 
     example: (B, C, H, W) pixels with B >= 2, in the module's dtype and on its device.
     metadata: goes to the file's `metadata_props`, keys and values as they are.
@@ -115,7 +120,7 @@ def to_onnx(module: nn.Module, example: Tensor, metadata: Mapping[str, str]) -> 
         exported = torch.onnx.export(
             program,
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             external_data=False,
             input_names=[INPUT],
             output_names=[OUTPUT],
@@ -163,16 +168,16 @@ OF_GRAPH = "torch.onnx.export of the canonical graph, because that of the module
 
 
 def export_plain(
-    module: nn.Module, canonical: GraphModule, example: Tensor, metadata: Mapping[str, str]
+    module: nn.Module, canonical: GraphModule, example: Tensor, metadata: Mapping[str, str], opset: int = OPSET
 ) -> tuple[onnx.ModelProto, str]:
     """The plain export, and what was exported: the user's own module, or, where torch's exporter refuses that, its
     canonical graph, which has fewer nodes and is a little faster. example: see `vitfx.deploy.export.to_onnx`."""
     try:
-        return to_onnx(module, example, metadata), OF_MODULE
+        return to_onnx(module, example, metadata, opset), OF_MODULE
     except UserError:
         raise
     except Exception:  # torch's exporter takes fewer modules than the tracer, and raises errors of any class.
-        return to_onnx(canonical, example, metadata), OF_GRAPH
+        return to_onnx(canonical, example, metadata, opset), OF_GRAPH
 
 
 def onnx_metadata(model: LoadedModel, facts: Mapping[str, Any], preprocess: Preprocess | None = None) -> dict[str, str]:

@@ -152,7 +152,7 @@ class TargetBench:
             return lower(graph_module, deployment.graph_rewrites, self.examples, deployment.plain).graph_module
 
         def opened(graph_module: GraphModule, example: Tensor) -> OnnxModel:
-            model = deployment.formed(to_onnx(graph_module, example[:2], {})).model
+            model = deployment.formed(to_onnx(graph_module, example[:2], {}, deployment.opset)).model
             return self.open(model, None if example.dim() == self.examples.dim() else example)
 
         table = measure_table(self.original, self.batch, lowered, self.open_plain(), opened, self.device, self.watcher)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from vitfx.deploy.deployment import Deployed, Deployment, deploy_forms
-from vitfx.deploy.export import export_checked, export_plain, onnx_metadata
+from vitfx.deploy.export import OPSET, export_checked, export_plain, onnx_metadata
 from vitfx.deploy.lowering import Normalising, plain_pixels
 from vitfx.deploy.onnx_forms import FORMS, Form
 from vitfx.graph.canonical import read_module
@@ -43,11 +43,12 @@ class OptimizeJob:
     alone: bool  #: whether each rewrite is measured by itself as well
     device: torch.device
     out: Path
+    opset: int = OPSET  #: of both ONNX files
 
     @property
     def deployment(self) -> Deployment:
         """In the first form."""
-        return Deployment(self.rewrites, self.forms[0], self.model.preprocess if self.plain else None)
+        return Deployment(self.rewrites, self.forms[0], self.model.preprocess if self.plain else None, self.opset)
 
 
 def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
@@ -58,6 +59,8 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
     load = load_average()
     front = read_module(job.model.module, job.pixels, watcher)
     canonical = front.graph_module
+    if job.deployment.remark:
+        watcher.say(job.deployment.remark)
     watcher.say("rewriting and exporting")
     metadata = onnx_metadata(job.model, {}, job.deployment.preprocess(job.model.preprocess))
     deployed = deploy_forms(canonical, job.deployment, job.forms, job.pixels, metadata)
@@ -99,7 +102,7 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
 
 def _export_baseline(job: OptimizeJob, canonical: GraphModule) -> str:
     """Writes baseline.onnx; what it is."""
-    model, source = export_plain(job.model.module, canonical, job.pixels[:2], onnx_metadata(job.model, {}))
+    model, source = export_plain(job.model.module, canonical, job.pixels[:2], onnx_metadata(job.model, {}), job.opset)
     export_checked(model, job.out / BASELINE, canonical, job.pixels)
     return source
 

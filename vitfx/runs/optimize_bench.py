@@ -86,7 +86,7 @@ def measure_alone(
     """
     middle = sorted(bench.batches)[len(bench.batches) // 2]
     bench = replace(bench, batches=(middle,), plain=None)
-    plain = to_onnx(canonical, bench.pixels[:2], {})
+    plain = to_onnx(canonical, bench.pixels[:2], {}, deployment.opset)
     ratios = {}
     for title, alone in _alone(deployment, form).items():
         if not alone.graph_rewrites:
@@ -106,7 +106,7 @@ def _alone(deployment: Deployment, form: Form) -> dict[str, Deployment]:
             continue
         # Packing only shows in a packed form.
         own = replace(exported, packed=name == "pack_qkv")
-        chosen[name] = Deployment((*NEEDS.get(name, ()), name), own)
+        chosen[name] = Deployment((*NEEDS.get(name, ()), name), own, opset=deployment.opset)
     if form.attention is not None:
         chosen[_title(form)] = Deployment(("pack_qkv",) if form.packed else (), form)
     return chosen

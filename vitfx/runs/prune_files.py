@@ -68,6 +68,8 @@ def write_files(
     Raises ExportMismatch where a file is not its module, VerificationError, with nothing written, where an exact
     rewrite is not exact.
     """
+    if deployment.remark:
+        watcher.say(deployment.remark)
     watcher.say("exporting")
     pixels = images.pixels
     lowered = lower(pruned.module, deployment.graph_rewrites, pixels)
@@ -76,9 +78,11 @@ def write_files(
     provenance = _provenance(pruned, model)
     save_artifact(folder / "pruned.pt", pruned.module, model.preprocess, model.classes, model.data, provenance)
     metadata = onnx_metadata(model, {**provenance, "precision": FP32})
-    baseline, source = export_plain(model.module, pruned.original, pixels[:2], {**metadata, "role": "baseline"})
+    baseline, source = export_plain(
+        model.module, pruned.original, pixels[:2], {**metadata, "role": "baseline"}, deployment.opset
+    )
     errors = [export_checked(baseline, folder / "baseline.onnx", pruned.original, pixels)]
-    exported = to_onnx(lowered.graph_module, pixels[:2], {**metadata, "role": "pruned"})
+    exported = to_onnx(lowered.graph_module, pixels[:2], {**metadata, "role": "pruned"}, deployment.opset)
     formed = deployment.formed(exported).model
     errors.append(export_checked(formed, folder / "pruned.onnx", lowered.graph_module, pixels))
     applied = {"applied": list(lowered.applied), "float64": lowered.error}

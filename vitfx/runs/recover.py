@@ -163,13 +163,15 @@ def _export(
 ) -> list[Row]:
     """Writes artifacts and ONNX files: unpruned models as torch exports them, pruned ones as deployed. baseline: the
     unpruned model's own retraining."""
+    if job.deployment.remark:
+        watcher.say(job.deployment.remark)
     watcher.say("exporting")
     pixels = data.preprocess.normalise(data.train.rows(torch.arange(min(_EXAMPLES, len(data.train)))))
     metadata = onnx_metadata(job.inputs.model, {"teacher": job.teacher.source})
 
     def plain(module: GraphModule, name: str) -> Path:
         source = job.teacher.module if name == BASELINE else module
-        model, _ = export_plain(source, module, pixels[:2], metadata)
+        model, _ = export_plain(source, module, pixels[:2], metadata, job.deployment.opset)
         export_checked(model, job.out / f"{name}.onnx", module, pixels)
         return job.out / f"{name}.onnx"
 
