@@ -142,7 +142,6 @@ SETTINGS: dict[str, tuple[tuple[object, ...], str]] = {
     "negative seed": (("--seed", -1), "--seed -1 is too small: give 0 or more"),
     "negative evaluation": (("--eval-samples", -1), "--eval-samples -1 is negative: give a number of images, 0 for"),
     "one image to fit on": (("--compensate-samples", 1), "--compensate-samples 1 is too small: give 2 or more"),
-    "mean alone": (("--mean", 0.5), "--mean and --std need --image-size"),
     "no device": (("--device", "abacus"), "device 'abacus' is not one of"),
 }
 DATA: dict[str, tuple[Make, str]] = {
