@@ -192,7 +192,8 @@ def test_a_person_can_read_the_report(finished: Finished) -> None:
 
 def test_the_console_says_what_is_done(finished: Finished) -> None:
     lines = finished.printed.splitlines()
-    assert lines[0].startswith("digits: 1438 images of digits for calibration, 359 of digits for evaluation")
+    assert lines[0] == "images: resized to 8×8 (bicubic), grey; mean 0.3, std 0.4 (the file's own)"
+    assert lines[1].startswith("digits: 1438 images of digits for calibration, 359 of digits for evaluation")
     assert any(line.startswith("removed ") and line.endswith(f" of {EDGES} edges; plan:") for line in lines)
     assert "top-1" in finished.printed
     assert lines[-1] == f"{finished.out}/ has the artifact and the report"

@@ -163,7 +163,8 @@ def test_any_model_prints_its_graph(
     write, options = KINDS.get(name, (lambda _: None, []))
     write(Path(name))
     assert main([name, *options]) == 0, capsys.readouterr().err
-    lines = capsys.readouterr().out.splitlines()
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith("images: resized to ")
     assert lines[0].split() == ["name", "computes", "shape", "parameters", "FLOPs"]
     assert [line.split()[0] for line in lines[1:6]] == ["pixels", "embed", "positions", "a0", "m0"]
     assert [line.split()[0] for line in lines[-3:]] == ["norm", "head", "total"]

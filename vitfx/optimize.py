@@ -127,6 +127,8 @@ def _open(options: argparse.Namespace, watcher: Watcher) -> OptimizeJob:
 def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -> tuple[Tensor, str]:
     """The images of proofs and timings, and where they come from. Without data it is noise: the rewrites are exact for
     any image."""
+    for line in model.first_lines:
+        watcher.say(line)
     if options.data or model.data:
         try:
             inputs = open_inputs(options)

@@ -66,8 +66,8 @@ def _show_model(options: argparse.Namespace, parser: argparse.ArgumentParser, co
     size = (2, model.preprocess.channels, *model.preprocess.size)
     pixels = torch.randn(size, generator=torch.Generator().manual_seed(0))
     traced = to_canonical(model.module, pixels)
-    first = tuple(note for note in (model.weights_note, model.image_size.note) if note)
-    for text in (*first, format_graph(traced.graph_module, pixels), *(f"note: {note}" for note in traced.notes)):
+    notes = (f"note: {note}" for note in traced.notes)
+    for text in (*model.first_lines, format_graph(traced.graph_module, pixels), *notes):
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

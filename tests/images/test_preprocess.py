@@ -74,8 +74,8 @@ def test_every_step_survives_json() -> None:
     assert Preprocess.from_json(json.loads(json.dumps(STEPS.to_json()))) == STEPS
     assert "origin" not in STEPS.to_json()
     assert str(STEPS) == (
-        "resized to 10×12 on the longest edge (bicubic, PIL), then the centre 8×9 is cut out, channels blue, green, "
-        "red; mean 0.1, std 0.2"
+        "resized to 10×12 on the longest edge (bicubic, PIL), cropped to the central 8×9, channels blue, green, red; "
+        "mean 0.1, std 0.2"
     )
     assert str(Preprocess((8, 8))) == "resized to 8×8 (bicubic); mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
 

@@ -85,7 +85,7 @@ def test_old_forms() -> None:
         assert read(old) == new, old
     clip = read({"size": 36, "crop_size": 32, "image_processor_type": "CLIPImageProcessor"}, "clip")
     assert clip is not None and str(clip).startswith(
-        "resized to 36 on the shortest edge (bicubic), then the centre 32×32"
+        "resized to 36 on the shortest edge (bicubic), cropped to the central 32×32"
     )
     null = read({"size": 32, "image_mean": None})
     assert null is not None and null.origin.endswith("from preprocessor_config.json, whose image_mean is null")

@@ -98,7 +98,7 @@ def test_average_pooling_has_no_class_token(images: ImageSet) -> None:
 
 def test_corrupt_images_are_no_maps(images: ImageSet) -> None:
     class Corrupt:
-        def decode(self, channels: int) -> torch.Tensor:
+        def decode(self, channels: int, reader: str) -> torch.Tensor:
             from vitfx.images.sources import CorruptImageError
 
             raise CorruptImageError("torn")

@@ -127,19 +127,24 @@ class Preprocess:
         given = _arguments(Preprocess, record, "preprocess", "size", "[height, width]")
         if given.get("resize") is not None:
             given["resize"] = Resize(**_arguments(Resize, given["resize"], "resize", "to", "[height, width]"))
-        return Preprocess(**given)
+        return Preprocess(**given, origin="the file's own")
+
+    @property
+    def first_line(self) -> str | None:
+        """What a run says of it first; None for images that the user has prepared."""
+        return f"images: {self} ({self.origin})" if self.origin else None
 
     def __str__(self) -> str:
-        """What happens to an image, in a line: "248 on the shortest edge (bicubic), then the centre 224×224, …"."""
+        """What happens to an image, in a line: "resized to 248 on the shortest edge (bicubic, PIL), …"."""
         way = f"{self.interpolation}, PIL" if self.resampler == "PIL" else self.interpolation
         if self.resize is None:
             steps = f"resized to {_times(self.size)} ({way})"
         elif self.resize.edge == "none":
-            steps = f"the centre {_times(self.size)} is cut out"
+            steps = f"cropped to the central {_times(self.size)}"
         else:
             to = _times(self.resize.to) if self.resize.to[0] != self.resize.to[1] else str(self.resize.to[0])
             where = _times(self.resize.to) if self.resize.edge == "both" else f"{to} on the {self.resize.edge} edge"
-            steps = f"resized to {where} ({way}), then the centre {_times(self.size)} is cut out"
+            steps = f"resized to {where} ({way}), cropped to the central {_times(self.size)}"
         colours = "" if self.channels == 3 and not self.bgr else ", grey" if self.channels == 1 else ""
         colours = ", channels blue, green, red" if self.bgr else colours
         return f"{steps}{colours}; mean {_numbers(self.mean)}, std {_numbers(self.std)}"

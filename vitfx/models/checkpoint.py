@@ -47,6 +47,12 @@ class LoadedModel:
     weights_note: str | None = None  #: which weights were taken, where the file has more or wraps them
     image_size: ImageSize = UNKNOWN  #: how the images' size is known, of bare weights
 
+    @property
+    def first_lines(self) -> tuple[str, ...]:
+        """What was inferred of it, to be said before anything else."""
+        notes = self.weights_note, self.image_size.note, self.preprocess.first_line
+        return tuple(note for note in notes if note)
+
 
 @dataclass(frozen=True)
 class _Parts:

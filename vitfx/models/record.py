@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,12 +63,8 @@ def read_record(record: Mapping[str, Any], source: str) -> ModelRecord:
         factory=record["factory"] if "factory" in needed else "",
         kwargs=record["kwargs"] if "kwargs" in needed else {},
         graph=record["graph"] if "graph" in needed else "",
-        preprocess=_recorded(record["preprocess"]) if record.get("preprocess") else None,
+        preprocess=Preprocess.from_json(record["preprocess"]) if record.get("preprocess") else None,
         classes=None if classes is None else tuple(map(str, classes)),
         data=record.get("data"),
         provenance=provenance,
     )
-
-
-def _recorded(record: Mapping[str, Any]) -> Preprocess:
-    return replace(Preprocess.from_json(record), origin="the file's own")

@@ -35,16 +35,12 @@ class Inputs:
     @property
     def first_lines(self) -> tuple[str, ...]:
         """What was inferred of the model and its data, to be said before anything else."""
-        return (*self._model_notes, self.splits.description)
+        return (*self.model.first_lines, self.splits.description)
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """The same for a report, which has the numbers of images already."""
-        return (*self._model_notes, *self.splits.remarks)
-
-    @property
-    def _model_notes(self) -> tuple[str, ...]:
-        return tuple(note for note in (self.model.weights_note, self.model.image_size.note) if note)
+        return (*self.model.first_lines, *self.splits.remarks)
 
     def available(self, samples: int) -> int:
         """This many calibration images, or all that there are: for a default, which the user did not ask for."""

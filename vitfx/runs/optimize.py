@@ -91,7 +91,7 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
         "forms": {name: _paired(ratios) for name, ratios in forms.items()},
         "rewrites": _rewrites(best, alone),
         "verify": {"float64": best.lowered.error, "onnx": error},
-        "notes": [*front.notes, *best.refusals],
+        "notes": [*job.model.first_lines, *front.notes, *best.refusals],
         "environment": {**environment(), "device": str(job.device), "load_average_before": load},
     }
     write_json(job.out / "report.json", OPTIMIZE_REPORT, report)
@@ -119,6 +119,7 @@ def _export_optimized(job: OptimizeJob, best: Deployed, canonical: GraphModule) 
 def _settings(job: OptimizeJob, best: Deployed) -> dict[str, Any]:
     return {
         **job.deployment.to_json(),
+        "preprocess": job.model.preprocess.to_json(),
         "form": [form.name for form in job.forms],
         "batches": list(job.batches),
         "nodes": len(best.model.graph.node),

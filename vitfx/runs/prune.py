@@ -96,6 +96,7 @@ def _settings(run: CircuitRun | GoalRun, pruned: Pruned, samples: int) -> dict[s
         "data": run.inputs.data,
         "circuit": circuit_file,
         "data_fingerprint": run.evaluation.fingerprint(),
+        "preprocess": run.inputs.model.preprocess.to_json(),
         **own,
         "goal": goal,
         "target": target,

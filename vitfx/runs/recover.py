@@ -221,6 +221,7 @@ def _settings(job: RecoverJob) -> dict[str, Any]:
         "teacher": job.teacher.source,
         "teacher_fingerprint": job.teacher.fingerprint,
         "data": job.inputs.data,
+        "preprocess": job.inputs.model.preprocess.to_json(),
         **job.settings.to_json(),
         "samples": job.samples,
         "also_baseline": job.also_baseline,

@@ -109,7 +109,7 @@ def model_from(
         taken = "; ".join(text for text in (taken, built.image_size.note) if text) or None
     check_finite(weights, init)
     same = known is None or list(known) == list(classes)
-    notes = [f"{init}: {len(weights)} tensors, trained on images of {_shown(preprocess)}"]
+    notes = [f"{init}: {len(weights)} tensors, trained on images {preprocess} ({preprocess.origin})"]
     kwargs = kwargs | {"classes" if factory == _OWN else "num_classes": len(classes)}
     notes += [taken] if taken else []
     if image_size is None or (image_size, image_size) == preprocess.size:
@@ -143,10 +143,10 @@ def _from_record(
         raise UserError(f"{init} has the format {record['format']!r}: --init takes {CHECKPOINT_FORMAT} or bare weights")
     if arch not in (None, "vit"):
         raise UserError(f"{init} names its own model, which --arch {arch} can't change: leave out --arch")
-    if not record.get("preprocess"):
-        raise UserError(f"{init} has no preprocessing: write it with vitfx.models.checkpoint.save_checkpoint")
     checked = read_record(record, init)
-    return checked.factory, dict(checked.kwargs), checked.weights, Preprocess.from_json(record["preprocess"])
+    if checked.preprocess is None:
+        raise UserError(f"{init} has no preprocessing: write it with vitfx.models.checkpoint.save_checkpoint")
+    return checked.factory, dict(checked.kwargs), checked.weights, checked.preprocess
 
 
 def _built(factory: str, kwargs: dict[str, Any], config: ModelConfig, preprocess: Preprocess) -> TrainModel:
@@ -259,8 +259,3 @@ def _resampled(module: Any, positions: Tensor, own: Tensor) -> Tensor:
     key = "encoder.pos_embedding"
     interpolated: Tensor = interpolate_embeddings(side, 1, OrderedDict({key: positions}))[key]
     return interpolated
-
-
-def _shown(preprocess: Preprocess) -> str:
-    height, width = preprocess.size
-    return f"{height}×{width}, {preprocess.interpolation}, mean {list(preprocess.mean)}, std {list(preprocess.std)}"
