@@ -24,16 +24,19 @@ from vitfx.cli.options import (
     add_discovery,
     add_inputs,
     add_loading,
+    add_task,
     given_settings,
     make_settings,
     threshold,
 )
 from vitfx.discovery.basis.settings import RANKING, Settings
 from vitfx.discovery.memory import fit, memory_needed
+from vitfx.discovery.run import check_settings
 from vitfx.discovery.stability import Outcome
 from vitfx.graph.canonical import read_module
+from vitfx.graph.kinds import words_of
 from vitfx.runs.discover import Discoveries
-from vitfx.runs.in_memory import DiscoverySettings, find_circuit, watching
+from vitfx.runs.in_memory import DiscoverySettings, asked_task, find_circuit, watching
 from vitfx.runs.in_memory import make_settings as settings_in_memory
 from vitfx.runs.inputs import open_inputs
 from vitfx.runs.memory_inputs import open_given
@@ -46,6 +49,7 @@ from vitfx.support.files import check_new_file
 from vitfx.support.locks import hold_file
 from vitfx.support.processes import Share, first_holds, first_says, on_each, open_share, share_device
 from vitfx.support.progress import Silent, Watcher, console_watcher
+from vitfx.support.text import percent
 
 _EXAMPLE = """example:
   python -m vitfx.discover demo --granularity qkv --method eap-acdc --tau 0.001 --out circuit.json
@@ -82,17 +86,20 @@ def discover(
     *,
     tau: float | None = None,
     max_kl: float | None = None,
+    task: str | None = None,
     device: str = "auto",
     progress: bool = False,
     **settings: Unpack[DiscoverySettings],
 ) -> Circuit:
     """Finds the circuit of any pre-LN ViT in memory. Raises UserError.
 
-    model: maps (B, C, H, W) to logits (B, K), or to a record that has them, any batch; it is left as it is.
+    model: maps (B, C, H, W) to logits (B, K), to another answer for each image, or to a record with `logits`; it is
+        left as it is.
     images: floats (N, C, H, W), a tensor, array or list, preprocessed for the model; all are used for calibration.
-    labels: integers (N,), for the corruption "swap".
+    labels: integers (N,), for the corruption "swap"; for a multi-label model a 0 or 1 each, (N, K).
     tau: the KL divergence, in nats an image, that removing an edge may cost (default 0.05).
     max_kl: the KL divergence that all removals together may cost.
+    task: what the model answers, one of `vitfx.graph.kinds.KINDS`; by default found by looking at it.
     progress: shows bars on standard error.
     settings: method, granularity and more, see `vitfx.runs.in_memory.DiscoverySettings`.
 
@@ -101,7 +108,9 @@ def discover(
     module, calibration = open_given(model, images, labels)
     chosen = settings_in_memory(calibration, settings, tau=tau, max_kl=max_kl)
     with watching(progress) as watcher:
-        return find_circuit(module, calibration, chosen, device=pick_device(device), watcher=watcher)
+        return find_circuit(
+            module, calibration, chosen, device=pick_device(device), watcher=watcher, task=asked_task(task)
+        )
 
 
 @entry_point
@@ -168,7 +177,10 @@ def _run(task: _Task, share: Share, watcher: Watcher) -> list[RenderableType]:
         watcher.say(line)
     images = on_each(share, lambda: inputs.calibration(settings.samples, settings.seed, watcher.bar("loading")))
     with first_says(share.rank == 0):
-        graph_module = read_module(inputs.model.module, images.pixels, watcher).graph_module.to(task.device)
+        front = read_module(inputs.model.module, images.pixels, watcher)
+        settings = replace(settings, task=front.kind(images.labels, inputs.task, watcher).name)
+        check_settings(settings)
+        graph_module = front.graph_module.to(task.device)
         needed = memory_needed(graph_module, images, settings, share.world)
         sentence, in_file = fit(needed, options.memory, share.world)
         watcher.say(sentence)
@@ -185,15 +197,16 @@ def _run(task: _Task, share: Share, watcher: Watcher) -> list[RenderableType]:
 def _shown(outcome: Outcome, task: _Task) -> list[RenderableType]:
     circuit = outcome.circuit
     shown: list[RenderableType] = [summary(circuit, task.options.top)]
-    details = circuit.details
+    details, words = circuit.details, words_of(circuit.settings)
     for scores, where in ((details.get("fidelity"), "calibration"), (details.get("evaluation"), "held-out")):
         if scores:
             accuracy = ""
             if scores["accuracy"] is not None:
-                accuracy = f", top-1 {scores['accuracy']:.2%} (whole model {scores['whole_accuracy']:.2%})"
+                accuracy = f", {words.metric} {scores['accuracy']:.2%} (whole model {scores['whole_accuracy']:.2%})"
+            amount = words.amount(f"{scores['kl']:.4f}")
             shown.append(
-                f"the circuit on {scores['images']:,} {where} images: KL {scores['kl']:.4f} nats, agreement with the "
-                f"whole model {scores['agreement']:.2%}{accuracy}"
+                f"the circuit on {scores['images']:,} {where} images: {amount}, "
+                f"agreement with the whole model {percent(scores['agreement'])}{accuracy}"
             )
     if steady := details.get("stability"):
         others = "images and seeds" if steady["other_images"] else "seeds (all calibration images in each)"
@@ -216,7 +229,7 @@ def _shown(outcome: Outcome, task: _Task) -> list[RenderableType]:
 def _next(options: argparse.Namespace, out: Path) -> list[str]:
     more = [
         part
-        for name in ("data", "arch", "weights")
+        for name in ("data", "arch", "weights", "task")
         if (value := getattr(options, name))
         for part in (f"--{name}", value)
     ]
@@ -240,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=HelpFormatter,
     )
     add_inputs(parser)
+    add_task(parser)
     add = parser.add_argument
     add("--out", type=Path, help="the circuit's file (default: MODEL-GRANULARITY-METHOD-tauτ.json)")
     add("--force", action="store_true", help="replace an existing circuit")

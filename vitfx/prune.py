@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vitfx.circuits.circuit import Circuit
 from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending, going_on
 from vitfx.cli.goal_options import add_goal
-from vitfx.cli.options import add_discovery, add_inputs, add_loading, add_rewrites
+from vitfx.cli.options import add_discovery, add_inputs, add_loading, add_rewrites, add_task
 from vitfx.cli.prune_options import COMPENSATE_SAMPLES, open_run, unfinished_file
 from vitfx.cli.rounds_options import add_rounds
 from vitfx.deploy.precisions import FP32, PRECISIONS
@@ -30,6 +30,7 @@ from vitfx.reports.prune_text import to_table
 from vitfx.runs.in_memory import (
     DiscoverySettings,
     PrunedModel,
+    asked_task,
     choose_goal,
     make_settings,
     prune_by_circuit,
@@ -78,6 +79,7 @@ def prune(
     max_drop: float | None = None,
     max_kl: float | None = None,
     target: str = "cpu:batch=8",
+    task: str | None = None,
     circuit: Circuit | None = None,
     compensate: str = "ridge",
     device: str = "auto",
@@ -86,14 +88,16 @@ def prune(
 ) -> PrunedModel:
     """Prunes any pre-LN ViT in memory: by τ, by a circuit, or for one goal. Raises UserError and VerificationError.
 
-    model: maps (B, C, H, W) to logits (B, K), or to a record that has them, any batch; it is left as it is.
+    model: maps (B, C, H, W) to logits (B, K), to another answer for each image, or to a record with `logits`; it is
+        left as it is.
     images: floats (N, C, H, W), a tensor, array or list, preprocessed for the model; all are used for calibration. A
         goal holds a quarter of them out, to say what is lost; give some hundreds.
-    labels: integers (N,), for `max_drop` and for the corruption "swap".
+    labels: integers (N,), for `max_drop` and for the corruption "swap"; for a multi-label model a 0 or 1 each, (N, K).
     tau: the KL divergence, in nats an image, that deleting one head or MLP path may cost (default 0.05).
     target_speedup, target_flops, target_params: goals; times faster than the plain export, or the share to keep.
     max_drop, max_kl: goals; points of top-1, or nats from the original. Beside `tau`, max_kl limits the whole circuit.
-    target: where a speed-up is measured, as the command's --target.
+    target: where a speed-up is measured, such as "cpu:batch=8".
+    task: what the model answers, one of `vitfx.graph.kinds.KINDS`; by default found by looking at it.
     circuit: deletes what is dead in it, in place of discovery; images must be those that it was found on.
     compensate: what makes up for deletions, "none", "mean" or "ridge", which refits survivors and goals always have.
     progress: shows bars on standard error.
@@ -103,16 +107,24 @@ def prune(
     values = {SPEEDUP: target_speedup, FLOPS: target_flops, PARAMETERS: target_params, DROP: max_drop, KL: max_kl}
     goal = choose_goal(values, tau=tau, settings=settings)
     place = pick_device(device)
+    kind = asked_task(task)
     with watching(progress) as watcher:
         if goal is not None:
-            runtime, seed = parse_target(target), settings.get("seed", 0)
-            return prune_for_goal(module, calibration, goal, runtime, device=place, seed=seed, watcher=watcher)
+            given = (module, calibration, goal, parse_target(target))
+            return prune_for_goal(*given, device=place, seed=settings.get("seed", 0), watcher=watcher, task=kind)
         if circuit is None:
             chosen = make_settings(calibration, settings, tau=tau, max_kl=max_kl)
         else:
             chosen = Settings.from_json(circuit.settings)
         return prune_by_circuit(
-            module, calibration, chosen, device=place, compensate=compensate, circuit=circuit, watcher=watcher
+            module,
+            calibration,
+            chosen,
+            device=place,
+            compensate=compensate,
+            circuit=circuit,
+            watcher=watcher,
+            task=kind,
         )
 
 
@@ -181,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=HelpFormatter,
     )
     add_inputs(parser)
+    add_task(parser)
     parser.add_argument(
         "--circuit",
         type=Path,

@@ -90,7 +90,7 @@ class NoLogits(nn.Module):
         (BranchesOnTheBatch(), images(2), r"forward\(\) fixes or limits the batch size"),
         (BranchesOnPixels(), images(2), r"torch\.export can't trace the model: \S"),
         (make("torchvision"), images(2)[..., :16], "does not take images of 3×32×16"),
-        (NoLogits(), images(2), r"returns \(2, 3, 32, 32\) for 2 images of 3×32×32: wrap it"),
+        (NoLogits(), images(2), "it is no pre-LN ViT"),
     ],
 )
 def test_what_can_not_be_traced_is_refused(model, pixels, reason):

@@ -10,9 +10,9 @@ class Fidelity(TypedDict):
     """How faithful a circuit is, run edge by edge."""
 
     images: int
-    kl: float  #: mean D_KL(G‖H) in nats
-    agreement: float  #: share of images with the whole model's top-1
-    accuracy: float | None  #: top-1; None without labels
+    kl: float  #: mean D_KL(G‖H) in nats, or the divergence of another kind of answers
+    agreement: float | None  #: share of images with the whole model's top-1; of other kinds `vitfx.graph.metrics.alike`
+    accuracy: float | None  #: top-1, of other kinds `vitfx.graph.metrics.right`; None without labels
     whole_accuracy: float | None  #: the whole model's
 
 

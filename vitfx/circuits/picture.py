@@ -20,6 +20,7 @@ from vitfx.circuits.view import (
     structurally_alive,
     writer_scores,
 )
+from vitfx.graph.kinds import words_of
 from vitfx.support.pictures import figure_bytes
 from vitfx.support.svg import drawing, element
 
@@ -140,8 +141,10 @@ def _title(circuit: Circuit) -> str:
         parts.append(f"τ = {known['tau']:g}" if isinstance(known["tau"], int | float) else f"τ = {known['tau']}")
     if "granularity" in known:
         parts.append(f"{known['granularity']} graph")
-    kept = len(circuit.kept)
-    return "  ·  ".join([*parts, f"KL {circuit.kl:.4g} nats", f"{kept:,} of {len(circuit.decisions):,} edges kept"])
+    kept, words = len(circuit.kept), words_of(known)
+    return "  ·  ".join(
+        [*parts, words.amount(f"{circuit.kl:.4g}"), f"{kept:,} of {len(circuit.decisions):,} edges kept"]
+    )
 
 
 def _facts(circuit: Circuit, dead: int, cells: int) -> str:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from vitfx.circuits.circuit import ATTRIBUTED, BOUND, Circuit, Decision
 from vitfx.circuits.view import layer_of, live_edges, read_sublayers, score_unit, strength, structurally_alive
+from vitfx.graph.kinds import words_of
 from vitfx.support.tables import Table
 
 DETAILS = ("calibration", "stability")
@@ -66,8 +67,9 @@ def _added(counts: Iterator[tuple[int, int]]) -> tuple[int, int]:
 
 def summary(circuit: Circuit, top: int) -> Group:
     """top: how many of the strongest live edges are listed. Raises UserError where a sublayer can't be placed."""
+    words = words_of(circuit.settings)
     parts: list[RenderableType] = [
-        Text(f"KL of the circuit: {circuit.kl:.4g} nats an image"),
+        Text(f"{words.divergence} of the circuit: {circuit.kl:.4g} {words.an_image}"),
         Text(f"score: {score_unit(circuit)}"),
         _layers(circuit),
     ]

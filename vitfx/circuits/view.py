@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from vitfx.circuits.circuit import ATTRIBUTED, EMBED, LOGITS, STREAM, Circuit, Decision, Edge, Reader, Writer
+from vitfx.graph.kinds import words_of
 from vitfx.support.errors import UserError
 
 
@@ -144,5 +145,7 @@ def score_unit(circuit: Circuit) -> str:
     attributed = sum(decision.basis == ATTRIBUTED for decision in circuit.decisions)
     if attributed == len(circuit.decisions):
         return "attribution"
-    measured = "KL divergence when removed, nats an image"
+    words = words_of(circuit.settings)
+    name = "KL divergence" if words.divergence == "KL" else words.divergence
+    measured = ", ".join(part for part in (f"{name} when removed", words.an_image) if part)
     return f"{measured}; of {attributed:,} edges an attribution" if attributed else measured

@@ -13,6 +13,7 @@ from vitfx.circuits.circuit import GRANULARITIES
 from vitfx.deploy.deployment import NAMES
 from vitfx.deploy.export import OLDEST_OPSET, OPSET
 from vitfx.discovery.basis.settings import ABLATIONS, CORRUPTIONS, METHODS, METRICS, ORDERS, Settings
+from vitfx.graph.kinds import KINDS
 from vitfx.models.architectures import KNOWN_ARCHES
 from vitfx.models.state_dicts import WEIGHTS
 from vitfx.support.errors import UserError
@@ -43,6 +44,17 @@ def add_class_names(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_task(parser: argparse.ArgumentParser) -> None:
+    """--task, of every command that compares answers."""
+    parser.add_argument(
+        "--task",
+        choices=KINDS,
+        help="what the model answers: classes (softmax, compared by KL divergence), labels (a sigmoid each, by "
+        "Bernoulli KL; one logit is this), embedding (by cosine distance), values, or dense, which is values of each "
+        "token or pixel (both by relative squared error) (default: found by looking, and said)",
+    )
+
+
 def add_discovery(parser: argparse.ArgumentParser) -> None:
     """The fields of `Settings`. An argument that is not given is None; its default is the one that the help names."""
     add = parser.add_argument_group("discovery").add_argument
@@ -70,7 +82,14 @@ def add_discovery(parser: argparse.ArgumentParser) -> None:
         "per image: a larger τ gives a smaller, less faithful circuit; for methods that rank, remove an edge if its "
         f"score is below τ, in the score's own unit (default {default.tau})",
     )
-    add("--max-kl", type=float, help="largest KL of the whole circuit, in nats per image (default: no limit)")
+    add(
+        "--max-divergence",
+        "--max-kl",
+        dest="max_kl",
+        type=float,
+        help="largest divergence of the whole circuit: KL in nats per image, or that of the model's task in its own "
+        "unit (default: no limit)",
+    )
     add(
         "--remove",
         type=float,
@@ -160,7 +179,8 @@ def refuse_given(
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The discovery arguments that the user gave."""
-    values = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    # The task is found when the model has been seen.
+    values = {field.name: getattr(options, field.name) for field in fields(Settings) if field.name != "task"}
     return {name: value for name, value in values.items() if value is not None}
 
 

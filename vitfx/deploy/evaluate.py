@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from vitfx.graph.divergence import kl_divergence
+from vitfx.graph.divergence import CLASSES, Divergence, Labels
+from vitfx.graph.metrics import alike, loss, mean_average_precision, right, targets
 from vitfx.images.image_set import Images, ImageSet
 from vitfx.support.timing import time_interleaved
 
@@ -20,32 +21,49 @@ class Scores:
 
     images: int
     skipped: int  #: corrupt images that were left out
-    loss: float | None  #: mean cross-entropy in nats; None where the images have no labels
-    accuracy: float | None  #: top-1, 0 to 1; None where the images have no labels
-    kl: float  #: mean D_KL(first ‖ this) in nats
-    agreement: float  #: share of images with the first model's top-1
+    loss: float | None  #: mean cross-entropy in nats, see `vitfx.graph.metrics.loss`; None without labels
+    accuracy: float | None  #: top-1, 0 to 1, see `vitfx.graph.metrics.right`; None without labels
+    kl: float  #: mean D_KL(first ‖ this) in nats, or the divergence of another kind of answers
+    agreement: float | None  #: share of images with the first model's top-1, see `vitfx.graph.metrics.alike`
     seconds: float  #: spent in the model alone, host to host
+    precision: float | None = None  #: mAP of labels, 0 to 1
 
 
 @dataclass
 class _Tally:
     call: Callable[[Tensor], Tensor]
+    measure: Divergence
     logits: Tensor = field(init=False)
-    loss: float = 0.0
-    correct: int = 0
+    losses: list[float] = field(default_factory=list)  #: sums over a batch
+    right: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))  #: sums of its two parts
+    alike: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))  #: likewise
     kl: float = 0.0
-    agreeing: int = 0
+    scored: list[tuple[Tensor, Tensor]] = field(default_factory=list)  #: answers and labels, for mAP
     milliseconds: float = 0.0
 
     def step(self, pixels: Tensor) -> None:
         self.logits = self.call(pixels)
 
     def count(self, first: Tensor, labels: Tensor | None) -> None:
-        self.kl += float(kl_divergence(first, self.logits).sum())
-        self.agreeing += int((self.logits.argmax(1) == first.argmax(1)).sum())
-        if labels is not None:
-            self.loss += float(cross_entropy(self.logits.double(), labels, reduction="sum"))
-            self.correct += int((self.logits.argmax(1) == labels).sum())
+        self.kl += float(self.measure(first, self.logits).sum())
+        if (same := alike(self.measure, first, self.logits)) is not None:
+            self.alike += same.sum(dim=0)
+        if labels is None:
+            return
+        if (losses := loss(self.measure, self.logits, labels)) is not None:
+            self.losses.append(float(losses.sum()))
+        if (correct := right(self.measure, self.logits, labels)) is not None:
+            self.right += correct.sum(dim=0)
+        if isinstance(self.measure, Labels):
+            scores = self.logits.reshape(len(labels), -1)
+            self.scored.append((scores, targets(labels, scores.shape[1])))
+
+    @property
+    def precision(self) -> float | None:
+        if not self.scored:
+            return None
+        scores, labels = (torch.cat(parts) for parts in zip(*self.scored, strict=True))
+        return mean_average_precision(scores, labels)
 
 
 def evaluate(
@@ -53,14 +71,16 @@ def evaluate(
     images: ImageSet,
     *,
     batch: int,
+    divergence: Divergence = CLASSES,
     synchronize: Callable[[], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Scores]:
     """Every model on every image, taking turns batch by batch; reading images does not count as time.
 
-    models: pixels (B, C, H, W) -> logits (B, K), on the CPU; the others are compared with the first.
+    models: pixels (B, C, H, W) -> answers (B, …), on the CPU; the others are compared with the first.
+    divergence: of the models' kind of answers. The nearest neighbour of an embedding is looked for in its batch.
     """
-    tallies = {name: _Tally(call) for name, call in models.items()}
+    tallies = {name: _Tally(call, divergence) for name, call in models.items()}
     seen = skipped = 0
     for turn, group in enumerate(images.batches(batch)):
         if turn == 0:
@@ -71,7 +91,7 @@ def evaluate(
         skipped += group.skipped
         if progress is not None:
             progress(seen + skipped, len(images))
-    return {name: _scores(tally, seen, skipped, images.has_labels) for name, tally in tallies.items()}
+    return {name: _scores(tally, seen, skipped) for name, tally in tallies.items()}
 
 
 def _take_turns(tallies: dict[str, _Tally], images: Images, turn: int, synchronize: Callable[[], None] | None) -> None:
@@ -85,13 +105,19 @@ def _take_turns(tallies: dict[str, _Tally], images: Images, turn: int, synchroni
         tally.count(first, images.labels)
 
 
-def _scores(tally: _Tally, seen: int, skipped: int, labelled: bool) -> Scores:
+def _scores(tally: _Tally, seen: int, skipped: int) -> Scores:
     return Scores(
         images=seen,
         skipped=skipped,
-        loss=tally.loss / seen if labelled else None,
-        accuracy=tally.correct / seen if labelled else None,
+        loss=sum(tally.losses) / seen if tally.losses else None,
+        accuracy=_share(tally.right),
         kl=tally.kl / seen,
-        agreement=tally.agreeing / seen,
+        agreement=_share(tally.alike),
         seconds=tally.milliseconds / 1e3,
+        precision=tally.precision,
     )
+
+
+def _share(sums: Tensor) -> float | None:
+    part, of = sums.tolist()
+    return part / of if of else None

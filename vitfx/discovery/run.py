@@ -20,6 +20,7 @@ from vitfx.circuits.edge_graph import EdgeGraph, Paths
 from vitfx.discovery.basis.ablation import make_reference
 from vitfx.discovery.basis.calibration import Calibration, calibrate
 from vitfx.discovery.basis.fidelity import fidelity
+from vitfx.discovery.basis.metric import check_metric
 from vitfx.discovery.basis.protocol import Engine, Journal, Limits
 from vitfx.discovery.basis.settings import RANKING, Settings
 from vitfx.discovery.engines.head_engine import HeadEngine
@@ -31,6 +32,8 @@ from vitfx.discovery.methods.forecast_accuracy import calibration_of
 from vitfx.discovery.methods.rank import below, least
 from vitfx.discovery.methods.unit_importance import fisher_scores, group_paths, stream_scores
 from vitfx.graph.canonical import check_answers_differ
+from vitfx.graph.divergence import Divergence, make_divergence
+from vitfx.graph.kinds import WORDS
 from vitfx.graph.stages import Reference, read_stages, sublayers_of
 from vitfx.graph.verify import tokens_of
 from vitfx.images.image_set import Images
@@ -70,21 +73,25 @@ def journal_key(settings: Settings, facts: dict[str, str], device: torch.device)
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def hardest_first(graph_module: GraphModule, images: Images, share: Share) -> Images:
-    """The images by the entropy of the model's answer, highest first: on these, removals show soonest."""
-    with torch.no_grad():
-        device = next(graph_module.parameters()).device
-        logits = torch.cat([graph_module(batch.to(device)).cpu() for batch in images.pixels.split(32)])
-    check_answers_differ(logits)
-    log_p = logits.double().log_softmax(-1)
+def hardest_first(measure: Divergence, answers: Tensor, images: Images, share: Share) -> Images:
+    """The images by the entropy of the model's answer, highest first: on these, removals show soonest.
+
+    answers: the model's, to these images, on the CPU.
+    """
     # Processes on other machines may round differently, and all must take their shares from the same order.
-    order = share.broadcast(torch.argsort((log_p.exp() * log_p).sum(-1), stable=True))
+    order = share.broadcast(torch.argsort(measure.certainty(answers), stable=True))
     return replace(
         images,
         pixels=images.pixels[order],
         labels=None if images.labels is None else images.labels[order],
         names=tuple(images.names[index] for index in order.tolist()),
     )
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises UserError for a metric that the task's answers do not have."""
+    if settings.method in ("eap", "eap-ig"):
+        check_metric(settings.metric, settings.task)
 
 
 def whole_mlps(graph_module: GraphModule) -> Paths:
@@ -112,8 +119,12 @@ def prepare(graph_module: GraphModule, images: Images, settings: Settings, share
     if len(images) < 2 * share.world:
         raise UserError(f"{len(images)} images are too few for {share.world} processes: give each 2 or more")
     device = next(graph_module.parameters()).device
-    ordered = hardest_first(graph_module, images, share)
-    calibration = calibrate(ordered, settings.corruption, settings.seed, device, share)
+    with torch.no_grad():
+        answers = torch.cat([graph_module(batch.to(device)).cpu() for batch in images.pixels.split(32)])
+    check_answers_differ(answers)
+    measure = make_divergence(settings.task, answers)
+    ordered = hardest_first(measure, answers, images, share)
+    calibration = calibrate(ordered, settings.corruption, settings.seed, device, share, measure)
     coarse = EdgeGraph(graph_module, whole_mlps(graph_module))
     make = partial(make_reference, coarse, calibration.corrupted, share=calibration.share)
     reference = make(settings.ablation)
@@ -149,7 +160,15 @@ def discover(
     run = _Discovery(graph_module, graph, calibration, reference, scores, settings, journal, watcher, folder)
     decisions = run.decide()
     removed = [decision.edge for decision in decisions if not decision.kept]
-    figures = fidelity(graph, removed, reference, calibration.clean, calibration.labels, calibration.share)
+    figures = fidelity(
+        graph,
+        removed,
+        reference,
+        calibration.clean,
+        calibration.labels,
+        calibration.share,
+        divergence=calibration.divergence,
+    )
     details: Details = {"fidelity": figures}
     if settings.method == "eap-acdc":
         details["calibration"] = calibration_of(decisions, settings.tau)
@@ -207,7 +226,7 @@ class _Discovery:
 
     def _progress(self) -> Callable[[Decision], None]:
         report, total = self.watcher.bar(self.settings.method), len(self.graph.edges())
-        done = removed = 0
+        done, removed, name = 0, 0, WORDS[self.settings.task].divergence
         kl = 0.0
 
         def progress(decision: Decision) -> None:
@@ -215,7 +234,7 @@ class _Discovery:
             done += 1
             if not decision.kept:
                 removed, kl = removed + 1, decision.kl or kl
-            self.watcher.detail(f"{decision.edge.name}: {removed:,} removed, KL {kl:.4f}")
+            self.watcher.detail(f"{decision.edge.name}: {removed:,} removed, {name} {kl:.4f}")
             report(done, total)
 
         return progress

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from vitfx.graph.answers import AnswerKind, Kind, declared_kind, find_kind
 from vitfx.graph.trace import at_rest, first_line, to_canonical
 from vitfx.graph.verify import VerificationError
 from vitfx.support.errors import UserError
@@ -25,6 +26,14 @@ class Canonical:
 
     graph_module: GraphModule  #: on the CPU, in eval mode
     notes: tuple[str, ...]  #: sublayers that are not prunable, and why; weights that are no longer shared
+    answers: Tensor  #: to the first images
+    declared: Kind | None = None  #: what the module says of its answers
+
+    def kind(self, labels: Tensor | None, asked: Kind | None, watcher: Watcher) -> AnswerKind:
+        """Of the answers, which is told. labels: of all images. asked: by the user. Raises UserError."""
+        kind = find_kind(self.graph_module, self.answers, labels, asked=asked, declared=self.declared)
+        watcher.say(kind.sentence)
+        return kind
 
 
 def read_module(module: nn.Module, pixels: Tensor, watcher: Watcher) -> Canonical:
@@ -36,12 +45,12 @@ def read_module(module: nn.Module, pixels: Tensor, watcher: Watcher) -> Canonica
     watcher.say("tracing the model")
     module = at_rest(module).cpu()
     traced = to_canonical(module, pixels[:2])
-    _check_identity(module, traced.graph_module, pixels[:8])
+    answers = _check_identity(module, traced.graph_module, pixels[:8])
     _check_float64(traced.graph_module, pixels[:2])
     notes = (*traced.notes, *_shared_weights(module, traced.graph_module))
     for note in notes:
         watcher.say(f"note: {note}")
-    return Canonical(traced.graph_module, notes)
+    return Canonical(traced.graph_module, notes, answers, declared_kind(module))
 
 
 def check_answers_differ(answers: Tensor) -> None:
@@ -56,9 +65,11 @@ def check_answers_differ(answers: Tensor) -> None:
         )
 
 
-def _check_identity(module: nn.Module, canonical: GraphModule, pixels: Tensor) -> None:
+def _check_identity(module: nn.Module, canonical: GraphModule, pixels: Tensor) -> Tensor:
+    """The canonical graph's answers."""
     with torch.no_grad():
-        expected, logits = module(pixels), canonical(pixels)
+        expected: Tensor = module(pixels)
+        logits: Tensor = canonical(pixels)
     if not bool(expected.any()):
         raise UserError("the model's logits are zero for every image: its head was never trained, give a trained model")
     error = float((expected - logits).abs().max() / expected.abs().max())
@@ -66,6 +77,7 @@ def _check_identity(module: nn.Module, canonical: GraphModule, pixels: Tensor) -
         raise VerificationError(
             f"the canonical graph's logits differ from the model's by {error:.1e} of their greatest"
         )
+    return logits
 
 
 def _check_float64(canonical: GraphModule, pixels: Tensor) -> None:

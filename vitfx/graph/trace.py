@@ -142,11 +142,11 @@ def _try(module: nn.Module, example: Tensor) -> None:
         raise UserError(
             f"the model does not take images of {size}: {first_line(error)}; give images of its size"
         ) from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != example.shape[0]:
+    if not isinstance(logits, Tensor) or not logits.dim() or logits.shape[0] != example.shape[0]:
         answer = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(
             f"the model returns {answer} for {example.shape[0]} images of {size}: "
-            "wrap it to return logits (batch, classes)"
+            "wrap it to return one tensor, with an answer for each image"
         )
     if not bool(torch.isfinite(logits).all()):
         raise UserError("the model's logits are not finite (NaN or infinite): its weights are damaged")

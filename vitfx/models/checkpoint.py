@@ -219,11 +219,12 @@ def _returning_logits(
         ) from error
     if hasattr(answer, "logits"):
         module, answer = Logits(module).eval(), answer.logits
-    if not isinstance(answer, torch.Tensor) or answer.ndim != 2 or answer.shape[0] != 2:
+    if not isinstance(answer, torch.Tensor) or not answer.ndim or answer.shape[0] != 2:
         form = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
-        raise UserError(f"{source} returns {form} for two images, not (2, classes) logits: give a classifier")
-    if classes is not None and len(classes) != answer.shape[1]:
-        raise UserError(f"{source} names {len(classes)} classes but has {answer.shape[1]} logits: correct its classes")
+        raise UserError(f"{source} returns {form} for two images, not a tensor with an answer for each: give another")
+    logits = answer[0].numel() if answer.ndim < 3 else 0
+    if classes is not None and logits and len(classes) not in {logits, max(2, logits)}:
+        raise UserError(f"{source} names {len(classes)} classes but has {logits} logits: correct its classes")
     return module
 
 

@@ -21,7 +21,8 @@ from torch.fx import GraphModule
 from passes.compensate import refitted
 from passes.least_squares import Moments, Ridge, ridge
 from passes.plan import DeletionPlan, Refit
-from vitfx.graph.divergence import kl_divergence
+from vitfx.graph.divergence import CLASSES, Divergence
+from vitfx.graph.kinds import WORDS
 from vitfx.graph.narrow import Narrowed, narrow
 from vitfx.graph.stages import Stage, contribution, read_stages, streams_at
 from vitfx.graph.verify import rewrite
@@ -54,13 +55,14 @@ class Compensated:
     held_out: int = 0  #: images that the fit did not see
     kl: float | None = None  #: mean D_KL(original ‖ pruned) in nats on them; None where nothing was compared
     kl_mean: float | None = None  #: the same with only the mean in place of deleted units
+    task: str = "classes"  #: the kind of answers, whose divergence stands for KL
 
     @property
     def sentence(self) -> str:
         """What refitting gained, where that was compared."""
         return (
-            f"survivors refitted on {self.images} images: on {self.held_out} others, D_KL from the original is "
-            f"{self.kl:.4f}, against {self.kl_mean:.4f} with only the mean in place of deleted units"
+            f"survivors refitted on {self.images} images: on {self.held_out} others, {_name(self.task)} from the "
+            f"original is {self.kl:.4f}, against {self.kl_mean:.4f} with only the mean in place of deleted units"
             + ("" if self.kind == "ridge" else ", so the mean stays")
         )
 
@@ -70,8 +72,18 @@ class Compensated:
         return {**record, "refits": [vars(refit) for refit in self.refits]}
 
 
+def _name(task: str) -> str:
+    return "D_KL" if task == "classes" else f"the {WORDS[task].divergence}"
+
+
 def compensate(
-    original: GraphModule, plan: DeletionPlan, pixels: Tensor, kind: str = "ridge", *, progress: Report | None = None
+    original: GraphModule,
+    plan: DeletionPlan,
+    pixels: Tensor,
+    kind: str = "ridge",
+    *,
+    measure: Divergence = CLASSES,
+    progress: Report | None = None,
 ) -> Compensated:
     """Makes up for a plan's deletions, fitted on at least two images (N, C, H, W).
 
@@ -91,10 +103,10 @@ def compensate(
     if not held:
         return Compensated(mean, "mean", images=len(fitted))
     refitted_plan = Compensator(original, fitted)(mean, progress)
-    kl_mean, kl = (divergence(original, either, held_out) for either in (mean, refitted_plan.plan))
+    kl_mean, kl = (divergence(original, either, held_out, measure) for either in (mean, refitted_plan.plan))
     if not kl < kl_mean:
         refitted_plan = replace(refitted_plan, plan=mean, kind="mean")
-    return replace(refitted_plan, held_out=held, kl=kl, kl_mean=kl_mean)
+    return replace(refitted_plan, held_out=held, kl=kl, kl_mean=kl_mean, task=measure.kind)
 
 
 class Compensator:
@@ -227,9 +239,9 @@ def with_means(original: GraphModule, plan: DeletionPlan, pixels: Tensor) -> Del
 
 
 @torch.no_grad()
-def divergence(original: GraphModule, plan: DeletionPlan, pixels: Tensor) -> float:
-    """Mean D_KL(original ‖ pruned) in nats an image."""
+def divergence(original: GraphModule, plan: DeletionPlan, pixels: Tensor, measure: Divergence = CLASSES) -> float:
+    """Mean D_KL(original ‖ pruned) in nats an image, or that of another kind of answers."""
     pruned = rewrite(original, plan).graph_module.eval()
     device = next(original.parameters()).device
     batches = [batch.to(device) for batch in pixels.split(_BATCH)]
-    return sum(float(kl_divergence(original(batch), pruned(batch)).sum()) for batch in batches) / len(pixels)
+    return sum(float(measure(original(batch), pruned(batch)).sum()) for batch in batches) / len(pixels)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vitfx.deploy.precisions import FP16, FP32, PRECISIONS
+from vitfx.graph.kinds import WORDS
 from vitfx.support.devices import GPU
 from vitfx.support.errors import UserError
 
@@ -62,6 +63,12 @@ class Goal:
         if self.kind == SPEEDUP:
             return None if reaches(measured, self.value) else f"measured {measured:.2f}×"
         return None if measured <= self.value else f"measured {100 * measured:.6g}%"
+
+    def words(self, task: str) -> str:
+        """For answers of this kind."""
+        if self.kind == KL and task != "classes":
+            return f"{WORDS[task].amount(f'at most {self.value:g}')} from the original"
+        return str(self).replace("top-1", WORDS[task].metric or "top-1")
 
     def __str__(self) -> str:
         sentences = {

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
+from vitfx.graph.kinds import WORDS
 from vitfx.graph.verify import rewrite
 from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal import DROP, PARAMETERS, PROMISED, SPEEDUP, Goal, reaches
@@ -185,6 +186,15 @@ def reach_goal(
     else:
         state = search.within(goal)
     return GoalResult(state, pruner.held_out_loss(state), speedup, predicted, tuple(search.steps))
+
+
+def check_goal(goal: Goal, task: str) -> None:
+    """Raises UserError where a goal counts what this kind of answers does not have."""
+    if goal.kind == DROP and WORDS[task].metric is None:
+        raise UserError(
+            f"the model's answers are {task}, neither right nor wrong, so that no {DROP} can be measured: limit their "
+            "divergence instead"
+        )
 
 
 def check_reach(goal: Goal, price: Price, *, plain: float | None = None, whole: float | None = None) -> None:

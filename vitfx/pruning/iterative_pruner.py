@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from passes.plan import DeletionPlan
-from vitfx.graph.divergence import kl_divergence
+from vitfx.graph.divergence import make_divergence
+from vitfx.graph.kinds import WORDS
+from vitfx.graph.metrics import right
 from vitfx.graph.stages import read_stages, sublayers_of
 from vitfx.graph.verify import rewrite
 from vitfx.pruning.budget import select
@@ -44,13 +46,20 @@ class HeldOutLoss:
 
     kl: float  #: nats an image from the original
     drop: float | None  #: points of top-1 lost, None without labels
-    error: float | None  #: the standard error of `drop`, None where fewer than two images are held out
+    error: float | None  #: the standard error of `drop`, None where it is not known
+    task: str = "classes"  #: what `kl` and `drop` are of, see `vitfx.graph.kinds`
+
+    def to_json(self) -> dict[str, float | None]:
+        """Without the words."""
+        return {"kl": self.kl, "drop": self.drop, "error": self.error}
 
     def __str__(self) -> str:
+        words = WORDS[self.task]
+        name = words.divergence
         if self.drop is None:
-            return f"KL {self.kl:.4f}"
+            return f"{name} {self.kl:.4f}"
         error = "" if self.error is None else f" ± {self.error:.1f}"
-        return f"KL {self.kl:.4f}, {self.drop:+.1f}{error} points of top-1 lost"
+        return f"{name} {self.kl:.4f}, {self.drop:+.1f}{error} points of {words.metric} lost"
 
 
 class IterativePruner:
@@ -59,6 +68,7 @@ class IterativePruner:
     The last quarter of the images (N, C, H, W) is held out from all fitting and scoring. The first `scored` of the
     others score the units, and survivors are refitted on them between cuts; the final refit uses all of the others.
     align: the widths of pruned MLPs are multiples of it.
+    task: the model's kind of answers, one of `vitfx.graph.kinds.KINDS`.
     """
 
     def __init__(
@@ -71,6 +81,7 @@ class IterativePruner:
         seed: int,
         watcher: Watcher,
         align: int = 1,
+        task: str = "classes",
     ) -> None:
         held = max(1, len(pixels) // 4)
         self.original, self.watcher, self.seed = original, watcher, seed
@@ -81,6 +92,7 @@ class IterativePruner:
         self.modules = sublayers_of(self.stages)
         self.multiples = {name: align for name, module in self.modules.items() if module.kind != "head"}
         self.expected = _logits(original, self.held_out)
+        self.measure = make_divergence(task, self.expected)
         self._quick = Compensator(original, self.scored, keep=True)
         self.rounds = 0
 
@@ -95,6 +107,7 @@ class IterativePruner:
             planned_projections(self.stages, state.plan),
             self.scored,
             seed=self.seed + self.rounds,
+            measure=self.measure,
             progress=self.watcher.bar("scoring"),
         )
         self.rounds += 1
@@ -124,14 +137,22 @@ class IterativePruner:
 
     def held_out_loss(self, state: State) -> HeldOutLoss:
         logits = _logits(rewrite(self.original, state.plan).graph_module.eval(), self.held_out)
-        kl = float(kl_divergence(self.expected, logits).mean())
+        kl = float(self.measure(self.expected, logits).mean())
+        task = self.measure.kind
         if self.labels is None:
-            return HeldOutLoss(kl, None, None)
+            return HeldOutLoss(kl, None, None, task)
         labels = self.labels.to(logits.device)
-        before, after = ((answers.argmax(-1) == labels).double() for answers in (self.expected, logits))
-        difference = 100 * (before - after)
+        before, after = (right(self.measure, answers, labels) for answers in (self.expected, logits))
+        if before is None or after is None:
+            return HeldOutLoss(kl, None, None, task)
+        if task == "labels":
+            # F1 is no mean over images.
+            sums = [each.sum(dim=0) for each in (before, after)]
+            shares = [float(part / of) if of else 0.0 for part, of in sums]
+            return HeldOutLoss(kl, 100 * (shares[0] - shares[1]), None, task)
+        difference = 100 * (before - after)[:, 0] / before[:, 1]
         error = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else None
-        return HeldOutLoss(kl, float(difference.mean()), error)
+        return HeldOutLoss(kl, float(difference.mean()), error, task)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,11 @@ from vitfx.circuits.liveness import make_plan
 from vitfx.discovery.basis.protocol import Journal
 from vitfx.discovery.basis.settings import Settings
 from vitfx.discovery.replay import replay
-from vitfx.discovery.run import Discovery, discover, journal_key, origins
+from vitfx.discovery.run import Discovery, check_settings, discover, journal_key, origins
+from vitfx.graph.answers import Kind
 from vitfx.graph.canonical import read_module
+from vitfx.graph.divergence import CLASSES, Divergence
+from vitfx.graph.kinds import WORDS
 from vitfx.graph.stages import sublayers_of
 from vitfx.graph.verify import Verification, rewrite, verify
 from vitfx.images.image_set import Images
@@ -43,6 +46,7 @@ class Pruned:
     #: goal; None where the artifact computes just what the circuit does
     artifact_kl: float | None = None
     missed: str | None = None  #: what was measured instead of a goal that was missed; None otherwise
+    divergence: Divergence = CLASSES  #: of the model's kind of answers
 
 
 @dataclass(frozen=True)
@@ -68,18 +72,25 @@ def compile_model(
     accept: Callable[[GraphModule], object] | None = None,
     circuit: Circuit | None = None,
     compensation: Compensation = Compensation(),
+    task: Kind | None = None,
 ) -> Pruned:
     """Traces, discovers, plans, compensates, rewrites and verifies. The module stays as it is.
 
     images: two at least, which tells the batch axis from the others
     accept: is given the canonical graph before discovery, and may refuse it by raising
     circuit: replaces discovery; `settings` are then its own, and `images` its calibration images
+    task: the kind of the model's answers, as the user says; a circuit has its own
 
     Raises UserError where the model, the images or the circuit can't be used, VerificationError where a proof fails.
     """
     front = read_module(module, images.pixels, watcher)
     if accept is not None:
         accept(front.graph_module)
+    if circuit is not None:
+        task = Kind(settings.task, "as the circuit was found")
+    kind = front.kind(images.labels, task, watcher)
+    settings = replace(settings, task=kind.name)
+    check_settings(settings)
     on_device = front.graph_module.to(device)
     facts = origins(on_device, images)
     if circuit is None:
@@ -91,26 +102,40 @@ def compile_model(
     plan = make_plan(circuit, discovery.graph, discovery.constants)
     watcher.say(f"removed {len(circuit.removed):,} of {len(circuit.decisions):,} edges; plan:\n{plan}")
     pixels = images.pixels if compensation.pixels is None else compensation.pixels
-    compensated = compensate(on_device, plan, pixels, compensation.kind, progress=watcher.bar("compensation"))
+    measure = discovery.calibration.divergence
+    compensated = compensate(
+        on_device, plan, pixels, compensation.kind, measure=measure, progress=watcher.bar("compensation")
+    )
     if compensated.kl is not None:
         watcher.say(compensated.sentence)
     original = on_device.cpu()
     artifact, verification = carry_out(original, compensated.plan, images)
-    notes: list[str] = []
-    if not compensated.plan.deletions:
-        notes.append(f"no head or MLP path is dead at {settings.threshold}: nothing is deleted")
     artifact_kl = None
     if differences := _differences(discovery, settings, plan, compensated.plan):
-        artifact_kl = divergence(original, compensated.plan, images.pixels)
-        notes.append(
-            f"{' and '.join(differences)}, which takes D_KL from the original, on the calibration images, from "
-            f"{circuit.kl:.4f} to {artifact_kl:.4f}"
-        )
+        artifact_kl = divergence(original, compensated.plan, images.pixels, measure)
+    notes = _notes(settings, compensated.plan, differences, circuit.kl, artifact_kl)
     for note in notes:
         watcher.say(f"note: {note}")
+    notes = (*front.notes, *kind.note, *notes)
     return Pruned(
-        artifact, original, circuit, compensated.plan, verification, (*front.notes, *notes), compensated, artifact_kl
+        artifact, original, circuit, compensated.plan, verification, notes, compensated, artifact_kl, divergence=measure
     )
+
+
+def _notes(
+    settings: Settings, plan: DeletionPlan, differences: list[str], kl: float, artifact_kl: float | None
+) -> tuple[str, ...]:
+    """kl: of the circuit. differences: how the artifact differs from it."""
+    notes: list[str] = []
+    if not plan.deletions:
+        notes.append(f"no head or MLP path is dead at {settings.threshold}: nothing is deleted")
+    if artifact_kl is not None:
+        name = "D_KL" if settings.task == "classes" else f"the {WORDS[settings.task].divergence}"
+        notes.append(
+            f"{' and '.join(differences)}, which takes {name} from the original, on the calibration images, from "
+            f"{kl:.4f} to {artifact_kl:.4f}"
+        )
+    return tuple(notes)
 
 
 def carry_out(original: GraphModule, plan: DeletionPlan, images: Images) -> tuple[GraphModule, Verification]:

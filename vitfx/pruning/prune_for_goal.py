@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from passes.plan import DeletionPlan
 from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer
 from vitfx.circuits.details import Details
 from vitfx.discovery.run import origins
+from vitfx.graph.answers import Kind
 from vitfx.graph.canonical import check_answers_differ, read_module
 from vitfx.graph.stages import read_stages
 from vitfx.graph.verify import Verification
@@ -21,7 +21,7 @@ from vitfx.images.image_set import Images
 from vitfx.pruning.compensation import Compensated, divergence, with_means
 from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal import DROP, PARAMETERS, Goal
-from vitfx.pruning.goal_search import GoalResult, reach_goal
+from vitfx.pruning.goal_search import GoalResult, check_goal, reach_goal
 from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.pruning.prune_by_circuit import Pruned, carry_out
 from vitfx.pruning.target_bench import GoalRequest, TargetBench
@@ -42,12 +42,13 @@ def compile_for_goal(
     device: torch.device,
     watcher: Watcher,
     accept: Callable[[GraphModule], object] | None = None,
+    task: Kind | None = None,
 ) -> Pruned:
     """Traces, prices, prunes in rounds, measures and verifies. The module stays as it is.
 
     images: a quarter of them is held out from fitting, to measure what is lost
     device: where scoring and fitting run; the artifact is timed on the target
-    accept: as in `vitfx.pruning.prune_by_circuit.compile_model`
+    accept, task: as in `vitfx.pruning.prune_by_circuit.compile_model`
 
     Raises UserError where the model can't be used or the goal is out of reach, VerificationError where a proof fails.
     """
@@ -61,6 +62,8 @@ def compile_for_goal(
         check_answers_differ(original(images.pixels[:_COMPARED]))
     if accept is not None:
         accept(original)
+    kind = front.kind(images.labels, task, watcher)
+    check_goal(asked.goal, kind.name)
     facts = origins(original, images)
     bench = TargetBench(module, original, images.pixels, asked, watcher)
     price = bench.price()
@@ -73,18 +76,24 @@ def compile_for_goal(
         seed=asked.seed,
         watcher=watcher,
         align=asked.target.align,
+        task=kind.name,
     )
     result = reach_goal(pruner, asked.goal, price, watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole)
     plan = result.state.plan
     artifact, verification = carry_out(original, plan, images)
     reached = _reached(asked.goal, result, verification, bench)
     missed = None if reached is None else asked.goal.shortfall(reached)
-    circuit = _circuit(original, result, price, asked, facts, met=missed is None)
-    notes = (*front.notes, _note(asked, result, len(pruner.held_out), reached, missed))
+    circuit = _circuit(original, result, price, asked, facts, kind.name, met=missed is None)
+    notes = (
+        *front.notes,
+        *kind.note,
+        _note(asked, result, len(pruner.held_out), reached, missed),
+    )
     if not plan.deletions:
         notes += (f"nothing {'had to be deleted for' if asked.goal.priced else 'could be deleted within'} that",)
     compensated = _compensated(original, pruner, result)
-    return Pruned(artifact, original, circuit, plan, verification, notes, compensated, result.held_out_loss.kl, missed)
+    loss = result.held_out_loss.kl
+    return Pruned(artifact, original, circuit, plan, verification, notes, compensated, loss, missed, pruner.measure)
 
 
 def _compensated(original: GraphModule, pruner: IterativePruner, result: GoalResult) -> Compensated:
@@ -92,8 +101,16 @@ def _compensated(original: GraphModule, pruner: IterativePruner, result: GoalRes
     if not plan.deletions:
         return Compensated(plan, "none")
     mean = with_means(original, DeletionPlan(plan.deletions), pruner.scored.cpu())
-    kl_mean = divergence(original, mean, pruner.held_out.cpu())
-    return Compensated(plan, "ridge", images=fitted, held_out=held_out, kl=result.held_out_loss.kl, kl_mean=kl_mean)
+    kl_mean = divergence(original, mean, pruner.held_out.cpu(), pruner.measure)
+    return Compensated(
+        plan,
+        "ridge",
+        images=fitted,
+        held_out=held_out,
+        kl=result.held_out_loss.kl,
+        kl_mean=kl_mean,
+        task=pruner.measure.kind,
+    )
 
 
 def _reached(goal: Goal, result: GoalResult, verification: Verification, bench: TargetBench) -> float | None:
@@ -113,11 +130,19 @@ def _note(asked: GoalRequest, result: GoalResult, held_out: int, reached: float 
     elif reached is not None:
         measured = f"measured {100 * reached:.6g}%, "
     on = f"on {held_out} images held out from fitting"
-    return f"asked for {asked.goal}{counted}{verdict}: {measured}{result.held_out_loss} {on}"
+    goal = asked.goal.words(result.held_out_loss.task)
+    return f"asked for {goal}{counted}{verdict}: {measured}{result.held_out_loss} {on}"
 
 
 def _circuit(
-    original: GraphModule, result: GoalResult, price: Price, asked: GoalRequest, facts: dict[str, str], *, met: bool
+    original: GraphModule,
+    result: GoalResult,
+    price: Price,
+    asked: GoalRequest,
+    facts: dict[str, str],
+    task: str,
+    *,
+    met: bool,
 ) -> Circuit:
     """The model as a circuit of the head graph: every head, and for each MLP one path kept and one deleted."""
     deletions = {deletion.name: deletion for deletion in result.state.plan.deletions}
@@ -140,7 +165,9 @@ def _circuit(
             for index, (units, alive) in enumerate(group for group in groups if group[0])
         ]
     settings = {"method": "goal", "granularity": "head", "ablation": "mean", **asked.to_json()}
+    if task != "classes":
+        settings["task"] = task
     measured = {"speed-up": result.speedup, "predicted": result.predicted, "met": met}
     steps = {"unit": price.unit, "whole": price.whole, "steps": list(result.steps), **measured}
-    details: Details = {"price": steps, "held out": asdict(result.held_out_loss)}
+    details: Details = {"price": steps, "held out": result.held_out_loss.to_json()}
     return Circuit(tuple(decisions), result.held_out_loss.kl, settings, facts, details)

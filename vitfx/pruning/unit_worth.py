@@ -5,7 +5,7 @@ mean adds to the stream behind its sublayer: D_KL(M‖M + δ) ≈ ½ E_y[(∇ lo
 1998; for pruning, Theis et al. 2018, arXiv:1801.05787). The expectation is estimated with one vector of random signs ε
 an image, Σ_y ε_y √p(y) ∇ log p(y), whose square is unbiased (Hutchinson 1990) and varies less than that of one drawn y.
 One forward and one backward pass give it for every unit, deleted ones included: what those would be worth if they came
-back.
+back. Other kinds of answers than classes have their divergence's own quadratic form (`vitfx.graph.divergence`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from passes.plan import DeletionPlan, channels_of
+from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.graph.stages import Stage, streams_at, sublayers_of
 from vitfx.support.progress import Report
 
@@ -70,6 +71,7 @@ def unit_worth(
     pixels: Tensor,
     *,
     seed: int,
+    measure: Divergence = CLASSES,
     progress: Report | None = None,
 ) -> dict[str, UnitWorth]:
     """What every unit of every sublayer is worth.
@@ -83,7 +85,7 @@ def unit_worth(
     sums: dict[str, _Sums] = {}
     for start in range(0, len(pixels), BATCH):
         batch = pixels[start : start + BATCH]
-        inners, gradients = _run(stages, projections, batch, generator)
+        inners, gradients = _run(stages, projections, batch, generator, measure)
         with torch.no_grad():
             for (stage, inner), gradient in zip(inners, gradients, strict=True):
                 slope = gradient @ _weight(stage, projections.get(stage.name))
@@ -95,7 +97,11 @@ def unit_worth(
 
 
 def _run(
-    stages: Sequence[Stage], projections: Mapping[str, PlannedProjection], pixels: Tensor, generator: torch.Generator
+    stages: Sequence[Stage],
+    projections: Mapping[str, PlannedProjection],
+    pixels: Tensor,
+    generator: torch.Generator,
+    measure: Divergence,
 ) -> tuple[list[tuple[Stage, Tensor]], tuple[Tensor, ...]]:
     """Each sublayer's inner channels, and the gradient of the random score at the stream behind it."""
     inners: list[tuple[Stage, Tensor]] = []
@@ -112,10 +118,9 @@ def _run(
                 reading.behind.requires_grad_()
             inners.append((stage, reading.inner.detach()))
             behind.append(reading.behind)
-        log_p = reading.behind.log_softmax(-1)
-        signs = torch.randint(0, 2, log_p.shape, generator=generator).to(log_p) * 2 - 1
-        score = (log_p.detach().exp().sqrt() * signs * log_p).sum()
-        return inners, torch.autograd.grad(score, behind)
+        answers = reading.behind
+        signs = torch.randint(0, 2, answers.shape, generator=generator).to(answers) * 2 - 1
+        return inners, torch.autograd.grad(measure.score(answers, signs), behind)
 
 
 def _weight(stage: Stage, projection: PlannedProjection | None) -> Tensor:

@@ -137,7 +137,7 @@ def patch_grid(tokens: int, height: int, width: int) -> tuple[int, int] | None:
 
 
 def _title(images: Images, index: int, classes: Sequence[str] | None) -> str:
-    if images.labels is None:
+    if images.labels is None or images.labels.dim() > 1:
         return images.names[index]
     label = int(images.labels[index])
     return f"{images.names[index]}, class {classes[label] if classes else label}"

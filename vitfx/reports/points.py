@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from vitfx.graph.kinds import WORDS, KindWords, words_of
 from vitfx.reports.records import PointRecord, PruneReport, RecoverReport, RoundsRecord, SweepRecord
 
 
@@ -13,7 +14,7 @@ class ModelPoint:
 
     name: str
     accuracy: float | None  #: 0..1, None without labels
-    agreement: float  #: with the original
+    agreement: float | None  #: with the original
     kl: float  #: from the original
     time: float  #: as a share of the run's own baseline, measured beside it
     where: str  #: on what it was timed
@@ -21,6 +22,7 @@ class ModelPoint:
     flops: float  #: share that is left
     joined: bool = False  #: one of a row of models, through which a line runs
     knee: bool = False  #: where the row's front bends
+    words: KindWords = WORDS["classes"]  #: for accuracy and KL
 
 
 def plain_export(accuracy: float | None, where: str) -> ModelPoint:
@@ -33,10 +35,12 @@ def points_of_prune(report: PruneReport) -> tuple[ModelPoint, ...]:
     old, new, third = report["baseline"], report["pruned"], report["precision"]
     batch = str(report["batch"])
     where = f"batch {batch}, {_runtime(report['runtime'])}"
-    baseline = ModelPoint("baseline", old["accuracy"], 1.0, 0.0, 1.0, where, 1.0, 1.0)
+    words = words_of(report["settings"])
+    alike = None if report["agreement"] is None else 1.0
+    baseline = ModelPoint("baseline", old["accuracy"], alike, 0.0, 1.0, where, 1.0, 1.0, words=words)
     pruned = ModelPoint(
         "pruned", new["accuracy"], report["agreement"], report["kl"], 1 / report["speedup_by_batch"][batch], where,
-        new["params"] / old["params"], new["flops"] / old["flops"],
+        new["params"] / old["params"], new["flops"] / old["flops"], words=words,
     )  # fmt: skip
     if third is None:
         return baseline, pruned

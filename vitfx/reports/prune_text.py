@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitfx.deploy.precision_file import precision_fact
+from vitfx.graph.kinds import words_of
 from vitfx.reports.records import Facts, PrecisionRecord, PruneReport, Side
 from vitfx.support.tables import Table, markdown_report
 from vitfx.support.text import digits, faster
@@ -17,7 +18,7 @@ def to_table(report: PruneReport) -> Table:
     if old["loss"] is not None and new["loss"] is not None:
         rows.append(("test loss", f"{old['loss']:.4f}", f"{new['loss']:.4f}", f"{new['loss'] - old['loss']:+.4f}"))
     rows += [
-        *_answers(old, new["accuracy"], report["kl"], report["agreement"]),
+        *_answers(report, new, report["kl"], report["agreement"]),
         _counted("parameters", old["params"], new["params"]),
         _counted("FLOPs an image", old["flops"], new["flops"]),
         _counted("heads", old["heads"], new["heads"]),
@@ -32,21 +33,27 @@ def to_table(report: PruneReport) -> Table:
         *_times(old, new, report["speedup_by_batch"]),
     ]
     if (third := report["precision"]) is not None:
-        more = _answers(old, third["accuracy"], third["kl"], third["agreement"])
+        more = _answers(report, third, third["kl"], third["agreement"])
         more += _times(old, third, third["speedup_by_batch"])
         rows += [(f"{third['name']}: {what}", before, after, compared) for what, before, after, compared in more]
     title = f"{report['settings']['model']} at {_threshold(report['settings'])}, {report['runtime']}"
     return Table(("", "baseline", "pruned", ""), rows, title)
 
 
-def _answers(old: Side, accuracy: float | None, kl: float, agreement: float) -> list[Row]:
-    rows: list[Row] = []
-    if accuracy is not None and old["accuracy"] is not None:
-        points = 100 * (accuracy - old["accuracy"])
-        rows.append(("top-1", f"{old['accuracy']:.2%}", f"{accuracy:.2%}", f"{points:+.2f} points"))
-    rows.append(("KL from the original", "0", f"{kl:.4f}", ""))
-    rows.append(("agreement with the original", "100.00%", f"{agreement:.2%}", ""))
+def _answers(report: PruneReport, new: Side | PrecisionRecord, kl: float, agreement: float | None) -> list[Row]:
+    words, old = words_of(report["settings"]), report["baseline"]
+    rows = _points(words.metric or "", old["accuracy"], new["accuracy"])
+    rows += _points("mAP", old.get("mean_average_precision"), new.get("mean_average_precision"))
+    rows.append((f"{words.divergence} from the original", "0", f"{kl:.4f}", ""))
+    if agreement is not None:
+        rows.append(("agreement with the original", "100.00%", f"{agreement:.2%}", ""))
     return rows
+
+
+def _points(metric: str, before: float | None, after: float | None) -> list[Row]:
+    if before is None or after is None:
+        return []
+    return [(metric, f"{before:.2%}", f"{after:.2%}", f"{100 * (after - before):+.2f} points")]
 
 
 def _counted(what: str, old: int, new: int) -> Row:
@@ -114,7 +121,7 @@ def _circuit_fact(report: PruneReport) -> list[str]:
         f"Circuit{source}: {circuit['removed']:,} of {circuit['edges']:,} edges of the "
         f"{circuit['granularity']} graph removed by {circuit['method']} ({settings['ablation']} ablation, "
         f"{settings['corruption']} corruption, seed {settings['seed']}), "
-        f"KL {circuit['kl']:.4f} on {report['images']['calibration']} calibration images."
+        f"{words_of(settings).divergence} {circuit['kl']:.4f} on {report['images']['calibration']} calibration images."
     ]
 
 

@@ -32,7 +32,8 @@ class Side(TypedDict):
     """The baseline or the pruned model."""
 
     loss: float | None  #: in nats, None without labels
-    accuracy: float | None  #: top-1, 0..1, None without labels
+    accuracy: float | None  #: top-1 (of other kinds `vitfx.graph.metrics.right`), 0..1, None without labels
+    mean_average_precision: NotRequired[float]  #: of several labels, 0..1
     params: int
     flops: int  #: of an image
     heads: int
@@ -52,8 +53,9 @@ class PrecisionRecord(TypedDict):
     kept: NotRequired[list[str]]  #: operators that stay in float32
     images: NotRequired[int]  #: that the ranges were calibrated on
     accuracy: float | None
+    mean_average_precision: NotRequired[float]
     kl: float
-    agreement: float
+    agreement: float | None
     latency_ms: dict[str, float]
     speedup_by_batch: dict[str, float]
 
@@ -76,8 +78,8 @@ class PruneReport(Made):
 
     baseline: Side
     pruned: Side
-    kl: float  #: from the baseline, in nats an image
-    agreement: float  #: share of the images with the baseline's top-1
+    kl: float  #: from the baseline, in nats an image; of other kinds of answers their divergence
+    agreement: float | None  #: share of the images with the baseline's top-1, see `vitfx.graph.metrics.alike`
     speedup: float  #: at `batch`
     batch: int  #: at which the speed-up counts
     speedup_by_batch: dict[str, float]
@@ -98,7 +100,7 @@ class RecoveredModel(TypedDict):
     loss: float | None
     accuracy: float | None
     kl: float
-    agreement: float
+    agreement: float | None
     params: int
     flops: int
     runtimes: dict[str, dict[str, float]]  #: by provider: evaluation_seconds, ms_per_image, ms_at_batch_1
@@ -111,7 +113,7 @@ class CheckRecord(TypedDict):
     loss: float | None
     accuracy: float | None
     kl: float
-    agreement: float
+    agreement: float | None
 
 
 class FlowStep(TypedDict):
@@ -189,7 +191,7 @@ class PointRecord(TypedDict):
 
     speedup: float
     kl: float
-    agreement: float
+    agreement: float | None
     accuracy: float | None
     plain_accuracy: float | None
 

@@ -93,7 +93,8 @@ def figure(report: RecoverReport) -> Figure:
         losses, checks, best = course["losses"], course["checks"], course["best"]
         width = checks[-1]["images"] / max(len(losses), 1)
         left.plot([(index + 0.5) * width for index in range(len(losses))], losses, color=colour, label=name)
-        shares = [check["agreement"] if check["accuracy"] is None else check["accuracy"] for check in checks]
+        scores = [check["agreement"] if check["accuracy"] is None else check["accuracy"] for check in checks]
+        shares = [0.0 if score is None else score for score in scores]
         right.plot(
             [check["images"] for check in checks],
             [100 * share for share in shares],

@@ -23,14 +23,28 @@ _COLUMNS = (
 
 def tradeoff(runs: Named, title: str) -> Markup:
     """What is answered right over the time that it takes: top-1 where all runs have it, else agreement."""
-    if all(point.accuracy is not None for _, points in runs for point in points):
-        return _over_time(runs, title, lambda point: 100 * (point.accuracy or 0.0), "top-1", "%", "up")
-    return _over_time(runs, title, lambda point: 100 * point.agreement, "agreement with the original", "%", "up")
+    every = [point for _, points in runs for point in points]
+    if all(point.accuracy is not None for point in every):
+        metric = _shared([point.words.metric for point in every], "score")
+        return _over_time(runs, title, lambda point: 100 * (point.accuracy or 0.0), metric, "%", "up")
+    if any(point.agreement is None for point in every):
+        return Markup("")
+    return _over_time(
+        runs, title, lambda point: 100 * (point.agreement or 0.0), "agreement with the original", "%", "up"
+    )
 
 
 def divergence(runs: Named, title: str) -> Markup:
-    """KL from the original over time."""
-    return _over_time(runs, title, lambda point: point.kl, "KL from the original", "nats an image", "down")
+    """KL from the original over time, or the divergence of another kind of answers."""
+    words = [point.words for _, points in runs for point in points]
+    name = _shared([each.divergence for each in words], "divergence")
+    unit = _shared([each.an_image for each in words], "of its kind")
+    return _over_time(runs, title, lambda point: point.kl, f"{name} from the original", unit, "down")
+
+
+def _shared(names: Sequence[str | None], other: str) -> str:
+    """The name that all have, or another for all of them."""
+    return names[0] or other if len(set(names)) == 1 else other
 
 
 def _over_time(
@@ -99,4 +113,7 @@ def points_table(runs: Named, title: str) -> Markup:
         for number, (name, point) in enumerate(named, 1)
     ]
     caption = "Times are shares of each run's own baseline, timed beside it"
-    return section(title, table(Table(_COLUMNS, rows, caption=caption)))
+    metric = _shared([point.words.metric for _, point in named], "score")
+    measure = _shared([point.words.divergence for _, point in named], "divergence")
+    columns = [{"top-1": metric, "KL": measure}.get(column, column) for column in _COLUMNS]
+    return section(title, table(Table(columns, rows, caption=caption)))

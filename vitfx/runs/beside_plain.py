@@ -27,7 +27,7 @@ class BesidePlain:
     ms: float  #: the artifact's median time
     plain_ms: float  #: the plain export's
     kl: float  #: mean D_KL(original ‖ artifact) in nats
-    agreement: float  #: the share of images with the original's top-1
+    agreement: float | None  #: the share of images with the original's top-1
     accuracy: float | None  #: top-1, 0..1, None without labels
     plain_accuracy: float | None
     images: int  #: that all but the times are measured on

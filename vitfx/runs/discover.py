@@ -120,6 +120,7 @@ class Discoveries:
             None if images.labels is None else images.labels.to(self._device),
             self.share,
             self.watcher.bar("evaluating"),
+            discovery.calibration.divergence,
         )
 
     @property

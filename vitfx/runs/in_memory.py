@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from rich.console import Console
@@ -22,7 +22,8 @@ from vitfx.deploy.export import export_checked, onnx_metadata
 from vitfx.deploy.lowering import lower
 from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.settings import Settings
-from vitfx.discovery.run import discover, origins
+from vitfx.discovery.run import check_settings, discover, origins
+from vitfx.graph.answers import Kind
 from vitfx.graph.canonical import read_module
 from vitfx.images.image_set import Images
 from vitfx.images.preprocess import Preprocess
@@ -54,6 +55,11 @@ class DiscoverySettings(TypedDict, total=False):
     corruption: str
     paths: int
     seed: int
+
+
+def asked_task(task: str | None) -> Kind | None:
+    """Raises UserError for an unknown one."""
+    return None if task is None else Kind(task, "as asked", asked=True)
 
 
 @contextmanager
@@ -119,6 +125,7 @@ def prune_by_circuit(
     compensate: str,
     circuit: Circuit | None,
     watcher: Watcher,
+    task: Kind | None = None,
 ) -> PrunedModel:
     """Raises UserError and VerificationError."""
     if compensate not in KINDS:
@@ -132,25 +139,43 @@ def prune_by_circuit(
         watcher=watcher,
         circuit=circuit,
         compensation=Compensation(compensate),
+        task=task,
     )
     return _pruned_model(pruned, module, images, default_deployment(NAMES, device, portable=False))
 
 
 def prune_for_goal(
-    module: nn.Module, images: Images, goal: Goal, target: Target, *, device: torch.device, seed: int, watcher: Watcher
+    module: nn.Module,
+    images: Images,
+    goal: Goal,
+    target: Target,
+    *,
+    device: torch.device,
+    seed: int,
+    watcher: Watcher,
+    task: Kind | None = None,
 ) -> PrunedModel:
     """Raises UserError and VerificationError; a goal that was missed is in the result's `missed`."""
     deployment = default_deployment(NAMES, pick_device(target.device), portable=False)
     request = GoalRequest(goal, target, deployment, seed)
-    pruned = compile_for_goal(module, images, request, device=device, watcher=watcher)
+    pruned = compile_for_goal(module, images, request, device=device, watcher=watcher, task=task)
     return _pruned_model(pruned, module, images, deployment)
 
 
 def find_circuit(
-    module: nn.Module, images: Images, settings: Settings, *, device: torch.device, watcher: Watcher
+    module: nn.Module,
+    images: Images,
+    settings: Settings,
+    *,
+    device: torch.device,
+    watcher: Watcher,
+    task: Kind | None = None,
 ) -> Circuit:
     """Raises UserError."""
-    graph_module = read_module(module, images.pixels, watcher).graph_module.to(device)
+    front = read_module(module, images.pixels, watcher)
+    settings = replace(settings, task=front.kind(images.labels, task, watcher).name)
+    check_settings(settings)
+    graph_module = front.graph_module.to(device)
     facts = origins(graph_module, images)
     return discover(graph_module, images, settings, facts, NoJournal(), watcher).circuit
 
@@ -187,7 +212,7 @@ def make_settings(
     if unknown := set(settings) - set(DiscoverySettings.__annotations__):
         known = ", ".join(DiscoverySettings.__annotations__)
         raise UserError(f"{min(unknown)} is not a setting of discovery: give some of {known}")
-    limits = {name: value for name, value in (("tau", tau), ("max_kl", max_kl)) if value is not None}
+    limits: dict[str, Any] = {name: value for name, value in (("tau", tau), ("max_kl", max_kl)) if value is not None}
     return Settings(samples=len(images), **limits, **settings)
 
 

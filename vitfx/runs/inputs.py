@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
-import torch
-
+from vitfx.graph.answers import Kind
 from vitfx.images.classes import read_class_names
 from vitfx.images.image_set import Images
 from vitfx.images.overrides import Overrides
 from vitfx.images.sources import CorruptImageError
 from vitfx.images.splits import Splits, open_data
 from vitfx.models.checkpoint import LoadedModel, load_model
+from vitfx.runs.tasks import blank_answers, is_classless, known_task, without_labels
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Report
 
@@ -31,6 +31,7 @@ class Inputs:
     splits: Splits
     data: str  #: as the user gave it, for a report that says how to open the same again
     arch: str | None  #: likewise
+    task: Kind | None = None  #: the kind of the model's answers, where the user or the file says
 
     @property
     def first_lines(self) -> tuple[str, ...]:
@@ -65,19 +66,28 @@ def open_inputs(options: argparse.Namespace) -> Inputs:
     data = options.data or model.data
     if data is None:
         raise UserError(f"{options.model} does not name its data: give images with --data, a folder, an .npz or digits")
-    logits = cache(partial(count_logits, model))
-    path: Path | None = options.class_names
-    if path is not None:
-        names = read_class_names(path)
-        if len(names) != logits():
-            raise UserError(
-                f"--class-names {path} has {len(names)} names and the model {logits()} logits: give one for each"
-            )
-        model = replace(model, classes=names)
-    splits = open_data(data, model.preprocess, model.classes, logits)
+    task = known_task(options, model)
+    if is_classless(task, model):
+        splits = without_labels(open_data(data, model.preprocess))
+        model = replace(model, classes=None)
+    else:
+        model, splits = _with_classes(model, data, options.class_names)
     if model.image_size.question is not None and not _all_square(splits):
         raise UserError(model.image_size.question)
-    return Inputs(model, splits, data, options.arch)
+    return Inputs(model, splits, data, options.arch, task)
+
+
+def _with_classes(model: LoadedModel, data: str, class_names: Path | None) -> tuple[LoadedModel, Splits]:
+    """The model with the names of its logits, and the data with its labels among them. Raises UserError."""
+    logits = cache(partial(count_logits, model))
+    if class_names is not None:
+        names = read_class_names(class_names)
+        if len(names) != logits():
+            raise UserError(
+                f"--class-names {class_names} has {len(names)} names and the model {logits()} logits: give one for each"
+            )
+        model = replace(model, classes=names)
+    return model, open_data(data, model.preprocess, model.classes, logits)
 
 
 def _all_square(splits: Splits) -> bool:
@@ -114,6 +124,6 @@ def _overrides(options: argparse.Namespace) -> Overrides:
 
 
 def count_logits(model: LoadedModel) -> int:
-    """Of one image, found by running the model."""
-    with torch.no_grad():
-        return int(model.module(torch.zeros(2, model.preprocess.channels, *model.preprocess.size)).shape[1])
+    """Of one image, found by running the model: the classes that they tell apart, two by one logit."""
+    answers = blank_answers(model)
+    return 2 if answers.dim() == 1 or answers.shape[1] == 1 else int(answers.shape[1])

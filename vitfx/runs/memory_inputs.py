@@ -23,7 +23,7 @@ def open_given(
 
     model: see `vitfx.graph.plain_module`; where it returns a record, its `logits` are taken.
     images: floats (N, C, H, W), preprocessed; N is 2 or more.
-    labels: integers (N,), from 0 to the number of logits, or None.
+    labels: integers (N,), a 0 or 1 for each label (N, K), numbers, or None; whether they fit the answers shows later.
     Raises UserError.
     """
     opened = open_images(images, labels)
@@ -38,14 +38,7 @@ def open_given(
     except Exception:  # Tracing has sentences for what goes wrong in a model.
         return module, opened
     if not isinstance(answer, Tensor) and isinstance(getattr(answer, "logits", None), Tensor):
-        module, answer = Logits(module).eval(), answer.logits
-    if opened.labels is not None and isinstance(answer, Tensor) and answer.dim() == 2:
-        low, high = int(opened.labels.min()), int(opened.labels.max())
-        if low < 0 or high >= answer.shape[1]:
-            raise UserError(
-                f"labels run from {low} to {high} and the model has {answer.shape[1]} logits: give labels from 0 to "
-                f"{answer.shape[1] - 1}"
-            )
+        module = Logits(module).eval()
     return module, opened
 
 
@@ -64,11 +57,11 @@ def open_images(images: Tensor | ArrayLike, labels: Tensor | ArrayLike | None) -
     if labels is None:
         return Images(pixels, None, names)
     classes = _tensor("labels", labels)
-    if classes.shape != pixels.shape[:1]:
+    if classes.shape[:1] != pixels.shape[:1]:
         raise UserError(f"labels are {tuple(classes.shape)} for {len(pixels)} images: give one for each")
-    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+    if classes.is_complex() or (classes.dtype == torch.bool and classes.dim() == 1):
         raise UserError(f"labels are of {classes.dtype}: give integers, the positions of classes among the logits")
-    return Images(pixels, classes.long(), names)
+    return Images(pixels, classes if classes.is_floating_point() else classes.long(), names)
 
 
 def _tensor(title: str, values: Tensor | ArrayLike) -> Tensor:

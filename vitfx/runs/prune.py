@@ -55,7 +55,9 @@ def run_goal(run: GoalRun, watcher: Watcher) -> PruneResult:
     images = run.calibration(watcher)
     asked = GoalRequest(run.goal, run.target, run.deployment, run.seed, fresh=run.force, reference=run.reference)
     module = run.inputs.model.module
-    pruned = compile_for_goal(module, images, asked, device=run.device, watcher=watcher, accept=encode)
+    pruned = compile_for_goal(
+        module, images, asked, device=run.device, watcher=watcher, accept=encode, task=run.inputs.task
+    )
     report = _deliver(run, pruned, images, watcher)
     return PruneResult(report, None if pruned.missed is None else f"asked for {run.goal}, {pruned.missed}")
 
@@ -68,7 +70,7 @@ def _deliver(run: CircuitRun | GoalRun, pruned: Pruned, images: Images, watcher:
     written = write_files(run.out, pruned, model, images, run.deployment, watcher)
     written = replace(written, precision=write_precision(run.out, run.precision, images.pixels))
     batches = sorted({*BATCHES, run.batch})
-    measured = measure(run.out, run.evaluation, run.onnx_device, written, watcher, batches)
+    measured = measure(run.out, run.evaluation, run.onnx_device, written, watcher, batches, pruned.divergence)
     report = make_report(pruned, measured, images, _settings(run, pruned, len(images)), environment(), run.batch)
     report["notes"] += run.inputs.remarks
     maps = attention_maps(
@@ -85,11 +87,11 @@ def _settings(run: CircuitRun | GoalRun, pruned: Pruned, samples: int) -> dict[s
     """For the report. samples: calibration images that are whole."""
     circuit_file, goal, target = None, None, None
     if isinstance(run, CircuitRun):
-        own = run.settings.to_json()
+        own = {**run.settings.to_json(), **_task(pruned)}
         circuit_file = None if run.circuit_file is None else str(run.circuit_file)
     else:
-        own = {"samples": samples, "seed": run.seed}
-        goal, target = str(run.goal), str(run.target)
+        own = {"samples": samples, "seed": run.seed, **_task(pruned)}
+        goal, target = run.goal.words(pruned.divergence.kind), str(run.target)
     return {
         "model": run.inputs.model.source,
         "arch": run.inputs.arch,
@@ -106,6 +108,12 @@ def _settings(run: CircuitRun | GoalRun, pruned: Pruned, samples: int) -> dict[s
         "precision": run.precision,
         "device": str(run.device),
     }
+
+
+def _task(pruned: Pruned) -> dict[str, Any]:
+    """The kind of answers, where they are not classes."""
+    task = pruned.circuit.settings.get("task")
+    return {} if task is None else {"task": task}
 
 
 class _LateJournal:
@@ -140,6 +148,7 @@ def _by_circuit(run: CircuitRun, images: Images, journal: _LateJournal, watcher:
             accept=encode,
             circuit=run.circuit,
             compensation=compensation,
+            task=run.inputs.task,
         )
     except WriteError:
         raise

@@ -18,6 +18,7 @@ from vitfx.deploy.lowering import lower
 from vitfx.deploy.precision_file import HALVES
 from vitfx.deploy.precisions import FP32
 from vitfx.deploy.runtime import OnnxModel, open_session
+from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.images.image_set import Images, ImageSet
 from vitfx.models.checkpoint import LoadedModel, save_artifact
 from vitfx.pruning.plan_file import PLAN_FILES, write_plan
@@ -108,15 +109,17 @@ def measure(
     written: Written,
     watcher: Watcher,
     batches: Sequence[int] = BATCHES,
+    divergence: Divergence = CLASSES,
 ) -> Measured:
     """Runs the ONNX files over the evaluation images and times them at these batches, in turns, on ONNX Runtime.
-    device: where they run."""
+    device: where they run. divergence: of the model's kind of answers."""
     others = [Path(written.precision["file"]).stem] if written.precision else []
     sessions = {name: _open(folder / f"{name}.onnx", device) for name in ("baseline", "pruned", *others)}
     scores = evaluate(
         {name: session.run for name, session in sessions.items()},
         evaluation,
         batch=_EVALUATION_BATCH,
+        divergence=divergence,
         synchronize=partial(synchronize, device),
         progress=watcher.bar("evaluating"),
     )

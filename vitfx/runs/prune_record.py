@@ -72,7 +72,7 @@ def _circuit(pruned: Pruned, source: str | None) -> CircuitRecord:
 def _side(name: str, cost: Cost, measured: Measured) -> Side:
     scores = measured.scores[name]
     timings = {str(batch): by_model[name] for batch, by_model in measured.timings.items()}
-    return {
+    side: Side = {
         "loss": scores.loss,
         "accuracy": scores.accuracy,
         "params": cost.parameters,
@@ -84,3 +84,6 @@ def _side(name: str, cost: Cost, measured: Measured) -> Side:
         "latency_spread_ms": {batch: [timing.p10_ms, timing.p90_ms] for batch, timing in timings.items()},
         "evaluation_seconds": scores.seconds,
     }
+    if scores.precision is not None:
+        side["mean_average_precision"] = scores.precision
+    return side

@@ -26,6 +26,7 @@ from vitfx.reports.recover_text import draw, to_markdown
 from vitfx.runs.inputs import Inputs
 from vitfx.runs.recover_measure import Row, measure
 from vitfx.runs.recover_record import make_report
+from vitfx.runs.tasks import refuse_recovery
 from vitfx.support.errors import UserError
 from vitfx.support.files import UNFINISHED, begin_results, remove_results, write_aside
 from vitfx.support.json_files import write_json
@@ -75,6 +76,7 @@ def run_recover(job: RecoverJob, watcher: Watcher) -> RecoverReport:
 
     Raises UserError, VerificationError, ExportMismatch, and KeyboardInterrupt after Ctrl-C.
     """
+    refuse_recovery(job.inputs.task, job.inputs.model)
     load = load_average()
     for line in (*job.inputs.first_lines, job.teacher.weights_note):
         if line:

@@ -28,6 +28,7 @@ from vitfx.runs.prune_run import Basis, GoalRun, RoundsRun
 from vitfx.runs.recover import STATE, RecoverJob, run_recover
 from vitfx.runs.rounds_steps import ARTIFACTS, PRUNED, RECOVERED, Step, missed, read_steps, to_markdown, write_steps
 from vitfx.runs.step_file import begin_steps
+from vitfx.runs.tasks import refuse_others
 from vitfx.support.files import write_aside
 from vitfx.support.machine import environment
 from vitfx.support.progress import Watcher
@@ -158,6 +159,7 @@ def run_rounds(run: RoundsRun, watcher: Watcher) -> RoundsResult:
     """
     images = run.calibration(watcher)
     front = read_module(run.inputs.model.module, images.pixels, watcher)
+    refuse_others(front.kind(images.labels, run.inputs.task, watcher), "rounds")
     encode(front.graph_module)
     cost = measure_cost(front.graph_module, images.pixels.shape[1:])
     settings = _settings(run, run.basis(origins(front.graph_module, images), len(images)), cost)

@@ -16,7 +16,7 @@ from vitfx.runs.step_file import StepFile
 from vitfx.support.errors import UserError
 from vitfx.support.files import ROUNDS
 from vitfx.support.tables import Table, markdown_report
-from vitfx.support.text import digits, large
+from vitfx.support.text import digits, large, percent
 
 PRUNED, RECOVERED = "pruned", "recovered"
 
@@ -88,7 +88,7 @@ def _table(steps: Sequence[Step], settings: Facts, *, counts: bool) -> Table:
             f"{step.speedup:.3f}×",
             digits(step.ms),
             f"{step.kl:.4f}",
-            f"{step.agreement:.2%}",
+            percent(step.agreement),
             top1(step.accuracy),
             left(step.params, step.params_share),
             left(step.flops, step.flops_share),

@@ -30,6 +30,7 @@ from vitfx.runs.beside_plain import measure_beside_plain
 from vitfx.runs.prune_run import Basis, SweepRun
 from vitfx.runs.step_file import begin_steps
 from vitfx.runs.sweep_points import Point, by_speed, draw_front, missed, read_points, to_markdown, write_points
+from vitfx.runs.tasks import refuse_others
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside, writing
 from vitfx.support.machine import environment
@@ -120,6 +121,7 @@ def run_sweep(run: SweepRun, watcher: Watcher) -> SweepResult:
     """
     images = run.calibration(watcher)
     front = read_module(run.inputs.model.module, images.pixels, watcher)
+    refuse_others(front.kind(images.labels, run.inputs.task, watcher), "sweep")
     encode(front.graph_module)
     settings = run.basis(origins(front.graph_module, images), len(images))
     recorded, machine = read_points(run.out, settings, force=run.force)

@@ -14,7 +14,7 @@ from vitfx.runs.beside_plain import BesidePlain
 from vitfx.runs.step_file import StepFile, read_range
 from vitfx.support.files import SWEEP
 from vitfx.support.tables import Table, markdown_report
-from vitfx.support.text import digits
+from vitfx.support.text import digits, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,7 +103,7 @@ def to_table(points: Sequence[Point]) -> Table:
             f"{point.speedup:.3f}×",
             digits(point.ms),
             f"{point.kl:.4f}",
-            f"{point.agreement:.2%}",
+            percent(point.agreement),
             "" if point.accuracy is None else f"{point.accuracy:.2%}",
             "" if point.lost is None else f"{point.lost:+.2f}",
             f"{point.flops:.3f}",

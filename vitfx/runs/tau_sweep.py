@@ -18,6 +18,7 @@ from vitfx.support.errors import UserError
 from vitfx.support.machine import environment
 from vitfx.support.processes import on_first
 from vitfx.support.tables import Table
+from vitfx.support.text import percent
 
 _ADVICE = "give another name with --out, or --force to replace it"
 
@@ -161,7 +162,7 @@ def to_table(rows: Sequence[Mapping[str, Any]]) -> Table:
                 str(row["dead_heads"]),
                 str(row["dead_paths"]),
                 f"{row['kl']:.4g}",
-                f"{scores['agreement']:.2%}",
+                percent(scores["agreement"]),
                 "" if scores["accuracy"] is None else f"{scores['accuracy']:.2%}",
                 "" if row["seconds"] is None else f"{row['seconds']:.1f}",
             )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vitfx.discovery.basis.corruption import corrupt
+from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.images.image_set import Images
 from vitfx.support.processes import Alone, Share
 
@@ -22,6 +23,7 @@ class Calibration:
     draws: Tensor  #: uniform in [0, 1), float64 (n,) on the CPU: a number for each image, whichever process holds it
     total: int  #: images of all processes
     share: Share
+    divergence: Divergence = CLASSES  #: of the model's kind of answers
 
     def mean(self, total: Tensor) -> Tensor:
         """From this process's sum over its images to the mean over all images."""
@@ -29,7 +31,12 @@ class Calibration:
 
 
 def calibrate(
-    images: Images, corruption: str, seed: int, device: torch.device, share: Share | None = None
+    images: Images,
+    corruption: str,
+    seed: int,
+    device: torch.device,
+    share: Share | None = None,
+    divergence: Divergence = CLASSES,
 ) -> Calibration:
     """Corrupts the images, then takes this process's share: every world-th, beginning with its rank.
 
@@ -45,4 +52,5 @@ def calibrate(
         draws=draws[mine],
         total=len(images),
         share=share,
+        divergence=divergence,
     )

@@ -47,7 +47,9 @@ def _swap(images: Images, generator: torch.Generator) -> torch.Tensor:
     count = len(images.pixels)
     if count < 2:
         raise UserError("corruption swap needs two images and there is only one: give more samples")
-    labels = torch.arange(count) if images.labels is None else images.labels.cpu()
+    # Labels of which an image has several, and numbers, are no classes.
+    classes = images.labels is not None and images.labels.dim() == 1 and not images.labels.is_floating_point()
+    labels = images.labels.cpu() if classes and images.labels is not None else torch.arange(count)
     _, codes, sizes = labels.unique(return_inverse=True, return_counts=True)
     if len(sizes) == 1:
         raise UserError(

@@ -11,7 +11,8 @@ from vitfx.circuits.circuit import Edge
 from vitfx.circuits.details import Fidelity
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.protocol import batches
-from vitfx.graph.divergence import kl_divergence
+from vitfx.graph.divergence import CLASSES, Divergence
+from vitfx.graph.metrics import alike, right
 from vitfx.graph.stages import Reference, of_images
 from vitfx.support.processes import Alone, Share
 from vitfx.support.progress import Report
@@ -26,27 +27,29 @@ def fidelity(
     labels: Tensor | None = None,
     share: Share | None = None,
     progress: Report | None = None,
+    divergence: Divergence = CLASSES,
 ) -> Fidelity:
     """Runs the circuit and the whole model on this process's images (N, C, H, W).
 
     reference: a resampling one has a value for each of these very images.
     """
-    totals = torch.zeros(5, dtype=torch.float64)
+    totals = torch.zeros(8, dtype=torch.float64)
     for images in batches(len(pixels)):
         whole = graph.run(pixels[images])
         own = {name: of_images(value, images) for name, value in reference.items()}
         circuit = graph.run(pixels[images], removed, own)
-        top = [logits.argmax(dim=-1) for logits in (whole, circuit)]
-        right = [0.0, 0.0] if labels is None else [float((classes == labels[images]).sum()) for classes in top]
-        divergence = float(kl_divergence(whole, circuit).sum())
-        totals += torch.tensor([len(whole), divergence, float((top[0] == top[1]).sum()), *right], dtype=torch.float64)
+        shares = [alike(divergence, whole, circuit)]
+        shares += [None if labels is None else right(divergence, each, labels[images]) for each in (whole, circuit)]
+        parts = [torch.zeros(2) if each is None else each.sum(dim=0).cpu() for each in shares]
+        total = float(divergence(whole, circuit).sum())
+        totals += torch.cat([torch.tensor([len(whole), total], dtype=torch.float64), *parts])
         if progress is not None:
             progress(images.stop, len(pixels))
-    count, kl, agreeing, whole_right, circuit_right = (share or Alone()).sum(totals).tolist()
+    sums = (share or Alone()).sum(totals).tolist()
+    count, kl = sums[:2]
+    agreement, whole_right, circuit_right = (
+        part / of if of else None for part, of in zip(sums[2::2], sums[3::2], strict=True)
+    )
     return Fidelity(
-        images=int(count),
-        kl=kl / count,
-        agreement=agreeing / count,
-        accuracy=None if labels is None else circuit_right / count,
-        whole_accuracy=None if labels is None else whole_right / count,
+        images=int(count), kl=kl / count, agreement=agreement, accuracy=circuit_right, whole_accuracy=whole_right
     )

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vitfx.circuits.circuit import GRANULARITIES
+from vitfx.graph.kinds import KINDS
 from vitfx.support.errors import UserError
 
 METHODS = ("acdc", "eap-acdc", "eap", "eap-ig", "magnitude", "taylor", "random")
@@ -38,6 +39,7 @@ class Settings:
     paths: int = 8  #: groups of neurons an MLP
     max_kl: float = math.inf  #: limit of D_KL(G‖H), nats an image
     seed: int = 0
+    task: str = "classes"  #: the model's kind of answers, see `vitfx.graph.kinds.KINDS`
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -47,6 +49,7 @@ class Settings:
             ("metric", METRICS),
             ("ablation", ABLATIONS),
             ("corruption", CORRUPTIONS),
+            ("task", KINDS),
         ):
             if getattr(self, name) not in known:
                 raise UserError(f"`{name}` {getattr(self, name)} is not known: choose one of {', '.join(known)}")
@@ -77,8 +80,10 @@ class Settings:
         return f"τ = {self.tau:g}" if self.remove is None else f"a share of {self.remove:g} to remove"
 
     def to_json(self) -> dict[str, Any]:
-        """JSON has no infinity: a max_kl without limit is null."""
+        """JSON has no infinity: a max_kl without limit is null. The task is left out where it is `classes`."""
         record = asdict(self)
+        if self.task == "classes":
+            del record["task"]
         record["max_kl"] = None if math.isinf(self.max_kl) else self.max_kl
         return record
 

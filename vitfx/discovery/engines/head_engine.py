@@ -21,7 +21,6 @@ from vitfx.discovery.basis.forecast import Forecast
 from vitfx.discovery.basis.protocol import BATCH, Chosen, Trial, mean_kl
 from vitfx.discovery.engines.decided_stages import DecidedStage, decide, run_decided
 from vitfx.discovery.engines.second_order import ByAutograd, TrackedLogits, second_order
-from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.narrow import narrow
 from vitfx.graph.stages import Reference, Stage, in_batches, of_images, streams_at
 
@@ -103,7 +102,7 @@ class StreamVisit:
     def kl_without(self, writers: Sequence[Writer], allowed: Callable[[float], bool]) -> Trial:
         def divergence(images: Chosen) -> Tensor:
             logits = run_decided(self.engine.behind, self.stream_without(writers, images), images)
-            return kl_divergence(self.engine.clean[images], logits)
+            return self.engine.calibration.divergence(self.engine.clean[images], logits)
 
         return mean_kl(self.engine.calibration, divergence, allowed, self.engine.order)
 

@@ -22,7 +22,6 @@ from vitfx.discovery.engines.clean_run import CleanRun
 from vitfx.discovery.engines.downstream import Downstream
 from vitfx.discovery.engines.partial_sublayers import Units
 from vitfx.discovery.engines.wide_reader_visit import WideReaderVisit
-from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.stages import Reference
 
 
@@ -177,7 +176,8 @@ class ReaderVisit:
 
         def divergence(images: Chosen) -> Tensor:
             read = self.read[images] + self._change(groups, images)
-            return kl_divergence(self.run.logits[images], self.unit.logits(self.row, read, images))
+            logits = self.unit.logits(self.row, read, images)
+            return self.engine.calibration.divergence(self.run.logits[images], logits)
 
         return mean_kl(self.engine.calibration, divergence, allowed, self.engine.order)
 

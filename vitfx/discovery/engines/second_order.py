@@ -5,10 +5,11 @@ To second order in the change δ that removals make to what a reader sees,
     D_KL(G‖H − e) − D_KL(G‖H) ≈ ∇D_KL · δ + ½ E_v[(∇(v · z_H) · δ)²],   z_H the logits of H,
 
 averaged over images: a slope, which is zero for the whole model but not for a circuit, and KL's own quadratic form, the
-Fisher information, of which v is a probe (see `vitfx.discovery.basis.metric.fisher_probes`). δ is the sum of what each
-removal changes, in the stream or behind the reader's norm (see `vitfx.discovery.engines.behind_norm`). So one forward
-and two backward passes cover all sets of edges into a sublayer. They run on all images: the slope varies so much from
-image to image that half of them often get its sign wrong.
+Fisher information, of which v is a probe (see `vitfx.discovery.basis.metric.fisher_probes`). Other kinds of answers
+have their own divergence and its form in KL's place (see `vitfx.graph.divergence`). δ is the sum of what each removal
+changes, in the stream or behind the reader's norm (see `vitfx.discovery.engines.behind_norm`). So one forward and two
+backward passes cover all sets of edges into a sublayer. They run on all images: the slope varies so much from image to
+image that half of them often get its sign wrong.
 """
 
 from __future__ import annotations
@@ -18,13 +19,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vitfx.discovery.basis.calibration import Calibration
 from vitfx.discovery.basis.forecast import Forecast
 from vitfx.discovery.basis.metric import fisher_probes
 from vitfx.discovery.basis.protocol import batches
-from vitfx.graph.divergence import kl_divergence
 
 BACKWARDS = 8
 """Images run at a time: gradients take more memory than a trial, and allocating it is slow."""
@@ -56,15 +55,16 @@ def second_order(
     along: from gradients (g, ...), what readers see and the images to the products of the gradients with the change
         that each edge's removal makes, (g, E, n).
     """
+    measure = calibration.divergence
     slopes, scores, divergences = [], [], []
     for images in batches(len(clean), BACKWARDS):
         with torch.no_grad():
             read = seen(images)
         tracked = track(read, images)
         with torch.no_grad():
-            divergences.append(kl_divergence(clean[images], tracked.logits).double().cpu())
-            slope = F.softmax(tracked.logits.double(), dim=-1) - F.softmax(clean[images].double(), dim=-1)
-            probes = fisher_probes(tracked.logits, calibration.draws[images], PROBES)
+            divergences.append(measure(clean[images], tracked.logits).double().cpu())
+            slope = measure.slope(clean[images], tracked.logits)
+            probes = fisher_probes(tracked.logits, calibration.draws[images], PROBES, measure)
         gradients = torch.stack([tracked.back(direction.to(tracked.logits)) for direction in (slope, *probes)])
         with torch.no_grad():
             products = along(gradients, read, images).double().cpu()

@@ -24,7 +24,6 @@ from vitfx.discovery.engines.clean_run import CleanRun
 from vitfx.discovery.engines.downstream import Downstream
 from vitfx.discovery.engines.partial_sublayers import Units
 from vitfx.discovery.engines.second_order import ByAutograd, TrackedLogits, second_order
-from vitfx.graph.divergence import kl_divergence
 
 
 class WideReaderVisit:
@@ -73,9 +72,9 @@ class WideReaderVisit:
             read = self._changed_few(places, edges, images) if reads is None else reads[:, images]
             units = self.units
             if units is None:
-                return kl_divergence(self.run.logits[images], self.run.classify(read[0]))
+                return self.run.calibration.divergence(self.run.logits[images], self.run.classify(read[0]))
             logits = self.down.logits(images, self._made(units, places, read, images))
-            return kl_divergence(self.run.logits[images], logits)
+            return self.run.calibration.divergence(self.run.logits[images], logits)
 
         return mean_kl(self.run.calibration, divergence, allowed, self.order)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitfx.circuits.circuit import EMBED
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.calibration import Calibration
-from vitfx.discovery.basis.metric import check_metric, drawn_from, log_probability, make_metric
+from vitfx.discovery.basis.metric import check_metric, fisher_metric, make_metric
 from vitfx.discovery.basis.settings import Settings
 from vitfx.discovery.methods.edge_gradients import TrackedRun, by_name, mean_of_edges
 from vitfx.discovery.methods.magnitude import magnitude
@@ -48,7 +48,7 @@ def eap(
         `kl` takes its quadratic form instead, see `fisher`.
     Raises UserError for an unknown metric.
     """
-    check_metric(metric)
+    check_metric(metric, calibration.divergence.kind)
     if metric == "kl":
         return fisher(graph, calibration, reference, progress=progress)
 
@@ -80,7 +80,7 @@ def eap_ig(
     metric: one of METRICS, in whose unit the scores are.
     Raises UserError for an unknown metric, or for less than one step.
     """
-    check_metric(metric)
+    check_metric(metric, calibration.divergence.kind)
     if steps < 1:
         raise UserError(f"`steps` {steps} is too small for EAP-IG: give 1 or more")
 
@@ -105,12 +105,16 @@ def taylor(graph: EdgeGraph, calibration: Calibration, *, progress: Report | Non
     equation 2).
 
     Mean over images of |clean_w · ∂loss/∂x_r| for each edge w → r, by its name, in nats an image. Absolute values are
-    taken image by image. There is no reference: removing an edge means zero here.
+    taken image by image. There is no reference: removing an edge means zero here. Answers that have no loss are moved
+    along a random direction instead, whose square costs what the divergence does (`fisher_metric`).
     """
 
     def of_batch(images: slice) -> Tensor:
         run = TrackedRun(graph, graph.embedding(calibration.clean[images]))
-        loss = make_metric("loss", graph, calibration, images, run.logits)
+        if calibration.divergence.kind in ("classes", "labels"):
+            loss = make_metric("loss", graph, calibration, images, run.logits)
+        else:
+            loss = fisher_metric(calibration.divergence, run.logits, calibration.draws[images])
         return run.derivatives(loss, run.deltas(None, images)).abs()
 
     return by_name(graph, mean_of_edges(graph, calibration, of_batch, progress))
@@ -134,12 +138,13 @@ def fisher(
 
     ½ · mean over images of (∂ log p(y|x)/∂gate)² for each edge, by its name, in nats an image.
 
-    One y is drawn for each image, from `calibration.draws`. It takes one forward and one backward pass.
+    One y is drawn for each image, from `calibration.draws`; other kinds of answers have their own form, see
+    `vitfx.discovery.basis.metric.fisher_metric`. It takes one forward and one backward pass.
     """
 
     def of_batch(images: slice) -> Tensor:
         run = TrackedRun(graph, graph.embedding(calibration.clean[images]))
-        drawn = drawn_from(run.logits, calibration.draws[images])
-        return run.derivatives(log_probability(drawn), run.deltas(reference, images)).square() / 2
+        score = fisher_metric(calibration.divergence, run.logits, calibration.draws[images])
+        return run.derivatives(score, run.deltas(reference, images)).square() / 2
 
     return by_name(graph, mean_of_edges(graph, calibration, of_batch, progress))

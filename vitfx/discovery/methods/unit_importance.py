@@ -3,6 +3,7 @@
 A unit's gate is 1 where it is whole and 0 where its ablation stands in for it. The gradient of KL(G‖·) is zero at the
 whole model; its quadratic form there is the Fisher information, ½·E[(∂ log p(y|x)/∂gate)²] with y drawn from the model,
 and one backward pass gives it for every gate at once (Amari 1998; for pruning, Theis et al. 2018, arXiv:1801.05787).
+Other kinds of answers have their divergence's own form, see `vitfx.discovery.basis.metric.fisher_metric`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from vitfx.circuits.edge_graph import EdgeGraph, Paths
 from vitfx.discovery.basis.calibration import Calibration
-from vitfx.discovery.basis.metric import drawn_from, log_probability
+from vitfx.discovery.basis.metric import fisher_metric
 from vitfx.discovery.basis.protocol import BATCH, batches
 from vitfx.graph.stages import Reference, Stage, of_images, streams_at, sublayers_of
 from vitfx.support.progress import Report
@@ -54,8 +55,8 @@ def _gate_gradients(
                 reading.inner.requires_grad_(True)
             inners[reading.stage.name] = reading.inner
         logits = reading.behind
-        log_p = log_probability(drawn_from(logits, calibration.draws[images]))(logits)
-        gradients = torch.autograd.grad(log_p.sum(), list(inners.values()))
+        score = fisher_metric(calibration.divergence, logits, calibration.draws[images])(logits)
+        gradients = torch.autograd.grad(score.sum(), list(inners.values()))
     by_unit = {}
     for (name, module), inner, gradient in zip(sublayers_of(stages).items(), inners.values(), gradients, strict=True):
         ablated = of_images(reference[name], images).to(inner)

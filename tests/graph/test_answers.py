@@ -1,0 +1,119 @@
+"""The kind of a model's answers, as it is found."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import Dinov2Config, Dinov2ForImageClassification, ViTConfig, ViTForImageClassification
+
+from tests.support.families import images
+from tests.support.kinds import KIND, MODELS, make, vit
+from vitfx.graph.answers import Kind, declared_kind, find_kind
+from vitfx.graph.trace import to_canonical
+from vitfx.models.huggingface import Logits
+from vitfx.support.errors import UserError
+
+PIXELS = images(4)
+_HF = {
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 40, "image_size": 32,
+    "patch_size": 16,
+}  # fmt: skip
+
+
+def found(model, labels=None, asked=None):
+    graph_module = to_canonical(model, PIXELS).graph_module
+    with torch.no_grad():
+        return find_kind(graph_module, graph_module(PIXELS), labels, asked=asked, declared=declared_kind(model))
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("labels", "values", "one value")])
+def test_it_shows_in_the_answers_and_the_graph(name):
+    kind = found(make(name))
+    assert kind.name == KIND[name]
+    assert bool(kind.note) == (name != "classes")
+    assert ("probabilities" in kind.sentence) == ("probabilities" in name)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (torch.tensor([[1, 0, 1, 0, 0]] * 4), "labels"),
+        (torch.tensor([[1.0, 0, 1, 0, 0]] * 4), "labels"),
+        (torch.randn(4, 5), "values"),
+        (torch.tensor([0, 4, 2, 1]), "classes"),
+    ],
+)
+def test_labels_tell_what_logits_do_not(labels, expected):
+    assert found(make("labels"), labels).name == expected
+
+
+def test_numbers_make_one_logit_a_value():
+    assert found(make("one value"), torch.tensor([20.5, 3.0, 7.25, 11.0])).name == "values"
+    assert found(make("one value"), torch.tensor([0, 1, 1, 0])).name == "labels"
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, "labels"),
+        ({"num_labels": 3, "problem_type": "regression"}, "values"),
+        ({"num_labels": 3, "problem_type": "single_label_classification"}, "classes"),
+        ({"num_labels": 3}, None),
+        ({"num_labels": 1}, "values"),
+        ({"num_labels": 1, "problem_type": "multi_label_classification"}, "labels"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("config", "family"), [(ViTConfig, ViTForImageClassification), (Dinov2Config, Dinov2ForImageClassification)]
+)
+def test_a_hugging_face_configuration_says_it(config, family, more, expected):
+    kind = declared_kind(Logits(family(config(**_HF, **more))))
+    assert kind is expected is None or kind.name == expected
+
+
+def test_timm_says_that_it_has_no_classifier():
+    assert declared_kind(nn.Sequential(vit(0))).name == "embedding"
+    assert declared_kind(vit(3)) is None
+
+
+def test_what_the_user_says_comes_first():
+    kind = found(make("classes"), asked=Kind("labels", "--task", asked=True))
+    assert kind.name == "labels"
+    assert "--task" in kind.sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "reason"),
+    [
+        ("one logit", "classes", r"are \(4, 1\), and the task classes needs two or more numbers an image"),
+        ("tokens", "labels", "needs one row an image"),
+        ("classes", "dense", "needs a row for each token or pixel"),
+        ("one logit without axis", "embedding", "two or more"),
+    ],
+)
+def test_a_task_that_the_answers_can_not_have_is_refused(name, task, reason):
+    with pytest.raises(UserError, match=reason):
+        found(make(name), asked=Kind(task, "--task"))
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "reason"),
+    [
+        (
+            "classes",
+            torch.tensor([0, 1, 2, 7]),
+            "from 0 to 7 and the model has 7 logits: give labels from 0 to 6",
+        ),
+        ("classes", torch.tensor([0, -100, 2, 1]), "from -100 to 2"),
+        ("one logit", torch.tensor([0, 1, 2, 1]), "has 1 logit: give labels from 0 to 1"),
+        ("labels", torch.tensor([[0, 1]] * 4), r"are \(4, 2\) for 5 logits: give a 0 or 1 for each logit"),
+        ("pixels", torch.zeros(4, 3, 3, dtype=torch.int64), r"has \(3, 3\) labels and \(8, 8\) answers"),
+    ],
+)
+def test_labels_that_no_answer_can_meet_are_refused(name, labels, reason):
+    with pytest.raises(UserError, match=reason):
+        found(make(name), labels)
+
+
+def test_an_unknown_task_is_refused():
+    with pytest.raises(UserError, match="task boxes is not known: choose one of classes, labels"):
+        Kind("boxes", "as asked")
