@@ -27,7 +27,9 @@ from passes.match_attention import match_attention
 from passes.match_core import SDPA, SOFTMAX_OPS
 from passes.match_mlp import match_mlp
 from passes.match_norm import match_norm
+from passes.match_pooling import match_pooling
 from passes.merge_parallel import merge_parallel
+from passes.pooled_attention import FreshTokens, PooledAttention
 from passes.stream import is_canonical
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -69,6 +71,7 @@ class Canonicalize(Pass):
         tokens = walker.values[inside[0].start].shape[1]
         for segment in inside:
             _match(walker, segment, tokens)
+            tokens = segment.module.queries if isinstance(segment.module, PooledAttention) else tokens
         _refuse_the_unrecognisable(inside)
         _name(walker, inside)
         result = _Builder(graph_module, walker).build(segments, first, last)
@@ -124,30 +127,33 @@ def _match(walker: Walker, segment: _Segment, tokens: int) -> None:
 
 
 def _matched(walker: Walker, segment: _Segment, tokens: int) -> tuple[Norm, Sublayer]:
-    if segment.branch is None:
-        raise Mismatch("it replaces the stream and adds nothing to it")
+    branch = segment.end if segment.branch is None else segment.branch
     count = walker.values[segment.start].shape[1]
     if count != tokens:
         raise Mismatch(f"it has {count} tokens where the stream begins with {tokens}")
     try:
-        norm, module = _recognised(walker, segment.start, segment.branch)
+        norm, module = _recognised(walker, segment.start, branch, pools=segment.branch is None)
     except Mismatch:
-        merged = _side_by_side(walker, segment.start, segment.branch)
+        merged = None if segment.branch is None else _side_by_side(walker, segment.start, segment.branch)
         if merged is None:
             raise
         norm, module = merged
     with torch.no_grad():
-        matched, recorded = module(norm(walker.values[segment.start])), walker.values[segment.branch]
+        matched, recorded = module(norm(walker.values[segment.start])), walker.values[branch]
     error = float((matched - recorded).abs().max() / recorded.abs().max().clamp_min(torch.finfo(recorded.dtype).tiny))
     if not error < _TOLERANCE.get(recorded.dtype, 1e-2):
         raise Mismatch(f"the matched {type(module).__name__} is off by {error:.1e}")
     return norm, module
 
 
-def _recognised(walker: Walker, stream: Node, branch: Node) -> tuple[Norm, Sublayer]:
+def _recognised(walker: Walker, stream: Node, branch: Node, *, pools: bool = False) -> tuple[Norm, Sublayer]:
+    """pools: the branch takes the stream's place."""
     norm_node, norm = match_norm(walker, stream, branch)
     attends = any(node.target in (SDPA, *SOFTMAX_OPS) for node in backward_slice(branch, norm_node))
-    return norm, (match_attention if attends else match_mlp)(walker, norm_node, branch)
+    if pools and not attends:
+        raise Mismatch("it replaces the stream and adds nothing to it")
+    match = match_pooling if pools else match_attention if attends else match_mlp
+    return norm, match(walker, norm_node, branch)
 
 
 def _side_by_side(walker: Walker, stream: Node, branch: Node) -> tuple[Norm, Sublayer] | None:
@@ -171,10 +177,10 @@ def _name(walker: Walker, inside: list[_Segment]) -> None:
     """a0, m0, a1, …: unrecognised sublayers are counted, so that a name gives the layer."""
     counts = {"a": 0, "m": 0}
     for segment in inside:
-        if segment.branch is None:
+        if segment.branch is None and segment.module is None:
             segment.name = f"between_{segment.end.name}"
             continue
-        stretch = backward_slice(segment.branch, segment.start)
+        stretch = backward_slice(segment.branch or segment.end, segment.start)
         kind = "a" if any(node.target in (SDPA, *SOFTMAX_OPS) for node in stretch) else "m"
         segment.name = f"{kind}{counts[kind]}" + ("_opaque" if segment.module is None else "")
         counts[kind] += 1
@@ -195,10 +201,13 @@ class _Builder:
             if segment.module is None or segment.norm is None:
                 self._call(segment.name, extract(self.source, segment.start, segment.end, owner=segment.name))
                 continue
-            before = self.stream
+            stream = carried = self.stream
+            if isinstance(segment.module, PooledAttention):
+                self._call(f"{segment.name}_fresh", FreshTokens(segment.module.queries))
+                carried, self.stream = self.stream, stream
             self._call(f"{segment.name}_norm", segment.norm)
             self._call(segment.name, segment.module)
-            self.stream = self.graph.call_function(operator.add, (before, self.stream), name=f"{segment.name}_add")
+            self.stream = self.graph.call_function(operator.add, (carried, self.stream), name=f"{segment.name}_add")
         self._head(segments[last].end, segments[-1].end)
         self.graph.output(self.stream)
         return GraphModule(self.root, self.graph, class_name="ViT")

@@ -6,6 +6,7 @@ none for elementwise operators (norms, activations, softmax, biases).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from passes.delete_units import left_behind
 from passes.dialect import AddConstant, Attention, Sublayer
 from passes.plan import DeletionPlan
+from passes.pooled_attention import FreshTokens, PooledAttention
 from passes.stream import module_of, read_sites
 
 
@@ -49,11 +51,12 @@ def measure_cost(graph_module: GraphModule, image: torch.Size) -> Cost:
 def predict_cost(graph_module: GraphModule, plan: DeletionPlan, before: Cost, tokens: int) -> Cost:
     """What `measure_cost` must find after the plan: worked out from shapes alone, without rewriting anything."""
     sites = {site.name: site for site in read_sites(graph_module)}
+    counts = tokens_read_by({name: site.module for name, site in sites.items()}, tokens)
     parameters, flops = before.parameters, before.flops
     for deletion in plan.deletions:
         module = sites[deletion.name].module
         parameters -= len(deletion.units) * unit_parameters(module)
-        flops -= len(deletion.units) * unit_flops(module, tokens)
+        flops -= len(deletion.units) * unit_flops(module, counts[deletion.name])
         if deletion.whole:
             norm = module_of(graph_module, sites[deletion.name].norm)
             parameters -= sum(parameter.numel() for parameter in norm.parameters()) if norm is not None else 0
@@ -72,7 +75,8 @@ def predict_cost(graph_module: GraphModule, plan: DeletionPlan, before: Cost, to
 def unit_parameters(module: Sublayer) -> int:
     """Parameters that go with one head or one neuron."""
     width = module.out.weight.shape[0]
-    own = module.core.head_parameters(module.units) if isinstance(module, Attention) else 0
+    own = module.core.head_parameters(module.units) if isinstance(module, Attention | PooledAttention) else 0
+    own += module.query.numel() // module.units if isinstance(module, PooledAttention) else 0
     own += _inner_norm_parameters(module) // module.units
     for linear in module.linears:
         own += linear.out_features // module.units * (width + (linear.bias is not None))
@@ -81,7 +85,7 @@ def unit_parameters(module: Sublayer) -> int:
 
 def shared_parameters(module: Sublayer) -> int:
     """Parameters of a sublayer that belong to all of its units together, but for the projection's bias."""
-    if not isinstance(module, Attention):
+    if not isinstance(module, Attention | PooledAttention):
         return 0
     heads = module.units * module.core.head_parameters(module.units)
     return sum(parameter.numel() for parameter in module.core.parameters()) - heads - _inner_norm_parameters(module)
@@ -92,11 +96,24 @@ def _inner_norm_parameters(module: Sublayer) -> int:
 
 
 def unit_flops(module: Sublayer, tokens: int) -> int:
-    """FLOPs per image that go with one head or one neuron."""
+    """FLOPs per image that go with one head or one neuron. tokens: of the stream that the sublayer reads."""
     width = module.out.weight.shape[0]
-    channels = module.channels + sum(linear.out_features // module.units for linear in module.linears)
-    scores = module.head_dim + module.channels if isinstance(module, Attention) else 0
-    return 2 * tokens * width * channels + 2 * tokens * tokens * scores
+    written = module.queries if isinstance(module, PooledAttention) else tokens
+    read = sum(linear.out_features // module.units for linear in module.linears)
+    scores = module.head_dim + module.channels if isinstance(module, Attention | PooledAttention) else 0
+    return 2 * width * (tokens * read + written * module.channels) + 2 * written * tokens * scores
+
+
+def tokens_read_by(sublayers: Mapping[str, Sublayer], tokens: int) -> dict[str, int]:
+    """How many tokens the stream has where each sublayer reads it: behind a pooling, as many as that has queries.
+
+    sublayers: in the order of the stream. tokens: where the stream begins.
+    """
+    counts = {}
+    for name, module in sublayers.items():
+        counts[name] = tokens
+        tokens = module.queries if isinstance(module, PooledAttention) else tokens
+    return counts
 
 
 def _bias_growth(graph_module: GraphModule, plan: DeletionPlan) -> int:
@@ -110,7 +127,7 @@ def _bias_growth(graph_module: GraphModule, plan: DeletionPlan) -> int:
         module = module_of(graph_module, node)
         if isinstance(module, AddConstant):
             carrier = module.value.numel()
-        elif isinstance(module, GraphModule):
+        elif isinstance(module, GraphModule | FreshTokens):
             carrier = None
         if node not in sites:
             continue

@@ -52,7 +52,7 @@ class DeleteUnits(Pass):
 
     def _delete(self, graph_module: GraphModule, site: Site, deletion: SublayerDeletion) -> None:
         constant = left_behind(site.module, deletion)
-        stream = site.stream if deletion.whole else site.add
+        stream = site.carried if deletion.whole else site.add
         if deletion.whole:
             site.add.replace_all_uses_with(stream)
             for node in (site.add, site.node, site.norm):

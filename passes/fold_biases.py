@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 from passes.base import Pass, PassResult
 from passes.deployment import linear_of
 from passes.dialect import Attention
+from passes.pooled_attention import PooledAttention
 from passes.stream import is_canonical, read_sites
 
 
@@ -28,7 +29,7 @@ class FoldBiases(Pass):
         names = []
         for site in read_sites(graph_module):
             module = site.module
-            if not isinstance(module, Attention):
+            if not isinstance(module, Attention | PooledAttention):
                 continue
             useless = module.k.bias is not None and module.core.bilinear
             through = module.v.bias is not None and module.core.out_norm is None

@@ -28,7 +28,7 @@ def match_attention(walker: Walker, norm: Node, result: Node) -> Attention:
     q = find_source(walker, norm, core.q)
     k = find_source(walker, norm, core.k, transposed=core.k_transposed)
     v = find_source(walker, norm, core.v)
-    columns, weight, bias, gains, inner_norm = _output(walker, core, v.images, result, (batch, tokens, width))
+    columns, weight, bias, gains, inner_norm = output_of(walker, core, v.images, result, (batch, tokens, width))
     heads, head_dim = q.rows.shape
     if not (torch.equal(q.images, v.images) and torch.equal(k.images, v.images)):
         raise Mismatch("queries, keys and values come in different orders of images and heads")
@@ -60,14 +60,15 @@ def match_attention(walker: Walker, norm: Node, result: Node) -> Attention:
     weight = weight[:, columns.flatten()] * v.factor
     with torch.no_grad():
         for linear, source in ((module.q, q), (module.k, k), (module.v, v)):
-            _fill(linear, source)
+            fill(linear, source)
         module.out.weight.copy_(weight * gains[:, None])
         if module.out.bias is not None and bias is not None:
             module.out.bias.copy_(bias * gains)
     return module
 
 
-def _fill(linear: nn.Linear, source: Source) -> None:
+def fill(linear: nn.Linear, source: Source) -> None:
+    """Copies the source's rows, head by head, into the projection."""
     rows = source.rows.flatten()
     linear.weight.copy_(source.weight[rows])
     if source.bias is not None:
@@ -75,18 +76,20 @@ def _fill(linear: nn.Linear, source: Source) -> None:
 
 
 def _core(q: Source, k: Source, scale: float, bias: Tensor | None) -> AttentionCore:
-    core = AttentionCore(scale, _norm(q.norm), _norm(k.norm), _rotary(q), _rotary(k))
+    core = AttentionCore(scale, head_norm(q.norm), head_norm(k.norm), rotary_of(q), rotary_of(k))
     core.position_bias = None if bias is None else nn.Parameter(bias.clone())
     return core
 
 
-def _norm(normalisation: Normalisation | None) -> HeadNorm | None:
+def head_norm(normalisation: Normalisation | None) -> HeadNorm | None:
+    """The dialect's norm of single heads."""
     if normalisation is None:
         return None
     return HeadNorm.of(normalisation.kind, normalisation.eps, normalisation.weight, normalisation.bias)
 
 
-def _rotary(source: Source) -> Rotary | None:
+def rotary_of(source: Source) -> Rotary | None:
+    """The dialect's rotary positions, where the source turns."""
     return None if source.cos is None or source.sin is None else Rotary.of(source.cos, source.sin)
 
 
@@ -103,7 +106,7 @@ def _position_bias(walker: Walker, core: Core, images: Tensor) -> Tensor | None:
     return first[:1] if torch.equal(first, first[:1].expand_as(first)) else first
 
 
-def _output(
+def output_of(
     walker: Walker, core: Core, images: Tensor, result: Node, shape: tuple[int, int, int]
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Normalisation | None]:
     """(columns (H, d) of the out-projection that read head h's channel i, its weight, its bias, the gains after it, the

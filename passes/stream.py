@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 
 from passes.base import PassError
 from passes.dialect import NORMS, AddConstant, Sublayer
+from passes.pooled_attention import FreshTokens, PooledAttention
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,13 @@ class Site:
 
     @property
     def stream(self) -> Node:
-        """The residual stream that the sublayer reads and adds to."""
+        """The residual stream that the sublayer reads."""
         return self.norm.all_input_nodes[0]
+
+    @property
+    def carried(self) -> Node:
+        """What the sublayer adds to: the stream that it reads, or the fresh tokens of a pooling."""
+        return next(node for node in self.add.all_input_nodes if node is not self.node)
 
 
 def module_of(graph_module: GraphModule, node: Node) -> nn.Module | None:
@@ -51,9 +57,12 @@ def read_sites(graph_module: GraphModule) -> list[Site]:
             raise PassError(f"sublayer {node.target} is not read by a residual add alone")
         if len(norm.users) != 1:
             raise PassError(f"sublayer {node.target} does not read its LayerNorm {norm.name} alone")
-        if norm.all_input_nodes[0] not in add.all_input_nodes:
+        site = Site(str(node.target), norm, node, add, module)
+        fresh = isinstance(module_of(graph_module, site.carried), FreshTokens)
+        begins = site.carried.all_input_nodes[0] if fresh else site.carried
+        if begins is not site.stream or fresh is not isinstance(module, PooledAttention):
             raise PassError(f"sublayer {node.target} does not add to the stream that it reads")
-        sites.append(Site(str(node.target), norm, node, add, module))
+        sites.append(site)
     return sites
 
 
@@ -64,6 +73,7 @@ def is_canonical(graph_module: GraphModule) -> None:
     """
     sites = {site.add: site for site in read_sites(graph_module)}
     inside = {node for site in sites.values() for node in (site.norm, site.node)}
+    inside |= {site.carried for site in sites.values() if site.carried is not site.stream}
     nodes = list(graph_module.graph.nodes)
     placeholders = [node for node in nodes if node.op == "placeholder"]
     if len(placeholders) != 1:

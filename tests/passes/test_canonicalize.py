@@ -3,6 +3,7 @@ import re
 import pytest
 import timm
 import torch
+from timm.layers import AttentionPoolLatent
 
 from passes.dialect import Attention, Mlp
 from passes.stream import is_canonical, read_sites
@@ -155,15 +156,17 @@ def test_names_keep_counting_past_what_is_not_recognised():
     assert any(node.target == "m1_opaque" for node in found.graph_module.graph.nodes)
 
 
-def test_attention_pooling_stays_and_is_named():
+def test_attention_pooling_of_another_form_stays_and_is_named():
+    """Here it adds positions to what it pools."""
     model = timm.models.VisionTransformer(
         img_size=SIZE, patch_size=8, depth=3, num_heads=4, embed_dim=32, num_classes=CLASSES,
         class_token=False, global_pool="map",
     )  # fmt: skip
+    model.attn_pool = AttentionPoolLatent(32, num_heads=4, pos_embed="abs", feat_size=16, norm_layer=torch.nn.LayerNorm)
     found = to_canonical(randomised(model), images(2))
     assert [site.name for site in read_sites(found.graph_module)] == ["a0", "m0", "a1", "m1", "a2", "m2"]
     assert [note.partition(" is not prunable: ")[2] for note in found.notes] == [
-        "it replaces the stream and adds nothing to it",
+        "linear_13 does not read the normalised stream",
         "it has 1 tokens where the stream begins with 16",
     ]
     with torch.no_grad():

@@ -8,7 +8,7 @@ import timm
 import torch
 import torchvision
 import transformers
-from timm.layers import RmsNorm, SwiGLU, set_fused_attn
+from timm.layers import AttentionPoolLatent, RmsNorm, SwiGLU, set_fused_attn
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import ParallelThingsBlock
@@ -146,6 +146,33 @@ class FirstToken(nn.Module):
         return self.head(self.backbone(x).last_hidden_state[:, 0])
 
 
+class Pooled(nn.Module):
+    """A backbone that pools by attention, with a classifier on its answer."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, nn.Linear(32, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x).pooler_output)
+
+
+class Latents(nn.Module):
+    """Pooled by three latent tokens, with normalised keys, and their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = timm.models.VisionTransformer(**_TIMM, global_pool="", class_token=False)
+        self.backbone.head = nn.Identity()
+        self.pool = AttentionPoolLatent(
+            32, num_heads=4, latent_len=3, qk_norm=True, pool_type="avg", norm_layer=nn.LayerNorm
+        )
+        self.head = nn.Linear(32, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(self.backbone(x)))
+
+
 def _eager_timm() -> nn.Module:
     set_fused_attn(False)
     try:
@@ -200,6 +227,16 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "torch-encoder": Encoder,
 }
 
+POOLED: dict[str, Callable[[], nn.Module]] = {
+    "timm-map": lambda: timm.models.VisionTransformer(**_TIMM, global_pool="map", class_token=False),
+    "timm-eva-map": lambda: Eva(
+        **_TIMM, global_pool="map", use_rot_pos_emb=True, attn_pool_num_heads=2, use_post_transformer_norm=True
+    ),
+    "timm-latents": Latents,
+    "hf-siglip": lambda: Pooled(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**_HF))),
+}
+"""Attention pooling behind three blocks: the pool is `a3`, its MLP `m3`."""
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "resnet": (lambda: torchvision.models.resnet18(num_classes=CLASSES), "no pre-LN ViT"),
     "post-norm": (PostNorm, "no LayerNorm before it"),
@@ -229,7 +266,7 @@ def make(name: str) -> nn.Module:
     """The family's model in eval mode, all of its parameters random: libraries start many of them at 0 or 1."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return randomised(FAMILIES[name]())
+        return randomised((FAMILIES | POOLED)[name]())
 
 
 def randomised(model: nn.Module) -> nn.Module:

@@ -12,7 +12,7 @@ heads and P paths, and W(l) = 1 + l·(H + P) writers before layer l, they have t
 12 layers of 6 heads and 8 paths have 25, 169, 6,793 and 18,025 edges. On the edge and the qkv graph a reader sees the
 stream with, for each of its removed edges, the writer's reference in place of what the writer adds now. Biases belong
 to no writer. An unrecognised step between sublayers reads the whole stream: the block and the head graph run through
-it, the edge and the qkv graph refuse it.
+it, the edge and the qkv graph refuse it. So they do with attention pooling, behind which the stream is another.
 
 Shapes: N images, T tokens, D width, E inner channels of a sublayer.
 """
@@ -63,10 +63,11 @@ class EdgeGraph:
         if not sublayers:
             raise NothingPrunable
         self.first, self.last = sublayers[0], sublayers[-1]
-        unseen = [stage.name for stage in self.stages[self.first : self.last] if stage.reads_unseen]
+        unseen = [stage for stage in self.stages[self.first : self.last + 1] if stage.reads_unseen]
         if unseen and not self.reads_stream:
+            what = "pools the stream by attention" if unseen[0].carry is not None else "is not recognised"
             raise UserError(
-                f"{unseen[0]} is not recognised and reads the stream in ways that the {granularity} graph can't take "
+                f"{unseen[0].name} {what} and reads the stream in ways that the {granularity} graph can't take "
                 "apart: choose `granularity` head or block"
             )
         coupled = [name for name, module in sublayers_of(self.stages).items() if _couples_heads(module)]

@@ -78,7 +78,7 @@ def narrow(stages: Sequence[Stage], pixels: Tensor) -> Narrowed:
         start -= 1
     end = next((i for i in range(start + 1, len(stages)) if not by_token(stages[i].module)), len(stages))
     whole = Narrowed(plain, len(stages), len(stages), None)
-    if start < 0 or end == len(stages):
+    if start < 0 or end == len(stages) or any(stage.sublayer is not None for stage in stages[end:]):
         return whole
     stream = run_stages(stages[:end], pixels[:2])
     tail = nn.Sequential(*(stage.module for stage in stages[end:]))

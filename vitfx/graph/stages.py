@@ -29,6 +29,7 @@ class Stage:
     name: str  #: the sublayer's or the module's name in the graph
     module: nn.Module
     norm: nn.Module | None = None  #: of a sublayer: what it reads the stream through
+    carry: nn.Module | None = None  #: of a pooling: what it makes of the stream to add to; None: the stream itself
 
     @property
     def sublayer(self) -> Sublayer | None:
@@ -36,8 +37,8 @@ class Stage:
 
     @property
     def reads_unseen(self) -> bool:
-        """An unrecognised step, which reads the stream in ways that the edge graph can't take apart."""
-        return self.norm is None and not isinstance(self.module, AddConstant)
+        """An unrecognised step or a pooling, which reads the stream in ways that the edge graph can't take apart."""
+        return self.carry is not None or (self.norm is None and not isinstance(self.module, AddConstant))
 
     def inner(self, stream: Tensor, module: Sublayer | None = None) -> Tensor:
         """(N, T, D) -> the sublayer's inner channels (N, T, E), or those of another module in its place."""
@@ -46,8 +47,9 @@ class Stage:
         return module.inner(self.norm(stream))
 
     def carried(self, stream: Tensor) -> Tensor:
-        """The part of the stream that goes on past the sublayer: all of it."""
-        return stream
+        """What goes on past the sublayer: all of the stream, or a fresh one."""
+        carried: Tensor = stream if self.carry is None else self.carry(stream)
+        return carried
 
     def behind(self, stream: Tensor, inner: Tensor) -> Tensor:
         """The stream behind the sublayer, from the stream that it reads and its inner channels."""
@@ -118,11 +120,13 @@ def read_stages(graph_module: GraphModule) -> list[Stage]:
     """A canonical graph as the list of its stages."""
     sites = {site.add: site for site in read_sites(graph_module)}
     inside = {node for site in sites.values() for node in (site.norm, site.node)}
+    inside |= {site.carried for site in sites.values() if site.carried is not site.stream}
     stages = []
     for node in graph_module.graph.nodes:
         if node in sites:
             site = sites[node]
-            stages.append(Stage(site.name, site.module, module_of(graph_module, site.norm)))
+            carry = None if site.carried is site.stream else module_of(graph_module, site.carried)
+            stages.append(Stage(site.name, site.module, module_of(graph_module, site.norm), carry))
         elif node.op == "call_module" and node not in inside:
             module = module_of(graph_module, node)
             assert module is not None

@@ -19,11 +19,11 @@ from torch.fx import Graph, GraphModule, Node
 
 from passes.aten import attribute_tensor
 from passes.dialect import AddConstant, Attention, GatedMlp, Mlp
+from passes.pooled_attention import FreshTokens, PooledAttention
 from vitfx.support.errors import UserError, in_a_line
 
-_MODULES: dict[str, type[nn.Module]] = {
-    part.__name__: part for part in (Attention, Mlp, GatedMlp, AddConstant, nn.LayerNorm, nn.RMSNorm)
-}
+_DIALECT = (Attention, PooledAttention, FreshTokens, Mlp, GatedMlp, AddConstant)
+_MODULES: dict[str, type[nn.Module]] = {part.__name__: part for part in (*_DIALECT, nn.LayerNorm, nn.RMSNorm)}
 _PYTHON = {
     f"operator.{name}": getattr(operator, name)
     for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem")
@@ -78,7 +78,7 @@ def _encode_module(name: str, module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.RMSNorm):
         shape, affine = list(module.normalized_shape), module.elementwise_affine
         return {"type": "RMSNorm", "normalized_shape": shape, "eps": module.eps, "elementwise_affine": affine}
-    if isinstance(module, Attention | Mlp | GatedMlp | AddConstant):
+    if isinstance(module, _DIALECT):
         return {"type": type(module).__name__, **module.config()}
     raise UserError(f"module {name} is a {type(module).__name__}, which an artifact can't hold")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from passes.cost import measure_cost, shared_parameters, unit_flops, unit_parameters
+from passes.cost import measure_cost, shared_parameters, tokens_read_by, unit_flops, unit_parameters
 from passes.dialect import Sublayer
 from passes.stream import module_of, read_sites
 
@@ -51,7 +51,9 @@ class Price:
 
 def flops_price(graph_module: GraphModule, image: torch.Size, tokens: int) -> Price:
     """FLOPs for one image of shape (C, H, W), counted as `passes.cost` counts them."""
-    costs = {site.name: _line(site.module, unit_flops(site.module, tokens)) for site in read_sites(graph_module)}
+    modules = {site.name: site.module for site in read_sites(graph_module)}
+    counts = tokens_read_by(modules, tokens)
+    costs = {name: _line(module, unit_flops(module, counts[name])) for name, module in modules.items()}
     return _price(FLOPS, measure_cost(graph_module, image).flops, costs)
 
 

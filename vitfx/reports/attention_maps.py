@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from passes.dialect import Attention
 from passes.plan import DeletionPlan, SublayerDeletion
+from passes.pooled_attention import PooledAttention
 from passes.stream import read_sites
 from passes.token_use import tokens_read
 from vitfx.graph.stages import read_stages, run_stages, streams_at
@@ -60,6 +61,11 @@ def attention_maps(
     left = [site for site in read_sites(pruned) if isinstance(site.module, Attention)]
     if not left:
         return AttentionMaps(reason="No attention survives, so there are no attention maps.")
+    if any(isinstance(site.module, PooledAttention) for site in read_sites(original)):
+        return AttentionMaps(
+            reason="The logits read a pool of the stream and not a class token: no token's attention shows where the "
+            "model looks."
+        )
     name = left[-1].name
     heads, total = _heads(left[-1].module.units, None if plan is None else plan.of_kind("head").get(name))
     if total != {site.name: site.module.units for site in read_sites(original)}.get(name):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from passes.stream import read_sites
 from tests.support.checks import calibration_on, canonical
 from tests.support.families import images
 from vitfx.circuits.circuit import EMBED, EXACT, Edge
@@ -36,7 +37,7 @@ class Setting:
             # Sharper than random weights are, so that edges differ in what they matter.
             for parameter in graph_module.parameters():
                 parameter.mul_(1.5)
-        coarse = EdgeGraph(graph_module, {f"m{i}": [range(_hidden(graph_module, i))] for i in range(3)})
+        coarse = EdgeGraph(graph_module, _whole(graph_module))
         self.reference = make_reference(coarse, self.corrupted, ablation)
         scores = fisher_scores(coarse.stages, self.calibration, self.reference)
         self.graph = EdgeGraph(graph_module, group_paths(coarse.stages, scores, PATHS), granularity)
@@ -48,8 +49,10 @@ class Setting:
         return acdc(engine, partial(by_attribution, self.scores), Limits(tau, max_kl), journal or NoJournal())
 
 
-def _hidden(graph_module, index):
-    return graph_module.get_submodule(f"m{index}").units
+def _whole(graph_module):
+    """Each MLP as one path."""
+    sites = read_sites(graph_module)
+    return {site.name: [range(site.module.units)] for site in sites if site.module.kind == "neuron"}
 
 
 def naive(setting, tau, max_kl=math.inf):
@@ -57,8 +60,7 @@ def naive(setting, tau, max_kl=math.inf):
     with torch.no_grad():
         log_g = F.log_softmax(setting.graph.run(setting.clean), -1)
         removed, kl, trace = [], 0.0, []
-        sublayers = ["a0", "m0", "a1", "m1", "a2", "m2"]
-        for sublayer in [*reversed(sublayers), EMBED]:
+        for sublayer in reversed(dict.fromkeys(writer.sublayer for writer in setting.graph.writers)):
             writers = [one for one in setting.graph.writers if one.sublayer == sublayer]
             if sublayer != EMBED:
                 writers.sort(key=lambda one: setting.order[one.name])
@@ -115,6 +117,16 @@ def test_thresholds_between_give_circuits_between():
 def test_sublayers_that_are_not_recognised_are_run_through():
     setting = Setting("hand-written", "mean")
     assert [one.kept for one in setting.run(1e-2)] == [kept for _, kept, _, _ in naive(setting, 1e-2)]
+
+
+@pytest.mark.parametrize("ablation", ["mean", "resample"])
+def test_attention_pooling_is_decided_with_the_rest(ablation):
+    setting = Setting("timm-map", ablation, count=8)
+    expected = naive(setting, 2e-3)
+    assert [one.kept for one in setting.run(2e-3)] == [kept for _, kept, _, _ in expected]
+    pool = [kept for name, kept, _, _ in expected if name.startswith(("a3", "m3"))]
+    assert True in pool
+    assert False in [kept for _, kept, _, _ in expected]
 
 
 def test_whole_sublayers_are_the_block_graph():

@@ -72,9 +72,10 @@ class TrackedRun:
     def deltas(self, reference: Reference | None, images: slice) -> Tensor:
         """Each writer's reference, zero where there is none, less what it adds in this run: (n, W, T, D).
 
-        images: which of the reference's images the batch is.
+        images: which of the reference's images the batch is. Of writers behind a pooling, its first tokens are set.
         """
         count, tokens, width = self.embedding.shape
+        tokens = max(tokens, *(inner.shape[1] for inner in self._inners.values()))
         deltas = self.embedding.new_empty(count, len(self.graph.writers), tokens, width)
         changes = {}
         for name, value in {EMBED: self.embedding, **self._inners}.items():
@@ -84,7 +85,8 @@ class TrackedRun:
         with torch.no_grad():
             for row, writer in enumerate(self.graph.writers):
                 module, change = modules.get(writer.sublayer), changes[writer.sublayer]
-                deltas[:, row] = change if module is None else contribution(module, writer.units, change)
+                change = change if module is None else contribution(module, writer.units, change)
+                deltas[:, row, : change.shape[1]] = change
         return deltas
 
     def derivatives(self, metric: Metric, deltas: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ class TrackedRun:
         derivatives = []
         for tap in self._taps:
             of_readers = self._of_readers(tap, [next(gradients) for _ in tap.values])
-            written = deltas[:, tap.writers].flatten(2)
+            written = deltas[:, tap.writers, : of_readers.shape[2]].flatten(2)
             derivatives.append((of_readers.transpose(0, 1).flatten(2) @ written.mT).flatten(1))
         return torch.cat(derivatives, dim=1).double()
 

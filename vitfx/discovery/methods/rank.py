@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from passes.cost import unit_flops
+from passes.cost import tokens_read_by, unit_flops
 from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Decision, Edge
 from vitfx.circuits.edge_graph import EdgeGraph
+from vitfx.graph.stages import sublayers_of
 
 
 def below(graph: EdgeGraph, scores: Mapping[str, float], tau: float) -> list[Decision]:
@@ -19,7 +20,7 @@ def least(graph: EdgeGraph, scores: Mapping[str, float], share: float, tokens: i
 
     On the block and the head graph it is a share of the model's FLOPs. Edges go by their score per FLOP, least first;
     the one that crosses the line goes too, and the embedding's never. On the other graphs it is a share of the edges.
-    tokens: in the stream.
+    tokens: where the stream begins.
     flops: of the model.
     """
     if not graph.reads_stream:
@@ -45,9 +46,8 @@ def _ranked(graph: EdgeGraph, scores: Mapping[str, float]) -> list[Edge]:
 def _flops(graph: EdgeGraph, edge: Edge, tokens: int) -> int:
     if edge.writer.sublayer == EMBED:
         return 0
-    module = graph.stages[graph.stage_index(edge.writer.sublayer)].sublayer
-    assert module is not None
-    return len(edge.writer.units) * unit_flops(module, tokens)
+    sublayers, name = sublayers_of(graph.stages), edge.writer.sublayer
+    return len(edge.writer.units) * unit_flops(sublayers[name], tokens_read_by(sublayers, tokens)[name])
 
 
 def _decision(edge: Edge, scores: Mapping[str, float], *, kept: bool) -> Decision:
