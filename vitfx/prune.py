@@ -25,7 +25,7 @@ from vitfx.cli.rounds_options import add_rounds
 from vitfx.deploy.precisions import FP32, PRECISIONS
 from vitfx.discovery.basis.settings import RANKING, Settings
 from vitfx.pruning.compensation import KINDS
-from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, parse_target
+from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, default_goal, parse_target
 from vitfx.reports.prune_text import to_table
 from vitfx.runs.in_memory import (
     DiscoverySettings,
@@ -88,6 +88,8 @@ def prune(
 ) -> PrunedModel:
     """Prunes any pre-LN ViT in memory: by τ, by a circuit, or for one goal. Raises UserError and VerificationError.
 
+    Where nothing is asked for, the goal is max_drop=1, or max_kl=0.02 without labels.
+
     model: maps (B, C, H, W) to logits (B, K), to another answer for each image, or to a record with `logits`; it is
         left as it is.
     images: floats (N, C, H, W), a tensor, array or list, preprocessed for the model; all are used for calibration. A
@@ -106,6 +108,8 @@ def prune(
     module, calibration = open_given(model, images, labels)
     values = {SPEEDUP: target_speedup, FLOPS: target_flops, PARAMETERS: target_params, DROP: max_drop, KL: max_kl}
     goal = choose_goal(values, tau=tau, settings=settings)
+    if goal is None and tau is None and circuit is None and compensate == "ridge" and not settings.keys() - {"seed"}:
+        goal = default_goal(labelled=labels is not None)
     place = pick_device(device)
     kind = asked_task(task)
     with watching(progress) as watcher:

@@ -30,7 +30,7 @@ from vitfx.pruning.latency_table import LatencyTable
 from vitfx.pruning.prune_for_goal import compile_for_goal
 from vitfx.pruning.target_bench import GoalRequest
 from vitfx.runs import prune as job
-from vitfx.runs.prune_run import GoalRun
+from vitfx.runs.prune_run import CircuitRun, GoalRun
 from vitfx.support.errors import UserError
 from vitfx.support.files import UNFINISHED, check_output
 from vitfx.support.progress import Silent
@@ -310,3 +310,18 @@ def test_fewer_images_than_the_default_are_no_error(tmp_path):
     for more, samples in (([], 40), (["--samples", "41"], 41)):
         run = open_run(parser().parse_args([*options, *more]), "prune")
         assert isinstance(run, GoalRun) and run.samples == samples
+
+
+def test_who_asks_for_nothing_gets_little_lost(tmp_path):
+    for index in range(12):
+        picture(tmp_path / "photos" / f"{index}.png", index)
+    options = [str(artifact(tmp_path / "model.pt")), "--out", str(tmp_path / "out")]
+    unlabelled = ["--data", str(tmp_path / "photos")]
+    for more, goal in (([], Goal(DROP, 1)), (["--seed", "1"], Goal(DROP, 1)), (unlabelled, Goal(KL, 0.02))):
+        run = open_run(parser().parse_args([*options, *more]), "prune")
+        assert isinstance(run, GoalRun) and run.goal == goal
+        assert any("neither --tau nor a goal was given" in line for line in run.inputs.first_lines)
+    for more in (["--tau", "0.05"], ["--paths", "4"], ["--compensate", "mean"]):
+        run = open_run(parser().parse_args([*options, *more]), "prune")
+        assert isinstance(run, CircuitRun) and run.settings.tau == 0.05
+        assert not any("neither" in line for line in run.inputs.first_lines)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vitfx.deploy.precisions import FP32
-from vitfx.pruning.goal import DROP, FLOPS, GOALS, KL, PARAMETERS, SPEEDUP, Goal, Target, parse_target
+from vitfx.pruning.goal import DROP, FLOPS, GOALS, KL, PARAMETERS, SPEEDUP, Goal, Target, default_goal, parse_target
+from vitfx.runs.inputs import Inputs
 from vitfx.runs.sweep_points import read_speeds
 from vitfx.support.errors import UserError
 
@@ -25,13 +26,16 @@ class GoalOptions:
     goal: Goal  #: of a sweep the fastest
     target: Target
     speedups: tuple[float, ...] = ()  #: of a sweep, rising
+    assumed: bool = False  #: whether the user asked for nothing
 
 
 def add_goal(parser: argparse.ArgumentParser) -> None:
     """`--max-kl` is among discovery's arguments: without --tau and --method it is a goal."""
     add = parser.add_argument_group(
         "goals",
-        "give one in place of --tau: vitfx searches for a model that meets it and measures that; --max-kl without "
+        "give one in place of --tau: vitfx searches for a model that meets it and measures that; without either, and "
+        f"without discovery's other arguments, it is {_option(labelled=True)}, or {_option(labelled=False)} where "
+        "images have no labels; --max-kl without "
         f"discovery's other arguments is a goal too (calibration takes {SAMPLES} images, or all that there are, unless "
         "--samples says otherwise)",
     ).add_argument
@@ -75,6 +79,9 @@ def read_goal(options: argparse.Namespace, given: Mapping[str, Any]) -> GoalOpti
     others = sorted(given.keys() - _SHARED)
     if not goals and values[KL] is not None and not others and options.circuit is None:
         goals = [Goal(KL, values[KL])]
+    assumed = not goals and values[KL] is None and not others and not _by_circuit(options)
+    if assumed:
+        goals = [default_goal(labelled=True)]
     if not goals:
         for name, default in (("target", str(Target())), ("align", None)):
             if (value := getattr(options, name)) != default:
@@ -87,7 +94,31 @@ def read_goal(options: argparse.Namespace, given: Mapping[str, Any]) -> GoalOpti
     target = parse_target(options.target)
     if target.precision == FP32:
         target = target.in_precision(options.precision)
-    return GoalOptions(goals[0], target if options.align is None else replace(target, align=options.align), speedups)
+    target = target if options.align is None else replace(target, align=options.align)
+    return GoalOptions(goals[0], target, speedups, assumed)
+
+
+def settle_goal(asked: GoalOptions, inputs: Inputs) -> tuple[GoalOptions, Inputs]:
+    """Where the user asked for nothing: a goal that the data can judge, which is said. Else what was given."""
+    if not asked.assumed:
+        return asked, inputs
+    splits = inputs.splits
+    goal = default_goal(labelled=splits.calibration.has_labels)
+    option = _option(labelled=splits.calibration.has_labels)
+    remark = f"neither --tau nor a goal was given: as fast as possible, with {goal} ({option})"
+    description, remarks = f"{splits.description}; {remark}", (*splits.remarks, remark)
+    return replace(asked, goal=goal), replace(inputs, splits=replace(splits, description=description, remarks=remarks))
+
+
+def _option(*, labelled: bool) -> str:
+    goal = default_goal(labelled=labelled)
+    return f"--{goal.kind} {goal.value:g}"
+
+
+def _by_circuit(options: argparse.Namespace) -> bool:
+    """Whether the user gave what only a circuit has, or rounds, which want a goal of their own."""
+    given = (options.circuit, options.compensate, options.compensate_samples, options.rounds)
+    return any(value is not None for value in given)
 
 
 def _check_clashes(options: argparse.Namespace, goal: str, others: list[str]) -> None:

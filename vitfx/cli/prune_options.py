@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 import torch
 
 from vitfx.circuits.circuit import Circuit, read_circuit
-from vitfx.cli.goal_options import SAMPLES, GoalOptions, read_goal
+from vitfx.cli.goal_options import SAMPLES, GoalOptions, read_goal, settle_goal
 from vitfx.cli.options import given_settings, make_settings, threshold
 from vitfx.cli.rounds_options import read_rounds
 from vitfx.deploy.deployment import Deployment, default_deployment, read_rewrites
@@ -19,7 +19,7 @@ from vitfx.deploy.precision_file import check_precision
 from vitfx.deploy.precisions import FP32
 from vitfx.discovery.basis.settings import Settings
 from vitfx.images.image_set import ImageSet
-from vitfx.pruning.goal import Goal, Target
+from vitfx.pruning.goal import Target
 from vitfx.runs.inputs import Inputs, open_inputs
 from vitfx.runs.prune_run import CircuitRun, GoalRun, PruneRun, RoundsRun, SweepRun
 from vitfx.support.devices import pick_device
@@ -64,12 +64,14 @@ def open_run(options: argparse.Namespace, command: str) -> PruneRun:
     if options.compensate_samples is not None and options.compensate_samples < 2:
         raise UserError(f"--compensate-samples {options.compensate_samples} is too small: give 2 or more")
     precision = _precision(options, asked)
-    out = _out(options, settings, goal)
+    out = _out(options, settings, asked)
     check_output(out, force=options.force, unfinished=unfinished_file(options))
     device = pick_device(options.device)
     onnx_device = device if asked is None else pick_device(asked.target.device)
     check_precision(precision, onnx_device)
     inputs = open_inputs(options)
+    if asked is not None:
+        asked, inputs = settle_goal(asked, inputs)
     if circuit is None and "samples" not in given:
         settings = replace(settings, samples=inputs.available(settings.samples))
     evaluation = inputs.splits.evaluation
@@ -139,13 +141,14 @@ def _precision(options: argparse.Namespace, asked: GoalOptions | None) -> str:
     return wanted
 
 
-def _out(options: argparse.Namespace, settings: Settings, goal: Goal | None) -> Path:
+def _out(options: argparse.Namespace, settings: Settings, asked: GoalOptions | None) -> Path:
     stem = Path(options.model).stem
     default = f"{stem}-{options.circuit.stem}" if options.circuit else f"{stem}-pruned-{threshold(settings)}"
     if options.sweep is not None:
         default = f"{stem}-sweep"
-    elif goal is not None:
-        default = f"{stem}-pruned-{goal.kind.partition('-')[2]}{goal.value:g}"
+    elif asked is not None:
+        goal = asked.goal
+        default = f"{stem}-pruned" + ("" if asked.assumed else f"-{goal.kind.partition('-')[2]}{goal.value:g}")
     if options.rounds is not None:
         default += f"-rounds{options.rounds}"
     return options.out or Path(default)

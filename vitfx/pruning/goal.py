@@ -75,10 +75,15 @@ class Goal:
             SPEEDUP: f"{self.value:g}× faster",
             PARAMETERS: f"{100 * self.value:g}% of the parameters",
             FLOPS: f"{100 * self.value:g}% of the FLOPs",
-            DROP: f"at most {self.value:g} points of top-1 lost",
+            DROP: f"at most {self.value:g} point{'' if self.value == 1 else 's'} of top-1 lost",
             KL: f"at most {self.value:g} nats from the original",
         }
         return sentences[self.kind]
+
+
+def default_goal(*, labelled: bool) -> Goal:
+    """What a user gets who asks for nothing: as fast as possible at little cost, by labels where there are some."""
+    return Goal(DROP, 1.0) if labelled else Goal(KL, 0.02)
 
 
 @dataclass(frozen=True)
