@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import itertools
 import re
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch.fx import GraphModule
 
@@ -65,14 +66,19 @@ class Pass(ABC):
 
 
 def run_passes(
-    graph_module: GraphModule, passes: Sequence[Pass], after: Callable[[Pass, PassResult], None] | None = None
+    graph_module: GraphModule,
+    passes: Sequence[Pass],
+    after: Callable[[Pass, PassResult], None] | None = None,
+    *,
+    consume: bool = False,
 ) -> PassResult:
     """Runs the passes in order on a copy; the graph module given stays as it is.
 
     after: is called behind every pass with the pass and its result.
+    consume: makes no copy: the graph module given is used up, which spares its memory twice.
     Raises RequirementError, RewriteError or PromiseError, with the pass's name in front.
     """
-    current = copy.deepcopy(graph_module)
+    current = graph_module if consume else copy.deepcopy(graph_module)
     changed = False
     notes: list[str] = []
     for each in passes:
@@ -122,7 +128,17 @@ def _state(graph_module: GraphModule) -> object:
 
     Instead of values, a tensor's version is compared, which torch counts up with every write in place.
     """
-    modules = [(name, module, module.extra_repr()) for name, module in graph_module.named_modules()]
+    modules = [(name, _Identity(module), module.extra_repr()) for name, module in graph_module.named_modules()]
     named = itertools.chain(graph_module.named_parameters(), graph_module.named_buffers())
-    # As keys, tensors are compared by identity, and none is freed whose address a new one could take.
-    return str(graph_module.graph), modules, {tensor: (name, tensor._version) for name, tensor in named}
+    return str(graph_module.graph), modules, [(name, _Identity(tensor), tensor._version) for name, tensor in named]
+
+
+class _Identity(weakref.ref[Any]):
+    """Equal to another of the same living object. It keeps none alive: weights that a pass replaces are freed."""
+
+    __slots__ = ()
+    __hash__ = weakref.ref.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        mine = self()
+        return isinstance(other, _Identity) and mine is not None and mine is other()

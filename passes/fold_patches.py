@@ -1,7 +1,7 @@
 """The embedding becomes one linear map of each patch and one table of class token, registers and positions.
 
 The libraries' own code reads the batch size and expands the class token to it on every call. What an embedding computes
-is found by values, whatever its form: zeros give its table, single pixels of one patch its map, and random pixels must
+is found by values, whatever its form: zeros give its table, single pixels of patches its map, and random pixels must
 then give the same.
 """
 
@@ -70,7 +70,7 @@ def _patch_tokens(embed: nn.Module, image: torch.Size, like: Tensor) -> PatchTok
         return f"{height}×{width} patches do not tile the image"
     if why_not := _why_no_map_of_patches(exact, table[0], image, sides):
         return why_not
-    tokens = PatchTokens(_weight(exact, image, sides, table[0, -1]), table[0], prefix)
+    tokens = PatchTokens(_weight(exact, image, sides, table[0, prefix:]), table[0], prefix)
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(2, *image, generator=generator, dtype=torch.float64).to(like.device)
     expected = exact(probe)
@@ -108,14 +108,22 @@ def _patch(embed: nn.Module, image: torch.Size, device: torch.device) -> tuple[i
     return int(rows.sum()), int(columns.sum())
 
 
-def _weight(embed: nn.Module, image: torch.Size, sides: tuple[int, int], constant: Tensor) -> Tensor:
-    """(D, C, height, width): what each pixel of the last patch adds to its token, whose constant part is (D,)."""
+def _weight(embed: nn.Module, image: torch.Size, sides: tuple[int, int], constants: Tensor) -> Tensor:
+    """(D, C, height, width): what each pixel of a patch adds to its token. constants: (patches, D), of the tokens.
+
+    Each patch of an image shows another pixel: no patch reads another's.
+    """
     channels, (height, width) = image[0], sides
-    places = torch.cartesian_prod(torch.arange(channels), torch.arange(-height, 0), torch.arange(-width, 0))
+    places = torch.cartesian_prod(torch.arange(channels), torch.arange(height), torch.arange(width))
+    corners = torch.cartesian_prod(torch.arange(0, image[1], height), torch.arange(0, image[2], width))
     columns = []
-    for chunk in torch.split(places, _CHUNK):
+    for chunk in torch.split(places, _CHUNK * len(corners)):
         # One more than needed, because traced code may treat a batch of one apart.
-        pixels = torch.zeros(len(chunk) + 1, *image, dtype=torch.float64, device=constant.device)
-        pixels[torch.arange(len(chunk)), chunk[:, 0], chunk[:, 1], chunk[:, 2]] = 1
-        columns.append(embed(pixels)[:-1, -1] - constant)
+        images = -(-len(chunk) // len(corners)) + 1
+        pixels = torch.zeros(images, *image, dtype=torch.float64, device=constants.device)
+        index = torch.arange(len(chunk))
+        at = corners[index % len(corners)]
+        pixels[index // len(corners), chunk[:, 0], at[:, 0] + chunk[:, 1], at[:, 1] + chunk[:, 2]] = 1
+        added = embed(pixels)[:, -len(corners) :] - constants
+        columns.append(added.flatten(0, 1)[: len(chunk)])
     return torch.cat(columns).T.reshape(-1, channels, height, width)

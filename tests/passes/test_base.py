@@ -166,3 +166,9 @@ def test_a_damaged_stream_is_not_canonical(damage, reason):
     damage(read_sites(graph_module)[0])
     with pytest.raises(PassError, match=reason):
         is_canonical(graph_module)
+
+
+def test_a_graph_that_is_used_up_is_not_copied() -> None:
+    graph_module = canonical().float()
+    assert run_passes(graph_module, [DeleteHeads(DeletionPlan())], consume=True).graph_module is graph_module
+    assert run_passes(graph_module, [DeleteHeads(DeletionPlan())]).graph_module is not graph_module

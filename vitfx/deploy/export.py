@@ -46,8 +46,9 @@ def export_onnx(module: nn.Module, path: Path, example: Tensor, metadata: Mappin
 def write_onnx(model: onnx.ModelProto, path: Path) -> None:
     """Checks a model and writes it. Raises UserError where its batch is not free."""
     _require_free_batch(model)
-    onnx.checker.check_model(model, full_check=True)
-    write_aside(path, model.SerializeToString())
+    contents = model.SerializeToString()
+    onnx.checker.check_model(contents, full_check=True)
+    write_aside(path, contents)
 
 
 def export_checked(model: onnx.ModelProto, path: Path, module: nn.Module, pixels: Tensor) -> float:

@@ -110,28 +110,38 @@ def run_proved(
     after: is called behind every pass.
     Raises UserError where a pass fails, VerificationError where a proof does.
     """
-    pixels = options.example[:_PROVED_IMAGES].cpu()
-    exact, example = copy.deepcopy(graph_module).double(), pixels.double()
-    current = graph_module
+    options = replace(options, example=options.example[:_PROVED_IMAGES].cpu())
+    # In turn, so that the copy in float64 is gone when the graph itself is copied.
+    steps, error = _prove(graph_module, names, options)
+    passes = [PASSES[name](options) for name in names]
+    current = run_passes(graph_module, passes, after).graph_module if passes else graph_module
+    return Lowered(current.eval(), steps, error)
+
+
+def _prove(
+    graph_module: GraphModule, names: Sequence[str], options: PassOptions
+) -> tuple[tuple[ProvedPass, ...], float]:
+    """The proofs one by one, and the error of all together."""
+    exact, example = copy.deepcopy(graph_module).double(), options.example.double()
     expected = first = _logits(exact, example)
     steps = []
     for name in names:
-        each = PASSES[name](replace(options, example=pixels))
+        each, before = PASSES[name](options), node_count(exact)
         try:
-            result = run_passes(exact, [each])
+            result = run_passes(exact, [each], consume=True)
         except PassError as error:
             advice = "name it earlier" if isinstance(error, RequirementError) else "leave it out"
             raise UserError(f"{error}: {advice}") from error
         if options.preprocess is not None and isinstance(each, PlainPixels):
             example = plain_pixels(example, options.preprocess)
-        nodes = node_count(exact), node_count(result.graph_module)
-        exact, current = result.graph_module, run_passes(current, [each], after).graph_module
+        exact = result.graph_module
         logits = _logits(exact, example)
+        nodes = before, node_count(exact)
         steps.append(ProvedPass(name, result.changed, _error(logits, expected), result.notes, nodes))
         if not steps[-1].error < TOLERANCE:
             raise VerificationError(f"{name} changes the logits by {steps[-1].error:.1e} of their greatest")
         expected = logits
-    return Lowered(current.eval(), tuple(steps), _error(expected, first))
+    return tuple(steps), _error(expected, first)
 
 
 class Normalising(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from vitfx.graph.answers import AnswerKind, Kind, declared_kind, find_kind
+from vitfx.graph.float64 import logits_in_float64
 from vitfx.graph.trace import at_rest, first_line, to_canonical
 from vitfx.graph.verify import VerificationError
 from vitfx.support.errors import UserError
@@ -83,8 +83,7 @@ def _check_identity(module: nn.Module, canonical: GraphModule, pixels: Tensor) -
 def _check_float64(canonical: GraphModule, pixels: Tensor) -> None:
     """The proofs run in float64: a model that can't is refused now, not after discovery."""
     try:
-        with torch.no_grad():
-            logits = copy.deepcopy(canonical).double()(pixels.double())
+        logits = logits_in_float64(canonical, pixels)
         reason = "" if logits.dtype == torch.float64 else f"its logits stay {logits.dtype}"
     except RuntimeError as error:
         reason = first_line(error)

@@ -89,7 +89,10 @@ def to_canonical(module: nn.Module, example: Tensor) -> Traced:
     results: list[PassResult] = []
     try:
         run_passes(
-            trace(module, example), [RemoveNoOps(), Canonicalize(example)], lambda _, result: results.append(result)
+            trace(module, example),
+            [RemoveNoOps(), Canonicalize(example)],
+            lambda _, result: results.append(result),
+            consume=True,
         )
     except PassError as error:
         raise UserError(f"the model can't be pruned: {error.reason}") from error
@@ -100,8 +103,10 @@ def to_canonical(module: nn.Module, example: Tensor) -> Traced:
 
 
 def at_rest(module: nn.Module) -> nn.Module:
-    """A copy in eval mode. Programs of torch.export refuse eval(): they were traced in one mode and stay in it."""
-    module = copy.deepcopy(module)
+    """A copy in eval mode, which shares parameters that are on the CPU already: move it nowhere else, and train the
+    original. Programs of torch.export refuse eval(): they were traced in one mode and stay in it."""
+    shared = {id(weight): weight for weight in module.parameters() if weight.device.type == "cpu"}
+    module = copy.deepcopy(module, shared)
     with suppress(NotImplementedError):
         module.eval()
     return module

@@ -63,10 +63,13 @@ class Verification:
         return {**asdict(self), "passed": self.passed}
 
 
-def rewrite(graph_module: GraphModule, plan: DeletionPlan) -> PassResult:
-    """Carries the plan out: deletes heads and MLP paths, refits survivors, folds constants into biases."""
+def rewrite(graph_module: GraphModule, plan: DeletionPlan, *, consume: bool = False) -> PassResult:
+    """Carries the plan out: deletes heads and MLP paths, refits survivors, folds constants into biases.
+
+    consume: on the graph module itself, see `passes.base.run_passes`."""
     plan.check(graph_module)
-    return run_passes(graph_module, [DeleteHeads(plan), DeleteMlpPaths(plan), Compensate(plan), FoldConstants()])
+    passes = [DeleteHeads(plan), DeleteMlpPaths(plan), Compensate(plan), FoldConstants()]
+    return run_passes(graph_module, passes, consume=consume)
 
 
 def verify(graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan, pixels: Tensor) -> Verification:
@@ -75,9 +78,8 @@ def verify(graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan,
     Raises VerificationError where they differ, naming the first sublayer that does, or where the cost is not as
     predicted.
     """
-    whole = copy.deepcopy(graph_module).double()
-    exact = _compare(whole, rewrite(whole, plan).graph_module, plan, pixels[:_FLOAT64_IMAGES].double())
-    close = _compare(graph_module, artifact, plan, pixels)
+    exact = _exact(graph_module, plan, pixels[:_FLOAT64_IMAGES].double())
+    close = _difference(artifact, pixels, ablated_logits(graph_module, plan, pixels))
     image = pixels.shape[1:]
     tokens = tokens_of(graph_module, pixels[:2])
     before = measure_cost(graph_module, image)
@@ -115,11 +117,15 @@ def ablated_logits(graph_module: GraphModule, plan: DeletionPlan, pixels: Tensor
     return logits
 
 
-def _compare(
-    graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan, pixels: Tensor
-) -> tuple[float, float]:
+def _exact(graph_module: GraphModule, plan: DeletionPlan, pixels: Tensor) -> tuple[float, float]:
+    """`_difference` in float64, where the one copy of the weights is first the oracle's and then rewritten."""
+    whole = copy.deepcopy(graph_module).double()
+    oracle = ablated_logits(whole, plan, pixels)
+    return _difference(rewrite(whole, plan, consume=True).graph_module, pixels, oracle)
+
+
+def _difference(artifact: GraphModule, pixels: Tensor, oracle: Tensor) -> tuple[float, float]:
     """The greatest absolute difference, and the same divided by the oracle's greatest logit."""
-    oracle = ablated_logits(graph_module, plan, pixels)
     with torch.no_grad():
         error = float((artifact(pixels) - oracle).abs().max())
     return error, error / float(oracle.abs().max())
@@ -127,6 +133,8 @@ def _compare(
 
 class _AblatedModel(Interpreter):
     """Runs a canonical graph with a plan's units ablated, and can keep what each sublayer's norm reads."""
+
+    _keeps = False
 
     def __init__(self, graph_module: GraphModule, plan: DeletionPlan) -> None:
         super().__init__(graph_module)
@@ -136,7 +144,7 @@ class _AblatedModel(Interpreter):
         self._norms = {site.norm: site.name for site in read_sites(graph_module)}
 
     def run_node(self, n: Node) -> Any:
-        if n in self._norms:
+        if self._keeps and n in self._norms:
             self.read[self._norms[n]] = self.env[n.all_input_nodes[0]]
         name = str(n.target) if n.op == "call_module" else ""
         deletion, refit = self.deletions.get(name), self.refits.get(name)
@@ -157,6 +165,7 @@ class _AblatedModel(Interpreter):
 
     def at_norms(self, pixels: Tensor) -> dict[str, Tensor]:
         """The stream (N, T, D) that each sublayer reads, by its name."""
+        self._keeps = True
         with torch.no_grad():
             self.run(pixels)
         return self.read

@@ -71,7 +71,7 @@ def write_files(
     """
     if deployment.remark:
         watcher.say(deployment.remark)
-    watcher.say("exporting")
+    watcher.say("proving the exact rewrites")
     pixels = images.pixels
     lowered = lower(pruned.module, deployment.graph_rewrites, pixels)
     write_aside(folder / "circuit.json", pruned.circuit.to_json())
@@ -79,12 +79,16 @@ def write_files(
     provenance = _provenance(pruned, model)
     save_artifact(folder / "pruned.pt", pruned.module, model.preprocess, model.classes, model.data, provenance)
     metadata = onnx_metadata(model, {**provenance, "precision": FP32})
+    watcher.say("exporting baseline.onnx")
     baseline, source = export_plain(
         model.module, pruned.original, pixels[:2], {**metadata, "role": "baseline"}, deployment.opset
     )
     errors = [export_checked(baseline, folder / "baseline.onnx", pruned.original, pixels)]
+    del baseline  # It holds all weights, as the next one will.
+    watcher.say("exporting pruned.onnx")
     exported = to_onnx(lowered.graph_module, pixels[:2], {**metadata, "role": "pruned"}, deployment.opset)
     formed = deployment.formed(exported).model
+    del exported
     errors.append(export_checked(formed, folder / "pruned.onnx", lowered.graph_module, pixels))
     applied = {"applied": list(lowered.applied), "float64": lowered.error}
     return Written(max(errors), {**deployment.to_json(), **applied, "baseline": source})
