@@ -25,7 +25,7 @@ from vitfx.cli.rounds_options import add_rounds
 from vitfx.deploy.precisions import FP32, PRECISIONS
 from vitfx.discovery.basis.settings import RANKING, Settings
 from vitfx.pruning.compensation import KINDS
-from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, default_goal, parse_target
+from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, parse_target
 from vitfx.reports.prune_text import to_table
 from vitfx.runs.in_memory import (
     DiscoverySettings,
@@ -107,9 +107,8 @@ def prune(
     """
     module, calibration = open_given(model, images, labels)
     values = {SPEEDUP: target_speedup, FLOPS: target_flops, PARAMETERS: target_params, DROP: max_drop, KL: max_kl}
-    goal = choose_goal(values, tau=tau, settings=settings)
-    if goal is None and tau is None and circuit is None and compensate == "ridge" and not settings.keys() - {"seed"}:
-        goal = default_goal(labelled=labels is not None)
+    by_circuit = circuit is not None or compensate != "ridge"
+    goal = choose_goal(values, tau=tau, settings=settings, by_circuit=by_circuit, labelled=labels is not None)
     place = pick_device(device)
     kind = asked_task(task)
     with watching(progress) as watcher:

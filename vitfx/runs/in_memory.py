@@ -30,7 +30,7 @@ from vitfx.images.preprocess import Preprocess
 from vitfx.models.checkpoint import LoadedModel
 from vitfx.models.weights import fingerprint
 from vitfx.pruning.compensation import KINDS
-from vitfx.pruning.goal import KL, Goal, Target
+from vitfx.pruning.goal import KL, Goal, Target, default_goal
 from vitfx.pruning.prune_by_circuit import Compensation, Pruned, compile_model
 from vitfx.pruning.prune_for_goal import compile_for_goal
 from vitfx.pruning.target_bench import GoalRequest
@@ -217,22 +217,31 @@ def make_settings(
 
 
 def choose_goal(
-    values: Mapping[str, float | None], *, tau: float | None, settings: Mapping[str, object]
+    values: Mapping[str, float | None],
+    *,
+    tau: float | None,
+    settings: Mapping[str, object],
+    by_circuit: bool,
+    labelled: bool,
 ) -> Goal | None:
     """The goal among keyword arguments by the names of `GOALS`; None where τ decides. Beside τ, max_kl is a limit.
 
-    settings: the other arguments of discovery, which a goal excludes, but for the seed. Raises UserError.
+    settings: the other arguments of discovery, which a goal excludes, but for the seed
+    by_circuit: whether something else was given that only a circuit has
+    labelled: what is to be judged by where nothing is given
+    Raises UserError.
     """
     given = {kind: value for kind, value in values.items() if value is not None}
+    others = sorted(set(settings) - {"seed"})
     if tau is not None:
         given.pop(KL, None)
     names = [kind.replace("-", "_") for kind in given] + ([] if tau is None else ["tau"])
     if len(names) > 1:
         raise UserError(f"{' and '.join(names)} are goals of their own: give one")
     if not given:
-        return None
+        return None if by_circuit or names or others else default_goal(labelled=labelled)
     ((kind, value),) = given.items()
-    if others := sorted(set(settings) - {"seed"}):
+    if others:
         if kind == KL:
             # As on the command line: with a setting of discovery it limits what discovery removes.
             return None
