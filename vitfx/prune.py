@@ -88,16 +88,14 @@ def prune(
 ) -> PrunedModel:
     """Prunes any pre-LN ViT in memory: by τ, by a circuit, or for one goal. Raises UserError and VerificationError.
 
-    Where nothing is asked for, the goal is max_drop=1, or max_kl=0.02 without labels.
-
-    model: maps (B, C, H, W) to logits (B, K), to another answer for each image, or to a record with `logits`; it is
-        left as it is.
+    model: maps (B, C, H, W) to logits (B, K), another answer for each image, or a record with `logits`; stays as it is.
     images: floats (N, C, H, W), a tensor, array or list, preprocessed for the model; all are used for calibration. A
         goal holds a quarter of them out, to say what is lost; give some hundreds.
     labels: integers (N,), for `max_drop` and for the corruption "swap"; for a multi-label model a 0 or 1 each, (N, K).
     tau: the KL divergence, in nats an image, that deleting one head or MLP path may cost (default 0.05).
     target_speedup, target_flops, target_params: goals; times faster than the plain export, or the share to keep.
     max_drop, max_kl: goals; points of top-1, or nats from the original. Beside `tau`, max_kl limits the whole circuit.
+        Where nothing is asked for, the goal is max_drop=1, or max_kl=0.02 without labels.
     target: where a speed-up is measured, such as "cpu:batch=8".
     task: what the model answers, one of `vitfx.graph.kinds.KINDS`; by default found by looking at it.
     circuit: deletes what is dead in it, in place of discovery; images must be those that it was found on.
