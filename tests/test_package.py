@@ -16,7 +16,7 @@ import vitfx
 from vitfx.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
-FUNCTIONS = [name for name in vitfx.__all__ if not name.startswith("_")]
+FUNCTIONS = [name for name in vitfx.__all__ if not name.startswith("_") and name != "errors"]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -28,6 +28,11 @@ def test_a_command_is_a_function_of_the_package_and_a_module(name: str) -> None:
         module()
     assert callable(module.main)
     assert name in dir(vitfx)
+
+
+def test_errors_can_be_caught() -> None:
+    assert vitfx.errors is import_module("vitfx.support.errors") and "errors" in dir(vitfx)
+    assert issubclass(vitfx.errors.UserError, Exception)
 
 
 def test_a_name_that_is_not_there() -> None:

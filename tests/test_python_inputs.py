@@ -113,7 +113,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "ignored": (PIXELS, torch.full((8,), -100), "labels run from -100 to -100 and the model has 7 logits: .* 0 to 6"),
     "from 1": (PIXELS, LABELS + 1, "labels run from 1 to 7 and the model has 7 logits"),
     "too few": (PIXELS, [1, 2], r"labels are \(2,\) for 8 images"),
-    "one-hot": (PIXELS, np.eye(7)[LABELS], r"labels are \(8, 7\) for 8 images"),
+    "one-hot": (PIXELS, np.eye(7)[LABELS], r"labels are \(8, 7\): give integers, the positions of classes"),
     "floats": (PIXELS, LABELS.double(), "labels are of torch.float64: give integers"),
     "truths": (PIXELS, LABELS > 2, "labels are of torch.bool: give integers"),
     "names of classes": (PIXELS, ["cat"] * 8, "labels are a list that is no array"),

@@ -100,7 +100,9 @@ def _known(answers: Tensor, labels: Tensor | None, declared: Kind | None) -> Kin
     if labels is None or not (labels.is_floating_point() or labels.dim() > 1):
         return None
     if labels.dim() > 1 and bool(((labels == 0) | (labels == 1)).all()):
-        return Kind("labels", "so the images' labels say, of which an image may have several")
+        # One label an image may as well be a class, written as a row.
+        several = bool((labels.sum(1) != 1).any())
+        return Kind("labels", "so the images' labels say, of which an image may have several") if several else None
     fits = labels[0].numel() == answers[0].numel()
     return Kind("values", "so the images' labels say, which are numbers") if fits else None
 
