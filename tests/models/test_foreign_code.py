@@ -22,7 +22,8 @@ from torch import nn
 from tests.models.test_checkpoint_errors import SIZES, Code, record, refused, weights
 from vitfx.models.checkpoint import load_model
 from vitfx.models.factory import _FACTORIES, build_from_factory
-from vitfx.models.model_file import pickled_code, read_model_file
+from vitfx.models.inert import pickled_code
+from vitfx.models.model_file import read_model_file
 from vitfx.support.errors import UserError
 
 HF = {"image_size": 8, "patch_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from vitfx.models.inert import PickledCodeError, pickled_code, read_without_code
 from vitfx.support.errors import UserError, in_a_line
 from vitfx.support.files import write_aside
 
@@ -24,10 +25,10 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 def read_model_file(path: Path, *, trust_pickle: bool) -> Any:
     """What `torch.save` or safetensors wrote at `path`, on the CPU.
 
-    Everything is read with weights_only=True. A file with pickled code in it is read only where `trust_pickle` is
-    set, as unpickling runs that code.
+    Everything is read with weights_only=True. Objects beside the weights become inert stand-ins, see
+    `vitfx.models.inert`; a pickled module is read only where `trust_pickle` is set, as unpickling runs its code.
 
-    Raises UserError for a file that is cut short, that is no model file, or that holds code.
+    Raises UserError for a file that is cut short, that is no model file, or whose weights lie in pickled objects.
     """
     if path.name.endswith(".index.json"):
         return _read_shards(path, trust_pickle=trust_pickle)
@@ -56,14 +57,21 @@ def _read_whole(path: Path, *, trust_pickle: bool) -> Any:
         if trust_pickle and isinstance(error, pickle.UnpicklingError):
             return _read_with_code(path)
         if code is not None:
-            raise UserError(
-                f"{path} holds pickled code ({code}), which would run when it is unpickled: "
-                "save the state_dict instead, or pass `trust_pickle` if you trust where the file comes from"
-            ) from error
+            return _read_beside_code(path, error)
         raise UserError(
             f"{path} is cut short or no model file, or it holds pickled code: "
             "give a whole file of tensors written by torch.save or safetensors"
         ) from error
+
+
+def _read_beside_code(path: Path, refusal: Exception) -> Any:
+    try:
+        return read_without_code(path, refusal)
+    except PickledCodeError as error:
+        raise UserError(
+            f"{path} holds pickled code ({error}), which would run when it is unpickled: "
+            "save the state_dict instead, or pass `trust_pickle` if you trust where the file comes from"
+        ) from refusal
 
 
 def _read_shards(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
@@ -136,15 +144,6 @@ def _best_checkpoint(checkpoints: list[Path]) -> Path | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return next((path for path in checkpoints if path.name == name), None)
-
-
-def pickled_code(error: Exception) -> str | None:
-    """The function or class for which torch refused a pickle, where its message names one.
-
-    Only the message does, so None says nothing about the file.
-    """
-    named = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-    return named and named[1]
 
 
 def zip_members(path: Path) -> tuple[str, ...]:

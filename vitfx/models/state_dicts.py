@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vitfx.models.inert import holds_tensors, skipped_note
 from vitfx.models.weights import check_plain, unwrap_state_dict
 from vitfx.support.errors import UserError
 
@@ -69,12 +70,20 @@ def choose_weights(
     states = list(_state_dicts(contents))
     if not states:
         return ChosenWeights(unwrap_state_dict(contents, source), source, None)
-    candidates = [candidate for state in states for candidate in _candidates(state, set(wanted))]
-    fits = [candidate for candidate in candidates if set(candidate.names) == set(wanted)]
+    chosen = _chosen(contents, states, set(wanted), model, source, which)
+    notes = [note for note in (chosen.note, skipped_note(contents)) if note]
+    return replace(chosen, note="; ".join(notes) or None)
+
+
+def _chosen(
+    contents: Any, states: list[_StateDict], wanted: set[str], model: str, source: str, which: str | None
+) -> ChosenWeights:
+    candidates = [candidate for state in states for candidate in _candidates(state, wanted)]
+    fits = [candidate for candidate in candidates if set(candidate.names) == wanted]
     if not fits:
-        return _closest(states, candidates, set(wanted), source)
-    chosen = _decide(fits, _unreadable_average(contents, states, candidates, fits), model, source, which)
-    return _taken(chosen, source, several=len(_distinct(fits)) > 1)
+        return _closest(states, candidates, wanted, source)
+    decided = _decide(fits, _unreadable_average(contents, states, candidates, fits), model, source, which)
+    return _taken(decided, source, several=len(_distinct(fits)) > 1)
 
 
 def refuse_adapter(contents: Any, source: str) -> None:
@@ -168,7 +177,7 @@ def _equal(first: _Candidate, second: _Candidate) -> bool:
 def _unreadable_average(
     contents: Any, states: list[_StateDict], candidates: list[_Candidate], fits: list[_Candidate]
 ) -> str | None:
-    """Where the file has an average that is not among the weights that fit, such as a list without names."""
+    """Where the file has an average that is not among the weights that fit: a list without names, a pickled module."""
     if any(fit.average for fit in fits):
         return None
     size = len(fits[0].names)
@@ -179,19 +188,21 @@ def _unreadable_average(
     for state in states:
         if state.average and id(state) not in taken and "optim" not in state.place:
             return state.place
-    for keys, value in _sequences(contents, ()):
-        if _is_average(".".join(keys)) and any(isinstance(part, torch.Tensor) for part in value):
+    for keys, value in _nameless(contents, ()):
+        if _is_average(".".join(keys)) and any(isinstance(part, torch.Tensor) or holds_tensors(part) for part in value):
             return ".".join(keys)
     return None
 
 
-def _sequences(contents: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Collection[Any]]]:
+def _nameless(contents: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Collection[Any]]]:
     if isinstance(contents, list | tuple):
         yield keys, contents
+    elif holds_tensors(contents):
+        yield keys, (contents,)
     elif isinstance(contents, Mapping) and len(keys) <= _DEPTH:
         for name, value in contents.items():
             if isinstance(name, str):
-                yield from _sequences(value, (*keys, name))
+                yield from _nameless(value, (*keys, name))
 
 
 def _decide(fits: list[_Candidate], unreadable: str | None, model: str, source: str, which: str | None) -> _Candidate:
