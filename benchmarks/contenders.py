@@ -65,7 +65,12 @@ def _from_folder(folder: Path) -> tuple[Contender, ...]:
     baseline = replace(_from_onnx(folder / "baseline.onnx"), name="baseline", data=data)
     try:
         # The model that vitfx.recover was given is already pruned: its baseline is the teacher.
-        original = load_model(str(settings.get("teacher") or settings["model"]), arch=settings.get("arch"))
+        original = load_model(
+            str(settings.get("teacher") or settings["model"]),
+            arch=settings.get("arch"),
+            weights=settings.get("weights"),
+            preprocess=loaded.preprocess,
+        )
     except UserError as error:
         baseline = replace(baseline, no_module=str(error))
     else:

@@ -279,3 +279,11 @@ def test_a_timm_model_that_transformers_saved(tmp_path: Path) -> None:
     wanted = fingerprint(model.timm_model.state_dict())
     assert load_model(str(tmp_path)).fingerprint == wanted
     assert load_model(str(tmp_path / "model.safetensors"), arch=f"hf:{tmp_path}").fingerprint == wanted
+
+
+def test_a_model_of_several_inputs(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    vision = {**sizes, "num_patches": 4, "patch_size": 4}
+    config = transformers.Siglip2Config(vision_config=vision, text_config={**sizes, "vocab_size": 20})
+    transformers.Siglip2ForImageClassification(config).save_pretrained(tmp_path)
+    assert "takes more than images (pixel_attention_mask, spatial_shapes)" in refused(tmp_path)

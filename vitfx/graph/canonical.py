@@ -45,6 +45,7 @@ def read_module(module: nn.Module, pixels: Tensor, watcher: Watcher) -> Canonica
     watcher.say("tracing the model")
     module = at_rest(module).cpu()
     traced = to_canonical(module, pixels[:2])
+    _check_repeats(module, pixels[:2])
     answers = _check_identity(module, traced.graph_module, pixels[:8])
     _check_float64(traced.graph_module, pixels[:2])
     notes = (*traced.notes, *_shared_weights(module, traced.graph_module))
@@ -62,6 +63,16 @@ def check_answers_differ(answers: Tensor) -> None:
         raise UserError(
             f"the model gives the same answer for all {len(answers)} calibration images, which says nothing of what it "
             "needs: give images that differ from one another"
+        )
+
+
+def _check_repeats(module: nn.Module, pixels: Tensor) -> None:
+    with torch.no_grad():
+        first, again = module(pixels), module(pixels)
+    if not float((first - again).abs().max()) <= _ALIKE * float(first.abs().max()) and bool(again.isfinite().all()):
+        raise UserError(
+            "the model draws random numbers: two calls differ for the same images, so nothing can be proved about it: "
+            "remove what is random from its forward() in eval mode"
         )
 
 
@@ -96,6 +107,8 @@ def _check_float64(canonical: GraphModule, pixels: Tensor) -> None:
 
 def _shared_weights(module: nn.Module, canonical: GraphModule) -> tuple[str, ...]:
     after, before = (sum(weight.numel() for weight in graph.parameters()) for graph in (canonical, module))
-    if after <= before:
+    # Biases of zeros that the graph adds, such as keys', are not shared.
+    learnt, given = (sum(int(weight.count_nonzero()) for weight in graph.parameters()) for graph in (canonical, module))
+    if after <= before or learnt <= given:
         return ()
     return (f"the model shares weights between layers, and its graph does not: {before:,} parameters became {after:,}",)

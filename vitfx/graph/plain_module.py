@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 from contextlib import suppress
 from typing import cast
 
@@ -22,6 +24,7 @@ _WRAPPERS = {
     "AveragedModel": "module",
 }
 """torch's own classes around a model, and the attribute that holds it."""
+_NEEDED = re.compile(r"^pixel_\w*mask$|shapes$|^input_ids$|^text")
 _QUANTIZED = ("torch.ao.nn", "torch.ao.quantization", "torch.nn.quantized", "torchao", "bitsandbytes")
 _INTEGERS = (torch.int8, torch.uint8)
 
@@ -104,6 +107,24 @@ def refuse_unusable(module: nn.Module) -> None:
             f"the model is quantized (first: {quantized[0] or type(module).__name__}): give the float32 model that it "
             "was made from, and quantize after pruning"
         )
+
+
+def other_inputs(module: nn.Module | type[nn.Module], *own: str) -> tuple[str, ...]:
+    """The names of what forward() takes beside images: what it requires, and masks, shapes or text that it may need.
+
+    own: names that are no inputs, such as a class's self
+    """
+    try:
+        parameters = inspect.signature(module.forward).parameters
+        _, *others = (parameters[name] for name in parameters if name not in own)
+    except (TypeError, ValueError):
+        return ()
+    return tuple(
+        other.name
+        for other in others
+        if other.kind in (other.POSITIONAL_ONLY, other.POSITIONAL_OR_KEYWORD)
+        and (other.default is other.empty or _NEEDED.search(other.name))
+    )
 
 
 def _bake(module: nn.Module) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from vitfx.graph.plain_module import Logits, plain_module, refuse_unusable
+from vitfx.graph.plain_module import Logits, other_inputs, plain_module, refuse_unusable
 from vitfx.graph.trace import check_dtype
 from vitfx.images.overrides import Overrides
 from vitfx.images.preprocess import Preprocess
@@ -212,6 +212,11 @@ def _returning_logits(
             raise UserError(
                 f"{source} takes images of {first.in_channels} channels, not {preprocess.channels}: "
                 f"give `mean` and `std` with {first.in_channels} numbers each"
+            ) from error
+        if others := other_inputs(module):
+            raise UserError(
+                f"{source} takes more than images ({', '.join(others)}), and gets images alone: "
+                "give a model whose forward() takes one tensor (B, C, H, W)"
             ) from error
         raise UserError(
             f"{source} does not take images of {shape[1]}×{shape[2]}×{shape[3]} ({in_a_line(error)}): "

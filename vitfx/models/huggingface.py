@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from vitfx.graph.plain_module import Logits
+from vitfx.graph.plain_module import Logits, other_inputs
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.factory import import_extra, to_size
 from vitfx.models.model_file import read_model_file, refuse_adapter_folder, weights_file
@@ -43,6 +43,12 @@ def load_folder(
     try:
         config = transformers.CONFIG_MAPPING[record["model_type"]].from_dict(record)
         classes = _class_names(config)
+        classifier = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+        if isinstance(classifier, type) and (others := other_inputs(classifier, "self")):
+            raise UserError(
+                f"{folder} is a {classifier.__name__}, which takes more than images ({', '.join(others)}): "
+                "give a model whose forward() takes one tensor (B, C, H, W)"
+            )
         with _quiet(transformers):
             preprocess = _preprocess(folder, config, transformers)
             if contents is None:

@@ -32,6 +32,7 @@ class Inputs:
     data: str  #: as the user gave it, for a report that says how to open the same again
     arch: str | None  #: likewise
     task: Kind | None = None  #: the kind of the model's answers, where the user or the file says
+    weights: str | None = None  #: which were asked for: "ema" or "raw"
 
     @property
     def first_lines(self) -> tuple[str, ...]:
@@ -74,7 +75,7 @@ def open_inputs(options: argparse.Namespace) -> Inputs:
         model, splits = _with_classes(model, data, options.class_names)
     if model.image_size.question is not None and not _all_square(splits):
         raise UserError(model.image_size.question)
-    return Inputs(model, splits, data, options.arch, task)
+    return Inputs(model, splits, data, options.arch, task, options.weights)
 
 
 def _with_classes(model: LoadedModel, data: str, class_names: Path | None) -> tuple[LoadedModel, Splits]:

@@ -95,6 +95,7 @@ def _settings(run: CircuitRun | GoalRun, pruned: Pruned, samples: int) -> dict[s
     return {
         "model": run.inputs.model.source,
         "arch": run.inputs.arch,
+        **({"weights": run.inputs.weights} if run.inputs.weights else {}),
         "data": run.inputs.data,
         "circuit": circuit_file,
         "data_fingerprint": run.evaluation.fingerprint(),
