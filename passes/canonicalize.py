@@ -148,10 +148,10 @@ def _matched(walker: Walker, segment: _Segment, tokens: int) -> tuple[Norm, Subl
 
 def _recognised(walker: Walker, stream: Node, branch: Node, *, pools: bool = False) -> tuple[Norm, Sublayer]:
     """pools: the branch takes the stream's place."""
-    norm_node, norm = match_norm(walker, stream, branch)
-    attends = any(node.target in (SDPA, *SOFTMAX_OPS) for node in backward_slice(branch, norm_node))
+    attends = any(node.target in (SDPA, *SOFTMAX_OPS) for node in backward_slice(branch, stream))
     if pools and not attends:
         raise Mismatch("it replaces the stream and adds nothing to it")
+    norm_node, norm = match_norm(walker, stream, branch)
     match = match_pooling if pools else match_attention if attends else match_mlp
     return norm, match(walker, norm_node, branch)
 

@@ -237,7 +237,10 @@ def _next(options: argparse.Namespace, out: Path) -> list[str]:
     for name in ("class_names", *OF_IMAGES):
         if (value := getattr(options, name)) is not None:
             texts = [str(part) for part in (value if isinstance(value, list | tuple) else [value])]
-            more += [f"--{name.replace('_', '-')}", *(["x".join(texts)] if name == "image_size" else texts)]
+            more += [
+                f"--{name.replace('_', '-')}",
+                *(["x".join(dict.fromkeys(texts))] if name == "image_size" else texts),
+            ]
     return [
         f"draw it:               {shlex.join(['python', '-m', 'vitfx.show', str(out)])}",
         f"delete what is dead:   "

@@ -12,7 +12,8 @@ from benchmarks.coverage_models import model_names
     ("name", "kind", "state", "reason"),
     [
         ("eva02_tiny_patch14_224", "Eva", FULL, ""),
-        ("vit_base_patch16_siglip_224", "VisionTransformer", PARTIAL, "it replaces the stream"),
+        ("vit_base_patch16_siglip_224", "VisionTransformer", FULL, ""),
+        ("vit_base_patch16_sapiens2", "Eva", PARTIAL, "repeat_interleave"),
         ("vit_base_patch16_xp_224", "VisionTransformer", REFUSED, "no attention sublayer"),
     ],
 )

@@ -61,7 +61,7 @@ def test_other_images_leave_it_open(tmp_path: Path, height: int, width: int, mor
     with pytest.raises(UserError, match="has positions for 4 patches of 16×16 pixels, which are images of 32×32 or of"):
         opened(path, data)
     assert opened(path, data, image_size=(height, width)).model.preprocess.size == (height, width)
-    with pytest.raises(UserError, match="and images of 48×48 have 9: give the --image-size that it was trained at"):
+    with pytest.raises(UserError, match="and images of 48×48 have 9: give the `image_size` that it was trained at"):
         opened(path, data, image_size=(48, 48))
 
 

@@ -60,7 +60,7 @@ def test_every_command_that_reads_bare_weights_has_it(parser: Callable[[], Argum
 @pytest.mark.parametrize(("which", "weights"), [("ema", AVERAGE), ("raw", RAW)])
 def test_training_starts_from_those(both: str, which: str, weights: dict[str, torch.Tensor]) -> None:
     config, classes = read_config("digits", [], {"model.arch": ARCH}).model, ("a", "b", "c", "d", "e")
-    with pytest.raises(UserError, match="choose those that were evaluated with --weights"):
+    with pytest.raises(UserError, match="choose those that were evaluated with `weights`"):
         model_from(both, ARCH, config, classes, None)
     made = model_from(both, ARCH, config, classes, None, which)
     body = {name: value for name, value in made.module.state_dict().items() if not name.startswith("head.")}

@@ -277,7 +277,10 @@ def test_the_command_writes_all_that_a_run_with_tau_writes(tmp_path):
         (["--target-flops", "0.5", "--max-kl", "0.1"], "--target-flops and --max-kl are all goals: give one"),
         (["--target-flops", "0.5", "--target-speedup", "2"], "are all goals: give one"),
         (["--target-speedup", "0.5"], "--target-speedup 0.5 is not faster"),
-        (["--target", "cpu:batch=1"], "--target cpu:batch=1 is for a goal: give one, such as --target-speedup 1.5"),
+        (
+            ["--tau", "1", "--target", "cpu:batch=1"],
+            "--target cpu:batch=1 is for a goal: give one, such as --target-speedup 1.5",
+        ),
         (["--target-speedup", "2", "--target", "fast"], None),
         (
             ["--target-flops", "0.5", "--compensate", "mean"],

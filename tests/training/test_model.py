@@ -207,9 +207,9 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     assert "are NaN or infinite" in refusal(init)
     with pytest.raises(UserError, match=r"takes images of 3 channels, but images.mean has 1: give three values"):
         new_model(arch("torchvision:vit_b_16"), Preprocess((16, 16), mean=(0.5,), std=(0.5,)), 3)
-    with pytest.raises(UserError, match="--arch timm:vit_tinny cannot be made"):
+    with pytest.raises(UserError, match="`arch` timm:vit_tinny cannot be made"):
         new_model(arch("timm:vit_tinny"), PREPROCESS, 3)
-    with pytest.raises(UserError, match="--arch keras:vit is not one of"):
+    with pytest.raises(UserError, match="`arch` keras:vit is not one of"):
         new_model(arch("keras:vit"), PREPROCESS, 3)
 
 

@@ -87,6 +87,7 @@ def add_discovery(parser: argparse.ArgumentParser) -> None:
         "--max-kl",
         dest="max_kl",
         type=float,
+        metavar="D",
         help="largest divergence of the whole circuit: KL in nats per image, or that of the model's task in its own "
         "unit (default: no limit)",
     )
