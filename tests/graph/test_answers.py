@@ -105,7 +105,7 @@ def test_a_task_that_the_answers_can_not_have_is_refused(name, task, reason):
         ),
         ("classes", torch.tensor([0, -100, 2, 1]), "from -100 to 2"),
         ("one logit", torch.tensor([0, 1, 2, 1]), "has 1 logit: give labels from 0 to 1"),
-        ("labels", torch.tensor([[0, 1]] * 4), r"are \(4, 2\) for 5 logits: give a 0 or 1 for each logit"),
+        ("labels", torch.tensor([[1, 1]] * 4), r"are \(4, 2\) for 5 logits: give a 0 or 1 for each logit"),
         ("pixels", torch.zeros(4, 3, 3, dtype=torch.int64), r"has \(3, 3\) labels and \(8, 8\) answers"),
     ],
 )
