@@ -30,8 +30,9 @@ from vitfx.support.progress import Watcher
 
 SCORED = 256
 _FEWEST = 3
-_COMPARED = 32
 """One image is held out, one fits the survivors, and one chooses the shrinkage."""
+_COMPARED = 32
+"""Images whose answers must not all be alike."""
 
 
 def compile_for_goal(
