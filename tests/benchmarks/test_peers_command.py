@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import peer_package, subject
+from benchmarks.coverage import FORMAT as COVERAGE
 from benchmarks.command import read_finished
 from benchmarks.discovery import FORMAT as DISCOVERY
 from benchmarks.match import Match
@@ -141,6 +142,7 @@ def test_every_record_in_the_docs_names_its_format():
     docs = Path(__file__).resolve().parents[2] / "docs"
     formats = {path.name: json.loads(path.read_text())["format"] for path in docs.glob("*.json")}
     assert formats.pop("peers.json") == FORMAT
+    assert formats.pop("families.json") == COVERAGE
     assert set(formats.values()) == {DISCOVERY}
 
 
