@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import peer_package, subject
-from benchmarks.coverage import FORMAT as COVERAGE
 from benchmarks.command import read_finished
+from benchmarks.coverage import FORMAT as COVERAGE
 from benchmarks.discovery import FORMAT as DISCOVERY
 from benchmarks.match import Match
 from benchmarks.peers import FORMAT, main
