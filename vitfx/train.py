@@ -35,7 +35,7 @@ from vitfx.support.errors import UserError
 from vitfx.support.files import check_output
 from vitfx.support.locks import hold_folder
 from vitfx.support.processes import first_holds, first_says, open_share, share_device
-from vitfx.support.progress import Silent, training_watcher
+from vitfx.support.progress import Silent, console_watcher
 from vitfx.training.config import PACKAGED, PRECISIONS, read_config, sets_image_size
 from vitfx.training.loader import pick_workers
 from vitfx.training.state import STATE
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with (
             open_share(job.device) as share,
             first_holds(share, hold_folder(job.out, force=job.force, unfinished=STATE)),
-            training_watcher(console) if first else nullcontext(Silent()) as watcher,
+            console_watcher(console) if first else nullcontext(Silent()) as watcher,
         ):
             report = run_training(job, share, watcher)
         console.print(_summary(job, report), highlight=False, markup=False, soft_wrap=True)

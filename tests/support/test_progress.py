@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
+import vitfx.support.progress
 from vitfx.support.progress import Silent, console_watcher
 
 
@@ -20,6 +23,35 @@ def test_a_log_keeps_whole_sentences_and_no_bars() -> None:
     assert printed.getvalue().rstrip("\n") == (
         "a sentence that is longer than the line [red]with brackets[/red] and 1 number"
     )
+
+
+def test_a_log_has_a_line_a_minute_with_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, printed = [0.0], io.StringIO()
+    monkeypatch.setattr(vitfx.support.progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with console_watcher(Console(file=printed)) as watcher:
+        report = watcher.bar("decoding")
+        for now[0], done in ((0, 1000), (59, 1500), (61, 2000), (62, 3000), (122, 4000)):
+            report(done, 4000)
+        report = watcher.bar("training")
+        watcher.detail("loss 2.5")
+        report(1, 9)
+        watcher.say("an epoch")
+        for now[0], done in ((181, 2), (183, 3)):
+            report(done, 90)
+    assert printed.getvalue().splitlines() == [
+        "decoding: 2,000 of 4,000, 2 min left",
+        "training: 1 of 9, loss 2.5",
+        "an epoch",
+        "training: 3 of 90, loss 2.5, 44 min left",
+    ]
+
+
+def test_a_terminal_has_its_bars_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vitfx.support.progress, "_SECONDS", 0.0)
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
+    with console_watcher(console) as watcher:
+        watcher.bar("decoding")(1, 4)
+    assert "decoding: 1 of 4" not in console.file.getvalue()
 
 
 def test_a_terminal_shows_what_is_done_and_then_takes_it_away() -> None:

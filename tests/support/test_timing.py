@@ -63,6 +63,22 @@ def test_rounds_are_kept_where_the_time_is_spent_early(clock):
     assert heard == [(1, 3), (2, 3), (3, 3)]
 
 
+@pytest.mark.parametrize(
+    ("milliseconds", "rounds", "log", "expected"),
+    [
+        (5_000, 15, "a" * 4, [(1, 3), (2, 3), (3, 3)]),  # Slower than the limit: one warm-up, three rounds.
+        (500, 15, "a" * (1 + 4), [(1, 4), (2, 4), (3, 4), (4, 4)]),
+        (10, 15, "a" * (3 + 15), [(done, 15) for done in range(1, 16)]),  # Fast enough for all.
+        (5_000, 2, "a" * 3, [(1, 2), (2, 2)]),
+    ],
+)
+def test_a_slow_run_ends_early(clock, milliseconds, rounds, log, expected):
+    heard = []
+    runs = {"a": clock.run("a", [milliseconds])}
+    time_interleaved(runs, rounds=rounds, max_seconds=2, progress=lambda *now: heard.append(now))
+    assert ("".join(clock.log), heard) == (log, expected)
+
+
 def test_the_device_is_waited_for_inside_the_measured_time(clock):
     def wait():
         clock.log.append("|")

@@ -33,7 +33,7 @@ from vitfx.support.timing import time_interleaved
 MILLISECONDS = "ms"
 STEPS = 6
 """How many counts of a sublayer's units are timed; times between them are interpolated."""
-_ROUNDS, _SECONDS = 25, 20.0
+_ROUNDS, _SECONDS, _MOST_SECONDS = 25, 20.0, 180.0
 _FORMAT = "vitfx-latency/1"
 _ADVICE = "times are measured anew"
 
@@ -109,6 +109,7 @@ def measure_table(
         sessions,
         rounds=_ROUNDS,
         min_seconds=_SECONDS,
+        max_seconds=_MOST_SECONDS,
         synchronize=partial(synchronize, device),
         progress=watcher.bar("timing sublayers"),
     )

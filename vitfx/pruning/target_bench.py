@@ -34,7 +34,7 @@ from vitfx.support.machine import environment
 from vitfx.support.progress import Watcher
 from vitfx.support.timing import Timing, batch_to_time, time_interleaved
 
-_ROUNDS, _SECONDS = 41, 8.0
+_ROUNDS, _SECONDS, _MOST_SECONDS = 41, 8.0, 120.0
 _EXAMPLES = 8
 
 
@@ -107,6 +107,7 @@ class TargetBench:
             {name: session.bind(self.batch) for name, session in sessions.items()},
             rounds=_ROUNDS,
             min_seconds=_SECONDS,
+            max_seconds=_MOST_SECONDS,
             synchronize=partial(synchronize, self.device),
             progress=self.watcher.bar("timing"),
         )

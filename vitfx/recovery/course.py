@@ -22,6 +22,7 @@ from vitfx.support.devices import synchronize
 from vitfx.support.errors import UserError
 from vitfx.support.interrupts import Interrupts
 from vitfx.support.progress import Watcher
+from vitfx.support.text import time_left
 from vitfx.training.gradient_flow import GradientFlow
 from vitfx.training.optimizer import learning_rate
 from vitfx.training.precision import autocast, make_scaler
@@ -199,7 +200,7 @@ class Course:
         progress = self._progress()
         if not 0 < progress < 1 or self.stopped:
             return ""
-        return f", {self.seconds * (1 - progress) / progress / 60:.1f} min left"
+        return time_left(self.seconds * (1 - progress) / progress)
 
     def _show(self, bar: Any) -> None:
         if self.steps is not None:

@@ -26,7 +26,7 @@ from vitfx.support.timing import Ratio, Timing, ratio, time_interleaved
 _FIRST = "baseline"
 _ROUNDS = 15
 _CHOOSING_ROUNDS = 7
-_SECONDS = 4.0
+_SECONDS, _MOST_SECONDS = 4.0, 60.0
 Model = Path | onnx.ModelProto
 
 
@@ -67,6 +67,7 @@ class OptimizeBench:
             {name: session.bind(pixels if name == _FIRST else plain) for name, session in sessions.items()},
             rounds=rounds,
             min_seconds=_SECONDS,
+            max_seconds=_MOST_SECONDS,
             synchronize=partial(synchronize, self.device),
             progress=self.watcher.bar(f"timing {', '.join(sessions)}, batch {batch}"),
         )

@@ -36,7 +36,7 @@ RESULTS = (
 )  # fmt: skip
 _EVALUATION_BATCH = 64
 _ROUNDS = 15
-_SECONDS = 4.0
+_SECONDS, _MOST_SECONDS = 4.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ def _time(
         {name: session.bind(pixels) for name, session in sessions.items()},
         rounds=_ROUNDS,
         min_seconds=_SECONDS,
+        max_seconds=_MOST_SECONDS,
         synchronize=partial(synchronize, device),
         progress=watcher.bar(f"timing, batch {batch}"),
     )

@@ -20,7 +20,7 @@ from vitfx.support.progress import Watcher
 from vitfx.support.timing import Timing, time_interleaved
 
 _BATCH = 64
-_ROUNDS, _SECONDS = 15, 4.0
+_ROUNDS, _SECONDS, _MOST_SECONDS = 15, 4.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ def _timed(
     )  # fmt: skip
     single = time_interleaved(
         {name: session.bind(pixels) for name, session in sessions.items()},
-        rounds=_ROUNDS, min_seconds=_SECONDS, synchronize=wait, progress=watcher.bar("timing"),
+        rounds=_ROUNDS, min_seconds=_SECONDS, max_seconds=_MOST_SECONDS, synchronize=wait,
+        progress=watcher.bar("timing"),
     )  # fmt: skip
     return Timed(next(iter(sessions.values())).provider, scores, single)

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from vitfx.support.text import time_left
+
 _WIDE = 110
 """Columns of a terminal that has room for a bar beside its title and numbers."""
 
@@ -50,8 +52,7 @@ class ConsoleWatcher:
         self._task = progress.add_task("", visible=False)
 
     def say(self, sentence: str) -> None:
-        # Lines are not broken, so that a log can be searched and copied from.
-        self._progress.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        _print(self._progress.console, sentence)
 
     def bar(self, title: str) -> Report:
         task = self._task = self._progress.add_task(title, total=None, detail="")
@@ -67,8 +68,11 @@ class ConsoleWatcher:
 
 
 @contextmanager
-def console_watcher(console: Console) -> Iterator[ConsoleWatcher]:
-    """A watcher while the block runs; full bars disappear."""
+def console_watcher(console: Console) -> Iterator[Watcher]:
+    """A watcher while the block runs: bars on a terminal, where full ones disappear, and lines elsewhere."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield Lines(console)
+        return
     # On a narrow terminal titles and details wrap, but numbers stay whole.
     columns = (
         TextColumn("{task.description}", table_column=Column()),
@@ -81,30 +85,36 @@ def console_watcher(console: Console) -> Iterator[ConsoleWatcher]:
         yield ConsoleWatcher(progress)
 
 
-_SECONDS = 300.0
+_SECONDS = 60.0
 
 
 class Lines:
-    """Passes messages on to another watcher, and, when there was none for `_SECONDS`, the state of a bar as a message.
+    """Prints sentences, and, when there was none for `_SECONDS`, the state of a bar with the time left.
 
     A full bar is silent: a message follows it anyway.
     """
 
-    def __init__(self, watcher: Watcher) -> None:
-        self._watcher = watcher
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._detail = ""
         self._last_message = time.monotonic()
 
     def say(self, sentence: str) -> None:
-        self._watcher.say(sentence)
+        _print(self._console, sentence)
         self._last_message = time.monotonic()
 
     def bar(self, title: str) -> Report:
         self._detail = ""
+        first: tuple[float, int] | None = None
 
         def report(done: int, total: int) -> None:
-            if done < total and time.monotonic() - self._last_message >= _SECONDS:
-                self.say(f"{title}: {done} of {total}{self._detail}")
+            nonlocal first
+            now = time.monotonic()
+            first = first or (now, done)
+            if done < total and now - self._last_message >= _SECONDS:
+                began, before = first
+                left = time_left((now - began) / (done - before) * (total - done)) if done > before else ""
+                self.say(f"{title}: {done:,} of {total:,}{self._detail}{left}")
 
         return report
 
@@ -112,8 +122,6 @@ class Lines:
         self._detail = f", {text}"
 
 
-@contextmanager
-def training_watcher(console: Console) -> Iterator[Watcher]:
-    """A watcher while the block runs: bars on a terminal, lines elsewhere."""
-    with console_watcher(console) as watcher:
-        yield watcher if console.is_terminal and not console.is_dumb_terminal else Lines(watcher)
+def _print(console: Console, sentence: str) -> None:
+    # Lines are not broken, so that a log can be searched and copied from.
+    console.print(sentence, highlight=False, markup=False, soft_wrap=True)

@@ -21,5 +21,13 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.2%}"
 
 
+def time_left(seconds: float) -> str:
+    """ ", 12 min left", or hours where it is long."""
+    minutes = seconds / 60
+    if minutes > 90:
+        return f", {minutes / 60:.1f} h left"
+    return f", {minutes:.0f} min left" if minutes >= 1 else ", under a minute left"
+
+
 def faster(speedup: float) -> str:
     return f"{speedup:.2f}× faster" if speedup >= 1 else f"{1 / speedup:.2f}× slower"

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from vitfx.support.errors import UserError
 
+FEWEST_ROUNDS = 3
+"""Of which a median can be told."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -67,6 +70,7 @@ def time_interleaved(
     warmup: int = 3,
     rounds: int = 20,
     min_seconds: float = 0.0,
+    max_seconds: float = math.inf,
     synchronize: Callable[[], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Timing]:
@@ -75,6 +79,8 @@ def time_interleaved(
     Each round starts with another run, so that none is always the first or always follows the same one.
 
     rounds, min_seconds: the least number of rounds, and the least time that they take together.
+    max_seconds: after this time `FEWEST_ROUNDS` are enough, so that a slow model does not hold its user up; a warm-up
+        ends after a tenth of it.
     synchronize: waits for a device that runs asynchronously; called before each reading of the clock.
     progress: called with (rounds done, rounds expected) after each round.
     """
@@ -84,12 +90,14 @@ def time_interleaved(
         raise UserError(f"rounds is {rounds} and warm-up {warmup}: give at least 1 and at least 0")
     wait = synchronize or _nothing
     names = list(runs)
+    warm_ms = 0.0
     for _ in range(warmup):
-        for name in names:
-            runs[name]()
+        if warm_ms >= max_seconds * 1e2:
+            break
+        warm_ms += sum(_milliseconds(runs[name], wait) for name in names)
     samples: dict[str, list[float]] = {name: [] for name in names}
     done, spent_ms = 0, 0.0
-    while done < rounds or spent_ms < min_seconds * 1e3:
+    while (done < rounds or spent_ms < min_seconds * 1e3) and (done < FEWEST_ROUNDS or spent_ms < max_seconds * 1e3):
         start = done % len(names)
         for name in names[start:] + names[:start]:
             elapsed = _milliseconds(runs[name], wait)
@@ -97,9 +105,18 @@ def time_interleaved(
             spent_ms += elapsed
         done += 1
         if progress is not None:
-            by_time = math.ceil(done * min_seconds * 1e3 / spent_ms) if spent_ms else rounds
-            progress(done, max(rounds, by_time, done))
+            progress(done, max(done, _expected(rounds, min_seconds, max_seconds, spent_ms / done)))
     return {name: Timing(tuple(values)) for name, values in samples.items()}
+
+
+def _expected(rounds: int, min_seconds: float, max_seconds: float, round_ms: float) -> int:
+    """How many rounds of this time there will be."""
+    if not round_ms:
+        return rounds
+    wanted = max(rounds, math.ceil(min_seconds * 1e3 / round_ms))
+    if round_ms * wanted <= max_seconds * 1e3:
+        return wanted
+    return min(wanted, max(FEWEST_ROUNDS, math.ceil(max_seconds * 1e3 / round_ms)))
 
 
 def batch_to_time(images: Tensor, size: int) -> Tensor:

@@ -15,6 +15,7 @@ from vitfx.support.errors import UserError
 from vitfx.support.interrupts import Interrupts
 from vitfx.support.processes import Share
 from vitfx.support.progress import Watcher
+from vitfx.support.text import time_left
 from vitfx.training.board import Board
 from vitfx.training.confusion import Confusion
 from vitfx.training.loader import BatchPlan
@@ -135,8 +136,7 @@ class Loop:
         """The time left, by this run's mean time per step, evaluations included."""
         if step in (self._start, self.plan.steps):
             return ""
-        minutes = (time.monotonic() - self._began) / (step - self._start) * (self.plan.steps - step) / 60
-        return f", {minutes / 60:.1f} h left" if minutes > 90 else f", {minutes:.0f} min left"
+        return time_left((time.monotonic() - self._began) / (step - self._start) * (self.plan.steps - step))
 
     def _save(self) -> None:
         now = time.monotonic()
