@@ -25,7 +25,7 @@ from vitfx.images.preprocess import Preprocess
 from vitfx.support.errors import UserError
 
 TOLERANCE = 1e-10
-_PROVED_IMAGES = 8
+_PROVED_IMAGES = 4
 
 
 @dataclass(frozen=True)
