@@ -9,6 +9,7 @@ from passes.plan import DeletionPlan
 from passes.stream import read_sites
 from tests.support.checks import assert_equal, canonical
 from tests.support.families import images
+from tests.support.speeds import exactly
 from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.verify import ablated_logits, rewrite, tokens_of
 from vitfx.pruning.compensation import Compensator
@@ -18,6 +19,7 @@ from vitfx.pruning.goal_search import ROUNDS, GoalSearch, reach_goal
 from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Silent
+from vitfx.support.timing import SpeedUp
 
 
 @pytest.fixture(scope="module")
@@ -104,27 +106,41 @@ def test_a_speed_that_was_mispredicted_is_corrected_until_it_is_measured(pruner,
 
     def measure(state):
         asked.append(price.total(state.kept))
-        return plain / (fixed + 0.75 * asked[-1])
+        return exactly(plain / (fixed + 0.75 * asked[-1]))
 
     found = reach_goal(pruner, Goal(SPEEDUP, 1.6), price, Silent(), plain=plain, measure=measure)
     assert len(asked) > 1
-    assert found.speedup == pytest.approx(1.6, rel=0.03)
+    assert found.speedup.value == pytest.approx(1.6, rel=0.03)
     assert price.total(found.state.kept) == asked[-1]
 
 
 def test_a_speed_that_is_met_is_preferred_to_a_nearer_one_that_is_not(pruner, price):
     speeds = iter([1.44, 1.57, 1.44, 1.57, 1.44])
     found = reach_goal(
-        pruner, Goal(SPEEDUP, 1.5), price, Silent(), plain=1.25 * price.whole, measure=lambda state: next(speeds)
+        pruner,
+        Goal(SPEEDUP, 1.5),
+        price,
+        Silent(),
+        plain=1.25 * price.whole,
+        measure=lambda _: exactly(next(speeds)),
     )
-    assert found.speedup == 1.57 and reaches(found.speedup, 1.5)
+    assert found.speedup.value == 1.57 and reaches(found.speedup.value, 1.5)
+
+
+def test_a_speed_within_the_error_of_its_measurement_is_not_corrected(pruner, price):
+    found = reach_goal(
+        pruner, Goal(SPEEDUP, 1.5), price, Silent(), plain=1.25 * price.whole, measure=lambda _: SpeedUp(1.3, 1.1, 1.6)
+    )
+    assert [step["interval"] for step in found.steps if "measured" in step] == [[1.1, 1.6]]
 
 
 def test_a_correction_goes_no_further_than_the_least_model(pruner, price):
     """This runtime is never faster than the whole model; what is left in the end is what there is."""
     limit = price.speed_limit(plain := 2 * price.whole)
-    found = reach_goal(pruner, Goal(SPEEDUP, 0.99 * limit), price, Silent(), plain=plain, measure=lambda state: 2.0)
-    assert not reaches(found.speedup, 0.99 * limit)
+    found = reach_goal(
+        pruner, Goal(SPEEDUP, 0.99 * limit), price, Silent(), plain=plain, measure=lambda _: exactly(2.0)
+    )
+    assert not reaches(found.speedup.value, 0.99 * limit)
     assert found.predicted <= limit
     assert len([step for step in found.steps if "measured" in step]) == 2
 
@@ -138,7 +154,7 @@ def test_a_correction_goes_no_further_than_the_least_model(pruner, price):
 )
 def test_what_is_out_of_reach_is_told_before_anything_is_cut(pruner, price, goal, said):
     with pytest.raises(UserError, match=said):
-        reach_goal(pruner, goal, price, Silent(), plain=price.whole, measure=lambda state: 1.0)
+        reach_goal(pruner, goal, price, Silent(), plain=price.whole, measure=lambda _: exactly(1.0))
     assert pruner.rounds == 0
 
 
@@ -158,20 +174,22 @@ def test_of_speeds_that_miss_the_nearest_is_kept_and_told(pruner, price):
 
     def measure(state):
         asked.append(price.total(state.kept))
-        return next(speeds)
+        return exactly(next(speeds))
 
     found = reach_goal(pruner, Goal(SPEEDUP, 1.7), price, Silent(), plain=1.25 * price.whole, measure=measure)
     assert len(asked) == 5
-    assert found.speedup == 1.55
-    assert not reaches(found.speedup, 1.7)
+    assert found.speedup.value == 1.55
+    assert not reaches(found.speedup.value, 1.7)
     assert price.total(found.state.kept) == asked[1]
 
 
 def test_a_speed_that_exact_rewrites_reach_alone_deletes_nothing(pruner, price):
-    found = reach_goal(pruner, Goal(SPEEDUP, 1.2), price, Silent(), plain=2 * price.whole, measure=lambda state: 2.0)
+    found = reach_goal(
+        pruner, Goal(SPEEDUP, 1.2), price, Silent(), plain=2 * price.whole, measure=lambda _: exactly(2.0)
+    )
     assert found.state.plan.deletions == ()
-    assert found.speedup == 2.0
-    assert reaches(found.speedup, 1.2)
+    assert found.speedup.value == 2.0
+    assert reaches(found.speedup.value, 1.2)
 
 
 def test_a_limit_is_kept_to_and_nearly_used_up(pruner, price):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tests.support.prune_runs import DIGITS, GREY, SIZES, artifact, model, picture, report, run_circuit
+from tests.support.speeds import exactly
 from vitfx.circuits.circuit import Circuit
 from vitfx.circuits.summary import layer_rows
 from vitfx.cli.prune_options import open_run
@@ -34,6 +35,7 @@ from vitfx.runs.prune_run import CircuitRun, GoalRun
 from vitfx.support.errors import UserError
 from vitfx.support.files import UNFINISHED, check_output
 from vitfx.support.progress import Silent
+from vitfx.support.timing import SpeedUp
 
 CPU = torch.device("cpu")
 
@@ -76,7 +78,9 @@ def compiled(images, one):
 
 
 def test_a_speed_is_reached_and_the_artifact_is_proved(images, table, monkeypatch):
-    monkeypatch.setattr(goal_bench.TargetBench, "measure", lambda self, state: 3.0 / self.price().total(state.kept))
+    monkeypatch.setattr(
+        goal_bench.TargetBench, "measure", lambda self, state: exactly(3.0 / self.price().total(state.kept))
+    )
     found = compiled(images, asked(SPEEDUP, 1.8))
     assert found.verification.passed
     assert found.plan.deletions
@@ -101,7 +105,7 @@ def test_measured_times_are_kept_and_made_anew_when_asked(images, table):
 def test_a_real_measurement_is_a_ratio(images, table):
     found = bench(images, asked(KL, 1))
     pruner = IterativePruner(found.original, images.pixels, None, scored=8, seed=0, watcher=Silent())
-    assert 0 < found.measure(pruner.start()) < math.inf
+    assert 0 < found.measure(pruner.start()).value < math.inf
 
 
 def test_a_damaged_or_unwritable_cache_costs_time_and_nothing_else(images, table, monkeypatch, tmp_path):
@@ -130,7 +134,7 @@ def test_a_float16_target_runs_both_files_in_float16(images, table, monkeypatch)
     half = replace(asked(KL, 1), target=Target("cpu", 2, "fp16"))
     found = bench(images, half)
     pruner = IterativePruner(found.original, images.pixels, None, scored=8, seed=0, watcher=Silent())
-    assert found.measure(pruner.start()) > 0
+    assert found.measure(pruner.start()).value > 0
     assert len(opened) == 2
     for types, options in opened:
         assert onnx.TensorProto.FLOAT16 in types and onnx.TensorProto.FLOAT not in types
@@ -158,7 +162,7 @@ def test_an_int8_target_quantizes_the_pruned_file_and_not_the_plain_one(images, 
 
 
 def test_a_goal_that_was_missed_is_told_and_not_called_met(tmp_path, capsys, table, monkeypatch):
-    monkeypatch.setattr(goal_bench.TargetBench, "measure", lambda self, state: 1.25)
+    monkeypatch.setattr(goal_bench.TargetBench, "measure", lambda self, state: exactly(1.25))
     out = tmp_path / "out"
     options = ["--target-speedup", "1.6", "--target", "cpu:batch=2", "--samples", "60"]
     assert run_circuit(artifact(tmp_path / "model.pt"), out, *options) == 1
@@ -209,11 +213,21 @@ def test_a_share_that_was_missed_is_told(tmp_path, capsys, without_biases, monke
 
 
 def test_without_deletions_no_refit_is_claimed(images, table, monkeypatch):
-    monkeypatch.setattr(goal_bench.TargetBench, "measure", lambda self, state: 1.2)
+    monkeypatch.setattr(goal_bench.TargetBench, "measure", lambda self, state: exactly(1.2))
     found = compiled(images, asked(SPEEDUP, 1.05))
     assert not found.plan.deletions
     assert found.compensation.kind == "none" and found.compensation.kl is None
     assert found.notes[-1] == "nothing had to be deleted for that"
+
+
+def test_a_noisy_machine_promises_nothing(images, table, monkeypatch):
+    monkeypatch.setattr(goal_bench.TargetBench, "measure", lambda self, state: SpeedUp(1.5, 1.3, 1.6))
+    found = compiled(images, asked(SPEEDUP, 1.5))
+    assert found.notes[-1] == (
+        "this machine is too noisy to promise a speed: it measured anything from 1.30× to 1.60×, so measure again "
+        "while nothing else runs"
+    )
+    assert found.circuit.details["price"]["interval"] == [1.3, 1.6]
     within = compiled(images, asked(KL, 1e-12))
     assert not within.plan.deletions
     assert within.notes[-1] == "nothing could be deleted within that"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.prune_runs import DIGITS, GREY, artifact, run_circuit
 from tests.support.recover_runs import npz
+from tests.support.speeds import exactly
 from vitfx.graph.verify import tokens_of
 from vitfx.images.splits import open_data
 from vitfx.prune import main
@@ -21,7 +22,7 @@ from vitfx.pruning.plan_file import PLAN_FILES, read_plan
 from vitfx.pruning.target_bench import TargetBench
 from vitfx.runs import sweep as pareto_job
 from vitfx.support.files import SWEEP, check_output
-from vitfx.support.timing import Timing
+from vitfx.support.timing import SpeedUp, Timing
 
 PLAIN = 1.1
 """The plain export's time by that of the model after exact rewrites."""
@@ -39,15 +40,15 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         bench.plain = PLAIN * found["price"].whole
         return found["price"]
 
-    def measure(bench: TargetBench, state: State) -> float:
+    def measure(bench: TargetBench, state: State) -> SpeedUp:
         assert bench.plain is not None
         seen.append(found["price"].total(state.kept))
-        return bench.plain / seen[-1]
+        return exactly(bench.plain / seen[-1])
 
-    def timings(bench: TargetBench, sessions: Mapping[str, Any]) -> dict[str, Timing]:
+    def timings(bench: TargetBench, plain: Any, pruned: Any) -> tuple[Timing, Timing]:
         assert bench.plain is not None
         last = seen[-1] if seen else found["price"].whole
-        return {"plain": Timing((bench.plain,)), "pruned": Timing((last,))}
+        return Timing((bench.plain,)), Timing((last,))
 
     monkeypatch.setattr(TargetBench, "price", price)
     monkeypatch.setattr(TargetBench, "measure", measure)

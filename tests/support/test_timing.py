@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 
 from vitfx.support import timing as latency
 from vitfx.support.errors import UserError
-from vitfx.support.timing import Timing, batch_to_time, ratio, time_interleaved
+from vitfx.support.timing import Timing, batch_to_time, ratio, speed_up, time_interleaved
 
 
 class Clock:
@@ -77,6 +78,32 @@ def test_a_slow_run_ends_early(clock, milliseconds, rounds, log, expected):
     runs = {"a": clock.run("a", [milliseconds])}
     time_interleaved(runs, rounds=rounds, max_seconds=2, progress=lambda *now: heard.append(now))
     assert ("".join(clock.log), heard) == (log, expected)
+
+
+def test_rounds_go_on_until_the_times_are_settled_or_the_limit_is_reached(clock):
+    looked = []
+
+    def settled(timings):
+        looked.append(timings["a"].rounds)
+        return timings["a"].rounds >= 12
+
+    runs = {"a": clock.run("a", [100])}
+    assert time_interleaved(runs, rounds=10, settled=settled)["a"].rounds == 12
+    assert looked == [10, 12]
+    assert time_interleaved(runs, rounds=10, max_seconds=1.05, settled=lambda _: False)["a"].rounds == 11
+
+
+def test_the_interval_of_a_speed_up_holds_the_truth_and_narrows():
+    rng = np.random.default_rng(0)
+
+    def measured(rounds, noise):
+        slow, fast = (tuple(base * (1 + noise * rng.exponential(size=rounds))) for base in (30.0, 20.0))
+        return speed_up(Timing(slow), Timing(fast))
+
+    held = [estimate.low <= 1.5 <= estimate.high for estimate in (measured(40, 0.1) for _ in range(50))]
+    assert sum(held) >= 40
+    assert measured(400, 0.1).width < measured(20, 0.1).width < measured(20, 1.0).width
+    assert str(speed_up(Timing((3.0, 3.0)), Timing((2.0, 2.0)))) == "1.50× (1.50 to 1.50)"
 
 
 def test_the_device_is_waited_for_inside_the_measured_time(clock):

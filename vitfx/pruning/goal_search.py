@@ -14,6 +14,7 @@ from vitfx.pruning.goal import DROP, PARAMETERS, PROMISED, SPEEDUP, Goal, reache
 from vitfx.pruning.iterative_pruner import HeldOutLoss, IterativePruner, State
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
+from vitfx.support.timing import SpeedUp
 
 ROUNDS = 3
 """Cuts on the way to a price, each scored anew."""
@@ -24,7 +25,7 @@ _STRIDE, _FINEST = 0.06, 0.007
 """Shares of the whole price: how much cheaper each next cut is, and how close to a cut too deep the search goes."""
 _MOST_CUTS = 24
 
-Speed = Callable[[State], float]
+Speed = Callable[[State], SpeedUp]
 """The plain export's time over the pruned model's, measured in turns."""
 
 
@@ -37,6 +38,7 @@ class SearchStep(TypedDict):
     drop: float | None
     predicted: NotRequired[float]  #: speed-up, where one was measured
     measured: NotRequired[float]
+    interval: NotRequired[list[float]]  #: of what was measured
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class GoalResult:
 
     state: State
     held_out_loss: HeldOutLoss
-    speedup: float | None  #: measured, None where the goal is not a speed-up
+    speedup: SpeedUp | None  #: measured, None where the goal is not a speed-up
     predicted: float | None  #: the speed-up by the price, None likewise
     steps: tuple[SearchStep, ...]  #: every model on the way
 
@@ -72,7 +74,7 @@ class GoalSearch:
 
     def to_speed(
         self, speedup: float, plain: float, measure: Speed, rounds: int = ROUNDS, start: State | None = None
-    ) -> tuple[State, float]:
+    ) -> tuple[State, SpeedUp]:
         """The model whose measured speed-up is nearest to the one asked for, and that speed-up.
 
         Models that are as fast as promised come first. plain: ms of the plain export. Raises UserError where no model
@@ -82,22 +84,23 @@ class GoalSearch:
         state = self.to_price(most, rounds, start)
         tried = [(state, self._measured(state, plain, speedup, measure))]
         for _ in range(CORRECTIONS):
-            measured = tried[-1][1]
+            measured = tried[-1][1].value
             # The factor between prediction and measurement hardly changes from one cut to the next.
             wanted = min(max(most * measured / speedup, price.floor), price.whole)
-            on_target = abs(measured / speedup - 1) <= TOLERANCE
+            on_target = abs(measured / speedup - 1) <= max(TOLERANCE, tried[-1][1].width / 2)
             if on_target or wanted == most or (most >= price.whole and measured > speedup):
                 break
             most = wanted
             state = self.cut(state, most)
             tried.append((state, self._measured(state, plain, speedup, measure)))
-        return min(tried, key=lambda pair: (not reaches(pair[1], speedup), abs(math.log(pair[1] / speedup))))
+        return min(tried, key=lambda pair: _shortfall(pair[1].value, speedup))
 
-    def _measured(self, state: State, plain: float, speedup: float, measure: Speed) -> float:
+    def _measured(self, state: State, plain: float, speedup: float, measure: Speed) -> SpeedUp:
         measured, predicted = measure(state), _predicted(self.price, state, plain)
-        self.watcher.say(f"measured {measured:.3f}×, predicted {predicted:.3f}×, asked for {speedup:g}×")
+        self.watcher.say(f"measured {measured}, predicted {predicted:.2f}×, asked for {speedup:g}×")
         if self.steps:
-            self.steps[-1] |= {"predicted": predicted, "measured": measured}
+            interval = [measured.low, measured.high]
+            self.steps[-1] |= {"predicted": predicted, "measured": measured.value, "interval": interval}
         return measured
 
     def to_count(self, most: float, parameters: bool) -> State:
@@ -143,6 +146,11 @@ class GoalSearch:
         self.steps.append({"price": total, "share": share, "kl": loss.kl, "drop": loss.drop})
         self.watcher.say(f"{share:.1%} of the {self.price.unit}: {loss}")
         return state, loss
+
+
+def _shortfall(measured: float, asked: float) -> tuple[bool, float]:
+    """Sorts what is as fast as promised first, and then the nearest."""
+    return not reaches(measured, asked), abs(math.log(measured / asked))
 
 
 def _keeps(loss: HeldOutLoss, goal: Goal) -> bool:

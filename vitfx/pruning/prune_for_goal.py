@@ -20,7 +20,7 @@ from vitfx.graph.verify import Verification
 from vitfx.images.image_set import Images
 from vitfx.pruning.compensation import Compensated, divergence, with_means
 from vitfx.pruning.cost_model import Price
-from vitfx.pruning.goal import DROP, PARAMETERS, Goal
+from vitfx.pruning.goal import DROP, PARAMETERS, PROMISED, Goal
 from vitfx.pruning.goal_search import GoalResult, check_goal, reach_goal
 from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.pruning.prune_by_circuit import Pruned, carry_out
@@ -85,11 +85,8 @@ def compile_for_goal(
     reached = _reached(asked.goal, result, verification, bench)
     missed = None if reached is None else asked.goal.shortfall(reached)
     circuit = _circuit(original, result, price, asked, facts, kind.name, met=missed is None)
-    notes = (
-        *front.notes,
-        *kind.note,
-        _note(asked, result, len(pruner.held_out), reached, missed),
-    )
+    note = _note(asked, result, len(pruner.held_out), reached, missed)
+    notes = (*front.notes, *kind.note, note, *_noise(result))
     if not plan.deletions:
         notes += (f"nothing {'had to be deleted for' if asked.goal.priced else 'could be deleted within'} that",)
     compensated = _compensated(original, pruner, result)
@@ -117,7 +114,7 @@ def _compensated(original: GraphModule, pruner: IterativePruner, result: GoalRes
 def _reached(goal: Goal, result: GoalResult, verification: Verification, bench: TargetBench) -> float | None:
     """The speed-up, or the share of parameters or FLOPs, that was measured; None for a limit on what is lost."""
     if bench.whole is None:
-        return result.speedup
+        return None if result.speedup is None else result.speedup.value
     measured = verification.measured
     return (measured.parameters if goal.kind == PARAMETERS else measured.flops) / bench.whole
 
@@ -127,12 +124,21 @@ def _note(asked: GoalRequest, result: GoalResult, held_out: int, reached: float 
     verdict = "" if missed is None else " and missed"
     measured = ""
     if result.speedup is not None:
-        measured = f"measured {result.speedup:.2f}×, predicted {result.predicted:.2f}×, "
+        measured = f"measured {result.speedup}, predicted {result.predicted:.2f}×, "
     elif reached is not None:
         measured = f"measured {100 * reached:.6g}%, "
     on = f"on {held_out} images held out from fitting"
     goal = asked.goal.words(result.held_out_loss.task)
     return f"asked for {goal}{counted}{verdict}: {measured}{result.held_out_loss} {on}"
+
+
+def _noise(result: GoalResult) -> tuple[str, ...]:
+    if result.speedup is None or result.speedup.width <= 2 * PROMISED:
+        return ()
+    return (
+        f"this machine is too noisy to promise a speed: it measured anything from {result.speedup.low:.2f}× to "
+        f"{result.speedup.high:.2f}×, so measure again while nothing else runs",
+    )
 
 
 def _circuit(
@@ -168,7 +174,13 @@ def _circuit(
     settings = {"method": "goal", "granularity": "head", "ablation": "mean", **asked.to_json()}
     if task != "classes":
         settings["task"] = task
-    measured = {"speed-up": result.speedup, "predicted": result.predicted, "met": met}
+    speedup = result.speedup
+    measured = {
+        "speed-up": None if speedup is None else speedup.value,
+        "interval": None if speedup is None else [speedup.low, speedup.high],
+        "predicted": result.predicted,
+        "met": met,
+    }
     steps = {"unit": price.unit, "whole": price.whole, "steps": list(result.steps), **measured}
     details: Details = {"price": steps, "held out": result.held_out_loss.to_json()}
     return Circuit(tuple(decisions), result.held_out_loss.kl, settings, facts, details)

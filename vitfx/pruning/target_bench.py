@@ -24,7 +24,7 @@ from vitfx.deploy.runtime import OnnxModel, open_session
 from vitfx.graph.stages import read_stages
 from vitfx.graph.verify import rewrite, tokens_of
 from vitfx.pruning.cost_model import Price, flops_price, parameters_price
-from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, Goal, Target
+from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, PROMISED, SPEEDUP, Goal, Target
 from vitfx.pruning.iterative_pruner import State
 from vitfx.pruning.latency_table import LatencyTable, measure_table
 from vitfx.support.devices import pick_device, synchronize
@@ -32,7 +32,7 @@ from vitfx.support.errors import UserError
 from vitfx.support.files import WriteError, writing
 from vitfx.support.machine import environment
 from vitfx.support.progress import Watcher
-from vitfx.support.timing import Timing, batch_to_time, time_interleaved
+from vitfx.support.timing import SpeedUp, Timing, batch_to_time, speed_up, time_interleaved
 
 _ROUNDS, _SECONDS, _MOST_SECONDS = 41, 8.0, 120.0
 _EXAMPLES = 8
@@ -94,23 +94,28 @@ class TargetBench:
             self.watcher.say(f"on {self.asked.target} it is already {speed} as fast as the original's plain export")
         return table.price()
 
-    def measure(self, state: State) -> float:
-        """How many times faster than the plain export: both timed in turns, by their tenth percentiles."""
+    def measure(self, state: State) -> SpeedUp:
+        """How many times faster than the plain export: both timed in turns, until that is known well enough."""
         pruned = rewrite(self.original, state.plan).graph_module.eval()
         model = deploy(pruned, self.asked.deployment, self.examples, {}).model
-        timings = self.timings({"plain": self.open_plain(), "pruned": self.open(model)})
-        return timings["plain"].p10_ms / timings["pruned"].p10_ms
+        return speed_up(*self.timings(self.open_plain(), self.open(model)))
 
-    def timings(self, sessions: Mapping[str, OnnxModel]) -> dict[str, Timing]:
-        """The sessions' times for one batch, taken in turns."""
-        return time_interleaved(
-            {name: session.bind(self.batch) for name, session in sessions.items()},
+    def timings(self, plain: OnnxModel, pruned: OnnxModel) -> tuple[Timing, Timing]:
+        """Their times for one batch, taken in turns."""
+
+        def settled(timings: Mapping[str, Timing]) -> bool:
+            return speed_up(timings["plain"], timings["pruned"]).width <= PROMISED
+
+        timings = time_interleaved(
+            {"plain": plain.bind(self.batch), "pruned": pruned.bind(self.batch)},
             rounds=_ROUNDS,
             min_seconds=_SECONDS,
             max_seconds=_MOST_SECONDS,
+            settled=settled,
             synchronize=partial(synchronize, self.device),
             progress=self.watcher.bar("timing"),
         )
+        return timings["plain"], timings["pruned"]
 
     def open(self, model: onnx.ModelProto, part_of: Tensor | None = None) -> OnnxModel:
         """A session on the target, in its precision.

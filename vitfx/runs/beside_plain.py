@@ -14,6 +14,7 @@ from vitfx.deploy.runtime import OnnxModel
 from vitfx.images.image_set import ImageSet
 from vitfx.pruning.target_bench import TargetBench
 from vitfx.support.devices import synchronize
+from vitfx.support.timing import speed_up
 
 _PLAIN, _PRUNED = "plain", "pruned"
 _BATCH = 64
@@ -39,7 +40,7 @@ class BesidePlain:
 def measure_beside_plain(bench: TargetBench, plain: OnnxModel, artifact: Path, images: ImageSet) -> BesidePlain:
     """artifact: an ONNX file. plain: of `bench.open_plain`."""
     sessions = {_PLAIN: plain, _PRUNED: bench.open(onnx.load(artifact))}
-    timings = bench.timings(sessions)
+    plain_times, times = bench.timings(*sessions.values())
     scores = evaluate(
         {name: session.run for name, session in sessions.items()},
         images,
@@ -49,9 +50,9 @@ def measure_beside_plain(bench: TargetBench, plain: OnnxModel, artifact: Path, i
     )
     pruned = scores[_PRUNED]
     return BesidePlain(
-        speedup=timings[_PLAIN].p10_ms / timings[_PRUNED].p10_ms,
-        ms=timings[_PRUNED].median_ms,
-        plain_ms=timings[_PLAIN].median_ms,
+        speedup=speed_up(plain_times, times).value,
+        ms=times.median_ms,
+        plain_ms=plain_times.median_ms,
         kl=pruned.kl,
         agreement=pruned.agreement,
         accuracy=pruned.accuracy,
