@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.exports import EXPORTERS, export_once
+from tests.support.exports import EXPORTERS, export_once, program_once
 
 
 @pytest.fixture(scope="session")
@@ -36,4 +36,5 @@ def _each_export_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in EXPORTERS:
             patch.setattr(importlib.import_module(f"vitfx.{name}"), "to_onnx", export_once)
+        patch.setattr("vitfx.deploy.program_file.to_program", program_once)
         yield

@@ -54,13 +54,14 @@ def test_a_circuit_found_apart_is_the_one_that_tau_prunes_by(
 
 def test_a_saved_model_is_the_one_in_memory(pruned: PrunedModel, tmp_path: Path) -> None:
     folder = pruned.save(tmp_path / "small")
-    names = {"baseline.onnx", "circuit.json", "plan.json", "plan.safetensors", "pruned.onnx", "pruned.pt"}
+    names = {"baseline.onnx", "circuit.json", "plan.json", "plan.safetensors", "pruned.onnx", "pruned.pt", "pruned.pt2"}
     assert names == {path.name for path in folder.iterdir()}
     with torch.no_grad():
         expected = pruned.module(PIXELS)
         assert torch.equal(load_model(str(folder / "pruned.pt")).module(PIXELS), expected)
         assert_equal(logits(folder / "pruned.onnx"), expected, 1e-4)
         assert_equal(logits(folder / "baseline.onnx"), pruned.original(PIXELS), 1e-4)
+        assert_equal(torch.export.load(folder / "pruned.pt2").module()(PIXELS), expected, 1e-4)
     with pytest.raises(UserError, match=r"small is not empty"):
         pruned.save(folder)
     assert pruned.save(folder, force=True) == folder

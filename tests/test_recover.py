@@ -19,7 +19,9 @@ from vitfx.recovery.course import Course
 from vitfx.runs.recover import STATE
 from vitfx.support.files import check_output
 
-FILES = {"pruned.pt", "pruned.onnx", "baseline.onnx", "recovery.png", "report.json", "report.md", "report.html"}
+FILES = {
+    "pruned.pt", "pruned.pt2", "pruned.onnx", "baseline.onnx", "recovery.png", "report.json", "report.md", "report.html"
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -88,7 +88,12 @@ def main(arguments: list[str] | None = None) -> int:
             with hold_folder(job.out, force=options.force):
                 report = run_optimize(job, watcher)
         console.print(to_table(report))
-        console.print(f"{job.out}/ has optimized.onnx and the report", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"{job.out}/ has optimized.onnx, optimized.pt2 and the report",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
         return None
 
     return ending(work, lambda: BEGINS_ANEW)

@@ -39,8 +39,8 @@ _EXAMPLES = """examples:
 
 Held-out training images decide which weights are kept. They are checked before the first step and several times after
 it, and the check that comes closest to what is taught wins, if it gets no fewer images right than the first.
-The folder has pruned.pt, which can be pruned and retrained again, pruned.onnx, baseline.onnx and the report. If it is
-stopped, the same command without --force goes on."""
+The folder has pruned.pt, which can be pruned and retrained again, pruned.onnx, pruned.pt2 for torch alone,
+baseline.onnx and the report. If it is stopped, the same command without --force goes on."""
 
 
 @entry_point

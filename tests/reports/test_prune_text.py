@@ -52,7 +52,7 @@ def made(*, labelled: bool = True, notes: tuple[str, ...] = (), kind: str = "rid
         64: {"baseline": Timing((10.0,)), "pruned": Timing((11.0,))},
     }
     ratios = {batch: ratio(found["baseline"], found["pruned"]) for batch, found in timings.items()}
-    measured = Measured("CPUExecutionProvider", scores(labelled), timings, ratios, 2e-7)
+    measured = Measured("CPUExecutionProvider", scores(labelled), timings, ratios, 2e-7, 0.0)
     decisions = (
         Decision(Edge(Writer("m0", 0, (1,))), False, 0.1, 0.1),
         Decision(Edge(Writer("a0", 0, (0,))), True, 2.0, 2.1),

@@ -36,7 +36,7 @@ def test_what_is_measured_is_what_lies_in_the_folder(folder: Path, monkeypatch: 
     monkeypatch.setattr(vitfx.runs.prune_files, "_ROUNDS", 3)
     monkeypatch.setattr(vitfx.runs.prune_files, "_SECONDS", 0.0)
     evaluation = open_data("digits", GREY).evaluation.sample(20, seed=0)
-    found = measure(folder, evaluation, torch.device("cpu"), Written(1e-7), Silent())
+    found = measure(folder, evaluation, torch.device("cpu"), Written(1e-7, 0.0), Silent())
     assert found.provider == "CPUExecutionProvider"
     assert found.onnx_error == 1e-7
     assert found.scores["baseline"].agreement == 1

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import onnx
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from vitfx.deploy.export import OPSET, to_onnx
+from vitfx.deploy.export import OPSET, to_onnx, to_program
 from vitfx.models.weights import fingerprint
 
 EXPORTERS = (
@@ -20,15 +21,15 @@ EXPORTERS = (
 )
 """The modules of vitfx that export. tests/deploy/test_export.py, which is of the export itself, makes each anew."""
 _EXPORTED: dict[str, onnx.ModelProto] = {}
+_PROGRAMS: dict[str, ExportedProgram] = {}
 
 
 def export_once(module: nn.Module, example: Tensor, metadata: Mapping[str, str], opset: int = OPSET) -> onnx.ModelProto:
     """`to_onnx`, kept by what the file is made of: code, structure, weights, and what an image looks like."""
-    graphs = "".join(one.code for one in module.modules() if isinstance(one, GraphModule))
-    values = {**module.state_dict(), **dict(module.named_buffers())}
-    if any(value.is_meta for value in values.values()):
+    key = _key(module, example)
+    if key is None:
         return to_onnx(module, example, metadata, opset)
-    key = f"{graphs}{type(module)}{module}{fingerprint(values)}{example.shape[1:]}{example.dtype}{opset}"
+    key = f"{key}{opset}"
     if key not in _EXPORTED:
         _EXPORTED[key] = to_onnx(module, example, {}, opset)
     # Callers change what they are given.
@@ -36,3 +37,21 @@ def export_once(module: nn.Module, example: Tensor, metadata: Mapping[str, str],
     copy.CopyFrom(_EXPORTED[key])
     onnx.helper.set_model_props(copy, dict(metadata))
     return copy
+
+
+def program_once(module: nn.Module, example: Tensor) -> ExportedProgram:
+    """`to_program`, kept likewise: writing it changes it in ways that can be repeated."""
+    key = _key(module, example)
+    if key is None:
+        return to_program(module, example)
+    if key not in _PROGRAMS:
+        _PROGRAMS[key] = to_program(module, example)
+    return _PROGRAMS[key]
+
+
+def _key(module: nn.Module, example: Tensor) -> str | None:
+    graphs = "".join(one.code for one in module.modules() if isinstance(one, GraphModule))
+    values = {**module.state_dict(), **dict(module.named_buffers())}
+    if any(value.is_meta for value in values.values()):
+        return None
+    return f"{graphs}{type(module)}{module}{fingerprint(values)}{example.shape[1:]}{example.dtype}"

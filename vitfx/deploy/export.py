@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import onnx
 import onnx_ir.passes.common as ir_passes
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from vitfx.deploy.runtime import OnnxModel, open_session
+from vitfx.deploy.runtime import open_session
 from vitfx.graph.trace import export_program
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.checkpoint import LoadedModel
@@ -74,14 +75,23 @@ def compare_onnx(path: Path, module: nn.Module, pixels: Tensor, tolerance: float
     if len(pixels) < 2:
         raise UserError(f"{len(pixels)} image was given to compare ONNX with torch on: give 2 or more")
     session = open_session(path, torch.device("cpu"))
-    return max(_difference(session, module, part, path, tolerance) for part in (pixels[:1], pixels))
+    return greatest_difference(session.run, module, pixels, path, tolerance)
 
 
-def _difference(session: OnnxModel, module: nn.Module, pixels: Tensor, path: Path, tolerance: float) -> float:
+def greatest_difference(
+    run: Callable[[Tensor], Tensor], module: nn.Module, pixels: Tensor, path: Path, tolerance: float = 1e-4
+) -> float:
+    """As `compare_onnx`, for a file that is open. run: pixels (B, C, H, W) -> the file's logits (B, K)."""
+    return max(_difference(run, module, part, path, tolerance) for part in (pixels[:1], pixels))
+
+
+def _difference(
+    run: Callable[[Tensor], Tensor], module: nn.Module, pixels: Tensor, path: Path, tolerance: float
+) -> float:
     with _evaluating(module), torch.no_grad():
         expected = module(pixels).double().cpu()
     try:
-        logits = session.run(pixels).double()
+        logits = run(pixels).double()
     except UserError as error:
         raise ExportMismatch(f"{path} does not run on a batch of {len(pixels)}: {error}") from error
     if logits.shape != expected.shape:
@@ -102,10 +112,35 @@ def to_onnx(module: nn.Module, example: Tensor, metadata: Mapping[str, str], ops
 
     opset: of the operators, from `OLDEST_OPSET` to `OPSET`.
 
-    example: (B, C, H, W) pixels with B >= 2, in the module's dtype and on its device.
+    module, example: as `to_program` takes them, which raises.
     metadata: goes to the file's `metadata_props`, keys and values as they are.
-    The module is exported in evaluation mode and left as it was. Raises UserError where the module fixes the
-    batch size, where the file would pass 2 GiB, and where the example holds a single image.
+    """
+    program = to_program(module, example)
+    with _evaluating(module):
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            external_data=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim(BATCH, min=1)},),
+            optimize=True,
+            verbose=False,
+        )
+    assert exported is not None
+    # The exporter records source lines with their paths: a third of a small file, and private.
+    ir_passes.ClearMetadataAndDocStringPass()(exported.model)
+    exported.model.metadata_props.update(metadata)
+    return exported.model_proto
+
+
+def to_program(module: nn.Module, example: Tensor) -> ExportedProgram:
+    """`module` as torch.export's program, with a batch of any size.
+
+    example: (B, C, H, W) pixels with B >= 2, in the module's dtype and on its device.
+    The module is exported in evaluation mode and left as it was. Raises UserError where the module fixes the batch
+    size, where an ONNX file of it would pass 2 GiB, and where the example holds a single image.
     """
     if len(example) < 2:
         # torch.export takes a dimension of size 1 for a constant.
@@ -115,25 +150,8 @@ def to_onnx(module: nn.Module, example: Tensor, metadata: Mapping[str, str], ops
         raise UserError(
             f"the model's weights take {size / 2**30:.1f} GiB and one ONNX file holds 2 GiB: prune more of it first"
         )
-    batch = torch.export.Dim(BATCH, min=1)
     with _evaluating(module):
-        program = export_program(module, example, batch)
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=opset,
-            external_data=False,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: batch},),
-            optimize=True,
-            verbose=False,
-        )
-    assert exported is not None
-    # The exporter records source lines with their paths: a third of a small file, and private.
-    ir_passes.ClearMetadataAndDocStringPass()(exported.model)
-    exported.model.metadata_props.update(metadata)
-    return exported.model_proto
+        return export_program(module, example, torch.export.Dim(BATCH, min=1))
 
 
 def _require_free_batch(model: onnx.ModelProto) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,8 +27,11 @@ def is_exported(path: Path) -> bool:
     return any(member.endswith(f"/{GRAPH_MEMBER}") for member in zip_members(path))
 
 
-def load_exported(path: Path, *, trust_pickle: bool) -> tuple[nn.Module, Preprocess | None]:
-    """The program's module and, where its input is (B, 3, H, W), ImageNet's preprocessing at H × W.
+def load_exported(path: Path, *, trust_pickle: bool) -> tuple[nn.Module, Preprocess | None, tuple[str, ...] | None]:
+    """The program's module, its preprocessing and the names of its classes.
+
+    The last two are what vitfx wrote beside a program of its own (`vitfx.deploy.program_file`); of others with an input
+    (B, 3, H, W), ImageNet's preprocessing at H × W.
 
     Raises UserError where the file is broken, where it holds anything that could run as code and `trust_pickle` is
     not set, where its batch is fixed, or where it was exported in training mode.
@@ -59,7 +65,22 @@ def load_exported(path: Path, *, trust_pickle: bool) -> tuple[nn.Module, Preproc
         raise UserError(f"{path} was exported in training mode: call eval() and export the model again")
     check_finite(program.state_dict, str(path))
     channels, height, width = _image_shape(shapes, path)
-    return module, Preprocess(size=(height, width), origin=ASSUMED) if channels == 3 else None
+    preprocess, classes = _noted(path, "preprocess"), _noted(path, "classes")
+    if isinstance(preprocess, dict):
+        return module, Preprocess.from_json(preprocess), tuple(map(str, classes)) if classes else None
+    return module, Preprocess(size=(height, width), origin=ASSUMED) if channels == 3 else None, None
+
+
+def _noted(path: Path, name: str) -> Any:
+    """What the archive says under this name, None where it does not."""
+    member = next((member for member in zip_members(path) if member.endswith(f"/extra/{name}")), None)
+    if member is None:
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read(member))
+    except ValueError:
+        return None
 
 
 @contextmanager

@@ -85,7 +85,8 @@ def facts(report: PruneReport) -> list[str]:
         f"Evaluated on {images['evaluation']} images that discovery did not see "
         f"({images['skipped']} corrupt ones skipped), with {report['runtime']}.",
         f"Verified against the ablated model: {verify['float64']:.1e} in float64, {verify['relative']:.1e} in "
-        f"float32; ONNX against torch {verify['onnx']:.1e}; parameters and FLOPs as the plan predicts.",
+        f"float32; ONNX against torch {verify['onnx']:.1e}{_program_fact(verify)}; parameters and FLOPs as the plan "
+        "predicts.",
         *_compensation_fact(report["compensation"]["sentence"]),
         *_deployment_fact(report["deployment"]),
         *precision_fact(report["precision"]),
@@ -98,13 +99,17 @@ def to_markdown(report: PruneReport) -> str:
     return markdown_report(title_of(report), to_table(report), facts(report), report["settings"], report["environment"])
 
 
+def _program_fact(verify: Facts) -> str:
+    return f", pruned.pt2 {verify['pt2']:.1e}" if "pt2" in verify else ""
+
+
 def _deployment_fact(deployment: Facts) -> list[str]:
     if not deployment.get("rewrites"):
         return []
     return [
         f"pruned.onnx is the artifact after exact rewrites ({', '.join(deployment['applied'])}), in float64 within "
-        f"{deployment['float64']:.1e} of it, in the ONNX form {deployment['form']}; baseline.onnx is as torch exports "
-        "it."
+        f"{deployment['float64']:.1e} of it, in the ONNX form {deployment['form']}; pruned.pt2 is the same for torch "
+        "alone; baseline.onnx is as torch exports it."
     ]
 
 

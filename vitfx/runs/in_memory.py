@@ -81,7 +81,7 @@ class PrunedModel(Pruned):
     deployment: Deployment  #: how ONNX files are made
 
     def save(self, out: str | Path, *, force: bool = False) -> Path:
-        """Writes pruned.pt, pruned.onnx, baseline.onnx, circuit.json and the plan; the folder.
+        """Writes pruned.pt, pruned.pt2, pruned.onnx, baseline.onnx, circuit.json and the plan; the folder.
 
         force: replace earlier results there. Raises UserError, ExportMismatch and VerificationError.
         """

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from vitfx.deploy.deployment import Deployed, Deployment, deploy_forms
 from vitfx.deploy.export import OPSET, export_checked, export_plain, onnx_metadata
 from vitfx.deploy.lowering import Normalising, plain_pixels
 from vitfx.deploy.onnx_forms import FORMS, Form
+from vitfx.deploy.program_file import write_program
 from vitfx.graph.canonical import read_module
 from vitfx.models.checkpoint import LoadedModel
 from vitfx.reports.records import OPTIMIZE_REPORT, OptimizeReport, RewriteRecord
@@ -25,8 +27,8 @@ from vitfx.support.machine import environment, load_average
 from vitfx.support.progress import Watcher
 from vitfx.support.timing import Ratio
 
-BASELINE, OPTIMIZED = "baseline.onnx", "optimized.onnx"
-RESULTS = (BASELINE, OPTIMIZED, "report.json", "report.md")
+BASELINE, OPTIMIZED, PROGRAM = "baseline.onnx", "optimized.onnx", "optimized.pt2"
+RESULTS = (BASELINE, OPTIMIZED, PROGRAM, "report.json", "report.md")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class OptimizeJob:
 
 
 def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
-    """Writes baseline.onnx, optimized.onnx and the report, which it returns.
+    """Writes baseline.onnx, optimized.onnx, optimized.pt2 and the report, which it returns.
 
     Raises UserError, VerificationError and ExportMismatch.
     """
@@ -72,7 +74,7 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
     chosen = fastest(forms)
     best = deployed[chosen]
     watcher.say(f"form {chosen} is the fastest" if len(forms) > 1 else f"form {chosen}")
-    error = _export_optimized(job, best, canonical)
+    errors = _export_optimized(job, best, canonical, metadata)
     alone = measure_alone(bench, canonical, job.deployment, FORMS[chosen]) if job.alone else {}
     final = bench.pair(job.out / BASELINE, job.out / OPTIMIZED)
     report: OptimizeReport = {
@@ -90,7 +92,7 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
         },
         "forms": {name: _paired(ratios) for name, ratios in forms.items()},
         "rewrites": _rewrites(best, alone),
-        "verify": {"float64": best.lowered.error, "onnx": error},
+        "verify": {"float64": best.lowered.error, **errors},
         "notes": [*job.model.first_lines, *front.notes, *best.refusals],
         "environment": {**environment(), "device": str(job.device), "load_average_before": load},
     }
@@ -107,13 +109,18 @@ def _export_baseline(job: OptimizeJob, canonical: GraphModule) -> str:
     return source
 
 
-def _export_optimized(job: OptimizeJob, best: Deployed, canonical: GraphModule) -> float:
-    """Writes optimized.onnx; how far it is from the canonical graph."""
-    path, preprocess = job.out / OPTIMIZED, job.model.preprocess
+def _export_optimized(
+    job: OptimizeJob, best: Deployed, canonical: GraphModule, metadata: Mapping[str, str]
+) -> dict[str, float]:
+    """Writes optimized.onnx and optimized.pt2; how far each is from the canonical graph."""
+    reference: nn.Module = canonical
+    pixels, preprocess = job.pixels, job.model.preprocess
     if job.plain:
-        plain = plain_pixels(job.pixels, preprocess)
-        return export_checked(best.model, path, Normalising(canonical, preprocess), plain)
-    return export_checked(best.model, path, canonical, job.pixels)
+        reference, pixels = Normalising(canonical, preprocess), plain_pixels(job.pixels, preprocess)
+    return {
+        "onnx": export_checked(best.model, job.out / OPTIMIZED, reference, pixels),
+        "pt2": write_program(job.out / PROGRAM, best.lowered.graph_module, pixels, metadata, reference),
+    }
 
 
 def _settings(job: OptimizeJob, best: Deployed) -> dict[str, Any]:

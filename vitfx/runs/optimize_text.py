@@ -42,7 +42,7 @@ def to_markdown(report: OptimizeReport) -> str:
         f"Medians in milliseconds: {milliseconds}.",
         "Error: the greatest difference that the rewrite makes to the logits, by the greatest logit, in float64, on "
         f"{report['images']['count']} images ({report['images']['of']}). optimized.onnx against torch, in float32: "
-        f"{report['verify']['onnx']:.1e}.",
+        f"{report['verify']['onnx']:.1e}; optimized.pt2, the same for torch alone, {report['verify']['pt2']:.1e}.",
         "The file has standard operators only."
         if report["portable"]
         else "The file has operators of ONNX Runtime's own; --portable leaves them out.",

@@ -17,6 +17,7 @@ from vitfx.deploy.export import export_checked, export_plain, onnx_metadata, to_
 from vitfx.deploy.lowering import lower
 from vitfx.deploy.precision_file import HALVES
 from vitfx.deploy.precisions import FP32
+from vitfx.deploy.program_file import write_program
 from vitfx.deploy.runtime import OnnxModel, open_session
 from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.images.image_set import Images, ImageSet
@@ -31,8 +32,8 @@ from vitfx.support.timing import Ratio, Timing, ratio, time_interleaved
 from vitfx.version import VERSION
 
 RESULTS = (
-    "pruned.pt", "pruned.onnx", "baseline.onnx", "circuit.json", *PLAN_FILES, "report.json", "report.md",
-    "report.html",
+    "pruned.pt", "pruned.pt2", "pruned.onnx", "baseline.onnx", "circuit.json", *PLAN_FILES, "report.json",
+    "report.md", "report.html",
 )  # fmt: skip
 _EVALUATION_BATCH = 64
 _ROUNDS = 15
@@ -41,9 +42,10 @@ _SECONDS, _MOST_SECONDS = 4.0, 60.0
 
 @dataclass(frozen=True)
 class Written:
-    """The ONNX files of a run."""
+    """The files of a run that other runtimes read."""
 
     onnx_error: float  #: greatest |onnx − torch| by the greatest |torch| of baseline.onnx and pruned.onnx
+    program_error: float  #: likewise of pruned.pt2
     deployment: Mapping[str, Any] = field(default_factory=dict)  #: how pruned.onnx was made, and what that changed
     precision: Mapping[str, Any] = field(default_factory=dict)  #: how a third file was made, if there is one
 
@@ -57,6 +59,7 @@ class Measured:
     timings: Mapping[int, Mapping[str, Timing]]  #: by batch and model
     ratios: Mapping[int, Ratio]  #: baseline by pruned, by batch
     onnx_error: float  #: see `Written`
+    program_error: float  #: see `Written`
     deployment: Mapping[str, Any] = field(default_factory=dict)  #: see `Written`
     precision: Mapping[str, Any] = field(default_factory=dict)  #: see `Written`
 
@@ -64,7 +67,8 @@ class Measured:
 def write_files(
     folder: Path, pruned: Pruned, model: LoadedModel, images: Images, deployment: Deployment, watcher: Watcher
 ) -> Written:
-    """Writes circuit, plan, artifact and both ONNX files: baseline.onnx as torch exports it, pruned.onnx as deployed.
+    """Writes circuit, plan and artifact, baseline.onnx as torch exports it, and pruned.onnx as deployed, whose graph
+    pruned.pt2 has for torch alone.
 
     Raises ExportMismatch where a file is not its module, VerificationError, with nothing written, where an exact
     rewrite is not exact.
@@ -86,12 +90,14 @@ def write_files(
     errors = [export_checked(baseline, folder / "baseline.onnx", pruned.original, pixels)]
     del baseline  # It holds all weights, as the next one will.
     watcher.say("exporting pruned.onnx")
-    exported = to_onnx(lowered.graph_module, pixels[:2], {**metadata, "role": "pruned"}, deployment.opset)
+    told = {**metadata, "role": "pruned"}
+    exported = to_onnx(lowered.graph_module, pixels[:2], told, deployment.opset)
     formed = deployment.formed(exported).model
     del exported
     errors.append(export_checked(formed, folder / "pruned.onnx", lowered.graph_module, pixels))
+    program_error = write_program(folder / "pruned.pt2", lowered.graph_module, pixels, told)
     applied = {"applied": list(lowered.applied), "float64": lowered.error}
-    return Written(max(errors), {**deployment.to_json(), **applied, "baseline": source})
+    return Written(max(errors), program_error, {**deployment.to_json(), **applied, "baseline": source})
 
 
 def _provenance(pruned: Pruned, model: LoadedModel) -> dict[str, Any]:
@@ -132,7 +138,14 @@ def measure(
     ratios = {batch: ratio(by_model["baseline"], by_model["pruned"]) for batch, by_model in timings.items()}
     provider = sessions["pruned"].provider
     return Measured(
-        provider, scores, timings, ratios, written.onnx_error, dict(written.deployment), dict(written.precision)
+        provider,
+        scores,
+        timings,
+        ratios,
+        written.onnx_error,
+        written.program_error,
+        dict(written.deployment),
+        dict(written.precision),
     )
 
 

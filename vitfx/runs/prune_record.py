@@ -44,7 +44,7 @@ def make_report(
             **pruned.compensation.to_json(),
             "sentence": None if pruned.compensation.kl is None else pruned.compensation.sentence,
         },
-        "verify": {**pruned.verification.to_json(), "onnx": measured.onnx_error},
+        "verify": {**pruned.verification.to_json(), "onnx": measured.onnx_error, "pt2": measured.program_error},
         "deployment": dict(measured.deployment),
         "precision": cast("PrecisionRecord | None", precision),
         "notes": list(pruned.notes),

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from vitfx.deploy.deployment import Deployment, deploy
 from vitfx.deploy.export import export_checked, export_plain, onnx_metadata
+from vitfx.deploy.program_file import write_program
 from vitfx.graph.canonical import read_module
 from vitfx.graph.trace import to_canonical
 from vitfx.images.image_set import ImageSet
@@ -38,8 +39,8 @@ PRUNED, BASELINE, RETRAINED = "pruned", "baseline", "baseline-retrained"
 STATE, BASELINE_STATE = "recovery.state", "baseline.state"
 PICTURE = "recovery.png"
 RESULTS = (
-    "pruned.pt", "pruned.onnx", "baseline.onnx", "baseline-retrained.pt", "baseline-retrained.onnx", PICTURE,
-    "report.json", "report.md", "report.html",
+    "pruned.pt", "pruned.pt2", "pruned.onnx", "baseline.onnx", "baseline-retrained.pt", "baseline-retrained.onnx",
+    PICTURE, "report.json", "report.md", "report.html",
 )  # fmt: skip
 _EXAMPLES = 8
 
@@ -179,7 +180,10 @@ def _export(
 
     def small(module: GraphModule, path: Path) -> Path:
         deployed = deploy(module, job.deployment, pixels, metadata)
-        export_checked(deployed.model, path, deployed.lowered.graph_module, pixels)
+        graph_module = deployed.lowered.graph_module
+        export_checked(deployed.model, path, graph_module, pixels)
+        if path.name == "pruned.onnx":
+            write_program(path.with_suffix(".pt2"), graph_module, pixels, metadata)
         return path
 
     aside = small(models.pruned, job.out / ".before.onnx")

@@ -123,7 +123,7 @@ class Rounds:
         return [Goal(goal.kind, value) for value in (*values, goal.value)]
 
 
-ARTIFACTS = ("pruned.pt", "pruned.onnx")
+ARTIFACTS = ("pruned.pt", "pruned.pt2", "pruned.onnx")
 
 
 _FILE = StepFile(ROUNDS_RECORD, "run", "steps", Step.from_json)
