@@ -20,6 +20,7 @@ from benchmarks.measure import measure_latency, unsteady
 from benchmarks.tables import evaluation_table, latency_table
 from benchmarks.workloads import RUNTIMES, variants
 from vitfx.cli.exit_codes import ending
+from vitfx.deploy.openvino_runtime import OPENVINO, is_installed
 from vitfx.images.image_set import ImageSet
 from vitfx.images.splits import open_data
 from vitfx.reports.records import RUNTIMES_RECORD
@@ -122,8 +123,8 @@ def _count_logits(contender: Contender) -> int:
 def _options(arguments: Sequence[str] | None) -> RuntimesOptions:
     parser = make_parser(
         "runtimes",
-        "Compares models on torch, torch.compile and ONNX Runtime: times in turns, medians, ratios to the first model; "
-        "then test loss, test accuracy and inference time over the evaluation images.",
+        "Compares models on torch, torch.compile, OpenVINO and ONNX Runtime: times in turns, medians, ratios to the "
+        "first model; then test loss, test accuracy and inference time over the evaluation images.",
         EXAMPLE,
     )
     add = parser.add_argument
@@ -134,7 +135,7 @@ def _options(arguments: Sequence[str] | None) -> RuntimesOptions:
     add("--rounds", type=int, default=30, help="timings of each model (default: %(default)s)")
     add("--device", default="auto", help=f"{NAMES} (default: %(default)s)")
     add("--threads", type=int, help="CPU threads (default: torch's choice)")
-    add("--runtimes", type=read_names, default=",".join(RUNTIMES), help="(default: %(default)s)")
+    add("--runtimes", type=read_names, default=",".join(_installed()), help="(default: %(default)s)")
     add("--out", type=Path, help="JSON file (default: runtimes.json in MODEL's folder, or here)")
     add("--seed", type=int, default=0, help="of the choice of samples (default: %(default)s)")
     parsed = parser.parse_args(arguments)
@@ -144,6 +145,10 @@ def _options(arguments: Sequence[str] | None) -> RuntimesOptions:
     parsed.models = tuple(parsed.models)
     parsed.out = parsed.out or folder / "runtimes.json"
     return RuntimesOptions(**vars(parsed))
+
+
+def _installed() -> list[str]:
+    return [name for name in RUNTIMES if name != OPENVINO or is_installed()]
 
 
 def _read_batches(text: str) -> tuple[int, ...]:

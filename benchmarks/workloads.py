@@ -11,12 +11,13 @@ from torch import Tensor
 
 from benchmarks.contenders import Contender
 from vitfx.deploy.export import BATCH
+from vitfx.deploy.openvino_runtime import OPENVINO, open_openvino
 from vitfx.deploy.quantize import to_float16
-from vitfx.deploy.runtime import open_session
+from vitfx.deploy.runtime import Session, open_session
 from vitfx.support.devices import is_gpu
 from vitfx.support.errors import UserError
 
-RUNTIMES = ("torch", "torch-compile", "onnxruntime")
+RUNTIMES = ("torch", "torch-compile", OPENVINO, "onnxruntime")
 _REASON_LENGTH = 100
 
 
@@ -40,10 +41,13 @@ class Variant:
 
 
 def variants(runtimes: Sequence[str], device: torch.device) -> tuple[Variant, ...]:
-    """The ways to run on this device; those of ONNX Runtime always include the CPU."""
+    """The ways to run on this device; those of ONNX Runtime always include the CPU, which is all that OpenVINO is for
+    here."""
     if unknown := sorted(set(runtimes) - set(RUNTIMES)):
         raise UserError(f"runtime {unknown[0]!r} is not one of {', '.join(RUNTIMES)}")
     ways = [Variant(name, device) for name in RUNTIMES[:2] if name in runtimes]
+    if OPENVINO in runtimes:
+        ways.append(Variant(OPENVINO, torch.device("cpu")))
     if "onnxruntime" in runtimes:
         ways.append(Variant("onnxruntime", torch.device("cpu")))
         if is_gpu(device):
@@ -59,16 +63,24 @@ def prepare(variant: Variant, contender: Contender, pixels: Tensor, threads: int
     try:
         if variant.runtime == "onnxruntime":
             return _bind(variant, contender, pixels, threads)
+        if variant.runtime == OPENVINO:
+            return open_openvino(contender.onnx, threads=threads).bind(pixels)
         return _torch_run(variant, contender, pixels)
     except torch.OutOfMemoryError as error:
         raise UnavailableError("out of memory") from error
+    except UserError as error:
+        raise UnavailableError(_shorten(str(error))) from error
 
 
 def forward(variant: Variant, contender: Contender, threads: int) -> Callable[[Tensor], Tensor]:
     """pixels (B, C, H, W) on the CPU -> logits (B, K) on the CPU, for any B. Raises UnavailableError."""
-    if variant.runtime == "onnxruntime":
+    if variant.runtime in ("onnxruntime", OPENVINO):
+        session: Session
         try:
-            session = open_session(contender.onnx, variant.device, threads=threads)
+            if variant.runtime == OPENVINO:
+                session = open_openvino(contender.onnx, threads=threads)
+            else:
+                session = open_session(contender.onnx, variant.device, threads=threads)
         except UserError as error:
             raise UnavailableError(str(error)) from error
         return lambda pixels: session.run(contender.adapted(pixels))
@@ -92,18 +104,15 @@ def _bind(variant: Variant, contender: Contender, pixels: Tensor, threads: int) 
     model = contender.onnx
     if variant.half:
         model = to_float16(onnx.load_model_from_string(model)).SerializeToString()
-    try:
-        session = open_session(
-            model,
-            variant.device,
-            threads=threads,
-            cuda_graph=variant.cuda_graph,
-            fixed={BATCH: len(pixels)},
-            layouts=not variant.half,
-        )
-        return session.bind(pixels)
-    except UserError as error:
-        raise UnavailableError(_shorten(str(error))) from error
+    session = open_session(
+        model,
+        variant.device,
+        threads=threads,
+        cuda_graph=variant.cuda_graph,
+        fixed={BATCH: len(pixels)},
+        layouts=not variant.half,
+    )
+    return session.bind(pixels)
 
 
 def _torch_run(variant: Variant, contender: Contender, pixels: Tensor) -> Callable[[], None]:

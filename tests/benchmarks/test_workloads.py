@@ -8,8 +8,9 @@ from torch import nn
 from benchmarks import workloads
 from benchmarks.contenders import _with_one_preprocess, load_contenders
 from benchmarks.workloads import UnavailableError, Variant, forward, prepare, variants
-from tests.support.benchmark_folder import COMPILED, CPU, EAGER, ONNX, linear, write_folder
+from tests.support.benchmark_folder import COMPILED, CPU, EAGER, ONNX, OPENVINO, linear, write_folder
 from vitfx.deploy.lowering import Normalising
+from vitfx.deploy.openvino_runtime import is_installed
 from vitfx.deploy.quantize import to_float16
 from vitfx.deploy.runtime import open_session
 from vitfx.support.devices import GPU
@@ -22,7 +23,7 @@ def out(tmp_path_factory):
 
 
 def test_variants_of_a_machine_without_and_with_a_gpu():
-    assert variants(workloads.RUNTIMES, CPU) == (EAGER, COMPILED, ONNX)
+    assert variants(workloads.RUNTIMES, CPU) == (EAGER, COMPILED, OPENVINO, ONNX)
     assert variants(["onnxruntime", "torch"], CPU) == (EAGER, ONNX)
     gpu = torch.device(GPU, 0)
     labels = [way.label for way in variants(["onnxruntime"], gpu)]
@@ -123,3 +124,16 @@ def test_a_model_of_plain_pixels_gets_plain_pixels(out, tmp_path):
     torch.testing.assert_close(forward(way, two, 1)(pixels), forward(way, one, 1)(pixels))
     with pytest.raises(UserError, match="prepare images differently"):
         _with_one_preprocess([first, replace(other, preprocess=replace(plain, size=(8, 8)))])
+
+
+def test_openvino_answers_or_says_what_to_install(out):
+    contender, way = load_contenders([str(out)])[0], OPENVINO
+    pixels = torch.randn(2, 3, 16, 16)
+    if not is_installed():
+        for use in (lambda: prepare(way, contender, pixels, 1), lambda: forward(way, contender, 1)):
+            with pytest.raises(UnavailableError, match=r"pip install 'vitfx\[openvino\]'$"):
+                use()
+        return
+    prepare(way, contender, pixels, 1)()
+    expected = forward(ONNX, contender, 1)(pixels)
+    torch.testing.assert_close(forward(way, contender, 1)(pixels), expected, rtol=1e-4, atol=1e-4)

@@ -40,11 +40,13 @@ def test_a_goal_reads_as_a_person_says_it():
         ("gpu:fp16:batch=1", Target("gpu", 1, "fp16", 8)),
         ("gpu:1:fp16", Target("gpu:1", 8, "fp16", 8)),
         ("cpu:int8:batch=4", Target("cpu", 4, "int8")),
+        ("openvino", Target(runtime="openvino")),
+        ("openvino:int8:batch=4", Target("cpu", 4, "int8", runtime="openvino")),
     ],
 )
 def test_targets_are_read(text, target):
     assert parse_target(text) == target
-    assert parse_target(str(target)) == target
+    assert parse_target(str(target)) == Target(**target.to_json()) == target
 
 
 def test_a_target_says_widths_that_are_not_its_usual_ones():

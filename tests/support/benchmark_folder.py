@@ -14,7 +14,7 @@ from vitfx.images.preprocess import Preprocess
 from vitfx.models.checkpoint import save_checkpoint
 
 CPU = torch.device("cpu")
-EAGER, COMPILED, ONNX = (Variant(name, CPU) for name in workloads.RUNTIMES)
+EAGER, COMPILED, OPENVINO, ONNX = (Variant(name, CPU) for name in workloads.RUNTIMES)
 DIGITS = Preprocess(size=(16, 16), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 CLASSES = [str(digit) for digit in range(10)]
 

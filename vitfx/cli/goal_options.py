@@ -53,8 +53,9 @@ def add_goal(parser: argparse.ArgumentParser) -> None:
         "--target",
         default=str(Target()),
         metavar="DEVICE[:fp16|:int8]:batch=N",
-        help="the device and the batch at which the pruned model and the plain export are timed; with fp16 both run in "
-        "float16, which GPUs are fast in; with int8 the pruned model is quantized, for CPUs, and the plain export is "
+        help="the device, or openvino, which is the CPU with OpenVINO in place of ONNX Runtime, and the batch at which "
+        "the pruned model and the plain export are timed; with fp16 both run in float16, which GPUs are fast in; with "
+        "int8 the pruned model is quantized, for CPUs, and the plain export is "
         f"not; --precision says the same (default {Target()})",
     )
     add(

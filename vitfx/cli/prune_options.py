@@ -15,6 +15,7 @@ from vitfx.cli.goal_options import SAMPLES, GoalOptions, read_goal, settle_goal
 from vitfx.cli.options import given_settings, make_settings, threshold
 from vitfx.cli.rounds_options import read_rounds
 from vitfx.deploy.deployment import Deployment, default_deployment, read_rewrites
+from vitfx.deploy.openvino_runtime import OPENVINO, require_openvino
 from vitfx.deploy.precision_file import check_precision
 from vitfx.deploy.precisions import FP32
 from vitfx.discovery.basis.settings import Settings
@@ -69,6 +70,8 @@ def open_run(options: argparse.Namespace, command: str) -> PruneRun:
     device = pick_device(options.device)
     onnx_device = device if asked is None else pick_device(asked.target.device)
     check_precision(precision, onnx_device)
+    if asked is not None and asked.target.runtime == OPENVINO:
+        require_openvino()
     inputs = open_inputs(options)
     if asked is not None:
         asked, inputs = settle_goal(asked, inputs)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -66,6 +66,18 @@ class BoundRun:
 
     def __call__(self) -> None:
         self.session.run_with_iobinding(self.binding)
+
+
+class Session(Protocol):
+    """A model that is open on a runtime."""
+
+    provider: str  #: the runtime's name, for reports
+
+    def run(self, pixels: Tensor | np.ndarray) -> Tensor:
+        """(B, C, H, W) -> logits (B, K) on the CPU. Raises UserError for a shape that the model does not take."""
+
+    def bind(self, pixels: Tensor) -> Callable[[], None]:
+        """A call that runs the model on this batch, with its input in place. Raises as `run` does."""
 
 
 class OnnxModel:

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vitfx.deploy.openvino_runtime import OPENVINO
 from vitfx.deploy.precisions import FP16, FP32, PRECISIONS
 from vitfx.graph.kinds import WORDS
 from vitfx.support.devices import GPU
@@ -16,6 +17,7 @@ SPEEDUP, PARAMETERS, FLOPS, DROP, KL = "target-speedup", "target-params", "targe
 GOALS = (SPEEDUP, PARAMETERS, FLOPS, DROP, KL)
 PRICED = (SPEEDUP, PARAMETERS, FLOPS)
 """Goals that limit what the model costs; the others limit how far its answers may drift."""
+ONNX_RUNTIME = "onnxruntime"
 PROMISED = 0.03
 """The share by which a measured speed-up may fall short of the one asked for."""
 
@@ -95,6 +97,7 @@ class Target:
     #: of every file there; the plain export is in float32 beside int8, and else in the same
     precision: str = FP32
     align: int = 1  #: pruned MLPs keep a multiple of this many neurons, for kernels that are fast only at such widths
+    runtime: str = ONNX_RUNTIME  #: or `OPENVINO`, which runs on the CPU
 
     def __post_init__(self) -> None:
         """Raises UserError."""
@@ -108,12 +111,14 @@ class Target:
     def to_json(self) -> dict[str, Any]:
         precision = {} if self.precision == FP32 else {"precision": self.precision}
         align = {} if self.align == 1 else {"align": self.align}
-        return {"device": self.device, "batch": self.batch, **precision, **align}
+        runtime = {} if self.runtime == ONNX_RUNTIME else {"runtime": self.runtime}
+        return {"device": self.device, "batch": self.batch, **precision, **align, **runtime}
 
     def __str__(self) -> str:
         precision = "" if self.precision == FP32 else f":{self.precision}"
         align = "" if self.align == _default_align(self.precision) else f" (widths in multiples of {self.align})"
-        return f"{self.device}{precision}:batch={self.batch}{align}"
+        place = OPENVINO if self.runtime == OPENVINO else self.device
+        return f"{place}{precision}:batch={self.batch}{align}"
 
 
 def _default_align(precision: str) -> int:
@@ -122,14 +127,16 @@ def _default_align(precision: str) -> int:
 
 
 def parse_target(text: str) -> Target:
-    """`cpu`, `cpu:batch=8`, `cuda:0:fp16:batch=1`: a device by torch's name, a precision and a batch size. Widths are
-    aligned as the precision needs. Raises UserError."""
+    """`cpu`, `cpu:batch=8`, `cuda:0:fp16:batch=1`, `openvino:int8`: a device by torch's name or `OPENVINO`, a precision
+    and a batch size. Widths are aligned as the precision needs. Raises UserError."""
     match = re.fullmatch(r"(?P<device>[a-z]+(:\d+)?)(:(?P<precision>fp\d+|int\d+))?(:batch=(?P<batch>\d+))?", text)
     batch = Target.batch if match is None or match["batch"] is None else int(match["batch"])
     precision = (match and match["precision"]) or FP32
     if match is None or batch < 1 or precision not in PRECISIONS:
         raise UserError(
-            f"`target` {text} is not a target: give a device and a batch size such as cpu:batch=8, cpu:int8:batch=8 or "
-            f"{GPU}:fp16:batch=1"
+            f"`target` {text} is not a target: give a device and a batch size such as cpu:batch=8, cpu:int8:batch=8, "
+            f"{OPENVINO}:batch=8 or {GPU}:fp16:batch=1"
         )
+    if match["device"] == OPENVINO:
+        return Target(batch=batch, runtime=OPENVINO).in_precision(precision)
     return Target(match["device"], batch).in_precision(precision)

@@ -21,7 +21,7 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from passes.dialect import NORMS
 from passes.plan import DeletionPlan
 from passes.stream import module_of, read_sites
-from vitfx.deploy.runtime import OnnxModel
+from vitfx.deploy.runtime import Session
 from vitfx.graph.verify import rewrite
 from vitfx.pruning.cost_model import Price
 from vitfx.support.devices import synchronize
@@ -39,7 +39,7 @@ _ADVICE = "times are measured anew"
 
 Deploy = Callable[[GraphModule], GraphModule]
 """From a canonical graph to the graph that is exported."""
-Open = Callable[[GraphModule, Tensor], OnnxModel]
+Open = Callable[[GraphModule, Tensor], Session]
 """From a graph and an example of its input, a batch of two or more, to a session on the target."""
 
 
@@ -78,7 +78,7 @@ def measure_table(
     original: GraphModule,
     pixels: Tensor,
     deploy: Deploy,
-    plain: OnnxModel,
+    plain: Session,
     opened: Open,
     device: torch.device,
     watcher: Watcher,

@@ -18,9 +18,10 @@ from torch.fx import GraphModule
 from vitfx.deploy.deployment import Deployment, deploy
 from vitfx.deploy.export import export_plain, to_onnx
 from vitfx.deploy.lowering import lower
+from vitfx.deploy.openvino_runtime import OPENVINO, open_openvino, require_openvino
 from vitfx.deploy.precisions import FP16, INT8
 from vitfx.deploy.quantize import to_float16, to_int8
-from vitfx.deploy.runtime import OnnxModel, open_session
+from vitfx.deploy.runtime import Session, open_session
 from vitfx.graph.stages import read_stages
 from vitfx.graph.verify import rewrite, tokens_of
 from vitfx.pruning.cost_model import Price, flops_price, parameters_price
@@ -73,6 +74,8 @@ class TargetBench:
         self.reference = asked.reference or ReferenceModel(module, original)
         self.examples = pixels[:_EXAMPLES]
         self.device = pick_device(asked.target.device)
+        if asked.target.runtime == OPENVINO:
+            require_openvino()
         self.batch = batch_to_time(pixels, asked.target.batch)
         self.plain: float | None = None
         self.whole: float | None = None
@@ -100,7 +103,7 @@ class TargetBench:
         model = deploy(pruned, self.asked.deployment, self.examples, {}).model
         return speed_up(*self.timings(self.open_plain(), self.open(model)))
 
-    def timings(self, plain: OnnxModel, pruned: OnnxModel) -> tuple[Timing, Timing]:
+    def timings(self, plain: Session, pruned: Session) -> tuple[Timing, Timing]:
         """Their times for one batch, taken in turns."""
 
         def settled(timings: Mapping[str, Timing]) -> bool:
@@ -117,7 +120,7 @@ class TargetBench:
         )
         return timings["plain"], timings["pruned"]
 
-    def open(self, model: onnx.ModelProto, part_of: Tensor | None = None) -> OnnxModel:
+    def open(self, model: onnx.ModelProto, part_of: Tensor | None = None) -> Session:
         """A session on the target, in its precision.
 
         part_of: where the model is a part of one, an example (N, tokens, width) of what it reads.
@@ -128,13 +131,19 @@ class TargetBench:
             model = to_int8(model, self.examples if part_of is None else part_of, keep_last=part_of is None).model
         elif precision == FP16:
             model, layouts = to_float16(model), False
-        return open_session(model.SerializeToString(), self.device, layouts=layouts)
+        return self._session(model, layouts=layouts)
 
-    def open_plain(self) -> OnnxModel:
+    def open_plain(self) -> Session:
         """The plain export of what the goal is counted from: in float32 beside int8, which has none of its own."""
         if self.asked.target.precision == INT8:
-            return open_session(self._plain_export.SerializeToString(), self.device)
+            return self._session(self._plain_export)
         return self.open(self._plain_export)
+
+    def _session(self, model: onnx.ModelProto, *, layouts: bool = True) -> Session:
+        """layouts: as `vitfx.deploy.runtime.open_session` has it."""
+        if self.asked.target.runtime == OPENVINO:
+            return open_openvino(model.SerializeToString())
+        return open_session(model.SerializeToString(), self.device, layouts=layouts)
 
     @cached_property
     def _plain_export(self) -> onnx.ModelProto:
@@ -157,7 +166,7 @@ class TargetBench:
         def lowered(graph_module: GraphModule) -> GraphModule:
             return lower(graph_module, deployment.graph_rewrites, self.examples, deployment.plain).graph_module
 
-        def opened(graph_module: GraphModule, example: Tensor) -> OnnxModel:
+        def opened(graph_module: GraphModule, example: Tensor) -> Session:
             model = deployment.formed(to_onnx(graph_module, example[:2], {}, deployment.opset)).model
             return self.open(model, None if example.dim() == self.examples.dim() else example)
 
@@ -173,7 +182,9 @@ class TargetBench:
     def _key(self) -> str:
         """sha256 of all that times depend on: the machine, the target, how models are exported, and their shapes."""
         machine = environment()
-        facts = ("platform", "cpu", "cores", "gpus", "torch", "onnxruntime", "vitfx")
+        facts = ["platform", "cpu", "cores", "gpus", "torch", "onnxruntime", "vitfx"]
+        if self.asked.target.runtime == OPENVINO:
+            facts.append(OPENVINO)
         plain = self._plain_export.graph
         record = {
             "machine": {name: machine[name] for name in facts},

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from vitfx.deploy.evaluate import evaluate
-from vitfx.deploy.runtime import OnnxModel
+from vitfx.deploy.runtime import Session
 from vitfx.images.image_set import ImageSet
 from vitfx.pruning.target_bench import TargetBench
 from vitfx.support.devices import synchronize
@@ -37,7 +37,7 @@ class BesidePlain:
         return asdict(self)
 
 
-def measure_beside_plain(bench: TargetBench, plain: OnnxModel, artifact: Path, images: ImageSet) -> BesidePlain:
+def measure_beside_plain(bench: TargetBench, plain: Session, artifact: Path, images: ImageSet) -> BesidePlain:
     """artifact: an ONNX file. plain: of `bench.open_plain`."""
     sessions = {_PLAIN: plain, _PRUNED: bench.open(onnx.load(artifact))}
     plain_times, times = bench.timings(*sessions.values())

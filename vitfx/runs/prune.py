@@ -70,7 +70,9 @@ def _deliver(run: CircuitRun | GoalRun, pruned: Pruned, images: Images, watcher:
     written = write_files(run.out, pruned, model, images, run.deployment, watcher)
     written = replace(written, precision=write_precision(run.out, run.precision, images.pixels))
     batches = sorted({*BATCHES, run.batch})
-    measured = measure(run.out, run.evaluation, run.onnx_device, written, watcher, batches, pruned.divergence)
+    measured = measure(
+        run.out, run.evaluation, run.onnx_device, written, watcher, batches, pruned.divergence, run.runtime
+    )
     report = make_report(pruned, measured, images, _settings(run, pruned, len(images)), environment(), run.batch)
     report["notes"] += run.inputs.remarks
     maps = attention_maps(

@@ -14,7 +14,7 @@ from vitfx.deploy.deployment import Deployment
 from vitfx.deploy.precisions import FP32
 from vitfx.discovery.basis.settings import Settings
 from vitfx.images.image_set import Images, ImageSet
-from vitfx.pruning.goal import SPEEDUP, Goal, Target
+from vitfx.pruning.goal import ONNX_RUNTIME, SPEEDUP, Goal, Target
 from vitfx.pruning.target_bench import ReferenceModel
 from vitfx.runs.inputs import Inputs
 from vitfx.runs.rounds_steps import Rounds
@@ -58,6 +58,11 @@ class CircuitRun(_Run):
         return self.device
 
     @property
+    def runtime(self) -> str:
+        """What runs them."""
+        return ONNX_RUNTIME
+
+    @property
     def batch(self) -> int:
         """The batch size that the report's speed-up is for."""
         return max(BATCHES)
@@ -93,6 +98,11 @@ class _TargetRun(_Run):
     def onnx_device(self) -> torch.device:
         """Where ONNX files run."""
         return pick_device(self.target.device)
+
+    @property
+    def runtime(self) -> str:
+        """What runs them."""
+        return self.target.runtime
 
     @property
     def batch(self) -> int:

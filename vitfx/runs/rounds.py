@@ -9,7 +9,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from passes.cost import Cost, measure_cost
-from vitfx.deploy.runtime import OnnxModel
+from vitfx.deploy.runtime import Session
 from vitfx.discovery.run import origins
 from vitfx.graph.canonical import read_module
 from vitfx.images.image_set import Images
@@ -67,7 +67,7 @@ class _StepMaker:
     original: ReferenceModel
     cost: Cost  #: of the original
     bench: TargetBench  #: of the original
-    plain: OnnxModel  #: the session of its plain export
+    plain: Session  #: the session of its plain export
     watcher: Watcher
 
     def prune(self, number: int, goal: Goal) -> Step:

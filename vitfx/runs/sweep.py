@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from vitfx.deploy.deployment import deploy
 from vitfx.deploy.export import export_checked, onnx_metadata
-from vitfx.deploy.runtime import OnnxModel
+from vitfx.deploy.runtime import Session
 from vitfx.discovery.run import origins
 from vitfx.graph.canonical import read_module
 from vitfx.graph.verify import rewrite, verify
@@ -62,7 +62,7 @@ class _PointMaker:
     price: Price
     plain_ms: float  #: the plain export's time
     pruner: IterativePruner
-    plain: OnnxModel  #: the session of the plain export
+    plain: Session  #: the session of the plain export
     watcher: Watcher
 
     def make(self, asked: float | None, start: State) -> tuple[Point, State]:

@@ -24,6 +24,7 @@ def environment() -> dict[str, Any]:
         "torchvision": str(torchvision.__version__),
         "onnx": _version("onnx"),
         "onnxruntime": _version("onnxruntime"),
+        "openvino": _version("openvino"),
         "platform": platform.platform(),
         "cpu": cpu_model(),
         "cores": usable_cores(),
