@@ -28,7 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import VisionTransformer
 
 from benchmarks.peer_units import Given
-from passes.dialect import Attention, Mlp, Projection, Sublayer
+from passes.dialect import Attention, Projection, Sublayer
+from passes.mlp import Mlp
 from passes.stream import read_sites
 from vitfx.discovery.basis.metric import log_probability
 from vitfx.graph.trace import to_canonical

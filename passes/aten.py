@@ -36,10 +36,13 @@ SHAPE_OPS = frozenset(
         aten.contiguous.default,
         aten.clone.default,
         aten.alias.default,
+        aten.expand.default,
+        aten.repeat.default,
+        aten.repeat_interleave.self_int,
         operator.getitem,
     }
 )
-"""Operators that move or pick elements and change none."""
+"""Operators that move, pick or repeat elements and change none."""
 
 Values = dict[Node, Any]
 """What every node computed on the example inputs."""

@@ -6,7 +6,10 @@ Norms and rotations are optional and mix no tokens. Those of queries and keys ac
 deleting a head deletes its part of them and leaves the other heads as they are. The last norm, over all heads' outputs
 side by side, couples them: after deletions it runs over the survivors.
 
-Shapes: N images, T tokens, H heads, d channels of a head.
+Grouped queries (Ainslie et al. 2023, arXiv:2305.13245) share their keys and values: a head is then a group of queries,
+whose channels lie side by side, with one key and one value.
+
+Shapes: N images, T tokens, H heads, g queries of a head (1, or more where they are grouped), d channels of a query.
 """
 
 from __future__ import annotations
@@ -131,9 +134,10 @@ class Rotary(nn.Module):
 
 
 class AttentionCore(nn.Module):
-    """From queries (N, H, T of q, d), keys (N, H, T, d) and values (N, H, T, e) to heads' outputs (N, T of q, H · e).
+    """From queries (N, H, T of q, g · d), keys (N, H, T, d) and values (N, H, T, e) to heads' outputs
+    (N, T of q, H · g · e).
 
-    position_bias: (H or 1, T of q, T), added to the scores; a mask has −∞ in it.
+    position_bias: (H · g or 1, T of q, T), added to the scores; a mask has −∞ in it.
     """
 
     def __init__(
@@ -145,10 +149,11 @@ class AttentionCore(nn.Module):
         k_rotary: Rotary | None = None,
         position_bias: Sequence[int] | None = None,
         out_norm: InnerNorm | None = None,
+        group: int = 1,
     ) -> None:
-        """position_bias: its shape."""
+        """position_bias: its shape. group: g."""
         super().__init__()
-        self.scale = scale
+        self.scale, self.group = scale, group
         self.q_norm, self.k_norm = q_norm, k_norm
         self.q_rotary, self.k_rotary = q_rotary, k_rotary
         self.position_bias = None if position_bias is None else nn.Parameter(torch.empty(*position_bias))
@@ -157,7 +162,7 @@ class AttentionCore(nn.Module):
     @property
     def plain(self) -> bool:
         """softmax(scale · q kᵀ) v and nothing else."""
-        return self.position_bias is None and self.out_norm is None and self.bilinear
+        return self.group == 1 and self.position_bias is None and self.out_norm is None and self.bilinear
 
     @property
     def bilinear(self) -> bool:
@@ -166,22 +171,29 @@ class AttentionCore(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k = self._transformed(q, k)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.position_bias, scale=self.scale)
+        mixed = F.scaled_dot_product_attention(q, k, self._shared(v), attn_mask=self.position_bias, scale=self.scale)
         heads = mixed.transpose(1, 2).flatten(2)
         return heads if self.out_norm is None else self.out_norm(heads)
 
     def pattern(self, q: Tensor, k: Tensor) -> Tensor:
-        """Where each query looks: (N, H, T of q, T), rows that sum to one."""
+        """Where each query looks: (N, H · g, T of q, T), rows that sum to one."""
         q, k = self._transformed(q, k)
         scores = self.scale * q @ k.transpose(2, 3)
         return (scores if self.position_bias is None else scores + self.position_bias).softmax(-1)
 
     def _transformed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, H · g, T, d) each."""
+        if self.group > 1:
+            q = q.unflatten(-1, (self.group, -1)).transpose(2, 3).flatten(1, 2)
         for transform in (self.q_norm, self.q_rotary):
             q = q if transform is None else transform(q)
         for transform in (self.k_norm, self.k_rotary):
             k = k if transform is None else transform(k)
-        return q, k
+        return q, self._shared(k)
+
+    def _shared(self, x: Tensor) -> Tensor:
+        """Keys or values (N, H, T, d) for each query of their group: (N, H · g, T, d)."""
+        return x if self.group == 1 else x.repeat_interleave(self.group, dim=1)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments but the scale, JSON-ready; nothing for what is absent."""
@@ -189,24 +201,28 @@ class AttentionCore(nn.Module):
             name: module.config() for name, module in self.named_children() if isinstance(module, HeadNorm | Rotary)
         }
         bias = {} if self.position_bias is None else {"position_bias": list(self.position_bias.shape)}
-        return parts | bias
+        return parts | bias | ({} if self.group == 1 else {"group": self.group})
 
     @staticmethod
     def from_config(scale: float, record: Mapping[str, Any]) -> AttentionCore:
         q_norm, k_norm = (HeadNorm(**record[name]) if name in record else None for name in ("q_norm", "k_norm"))
         q_turn, k_turn = (Rotary(**record[name]) if name in record else None for name in ("q_rotary", "k_rotary"))
         out_norm = InnerNorm(**record["out_norm"]) if "out_norm" in record else None
-        return AttentionCore(scale, q_norm, k_norm, q_turn, k_turn, record.get("position_bias"), out_norm)
+        bias, group = record.get("position_bias"), record.get("group", 1)
+        return AttentionCore(scale, q_norm, k_norm, q_turn, k_turn, bias, out_norm, group)
 
     def of_heads(self, heads: Sequence[int]) -> AttentionCore:
         """The core of these heads alone, its parameters shared or copied; itself where it has nothing for each head.
         The norm behind the heads is cut by `passes.delete_heads`, which knows how many channels a head has."""
         if self.plain:
             return self
-        q_norm, k_norm = (None if norm is None else norm.of_heads(heads) for norm in (self.q_norm, self.k_norm))
-        q_turn, k_turn = (None if turn is None else turn.of_heads(heads) for turn in (self.q_rotary, self.k_rotary))
-        made = AttentionCore(self.scale, q_norm, k_norm, q_turn, k_turn, None, self.out_norm)
-        bias = _rows(self.position_bias, heads)
+        queries = [head * self.group + query for head in heads for query in range(self.group)]
+        q_norm = None if self.q_norm is None else self.q_norm.of_heads(queries)
+        k_norm = None if self.k_norm is None else self.k_norm.of_heads(heads)
+        q_turn = None if self.q_rotary is None else self.q_rotary.of_heads(queries)
+        k_turn = None if self.k_rotary is None else self.k_rotary.of_heads(heads)
+        made = AttentionCore(self.scale, q_norm, k_norm, q_turn, k_turn, None, self.out_norm, self.group)
+        bias = _rows(self.position_bias, queries)
         if bias is not None:
             made.position_bias = self.position_bias if bias is self.position_bias else nn.Parameter(bias.detach())
         return made
@@ -216,21 +232,25 @@ class AttentionCore(nn.Module):
         if self.q_rotary is None and self.position_bias is None:
             return self
         rotary = None if self.q_rotary is None else self.q_rotary.of_tokens(tokens)
-        made = AttentionCore(self.scale, self.q_norm, self.k_norm, rotary, self.k_rotary, None, self.out_norm)
+        made = AttentionCore(
+            self.scale, self.q_norm, self.k_norm, rotary, self.k_rotary, None, self.out_norm, self.group
+        )
         if self.position_bias is not None:
             made.position_bias = nn.Parameter(self.position_bias.detach()[:, tokens])
         return made
 
     def head_parameters(self, heads: int) -> int:
         """Parameters that go with one of its heads."""
-        each = [value.numel() for value in self.parameters() if value.dim() == 3 and len(value) == heads > 1]
+        rows = {heads, heads * self.group} - {1}
+        each = [value.numel() for value in self.parameters() if value.dim() == 3 and len(value) in rows]
         return sum(each) // heads
 
     @property
     def extras(self) -> tuple[str, ...]:
         """What it does besides softmax(scale · q kᵀ) v, in words."""
         norms = {norm.kind for norm in (self.q_norm, self.k_norm) if norm is not None}
-        names = [f"{kind} norm of q and k" for kind in sorted(norms)]
+        names = [] if self.group == 1 else [f"{self.group} queries to each key"]
+        names += [f"{kind} norm of q and k" for kind in sorted(norms)]
         names += ["rotary"] if self.q_rotary is not None or self.k_rotary is not None else []
         names += [] if self.position_bias is None else ["position bias"]
         return (*names, *(() if self.out_norm is None else (f"{self.out_norm.kind} norm of all heads",)))

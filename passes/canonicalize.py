@@ -20,15 +20,16 @@ from torch.fx import Graph, GraphModule, Node
 
 from passes.aten import aten, attribute_tensor, backward_slice, cut_points, data_nodes, record_values
 from passes.base import Pass, PassError, PassResult
-from passes.dialect import AddConstant, Attention, Norm, Sublayer
+from passes.dialect import AddConstant, Attention, Sublayer
 from passes.extract import extract
 from passes.layout import Mismatch, Walker
 from passes.match_attention import match_attention
 from passes.match_core import SDPA, SOFTMAX_OPS
 from passes.match_mlp import match_mlp
-from passes.match_norm import match_norm
+from passes.match_norm import match_norm, match_single_norm
 from passes.match_pooling import match_pooling
 from passes.merge_parallel import merge_parallel
+from passes.norms import Norm
 from passes.pooled_attention import FreshTokens, PooledAttention
 from passes.stream import is_canonical
 
@@ -246,7 +247,7 @@ class _Builder:
     def _head(self, stream: Node, logits: Node) -> None:
         """The final norm stands by itself where it is the first to read the stream."""
         with suppress(Mismatch):
-            node, norm = match_norm(self.walker, stream, logits)
+            node, norm = match_single_norm(self.walker, stream, logits)
             if node is not logits:
                 self._call("norm", norm)
                 stream = node

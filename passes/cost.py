@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from passes.delete_units import left_behind
-from passes.dialect import AddConstant, Attention, Sublayer
+from passes.dialect import AddConstant, Heads, Sublayer
 from passes.plan import DeletionPlan
 from passes.pooled_attention import FreshTokens, PooledAttention
 from passes.stream import module_of, read_sites
@@ -75,7 +75,7 @@ def predict_cost(graph_module: GraphModule, plan: DeletionPlan, before: Cost, to
 def unit_parameters(module: Sublayer) -> int:
     """Parameters that go with one head or one neuron."""
     width = module.out.weight.shape[0]
-    own = module.core.head_parameters(module.units) if isinstance(module, Attention | PooledAttention) else 0
+    own = module.core.head_parameters(module.units) if isinstance(module, Heads) else 0
     own += module.query.numel() // module.units if isinstance(module, PooledAttention) else 0
     own += _inner_norm_parameters(module) // module.units
     for linear in module.linears:
@@ -85,7 +85,7 @@ def unit_parameters(module: Sublayer) -> int:
 
 def shared_parameters(module: Sublayer) -> int:
     """Parameters of a sublayer that belong to all of its units together, but for the projection's bias."""
-    if not isinstance(module, Attention | PooledAttention):
+    if not isinstance(module, Heads):
         return 0
     heads = module.units * module.core.head_parameters(module.units)
     return sum(parameter.numel() for parameter in module.core.parameters()) - heads - _inner_norm_parameters(module)
@@ -100,7 +100,7 @@ def unit_flops(module: Sublayer, tokens: int) -> int:
     width = module.out.weight.shape[0]
     written = module.queries if isinstance(module, PooledAttention) else tokens
     read = sum(linear.out_features // module.units for linear in module.linears)
-    scores = module.head_dim + module.channels if isinstance(module, Attention | PooledAttention) else 0
+    scores = module.core.group * module.head_dim + module.channels if isinstance(module, Heads) else 0
     return 2 * width * (tokens * read + written * module.channels) + 2 * written * tokens * scores
 
 

@@ -25,12 +25,12 @@ class DeleteHeads(DeleteUnits):
         assert isinstance(module, Attention | PooledAttention)
         small: Attention | PooledAttention
         # Projections and core are replaced below.
-        sizes = (module.k.in_features, len(kept), module.head_dim, module.channels)
+        sizes = (module.k.in_features, len(kept), module.head_dim, module.value_dim)
         if isinstance(module, PooledAttention):
             small = PooledAttention(*sizes, module.queries, module.core.scale)
             small.query = nn.Parameter(module.query.detach()[list(kept)])
         else:
-            small = Attention(*sizes, module.scale)
+            small = Attention(*sizes, module.scale, core={"group": module.core.group})
         for name, linear in zip(module.reads, module.linears, strict=True):
             setattr(small, name, take_rows(linear, channels_of(kept, linear.out_features // module.units)))
         small.core = module.core.of_heads(kept)

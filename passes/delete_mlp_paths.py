@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from passes.delete_units import DeleteUnits, columns_of, take_rows
-from passes.dialect import GatedMlp, Mlp, Neurons, Sublayer
+from passes.dialect import Sublayer
+from passes.mlp import GatedMlp, Mlp, Neurons
 from passes.plan import channels_of
 
 

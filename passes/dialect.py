@@ -1,8 +1,9 @@
 """The ViT dialect: the few modules that a canonical graph calls.
 
 A canonical graph reads `embed → positions → [norm → attention → add → norm → mlp → add] × L → norm → head`.
-Attention and Mlp are the prunable sublayers. Both compute *inner channels* (heads' outputs, or hidden neurons) that
-one projection carries back to the residual stream, so that the sublayer is exactly a sum over its *units*, plus a bias:
+Attention and MLPs (`passes.mlp`) are the prunable sublayers. Both compute *inner channels* (heads' outputs, or hidden
+neurons) that one projection carries back to the residual stream, so that the sublayer is exactly a sum over its
+*units*, plus a bias:
 
     sublayer(x) = Σ_u inner(x)[..., channels(u)] · W[:, channels(u)]ᵀ + bias
 
@@ -12,29 +13,14 @@ Shapes: B images, T tokens, D the width of the stream, H heads, E inner channels
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from passes.attention_core import AttentionCore, InnerNorm, with_part
-
-NORMS = (nn.LayerNorm, nn.RMSNorm)
-"""What may stand between the stream and a sublayer."""
-Norm = nn.LayerNorm | nn.RMSNorm
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "hardswish": F.hardswish,
-    "sigmoid": torch.sigmoid,
-    "identity": lambda x: x,
-}
 
 
 class Projection(nn.Module):
@@ -69,7 +55,7 @@ class Sublayer(nn.Module):
         """The norm of all inner channels before the projection, which couples the units, where there is one."""
 
     @abstractmethod
-    def without_inner_norm(self) -> Sublayer:
+    def without_inner_norm(self) -> Self:
         """The same with its inner channels as they are before that norm; parameters are shared."""
 
     @property
@@ -93,14 +79,64 @@ class Sublayer(nn.Module):
         return None if self.out.bias is None else list(self.out.bias.shape)
 
 
-class Attention(Sublayer):
-    """Multi-head self-attention: softmax(scale · Q Kᵀ) V for each head, then the projection.
+class Heads(Sublayer):
+    """Attention of any kind: a unit is one head, which is a group of queries where several share a key and a value.
 
-    head_dim: channels of a head's queries and keys; value_dim: of its values. biases: which of q, k, v have one. core:
-    the settings of what else happens to queries, keys and scores, see `passes.attention_core.AttentionCore.config`.
+    head_dim: channels of a query and of a key; value_dim: of a value.
     """
 
     kind = "head"
+    k: nn.Linear
+    v: nn.Linear
+
+    def __init__(self, heads: int, head_dim: int, value_dim: int, core: AttentionCore) -> None:
+        super().__init__()
+        self.units, self.channels = heads, core.group * value_dim
+        self.head_dim, self.value_dim = head_dim, value_dim
+        self.core = core
+
+    @property
+    def scale(self) -> float:
+        return self.core.scale
+
+    @property
+    def inner_norm(self) -> InnerNorm | None:
+        return self.core.out_norm
+
+    def without_inner_norm(self) -> Self:
+        return with_part(self, "core", with_part(self.core, "out_norm", None))
+
+    def by_head(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What each of `reads` makes of x (B, T, D): (B, H, T, channels)."""
+        return tuple(linear(x).unflatten(-1, (self.units, -1)).transpose(1, 2) for linear in self.linears)
+
+    def config(self) -> dict[str, Any]:
+        core = self.core.config()
+        return {
+            "width": self.linears[0].in_features,
+            "heads": self.units,
+            "head_dim": self.head_dim,
+            "value_dim": self.value_dim,
+            "scale": self.scale,
+            "biases": [linear.bias is not None for linear in self.linears],
+            "out_bias": self._out_config(),
+            **({"core": core} if core else {}),
+        }
+
+    def extra_repr(self) -> str:
+        heads = "1 head" if self.units == 1 else f"{self.units} heads"
+        values = "" if self.value_dim == self.head_dim else f", values {self.value_dim}"
+        extras = "".join(f", {extra}" for extra in self.core.extras)
+        return f"{heads} of {self.head_dim}{values}, scale {self.scale:.4g}{extras}"
+
+
+class Attention(Heads):
+    """Multi-head self-attention: softmax(scale · Q Kᵀ) V for each head, then the projection.
+
+    biases: which of q, k, v have one. core: the settings of what else happens to queries, keys and scores, see
+    `passes.attention_core.AttentionCore.config`.
+    """
+
     reads = ("q", "k", "v")
 
     def __init__(
@@ -114,160 +150,18 @@ class Attention(Sublayer):
         out_bias: tuple[int, ...] | None = None,
         core: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.units, self.channels = heads, value_dim
-        self.head_dim = head_dim
-        self.core = AttentionCore.from_config(scale, core or {})
-        self.q = nn.Linear(width, heads * head_dim, bias=biases[0])
+        super().__init__(heads, head_dim, value_dim, AttentionCore.from_config(scale, core or {}))
+        self.q = nn.Linear(width, heads * self.core.group * head_dim, bias=biases[0])
         self.k = nn.Linear(width, heads * head_dim, bias=biases[1])
         self.v = nn.Linear(width, heads * value_dim, bias=biases[2])
-        self.out = Projection(heads * value_dim, width, out_bias)
-
-    @property
-    def scale(self) -> float:
-        return self.core.scale
-
-    @property
-    def inner_norm(self) -> InnerNorm | None:
-        return self.core.out_norm
-
-    def without_inner_norm(self) -> Attention:
-        return with_part(self, "core", with_part(self.core, "out_norm", None))
+        self.out = Projection(heads * self.channels, width, out_bias)
 
     def inner(self, x: Tensor) -> Tensor:
-        q, k, v = (project(x).unflatten(-1, (self.units, -1)).transpose(1, 2) for project in self.linears)
-        heads: Tensor = self.core(q, k, v)
+        heads: Tensor = self.core(*self.by_head(x))
         return heads
 
-    def config(self) -> dict[str, Any]:
-        core = self.core.config()
-        return {
-            "width": self.q.in_features,
-            "heads": self.units,
-            "head_dim": self.head_dim,
-            "value_dim": self.channels,
-            "scale": self.scale,
-            "biases": [linear.bias is not None for linear in self.linears],
-            "out_bias": self._out_config(),
-            **({"core": core} if core else {}),
-        }
-
     def extra_repr(self) -> str:
-        values = "" if self.channels == self.head_dim else f", values {self.channels}"
-        biases = _biases(q=self.q, k=self.k, v=self.v, out=self.out)
-        heads = "1 head" if self.units == 1 else f"{self.units} heads"
-        extras = "".join(f", {extra}" for extra in self.core.extras)
-        return f"{heads} of {self.head_dim}{values}, scale {self.scale:.4g}{extras}, {biases}"
-
-
-class Neurons(Sublayer):
-    """An MLP of any kind: a unit is one hidden neuron, a function of its own rows alone."""
-
-    kind = "neuron"
-    channels = 1
-    activation: str
-    hidden_norm: InnerNorm | None
-
-    @property
-    def inner_norm(self) -> InnerNorm | None:
-        return self.hidden_norm
-
-    @abstractmethod
-    def activate(self, *hidden: Tensor) -> Tensor:
-        """What the linear maps give (..., hidden each) -> (..., hidden), neuron by neuron."""
-
-    def inner(self, x: Tensor) -> Tensor:
-        hidden = self.activate(*(linear(x) for linear in self.linears))
-        return hidden if self.hidden_norm is None else self.hidden_norm(hidden)
-
-    def without_inner_norm(self) -> Neurons:
-        return with_part(self, "hidden_norm", None)
-
-    def _norm_config(self) -> dict[str, Any]:
-        return {} if self.hidden_norm is None else {"hidden_norm": self.hidden_norm.config()}
-
-    def _norm_repr(self) -> str:
-        return "" if self.hidden_norm is None else f", {self.hidden_norm.kind} norm of all"
-
-
-class Mlp(Neurons):
-    """activation(x W₁ᵀ + b₁), then the projection."""
-
-    reads = ("fc1",)
-
-    def __init__(
-        self,
-        width: int,
-        hidden: int,
-        activation: str,
-        bias: bool = True,
-        out_bias: tuple[int, ...] | None = None,
-        hidden_norm: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        self.units = hidden
-        self.activation = activation
-        self.fc1 = nn.Linear(width, hidden, bias=bias)
-        self.out = Projection(hidden, width, out_bias)
-        self.hidden_norm = None if hidden_norm is None else InnerNorm(**hidden_norm)
-
-    def activate(self, *hidden: Tensor) -> Tensor:
-        return ACTIVATIONS[self.activation](hidden[0])
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "width": self.fc1.in_features,
-            "hidden": self.units,
-            "activation": self.activation,
-            "bias": self.fc1.bias is not None,
-            "out_bias": self._out_config(),
-            **self._norm_config(),
-        }
-
-    def extra_repr(self) -> str:
-        return f"{self.units} neurons, {self.activation}{self._norm_repr()}, {_biases(fc1=self.fc1, out=self.out)}"
-
-
-class GatedMlp(Neurons):
-    """activation(x W_gᵀ + b_g) ⊙ (x W_uᵀ + b_u), then the projection: GLU and its variants (Shazeer 2020,
-    arXiv:2002.05202). A unit is a neuron's gate and value together."""
-
-    reads = ("gate", "up")
-
-    def __init__(
-        self,
-        width: int,
-        hidden: int,
-        activation: str,
-        biases: tuple[bool, bool] = (True, True),
-        out_bias: tuple[int, ...] | None = None,
-        hidden_norm: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        self.units = hidden
-        self.activation = activation
-        self.gate = nn.Linear(width, hidden, bias=biases[0])
-        self.up = nn.Linear(width, hidden, bias=biases[1])
-        self.out = Projection(hidden, width, out_bias)
-        self.hidden_norm = None if hidden_norm is None else InnerNorm(**hidden_norm)
-
-    def activate(self, *hidden: Tensor) -> Tensor:
-        gate, up = hidden
-        return ACTIVATIONS[self.activation](gate) * up
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "width": self.gate.in_features,
-            "hidden": self.units,
-            "activation": self.activation,
-            "biases": [linear.bias is not None for linear in self.linears],
-            "out_bias": self._out_config(),
-            **self._norm_config(),
-        }
-
-    def extra_repr(self) -> str:
-        biases = _biases(gate=self.gate, up=self.up, out=self.out)
-        return f"{self.units} gated neurons, {self.activation}{self._norm_repr()}, {biases}"
+        return f"{super().extra_repr()}, {biases_of(q=self.q, k=self.k, v=self.v, out=self.out)}"
 
 
 class AddConstant(nn.Module):
@@ -287,7 +181,7 @@ class AddConstant(nn.Module):
         return "×".join(map(str, self.value.shape))
 
 
-def _biases(**maps: nn.Linear | Projection) -> str:
+def biases_of(**maps: nn.Linear | Projection) -> str:
     """Which linear maps have a bias; with ×T a bias for each token."""
     named = [
         f"{name}×T" if linear.bias.dim() == 2 else name for name, linear in maps.items() if linear.bias is not None

@@ -8,8 +8,7 @@ from torch.fx import GraphModule
 
 from passes.base import Pass, PassResult
 from passes.deployment import linear_of
-from passes.dialect import Attention
-from passes.pooled_attention import PooledAttention
+from passes.dialect import Heads
 from passes.stream import is_canonical, read_sites
 
 
@@ -29,7 +28,7 @@ class FoldBiases(Pass):
         names = []
         for site in read_sites(graph_module):
             module = site.module
-            if not isinstance(module, Attention | PooledAttention):
+            if not isinstance(module, Heads):
                 continue
             useless = module.k.bias is not None and module.core.bilinear
             through = module.v.bias is not None and module.core.out_norm is None
@@ -39,7 +38,8 @@ class FoldBiases(Pass):
                 module.k = linear_of(module.k.weight, None)
             if through:
                 out = module.out
-                bias = out.weight.double() @ module.v.bias.double()
+                each = module.v.bias.double().unflatten(0, (module.units, 1, -1))
+                bias = out.weight.double() @ each.expand(-1, module.core.group, -1).flatten()
                 bias = bias if out.bias is None else out.bias.double() + bias
                 out.bias = nn.Parameter(bias.to(out.weight.dtype))
                 module.v = linear_of(module.v.weight, None)

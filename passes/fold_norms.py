@@ -9,7 +9,8 @@ from torch.fx import GraphModule, Node
 from passes.aten import aten, attribute_tensor
 from passes.base import Pass, PassResult
 from passes.deployment import linear_of
-from passes.dialect import NORMS, Norm, Sublayer
+from passes.dialect import Sublayer
+from passes.norms import NORMS, SINGLE, Norm, NormOnNorm, plain, shift_of
 from passes.stream import is_canonical, module_of, read_sites
 
 _ALONG_TOKENS = frozenset({aten.select.int, aten.slice.Tensor, aten.mean.dim})
@@ -31,7 +32,8 @@ class FoldNorms(Pass):
             assert isinstance(norm, NORMS)
             if norm.elementwise_affine:
                 fold_into(site.module, norm)
-                graph_module.set_submodule(str(site.norm.target), plain(norm))
+                left = NormOnNorm(norm.first, plain(norm.second)) if isinstance(norm, NormOnNorm) else plain(norm)
+                graph_module.set_submodule(str(site.norm.target), left)
                 folded.append(site.name)
             if _fold_inner(site.module):
                 folded.append(f"the projection of {site.name}")
@@ -69,18 +71,12 @@ def _folded(linear: nn.Linear, norm: Norm) -> nn.Linear:
 
 def _fold(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor | None]:
     """In float64, because the bias sums many small numbers."""
-    own = norm.bias if isinstance(norm, nn.LayerNorm) else None
+    own, scale = shift_of(norm), norm.weight
+    assert scale is not None
     shift = None if own is None else weight.double() @ own.double()
     if shift is not None:
         bias = (shift if bias is None else bias.double() + shift).to(weight.dtype)
-    return (weight.double() * norm.weight.double()).to(weight.dtype), bias
-
-
-def plain(norm: Norm) -> Norm:
-    """The norm without scale and shift."""
-    if isinstance(norm, nn.RMSNorm):
-        return nn.RMSNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
-    return nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
+    return (weight.double() * scale.double()).to(weight.dtype), bias
 
 
 @torch.no_grad()
@@ -89,7 +85,7 @@ def _fold_final(graph_module: GraphModule) -> bool:
     if len(calls) < 2:
         return False
     norm, head = (module_of(graph_module, node) for node in calls[-2:])
-    if not isinstance(norm, NORMS) or not norm.elementwise_affine or not isinstance(head, GraphModule):
+    if not isinstance(norm, SINGLE) or not norm.elementwise_affine or not isinstance(head, GraphModule):
         return False
     linear = _only_linear(head, norm.normalized_shape[0])
     if linear is None:

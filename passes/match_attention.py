@@ -25,35 +25,21 @@ def match_attention(walker: Walker, norm: Node, result: Node) -> Attention:
     """The Attention that computes `result` from the normalised stream `norm`. Raises Mismatch, saying why not."""
     core = find_core(walker, norm, result)
     batch, tokens, width = walker.values[norm].shape
-    q = find_source(walker, norm, core.q)
-    k = find_source(walker, norm, core.k, transposed=core.k_transposed)
-    v = find_source(walker, norm, core.v)
+    q, k, v = _sources(walker, norm, core)
     columns, weight, bias, gains, inner_norm = output_of(walker, core, v.images, result, (batch, tokens, width))
-    heads, head_dim = q.rows.shape
-    if not (torch.equal(q.images, v.images) and torch.equal(k.images, v.images)):
-        raise Mismatch("queries, keys and values come in different orders of images and heads")
-    if k.rows.shape != q.rows.shape or v.rows.shape[0] != heads:
-        shapes = [f"{part.rows.shape[0]} heads of {part.rows.shape[1]}" for part in (q, k, v)]
-        raise Mismatch(f"queries are {shapes[0]} channels, keys {shapes[1]}, values {shapes[2]}")
     if columns.shape != v.rows.shape:
         raise Mismatch("the projection does not read every head's channels exactly once")
-    if v.norm is not None or v.partner is not None:
-        raise Mismatch("values are normalised or turned")
-    q, k = common_order(q, k)
-    module = Attention(
-        width,
-        heads,
-        head_dim,
-        v.rows.shape[1],
-        1.0,
-        (q.bias is not None, k.bias is not None, v.bias is not None),
-        None if bias is None else (width,),
-    )
-    module.core = _core(q, k, core.scale * q.factor * k.factor, _position_bias(walker, core, q.images))
+    position_bias = _position_bias(walker, core, q.images)
+    order, group = _groups(k, v)
+    if group > 1:
+        q, k, v, columns = q.of_heads(order), k.of_heads(order[::group]), v.of_heads(order[::group]), columns[order]
+        position_bias = position_bias if position_bias is None or len(position_bias) == 1 else position_bias[order]
+    biases, out_bias = (q.bias is not None, k.bias is not None, v.bias is not None), None if bias is None else (width,)
+    settings = {"group": group}
+    module = Attention(width, len(k.rows), q.rows.shape[1], v.rows.shape[1], 1.0, biases, out_bias, settings)
+    module.core = _core(q, k, core.scale * q.factor * k.factor, position_bias, group)
     if inner_norm is not None:
-        order = columns.flatten()
-        scale, shift = (None if value is None else value[order] for value in (inner_norm.weight, inner_norm.bias))
-        module.core.out_norm = InnerNorm.of(inner_norm.kind, inner_norm.eps, scale, shift)
+        module.core.out_norm = _out_norm(inner_norm, columns.flatten())
         if v.factor != 1.0:
             raise Mismatch("values are scaled before a norm of the heads' outputs")
     module = module.to(weight.dtype)
@@ -67,6 +53,33 @@ def match_attention(walker: Walker, norm: Node, result: Node) -> Attention:
     return module
 
 
+def _sources(walker: Walker, norm: Node, core: Core) -> tuple[Source, Source, Source]:
+    """Queries, keys and values, of as many heads each. Raises Mismatch."""
+    q = find_source(walker, norm, core.q)
+    k = find_source(walker, norm, core.k, transposed=core.k_transposed).repeated(core.group)
+    v = find_source(walker, norm, core.v).repeated(core.group)
+    if not (torch.equal(q.images, v.images) and torch.equal(k.images, v.images)):
+        raise Mismatch("queries, keys and values come in different orders of images and heads")
+    if k.rows.shape != q.rows.shape or len(v.rows) != len(q.rows):
+        shapes = [f"{part.rows.shape[0]} heads of {part.rows.shape[1]}" for part in (q, k, v)]
+        raise Mismatch(f"queries are {shapes[0]} channels, keys {shapes[1]}, values {shapes[2]}")
+    if v.norm is not None or v.partner is not None:
+        raise Mismatch("values are normalised or turned")
+    q, k = common_order(q, k)
+    return q, k, v
+
+
+def _groups(k: Source, v: Source) -> tuple[Tensor, int]:
+    """An order of the queries in which those that share a key and a value are neighbours, and how many do: 1 where
+    each has its own."""
+    _, place, counts = torch.cat([k.rows, v.rows], dim=1).unique(dim=0, return_inverse=True, return_counts=True)
+    group = int(counts[0])
+    alike = k.cos is None or len(k.cos) == 1
+    if not alike or not bool((counts == group).all()):
+        return torch.arange(len(place)), 1
+    return place.argsort(stable=True), group
+
+
 def fill(linear: nn.Linear, source: Source) -> None:
     """Copies the source's rows, head by head, into the projection."""
     rows = source.rows.flatten()
@@ -75,10 +88,16 @@ def fill(linear: nn.Linear, source: Source) -> None:
         linear.bias.copy_(source.bias[rows])
 
 
-def _core(q: Source, k: Source, scale: float, bias: Tensor | None) -> AttentionCore:
-    core = AttentionCore(scale, head_norm(q.norm), head_norm(k.norm), rotary_of(q), rotary_of(k))
+def _core(q: Source, k: Source, scale: float, bias: Tensor | None, group: int) -> AttentionCore:
+    core = AttentionCore(scale, head_norm(q.norm), head_norm(k.norm), rotary_of(q), rotary_of(k), group=group)
     core.position_bias = None if bias is None else nn.Parameter(bias.clone())
     return core
+
+
+def _out_norm(norm: Normalisation, order: Tensor) -> InnerNorm:
+    """order: of the heads' channels among those that the norm sees."""
+    scale, shift = (None if value is None else value[order] for value in (norm.weight, norm.bias))
+    return InnerNorm.of(norm.kind, norm.eps, scale, shift)
 
 
 def head_norm(normalisation: Normalisation | None) -> HeadNorm | None:

@@ -21,7 +21,8 @@ _PRODUCTS = (aten.matmul.default, aten.bmm.default)
 @dataclass
 class Core:
     """One attention product. scale: everything that multiplies q kᵀ apart from what lies before q and k. bias: what is
-    added to the scores, (leading axes of the scores, T, T) or broadcastable to it."""
+    added to the scores, (leading axes of the scores, T, T) or broadcastable to it. group: how many queries in a row
+    share a key and a value."""
 
     q: Node
     k: Node
@@ -30,6 +31,7 @@ class Core:
     scale: float
     k_transposed: bool
     bias: Tensor | None = None
+    group: int = 1
 
 
 def find_core(walker: Walker, norm: Node, result: Node) -> Core:
@@ -43,13 +45,14 @@ def find_core(walker: Walker, norm: Node, result: Node) -> Core:
 def _fused_core(walker: Walker, sdpa: Node) -> Core:
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given = dict(zip(names, sdpa.args, strict=False)) | dict(sdpa.kwargs)
-    if given.get("dropout_p") or given.get("is_causal") or given.get("enable_gqa"):
-        raise Mismatch("its attention has dropout, a causal mask or grouped queries")
+    if given.get("dropout_p") or given.get("is_causal"):
+        raise Mismatch("its attention has dropout or a causal mask")
     bias = _bias(walker, given.get("attn_mask"))
     q, k, v = (cast(Node, given[name]) for name in names[:3])
     scale = given.get("scale")
     head_dim = walker.values[q].shape[-1]
-    return Core(q, k, v, sdpa, _scale(scale, head_dim), False, bias)
+    group = walker.values[q].shape[-3] // walker.values[k].shape[-3] if given.get("enable_gqa") else 1
+    return Core(q, k, v, sdpa, _scale(scale, head_dim), False, bias, group)
 
 
 def _written_core(walker: Walker, softmax: Node, inside: set[Node]) -> Core:

@@ -12,9 +12,10 @@ from torch.fx import Node
 
 from passes.aten import aten, backward_slice
 from passes.attention_core import InnerNorm
-from passes.dialect import ACTIVATIONS, GatedMlp, Mlp, Neurons, Projection
+from passes.dialect import Projection
 from passes.layout import Mismatch, Walker, element_ids
 from passes.match_transforms import find_inner_norm
+from passes.mlp import ACTIVATIONS, GatedMlp, Mlp, Neurons
 
 _POINTWISE = frozenset(
     {

@@ -1,4 +1,5 @@
-"""Recognising the norm between the stream and a sublayer: LayerNorm or RMSNorm, one operator or written out."""
+"""Recognising the norm between the stream and a sublayer: LayerNorm or RMSNorm, one operator or written out, or one of
+them on another."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from torch.fx import Node
 
 from passes.aten import aten, backward_slice, cut_points
 from passes.attention_core import LAYER, RMS
-from passes.dialect import Norm
 from passes.layout import Mismatch, Walker
 from passes.match_transforms import Normalisation, find_normalisation
+from passes.norms import Norm, NormOnNorm, SingleNorm
 
 _FARTHEST = 6
 """Nodes that all of a sublayer passes, of which one may be the end of its norm."""
@@ -20,11 +21,32 @@ _FARTHEST = 6
 
 def match_norm(walker: Walker, stream: Node, branch: Node) -> tuple[Node, Norm]:
     """The node that is the normalised stream, which everything in the sublayer reads, and its norm. Raises Mismatch."""
+    node, first = match_single_norm(walker, stream, branch)
+    second = _single_norm(walker, node, branch)
+    if second is None:
+        return node, first
+    return second[0], NormOnNorm(first, _module(second[1], walker.values[node]))
+
+
+def match_single_norm(walker: Walker, stream: Node, branch: Node) -> tuple[Node, SingleNorm]:
+    """The same, of the first norm alone. Raises Mismatch."""
+    matched = _single_norm(walker, stream, branch)
+    if matched is None:
+        raise Mismatch(_why_none(_readers(walker, stream, branch)))
+    return matched[0], _module(matched[1], walker.values[stream])
+
+
+def _readers(walker: Walker, stream: Node, branch: Node) -> list[Node]:
     inside = set(backward_slice(branch, stream))
-    readers = [user for user in stream.users if user in inside and walker.carries_data(user)]
+    return [user for user in stream.users if user in inside and walker.carries_data(user)]
+
+
+def _single_norm(walker: Walker, stream: Node, branch: Node) -> tuple[Node, Normalisation] | None:
+    readers = _readers(walker, stream, branch)
     if len(readers) == 1 and readers[0].target is aten.layer_norm.default:
         _, weight, bias, eps = walker.norm_parameters(readers[0])
-        return readers[0], _module(Normalisation(LAYER, eps, weight, bias), walker.values[stream])
+        return readers[0], Normalisation(LAYER, eps, weight, bias)
+    inside = set(backward_slice(branch, stream))
     cuts = cut_points([stream, *(node for node in walker.data if node in inside)])
     matched: tuple[Node, Normalisation] | None = None
     for node in cuts[1 : 1 + _FARTHEST]:
@@ -33,9 +55,7 @@ def match_norm(walker: Walker, stream: Node, branch: Node) -> tuple[Node, Norm]:
             if normalisation is None and matched is not None:
                 break
             matched = matched if normalisation is None else (node, normalisation)
-    if matched is None:
-        raise Mismatch(_why_none(readers))
-    return matched[0], _module(matched[1], walker.values[stream])
+    return matched
 
 
 def _why_none(readers: Sequence[Node]) -> str:
@@ -47,9 +67,9 @@ def _why_none(readers: Sequence[Node]) -> str:
     )
 
 
-def _module(normalisation: Normalisation, stream: torch.Tensor) -> Norm:
+def _module(normalisation: Normalisation, stream: torch.Tensor) -> SingleNorm:
     width, affine = stream.shape[-1], normalisation.weight is not None
-    norm: Norm
+    norm: SingleNorm
     if normalisation.kind == RMS:
         if normalisation.bias is not None:
             raise Mismatch("the stream's RMSNorm has a shift")

@@ -40,6 +40,18 @@ class Source:
     cos: Tensor | None = None
     sin: Tensor | None = None
 
+    def repeated(self, count: int) -> Source:
+        """Each head `count` times in a row."""
+        heads = len(self.rows)
+        chosen = torch.arange(heads).repeat_interleave(count)
+        images = self.images.repeat_interleave(count)
+        return replace(self.of_heads(chosen), images=images) if count > 1 and heads else self
+
+    def of_heads(self, heads: Tensor) -> Source:
+        """The source of these heads of every image, in this order."""
+        cos, sin = (table if table is None or len(table) == 1 else table[heads] for table in (self.cos, self.sin))
+        return replace(self, rows=self.rows[heads], cos=cos, sin=sin)
+
     def in_order(self, order: Tensor) -> Source:
         """The same with each head's channels in another order."""
         norm = self.norm

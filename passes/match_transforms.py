@@ -50,6 +50,8 @@ def find_normalisation(walker: Walker, start: Node, end: Node, kinds: tuple[str,
     before, after = walker.values[start], walker.values[end]
     if before.shape != after.shape or not any(node.target in _NORM_PARTS for node in stretch):
         return None
+    if any(node.target is aten.linear.default for node in stretch):
+        return None
     # Small inputs tell an ε from another.
     small = before * 1e-2
     there = run_between(start, end, small, walker.values)

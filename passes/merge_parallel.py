@@ -17,9 +17,11 @@ from torch.fx import Node
 
 from passes.aten import aten
 from passes.deployment import linear_of
-from passes.dialect import Attention, GatedMlp, Mlp, Norm, Projection, Sublayer
-from passes.fold_norms import fold_into, plain
+from passes.dialect import Attention, Projection, Sublayer
+from passes.fold_norms import fold_into
 from passes.layout import Walker
+from passes.mlp import GatedMlp, Mlp
+from passes.norms import Norm, NormOnNorm, plain
 
 Matched = tuple[Norm, Sublayer]
 
@@ -32,8 +34,11 @@ def merge_parallel(walker: Walker, branch: Node, match: Callable[[Node], Matched
     terms = _summands(walker, branch)
     if len(terms) < 2:
         return None
-    norms, modules = zip(*(match(term) for term in terms), strict=True)
-    if len({(type(norm), norm.eps) for norm in norms}) > 1 or len({_like(module) for module in modules}) > 1:
+    matched = [match(term) for term in terms]
+    modules = [module for _, module in matched]
+    norms = [norm for norm, _ in matched if not isinstance(norm, NormOnNorm)]
+    alike = len({(type(norm), norm.eps) for norm in norms}) == len({_like(module) for module in modules}) == 1
+    if not alike or len(norms) < len(matched):
         return None
     for norm, module in zip(norms, modules, strict=True):
         if norm.elementwise_affine:
@@ -61,7 +66,7 @@ def _is_data(walker: Walker, node: object) -> bool:
 def _like(module: Sublayer) -> tuple[object, ...]:
     """What sublayers that are merged share."""
     if isinstance(module, Attention):
-        return Attention, module.head_dim, module.channels, module.scale
+        return Attention, module.head_dim, module.value_dim, module.scale
     assert isinstance(module, Mlp | GatedMlp)
     return type(module), module.activation
 
@@ -75,7 +80,7 @@ def _merged(modules: Sequence[Sublayer]) -> Sublayer | None:
     if isinstance(first, Attention):
         if not all(isinstance(module, Attention) and module.core.plain for module in modules):
             return None
-        merged = Attention(first.q.in_features, units, first.head_dim, first.channels, first.scale)
+        merged = Attention(first.q.in_features, units, first.head_dim, first.value_dim, first.scale)
     else:
         assert isinstance(first, Mlp | GatedMlp)
         merged = type(first)(first.linears[0].in_features, units, first.activation)

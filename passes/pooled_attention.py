@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from passes.attention_core import AttentionCore, InnerNorm, with_part
-from passes.dialect import Projection, Sublayer
+from passes.attention_core import AttentionCore
+from passes.dialect import Heads, Projection
 
 
 class FreshTokens(nn.Module):
@@ -37,14 +37,13 @@ class FreshTokens(nn.Module):
         return "1 token" if self.count == 1 else f"{self.count} tokens"
 
 
-class PooledAttention(Sublayer):
+class PooledAttention(Heads):
     """softmax(scale · Q Kᵀ) V for each head with learnt queries, then the projection: (B, T, D) -> (B, n, D).
 
-    The pooling of Set Transformers (Lee et al. 2019, arXiv:1810.00825), the MAP head of SigLIP. head_dim: channels of a
-    head's keys; value_dim: of its values. biases: which of k, v have one. core: as in `passes.dialect.Attention`.
+    The pooling of Set Transformers (Lee et al. 2019, arXiv:1810.00825), the MAP head of SigLIP. biases: which of k, v
+    have one. core: as in `passes.dialect.Attention`.
     """
 
-    kind = "head"
     reads = ("k", "v")
 
     def __init__(
@@ -59,20 +58,11 @@ class PooledAttention(Sublayer):
         out_bias: tuple[int, ...] | None = None,
         core: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.units, self.channels, self.head_dim = heads, value_dim, head_dim
-        self.core = AttentionCore.from_config(scale, core or {})
+        super().__init__(heads, head_dim, value_dim, AttentionCore.from_config(scale, core or {}))
         self.query = nn.Parameter(torch.empty(heads, queries, head_dim))
         self.k = nn.Linear(width, heads * head_dim, bias=biases[0])
         self.v = nn.Linear(width, heads * value_dim, bias=biases[1])
         self.out = Projection(heads * value_dim, width, out_bias)
-
-    @property
-    def inner_norm(self) -> InnerNorm | None:
-        return self.core.out_norm
-
-    def without_inner_norm(self) -> PooledAttention:
-        return with_part(self, "core", with_part(self.core, "out_norm", None))
 
     @property
     def queries(self) -> int:
@@ -80,26 +70,12 @@ class PooledAttention(Sublayer):
 
     def inner(self, x: Tensor) -> Tensor:
         """The normalised stream (B, T, D) -> inner channels (B, n, units · channels)."""
-        k, v = (project(x).unflatten(-1, (self.units, -1)).transpose(1, 2) for project in self.linears)
-        pooled: Tensor = self.core(self.query.repeat(x.shape[0], 1, 1, 1), k, v)
+        pooled: Tensor = self.core(self.query.repeat(x.shape[0], 1, 1, 1), *self.by_head(x))
         return pooled
 
     def config(self) -> dict[str, Any]:
-        core = self.core.config()
-        return {
-            "width": self.k.in_features,
-            "heads": self.units,
-            "head_dim": self.head_dim,
-            "value_dim": self.channels,
-            "queries": self.queries,
-            "scale": self.core.scale,
-            "biases": [linear.bias is not None for linear in self.linears],
-            "out_bias": self._out_config(),
-            **({"core": core} if core else {}),
-        }
+        return {**super().config(), "queries": self.queries}
 
     def extra_repr(self) -> str:
-        heads = "1 head" if self.units == 1 else f"{self.units} heads"
         queries = "1 learnt query" if self.queries == 1 else f"{self.queries} learnt queries"
-        extras = "".join(f", {extra}" for extra in self.core.extras)
-        return f"{heads} of {self.head_dim}, {queries}, scale {self.core.scale:.4g}{extras}"
+        return f"{super().extra_repr()}, {queries}"

@@ -2,8 +2,8 @@
 
     a0  LayerNorm → Attention(2 heads of 4, scale 0.5, bias of q k v out)  1×5×8  304  3,360
 
-LayerNorm, sublayer and residual add are one line. A line reads the one above it unless it names another. A plain
-LayerNorm has neither scale nor shift.
+Norm, sublayer and residual add are one line. A line reads the one above it unless it names another. A plain norm has
+neither scale nor shift.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from passes.aten import SHAPE_OPS, aten, attribute_tensor
+from passes.norms import NORMS, Norm, NormOnNorm
 from passes.stream import module_of
 
 _PLUMBING = (SHAPE_OPS | {aten.sym_size.int}) - {aten.select.int, aten.slice.Tensor}
@@ -108,7 +109,7 @@ def _parts(graph_module: GraphModule, add: Node) -> tuple[Node, Node] | None:
     for sublayer in add.all_input_nodes:
         norm = sublayer.all_input_nodes[0] if sublayer.op == "call_module" else sublayer
         alone = len(sublayer.users) == len(norm.users) == 1
-        if norm is not sublayer and alone and isinstance(module_of(graph_module, norm), nn.LayerNorm):
+        if norm is not sublayer and alone and isinstance(module_of(graph_module, norm), NORMS):
             return norm, sublayer
     return None
 
@@ -135,12 +136,18 @@ def _computes(graph_module: GraphModule, parts: tuple[Node, ...], names: dict[ob
 
 def _describe(graph_module: GraphModule, node: Node) -> str:
     module = module_of(graph_module, node)
-    if isinstance(module, nn.LayerNorm):
-        return "LayerNorm" if module.elementwise_affine else "LayerNorm(plain)"
+    if isinstance(module, NORMS):
+        return _norm(module)
     if isinstance(module, GraphModule):
         calls = [part for part in module.graph.nodes if part.op == "call_function"]
         return " → ".join(_operator(call) for call in calls if call.target not in _PLUMBING) or "reshape"
     return f"{type(module).__name__}({'' if module is None else module.extra_repr()})"
+
+
+def _norm(norm: Norm) -> str:
+    if isinstance(norm, NormOnNorm):
+        return f"{_norm(norm.first)} → {_norm(norm.second)}"
+    return type(norm).__name__ + ("" if norm.elementwise_affine else "(plain)")
 
 
 def _operator(node: Node) -> str:

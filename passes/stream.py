@@ -9,7 +9,8 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from passes.base import PassError
-from passes.dialect import NORMS, AddConstant, Sublayer
+from passes.dialect import AddConstant, Sublayer
+from passes.norms import NORMS
 from passes.pooled_attention import FreshTokens, PooledAttention
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from passes.attention_core import with_part
-from passes.dialect import NORMS, AddConstant, Attention, Neurons, Sublayer
+from passes.dialect import AddConstant, Attention, Sublayer
+from passes.mlp import Neurons
+from passes.norms import NORMS
 
 Module = TypeVar("Module", bound=nn.Module)
 _PROBES = 3

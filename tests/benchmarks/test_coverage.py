@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.coverage import FULL, PARTIAL, REFUSED, look_at, main
+from benchmarks.coverage import FULL, REFUSED, look_at, main
 from benchmarks.coverage_models import model_names
 
 
@@ -13,7 +13,7 @@ from benchmarks.coverage_models import model_names
     [
         ("eva02_tiny_patch14_224", "Eva", FULL, ""),
         ("vit_base_patch16_siglip_224", "VisionTransformer", FULL, ""),
-        ("vit_base_patch16_sapiens2", "Eva", PARTIAL, "repeat_interleave"),
+        ("vit_base_patch16_sapiens2", "Eva", FULL, ""),
         ("vit_base_patch16_xp_224", "VisionTransformer", REFUSED, "no attention sublayer"),
     ],
 )

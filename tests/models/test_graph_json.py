@@ -72,6 +72,8 @@ def assert_same(graph_module: GraphModule) -> None:
         "timm-rotary-mixed",
         "timm-beit",
         "timm-norms-inside",
+        "timm-norm-on-norm",
+        "timm-grouped-queries",
     ],
 )
 def test_families_come_back_to_the_bit(name: str) -> None:

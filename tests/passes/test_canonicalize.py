@@ -5,7 +5,8 @@ import timm
 import torch
 from timm.layers import AttentionPoolLatent
 
-from passes.dialect import Attention, Mlp
+from passes.dialect import Attention
+from passes.mlp import Mlp
 from passes.stream import is_canonical, read_sites
 from tests.support.checks import assert_equal, assert_trainable, canonical, traced
 from tests.support.families import CLASSES, FAMILIES, REFUSED, SIZE, HandWritten, images, make, randomised
@@ -274,7 +275,7 @@ def test_a_gain_without_a_norm_is_named():
 
 def test_a_value_that_differs_is_not_believed(monkeypatch):
     """A match is run against the recorded values: with another activation in its table, every MLP stays opaque."""
-    monkeypatch.setitem(__import__("passes.dialect").dialect.ACTIVATIONS, "gelu", torch.tanh)
+    monkeypatch.setitem(__import__("passes.mlp").mlp.ACTIVATIONS, "gelu", torch.tanh)
     found = to_canonical(make("timm"), images(2))
     assert [site.name for site in read_sites(found.graph_module)] == ["a0", "a1", "a2"]
     assert "activation is none of" in found.notes[0]

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from passes.dialect import AddConstant, Mlp
+from passes.dialect import AddConstant
+from passes.mlp import Mlp
 from passes.token_use import by_token, cut_tokens, tokens_read
 
 

@@ -12,6 +12,7 @@ from timm.layers import AttentionPoolLatent, RmsNorm, SwiGLU, set_fused_attn
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import ParallelThingsBlock
+from timm.models.vitamin import GeGluMlp
 from torch import Tensor, nn
 
 from vitfx.graph.plain_module import Logits
@@ -216,6 +217,18 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     ),
     "timm-norms-inside": lambda: timm.models.VisionTransformer(**_TIMM, scale_attn_norm=True, scale_mlp_norm=True),
     "timm-norm-inside-mlp": lambda: Eva(**_TIMM, mlp_ratio=1.5, swiglu_mlp=True, scale_mlp=True),
+    "timm-norm-on-norm": lambda: timm.models.VisionTransformer(**_TIMM, mlp_layer=GeGluMlp),
+    "timm-grouped-queries": lambda: Eva(
+        **_TIMM,
+        attn_type="rope",
+        global_pool="token",
+        num_kv_heads=(2, 4, 2),
+        qkv_fused=False,
+        qk_norm=True,
+        norm_layer=RmsNorm,
+        use_rot_pos_emb=True,
+        rope_rotate_half=True,
+    ),
     "timm-side-by-side": lambda: timm.models.VisionTransformer(**_TIMM, block_fn=ParallelThingsBlock),
     "hf-dinov3": lambda: FirstToken(
         transformers.DINOv3ViTModel(

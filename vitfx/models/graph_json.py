@@ -18,12 +18,14 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from passes.aten import attribute_tensor
-from passes.dialect import AddConstant, Attention, GatedMlp, Mlp
+from passes.dialect import AddConstant, Attention
+from passes.mlp import GatedMlp, Mlp
+from passes.norms import SINGLE, NormOnNorm
 from passes.pooled_attention import FreshTokens, PooledAttention
 from vitfx.support.errors import UserError, in_a_line
 
 _DIALECT = (Attention, PooledAttention, FreshTokens, Mlp, GatedMlp, AddConstant)
-_MODULES: dict[str, type[nn.Module]] = {part.__name__: part for part in (*_DIALECT, nn.LayerNorm, nn.RMSNorm)}
+_MODULES: dict[str, type[nn.Module]] = {part.__name__: part for part in (*_DIALECT, *SINGLE)}
 _PYTHON = {
     f"operator.{name}": getattr(operator, name)
     for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem")
@@ -78,6 +80,8 @@ def _encode_module(name: str, module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.RMSNorm):
         shape, affine = list(module.normalized_shape), module.elementwise_affine
         return {"type": "RMSNorm", "normalized_shape": shape, "eps": module.eps, "elementwise_affine": affine}
+    if isinstance(module, NormOnNorm):
+        return {"type": "NormOnNorm", **{part: _encode_module(part, norm) for part, norm in module.named_children()}}
     if isinstance(module, _DIALECT):
         return {"type": type(module).__name__, **module.config()}
     raise UserError(f"module {name} is a {type(module).__name__}, which an artifact can't hold")
@@ -86,6 +90,11 @@ def _encode_module(name: str, module: nn.Module) -> dict[str, Any]:
 def _decode_module(record: dict[str, Any]) -> nn.Module:
     if record["type"] == "Graph":
         return _decode_graph(record)
+    if record["type"] == "NormOnNorm":
+        first, second = (_decode_module(record[part]) for part in ("first", "second"))
+        if not isinstance(first, SINGLE) or not isinstance(second, SINGLE):
+            raise UserError("the artifact's graph has a norm on a norm that is none: give a file that vitfx wrote")
+        return NormOnNorm(first, second)
     return _MODULES[record["type"]](**{key: value for key, value in record.items() if key != "type"})
 
 

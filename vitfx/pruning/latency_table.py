@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
-from passes.dialect import NORMS
+from passes.norms import NORMS
 from passes.plan import DeletionPlan
 from passes.stream import module_of, read_sites
 from vitfx.deploy.runtime import Session

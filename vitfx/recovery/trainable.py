@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.utils import parametrize
 
-from passes.dialect import NORMS, AddConstant, Projection
+from passes.dialect import AddConstant, Projection
+from passes.norms import NORMS
 from passes.stream import read_sites
 from vitfx.support.errors import UserError
 

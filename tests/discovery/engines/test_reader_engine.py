@@ -99,7 +99,14 @@ def test_classifiers_that_read_other_tokens(name):
 
 @pytest.mark.parametrize(
     ("name", "granularity"),
-    [("timm-rms-swiglu-qk-norm", "qkv"), ("hf-dinov3", "qkv"), ("timm-beit", "edge"), ("timm-rotary-mixed", "edge")],
+    [
+        ("timm-rms-swiglu-qk-norm", "qkv"),
+        ("hf-dinov3", "qkv"),
+        ("timm-beit", "edge"),
+        pytest.param("timm-grouped-queries", "qkv", marks=pytest.mark.slow),
+        ("timm-norm-on-norm", "edge"),
+        ("timm-rotary-mixed", "edge"),
+    ],
 )
 def test_cores_that_do_more_than_a_product(name, granularity):
     got = assert_same(Setting(name, granularity), 1e-3)

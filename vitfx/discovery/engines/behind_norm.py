@@ -5,7 +5,8 @@ saw is gone, the norm scales up all the rest, and a removal that lowers D_KL alo
 
     x̂ = (x − x̄) / σ(x),   Δ = (x + δ − mean) / σ(x + δ) − x̂,
 
-gradients are taken by x̂ and multiplied by Δ, which needs only the products and variances of x and δ.
+gradients are taken by x̂ and multiplied by Δ, which needs only the products and variances of x and δ. Of a norm on a
+norm that is the first; gradients go through the second.
 
 Shapes: g gradients, R readers, W writers, n images, T tokens, D width.
 """
@@ -14,28 +15,30 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from passes.dialect import Norm
+from passes.norms import Norm, NormOnNorm, SingleNorm, plain, shift_of
 
 
 class Rescale(nn.Module):
-    """A norm's scale and shift alone, for a stream that is standardized already."""
+    """A norm's scale and shift alone, for a stream that is standardized already, and the norm on it if there is one."""
 
     def __init__(self, norm: Norm) -> None:
         super().__init__()
-        self.weight, self.bias = norm.weight, norm.bias if isinstance(norm, nn.LayerNorm) else None
+        first = _first(norm)
+        self.weight, self.bias = first.weight, shift_of(first)
+        self.second = norm.second if isinstance(norm, NormOnNorm) else None
 
     def forward(self, standardized: Tensor) -> Tensor:
         scaled = standardized if self.weight is None else standardized * self.weight
-        return scaled if self.bias is None else scaled + self.bias
+        shifted: Tensor = scaled if self.bias is None else scaled + self.bias
+        return shifted if self.second is None else self.second(shifted)
 
 
 def standardized(norm: Norm, read: Tensor) -> Tensor:
     """x̂, in the shape of `read` (..., D)."""
-    if isinstance(norm, nn.RMSNorm):
-        return F.rms_norm(read, norm.normalized_shape, eps=norm.eps)
-    return F.layer_norm(read, norm.normalized_shape, eps=norm.eps)
+    standardize: nn.Module = plain(_first(norm))
+    result: Tensor = standardize(read)
+    return result
 
 
 def products(norm: Norm, gradients: Tensor, read: Tensor, changes: Tensor, signs: Tensor) -> Tensor:
@@ -68,12 +71,18 @@ def products(norm: Norm, gradients: Tensor, read: Tensor, changes: Tensor, signs
     return difference.sum(dim=1).permute(2, 3, 1, 0).flatten(1, 2)
 
 
+def _first(norm: Norm) -> SingleNorm:
+    """The norm that reads the stream."""
+    return norm.first if isinstance(norm, NormOnNorm) else norm
+
+
 def _centres(norm: Norm) -> bool:
-    return isinstance(norm, nn.LayerNorm)
+    return isinstance(_first(norm), nn.LayerNorm)
 
 
 def _epsilon(norm: Norm, read: Tensor) -> float:
-    return torch.finfo(read.dtype).eps if norm.eps is None else norm.eps
+    eps = _first(norm).eps
+    return torch.finfo(read.dtype).eps if eps is None else eps
 
 
 def _per_token(value: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from passes.dialect import Attention, Neurons
+from passes.dialect import Attention
+from passes.mlp import Neurons
 from passes.plan import channels_of
 from vitfx.circuits.circuit import Reader
 from vitfx.circuits.edge_table import Wiring

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from passes.dialect import NORMS
+from passes.norms import NORMS
 from vitfx.circuits.circuit import Edge
 from vitfx.circuits.edge_table import Wiring
 from vitfx.discovery.basis.forecast import Forecast

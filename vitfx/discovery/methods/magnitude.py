@@ -16,7 +16,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from passes.dialect import NORMS, Attention, Norm, Sublayer
+from passes.dialect import Attention, Sublayer
+from passes.norms import NORMS, Norm
 from passes.plan import channels_of
 from vitfx.circuits.circuit import EMBED, Writer
 from vitfx.circuits.edge_graph import EdgeGraph
