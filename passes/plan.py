@@ -17,6 +17,8 @@ from torch.fx import GraphModule
 from passes.base import PassError
 from passes.stream import read_sites
 
+FORMAT = "vitfx-plan/1"
+
 
 @dataclass(frozen=True)
 class SublayerDeletion:
@@ -143,7 +145,7 @@ class DeletionPlan:
         """Constants as base64 of little-endian float64, so that a plan read back is the plan written; of each refit's
         tensors, which `tensors` gives, the shape, type and sha256."""
         record: dict[str, Any] = {
-            "format": "vitfx-plan/1",
+            "format": FORMAT,
             "deletions": [_record(deletion) for deletion in self.deletions],
             "refits": [
                 {"name": refit.name, "tensors": {name: _facts(value) for name, value in refit.tensors().items()}}
@@ -156,8 +158,8 @@ class DeletionPlan:
     def from_json(text: str, tensors: Mapping[str, Tensor] | None = None) -> DeletionPlan:
         """tensors: what `DeletionPlan.tensors` gave for this plan. Raises PassError where they are not the plan's."""
         record = json.loads(text)
-        if record.get("format") != "vitfx-plan/1":
-            raise PassError(f"format {record.get('format')!r} is not vitfx-plan/1")
+        if record.get("format") != FORMAT:
+            raise PassError(f"format {record.get('format')!r} is not {FORMAT}")
         refits = tuple(_refit(refit, tensors or {}) for refit in record.get("refits", ()))
         return DeletionPlan(tuple(_deletion(deletion) for deletion in record["deletions"]), refits)
 

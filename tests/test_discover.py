@@ -22,6 +22,7 @@ from vitfx.discovery.basis.settings import METHODS, Settings
 from vitfx.discovery.run import prepare
 from vitfx.graph.trace import to_canonical
 from vitfx.images.splits import open_data
+from vitfx.models.record import sealed
 from vitfx.runs.discover import Discoveries
 from vitfx.runs.tau_sweep import circuit_path
 from vitfx.show import main as show
@@ -252,7 +253,7 @@ def test_circuits_that_prune_refuses(path: Path, circuit: Path, tmp_path: Path, 
     record = torch.load(other, weights_only=True)
     name = next(key for key, value in record["state_dict"].items() if value.is_floating_point())
     record["state_dict"][name] = record["state_dict"][name] * 1.01
-    torch.save(record, other)
+    torch.save(sealed(record), other)
     assert "was found on another model's weights" in refusal(other, "--circuit", str(circuit))
     known = read(circuit)
     shifted = tmp_path / "shifted.json"

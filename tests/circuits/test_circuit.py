@@ -62,7 +62,19 @@ def test_another_circuit_has_another_fingerprint(change: dict[str, object]) -> N
 
 
 def damaged(**changes: object) -> str:
-    return json.dumps(json.loads(CIRCUIT.to_json()) | changes)
+    """Without a digest, as vitfx 0.5 wrote circuits."""
+    record = json.loads(CIRCUIT.to_json()) | changes
+    del record["digest"]
+    return json.dumps(record)
+
+
+def test_a_circuit_without_a_digest_is_read() -> None:
+    assert Circuit.from_json(damaged()) == CIRCUIT
+
+
+def test_a_circuit_that_was_edited_is_refused() -> None:
+    with pytest.raises(UserError, match="can't be trusted, for its contents do not match its digest"):
+        Circuit.from_json(json.dumps(json.loads(CIRCUIT.to_json()) | {"kl": 0.5}))
 
 
 @pytest.mark.parametrize(
@@ -79,6 +91,17 @@ def damaged(**changes: object) -> str:
         damaged(writers={"a0.h1": ["a0", 1, 3]}),
         damaged(decisions=[["a0.h1", "a1.h0.x", True, 0.0, 0.0, "exact"]]),
         damaged(decisions=[["a0.h7", "stream", True, 0.0, 0.0, "exact"]]),
+        damaged(decisions=[["a0.h1", "stream", "false", 0.0, 0.0, "exact", None]]),
+        damaged(decisions=[["a0.h1", "stream", True, "0", 0.0, "exact", None]]),
+        damaged(decisions=[["a0.h1", "stream", True, 0.0, [0.0], "exact", None]]),
+        damaged(decisions=[["a0.h1", "stream", True, 0.0, 0.0, 3, None]]),
+        damaged(writers={"a0.h1": ["a0", 1, ["1"]]}),
+        damaged(writers={"a0.h1": ["a0", True, [1]]}),
+        damaged(settings=[]),
+        damaged(origins={"vitfx": 3}),
+        damaged(details=3),
+        damaged(kl="0.3"),
+        "[" * 100_000,
         json.dumps({"format": "vitfx-circuit/2"}),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitfx.circuits.details import Details
+from vitfx.support.digests import DIGEST, DamagedError, check_digest, digest_of
 from vitfx.support.errors import UserError
 
 FORMAT = "vitfx-circuit/2"
@@ -140,28 +141,66 @@ class Circuit:
         }
         head = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         rows = ",\n".join(json.dumps(_row(decision), allow_nan=False) for decision in self.decisions)
-        return f'{head[:-1]},"decisions":[\n{rows}\n]}}'
+        digest = digest_of({**record, "decisions": [_row(decision) for decision in self.decisions]})
+        return f'{head[:-1]},"{DIGEST}":"{digest}","decisions":[\n{rows}\n]}}'
 
     @staticmethod
     def from_json(text: str) -> Circuit:
         """Raises UserError for anything but a vitfx circuit."""
         try:
             record = json.loads(text)
+            check_digest(record)
             if record.get("format") != FORMAT:
                 raise UserError(
                     f"format {record.get('format')!r} is not {FORMAT}: give a circuit.json that this vitfx wrote"
                 )
-            writers = {
-                name: Writer(sublayer, index, tuple(units))
-                for name, (sublayer, index, units) in record["writers"].items()
-            }
-            decisions = tuple(
-                Decision(Edge(writers[writer], Reader.parse(reader)), *measured)
-                for writer, reader, *measured in record["decisions"]
-            )
-            return Circuit(decisions, record["kl"], record["settings"], record["origins"], record["details"])
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            writers = {name: _writer(*fields) for name, fields in record["writers"].items()}
+            decisions = tuple(_decision(writers, *fields) for fields in record["decisions"])
+            head = {name: _of(record[name], types) for name, types in _HEAD.items()}
+            for origin in head["origins"].values():
+                _of(origin, (str,))
+            return Circuit(decisions, **head)
+        except DamagedError as error:
+            raise UserError(f"the circuit can't be trusted, for {error}: give one that vitfx wrote") from error
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
             raise UserError(f"the circuit can't be read: {error!r}; give a circuit.json that vitfx wrote") from error
+
+
+_NUMBER, _NONE = (int, float), type(None)
+_HEAD: dict[str, tuple[type, ...]] = {"kl": _NUMBER, "settings": (dict,), "origins": (dict,), "details": (dict,)}
+
+
+def _writer(sublayer: Any, index: Any, units: Any) -> Writer:
+    return Writer(
+        _of(sublayer, (str,)), _of(index, (int, _NONE)), tuple(_of(unit, (int,)) for unit in _of(units, (list,)))
+    )
+
+
+def _decision(
+    writers: Mapping[str, Writer],
+    writer: Any,
+    reader: Any,
+    kept: Any,
+    score: Any,
+    kl: Any,
+    basis: Any,
+    attribution: Any,
+) -> Decision:
+    return Decision(
+        Edge(writers[writer], Reader.parse(reader)),
+        _of(kept, (bool,)),
+        _of(score, _NUMBER),
+        _of(kl, (*_NUMBER, _NONE)),
+        _of(basis, (str,)),
+        _of(attribution, (*_NUMBER, _NONE)),
+    )
+
+
+def _of(value: Any, types: tuple[type, ...]) -> Any:
+    """The value, if it is of one of these types: a bool is no number here. Raises TypeError."""
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise TypeError(f"{value!r:.80} is of the wrong type")
+    return value
 
 
 def _row(decision: Decision) -> list[str | float | None]:

@@ -25,7 +25,7 @@ from vitfx.models.graph_json import decode, encode
 from vitfx.models.huggingface import load_folder
 from vitfx.models.image_size import UNKNOWN, ImageSize, Size
 from vitfx.models.model_file import folder_weights, read_model_file, trained_folder, weights_file, write_record
-from vitfx.models.record import ARTIFACT_FORMAT, CHECKPOINT_FORMAT, read_record
+from vitfx.models.record import ARTIFACT_FORMAT, CHECKPOINT_FORMAT, read_record, sealed
 from vitfx.models.state_dicts import WEIGHTS, refuse_adapter, tensor_names
 from vitfx.models.timm_folder import is_timm_folder, load_timm_folder
 from vitfx.models.weights import check_finite, fingerprint, load_weights, unwrap_state_dict
@@ -142,7 +142,7 @@ def save_checkpoint(
         "data": data,
         "made_by": made_by,
     }
-    write_record(path, record)
+    write_record(path, sealed(record))
 
 
 def _load(path: Path, arch: str | None, trust_pickle: bool, which: str | None, size: Size | None) -> _Parts:
@@ -254,4 +254,4 @@ def save_artifact(
         "data": data,
         "provenance": provenance,
     }
-    write_record(path, record)
+    write_record(path, sealed(record))

@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from vitfx.images.preprocess import ASSUMED, Preprocess
 from vitfx.models.exported_safety import GRAPH_MEMBER, UnsafeError, without_code
-from vitfx.models.model_file import zip_members
+from vitfx.models.model_file import check_whole, zip_members
 from vitfx.models.weights import check_finite
 from vitfx.support.errors import UserError, in_a_line
 
@@ -36,6 +36,7 @@ def load_exported(path: Path, *, trust_pickle: bool) -> tuple[nn.Module, Preproc
     Raises UserError where the file is broken, where it holds anything that could run as code and `trust_pickle` is
     not set, where its batch is fixed, or where it was exported in training mode.
     """
+    check_whole(path)
     archive: io.BytesIO | Path = path
     try:
         archive = without_code(path)

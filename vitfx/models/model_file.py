@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from vitfx.models.inert import PickledCodeError, pickled_code, read_without_code
+from vitfx.support.digests import DamagedError, check_zip
 from vitfx.support.errors import UserError, in_a_line
 from vitfx.support.files import write_aside
 
@@ -40,6 +41,7 @@ def read_model_file(path: Path, *, trust_pickle: bool) -> Any:
 def _read_whole(path: Path, *, trust_pickle: bool) -> Any:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    check_whole(path)
     if any("/code/" in member for member in zip_members(path)):
         raise UserError(
             f"{path} is a TorchScript archive, which holds no modules that can be pruned: "
@@ -62,6 +64,17 @@ def _read_whole(path: Path, *, trust_pickle: bool) -> Any:
             f"{path} is cut short or no model file, or it holds pickled code: "
             "give a whole file of tensors written by torch.save or safetensors"
         ) from error
+
+
+def check_whole(path: Path) -> None:
+    """Raises UserError where a part of a zip file, as torch.save and torch.export.save write them, does not match its
+    checksum: torch would load it with other numbers."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        check_zip(path)
+    except DamagedError as error:
+        raise UserError(f"{path} is damaged, for {error}: copy or download it again") from error
 
 
 def _read_beside_code(path: Path, refusal: Exception) -> Any:

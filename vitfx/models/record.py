@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from vitfx.images.preprocess import Preprocess
-from vitfx.models.weights import unwrap_state_dict
+from vitfx.models.weights import fingerprint, unwrap_state_dict
+from vitfx.support.digests import DIGEST, digest_of
 from vitfx.support.errors import UserError, in_a_line
 
 CHECKPOINT_FORMAT = "vitfx-checkpoint/1"
@@ -58,8 +59,14 @@ def read_record(record: Mapping[str, Any], source: str) -> ModelRecord:
         json.dumps(provenance)
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"the provenance in {source} is not JSON ({in_a_line(error)}): give another file") from error
+    weights = unwrap_state_dict(record["state_dict"], source)
+    if record.get(DIGEST) not in (None, _digest(record, weights)):
+        raise UserError(
+            f"{source} does not match its digest, so it was damaged or edited: copy it again, or write changes "
+            "with vitfx.models.checkpoint"
+        )
     return ModelRecord(
-        weights=unwrap_state_dict(record["state_dict"], source),
+        weights=weights,
         factory=record["factory"] if "factory" in needed else "",
         kwargs=record["kwargs"] if "kwargs" in needed else {},
         graph=record["graph"] if "graph" in needed else "",
@@ -68,3 +75,12 @@ def read_record(record: Mapping[str, Any], source: str) -> ModelRecord:
         data=record.get("data"),
         provenance=provenance,
     )
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with a digest of all its fields, weights included, which `read_record` checks."""
+    return {**record, DIGEST: _digest(record, record["state_dict"])}
+
+
+def _digest(record: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> str:
+    return digest_of({**record, "state_dict": fingerprint(weights)})

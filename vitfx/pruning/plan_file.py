@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from passes.base import PassError
-from passes.plan import DeletionPlan
+from passes.plan import FORMAT, DeletionPlan
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
+from vitfx.support.json_files import read_json, write_json
 
 PLAN, TENSORS = PLAN_FILES = ("plan.json", "plan.safetensors")
 
@@ -18,13 +20,14 @@ PLAN, TENSORS = PLAN_FILES = ("plan.json", "plan.safetensors")
 def write_plan(folder: Path, plan: DeletionPlan) -> None:
     """Raises WriteError."""
     write_aside(folder / TENSORS, save(plan.tensors()))
-    write_aside(folder / PLAN, plan.to_json())
+    write_json(folder / PLAN, FORMAT, json.loads(plan.to_json()))
 
 
 def read_plan(folder: Path) -> DeletionPlan:
     """Raises UserError where the two files are missing, damaged or not of one run."""
     try:
-        return DeletionPlan.from_json((folder / PLAN).read_text(), load((folder / TENSORS).read_bytes()))
+        record = read_json(folder / PLAN, FORMAT, "give the folder of a run")
+        return DeletionPlan.from_json(json.dumps({"format": FORMAT, **record}), load((folder / TENSORS).read_bytes()))
     except OSError as error:
         raise UserError(f"{error.filename} can't be read ({error.strerror}): give the folder of a run") from error
     except (SafetensorError, ValueError, KeyError, PassError) as error:

@@ -1,4 +1,4 @@
-"""JSON files that say what they are: each has a `format`, and no reader guesses a kind by its keys."""
+"""JSON files that say what they are, by their `format`, and prove it, by their digest."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitfx.support.errors import UserError
+from vitfx.support.digests import DIGEST, DamagedError, check_digest, digest_of
+from vitfx.support.errors import UserError, in_a_line
 from vitfx.support.files import write_aside
 
 
 def json_text(format: str, record: Mapping[str, Any]) -> str:
     """format: such as "vitfx-report/1", the first key. Raises ValueError for NaN and infinity, which JSON lacks."""
-    text = json.dumps({"format": format, **record}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    sealed = {"format": format, **record}
+    sealed[DIGEST] = digest_of(sealed)
+    text = json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     # Bytes of a file's name that are not UTF-8, which Python holds as lone surrogates.
     return re.sub("[\ud800-\udfff]", lambda lone: f"\\u{ord(lone[0]):04x}", text)
 
@@ -33,16 +36,21 @@ def read_any_json(path: Path, formats: Sequence[str], advice: str) -> tuple[str,
     """The file's format, which is one of `formats`, and its record without it.
 
     advice: ends the sentence of the error, such as "give a report.json that vitfx wrote". Raises UserError where the
-    file can't be read, is no JSON object, or has another format.
+    file can't be read, is no JSON object, has another format, or is not as it was written.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}): {advice}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): {advice}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({in_a_line(error)}): {advice}") from error
+    try:
+        check_digest(record if isinstance(record, dict) else {})
+    except DamagedError as error:
+        raise UserError(f"{path} can't be trusted, for {error}: {advice}") from error
     format = record.pop("format", None) if isinstance(record, dict) else None
     if not isinstance(format, str) or format not in formats:
         kind = "of no format" if format is None else f"a {format}"
         raise UserError(f"{path} is {kind}, not a {' or a '.join(formats)}: {advice}")
+    record.pop(DIGEST, None)
     return format, record

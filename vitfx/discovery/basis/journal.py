@@ -12,6 +12,7 @@ import torch
 
 from vitfx.circuits.circuit import Decision, Edge
 from vitfx.discovery.basis.protocol import Journal
+from vitfx.support.digests import DIGEST, DamagedError, check_digest, digest_of
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside, writing
 from vitfx.support.processes import Share
@@ -59,7 +60,7 @@ class FileJournal:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         # The last line may have been cut off: all whole lines are written anew.
-        write_aside(path, "".join(json.dumps(line) + "\n" for line in lines))
+        write_aside(path, "".join(map(_written, lines)))
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -88,7 +89,7 @@ class FileJournal:
             for decision in decisions
         ]
         with writing(self.path), self.path.open("a") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
+            file.write("".join(map(_written, lines)))
 
     def discard(self) -> None:
         """Removes the file, and the folder if the journal made it and it holds nothing else."""
@@ -101,6 +102,10 @@ def _has_contents(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
+def _written(line: dict[str, Any]) -> str:
+    return json.dumps({**line, DIGEST: digest_of(line)}) + "\n"
+
+
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
     """The first line, with the key, and the whole decisions that follow it; nothing if the first line is damaged."""
     if not path.is_file():
@@ -109,11 +114,13 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     for text in path.read_text(errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+            needed = {"edge", "units", *_MEASURED} if lines else {"key"}
+            if not isinstance(line, dict) or not needed <= line.keys():
+                break
+            check_digest(line)
+        except (ValueError, RecursionError, DamagedError):
             break
-        needed = {"edge", "units", *_MEASURED} if lines else {"key"}
-        if not isinstance(line, dict) or not needed <= line.keys():
-            break
+        line.pop(DIGEST, None)
         lines.append(line)
     return lines
 

@@ -1,0 +1,43 @@
+"""Digests by which a file proves itself: a flipped bit or an edit by hand is one sentence, never another result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+DIGEST = "digest"
+"""The key under which a JSON record has the digest of all its other fields."""
+
+
+class DamagedError(Exception):
+    """What a file holds is not what was written to it; the sentence says what differs, and neither file nor advice."""
+
+
+def digest_of(record: Mapping[str, Any]) -> str:
+    """sha256 of a JSON record without its digest, however its text is laid out and its keys are ordered."""
+    text = json.dumps({name: value for name, value in record.items() if name != DIGEST})
+    # Only what was read back has the types and keys that a reader will see.
+    canonical = json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def check_digest(record: Mapping[str, Any]) -> None:
+    """Raises DamagedError where a record is not as it was written; one without a digest, as vitfx 0.5 wrote them, is
+    taken as it is."""
+    if DIGEST in record and record[DIGEST] != digest_of(record):
+        raise DamagedError("its contents do not match its digest, so it was damaged or edited")
+
+
+def check_zip(path: Path) -> None:
+    """Compares every member of a zip file, such as torch.save writes, with its checksum. Raises DamagedError."""
+    with zipfile.ZipFile(path) as archive:
+        try:
+            damaged = archive.testzip()
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
+            raise DamagedError(f"its zip structure is damaged ({error})") from error
+    if damaged is not None:
+        raise DamagedError(f"its part {damaged} does not match its checksum")
