@@ -257,7 +257,7 @@ def test_circuits_that_prune_refuses(path: Path, circuit: Path, tmp_path: Path, 
     assert "was found on another model's weights" in refusal(other, "--circuit", str(circuit))
     known = read(circuit)
     shifted = tmp_path / "shifted.json"
-    shifted.write_text(circuit.read_text().replace(known.origins["images"], "0" * 64))
+    shifted.write_text(dataclasses.replace(known, origins={**known.origins, "images": "0" * 64}).to_json())
     assert "found on other calibration images" in refusal(path, "--circuit", str(shifted))
     fewer = Circuit(known.decisions[1:], known.kl, known.settings, known.origins, known.details)
     shifted.write_text(fewer.to_json())

@@ -21,6 +21,7 @@ from torch.export import Dim, export
 
 from tests.support.checks import traced
 from tests.support.families import SIZE
+from tests.support.records import model_record
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.checkpoint import load_model, save_artifact, save_checkpoint
 from vitfx.models.vit import ViT
@@ -77,7 +78,7 @@ def pickled(path: Path, change: Callable[[Any], Any] = lambda record: record) ->
         torch.save(record, folder / "copy.pt")
         return folder / "copy.pt"
 
-    return File(torch.load(path, weights_only=True), write, IN_PICKLES)
+    return File(model_record(path), write, IN_PICKLES)
 
 
 def checkpoint(folder: Path) -> File:
@@ -109,7 +110,7 @@ def artifact(folder: Path) -> File:
 
 def graph(folder: Path) -> File:
     save_artifact(folder / "whole.pt", small_graph(), Preprocess((SIZE, SIZE)), None, None, {})
-    whole = torch.load(folder / "whole.pt", weights_only=True)
+    whole = model_record(folder / "whole.pt")
 
     def write(folder: Path, record: Any) -> Path:
         torch.save(whole | {"graph": json.dumps(record)}, folder / "copy.pt")
@@ -240,7 +241,7 @@ def test_a_pickle_that_holds_itself(tmp_path: Path) -> None:
     contents["model"] = contents
     torch.save(contents, tmp_path / "model.pt")
     loads_or_is_refused(tmp_path / "model.pt")
-    torch.save(torch.load(checkpoint_path(tmp_path)) | {"provenance": contents}, tmp_path / "model.pt")
+    torch.save(model_record(checkpoint_path(tmp_path)) | {"provenance": contents}, tmp_path / "model.pt")
     loads_or_is_refused(tmp_path / "model.pt")
 
 

@@ -14,6 +14,7 @@ import torch
 from torch.fx import GraphModule
 
 from tests.support.prune_runs import DIGITS, GREY, artifact, model, run_circuit
+from tests.support.records import json_record
 from tests.support.recover_runs import npz
 from vitfx.deploy.deployment import NAMES, default_deployment
 from vitfx.deploy.runtime import open_session
@@ -58,7 +59,7 @@ def rounds(path: Path | str, out: Path, *options: str) -> int:
 
 
 def record(out: Path) -> dict[str, Any]:
-    return json.loads((out / "rounds.json").read_text())
+    return json_record(out / "rounds.json")
 
 
 def original() -> GraphModule:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.records import json_record
 from vitfx.runs.step_file import StepFile, read_range
 from vitfx.support.errors import UserError
 
@@ -54,7 +55,7 @@ def test_the_first_difference_is_named(tmp_path: Path, settings: dict[str, Any],
 )
 def test_a_damaged_file_is_one_sentence(tmp_path: Path, damage: dict[str, Any]) -> None:
     write(path := tmp_path / "steps.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    path.write_text(json.dumps(json_record(path) | damage))
     with pytest.raises(UserError, match=r"is damaged \(.*\): give another"):
         FILE.read(path, SETTINGS)
 

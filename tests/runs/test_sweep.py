@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.prune_runs import DIGITS, GREY, artifact, run_circuit
+from tests.support.records import json_record
 from tests.support.recover_runs import npz
 from tests.support.speeds import exactly
 from vitfx.graph.verify import tokens_of
@@ -62,7 +63,7 @@ def sweep(model: Path, out: Path, *options: str) -> int:
 
 
 def record(out: Path) -> dict[str, Any]:
-    return json.loads((out / "sweep.json").read_text())
+    return json_record(out / "sweep.json")
 
 
 def test_a_sweep_goes_on_where_it_was_stopped(

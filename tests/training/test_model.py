@@ -13,6 +13,7 @@ import torchvision
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+from tests.support.records import model_record
 from vitfx.graph.trace import to_canonical
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.checkpoint import load_model, save_checkpoint
@@ -183,7 +184,7 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     made = new_model(CONFIG, PREPROCESS, 3)
     saved(made, path)
     init = str(path)
-    record = torch.load(path, weights_only=True)
+    record = model_record(path)
 
     def refusal(init: str, arch: str | None = None, size: int | None = None) -> str:
         with pytest.raises(UserError) as caught:
@@ -218,6 +219,6 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
 )
 def test_a_damaged_checkpoint_is_refused_in_a_sentence(tmp_path: Path, changes: dict[str, object]) -> None:
     demo = Path(str(resources.files("vitfx.models") / "demo" / "digits.pt"))
-    torch.save(torch.load(demo) | changes, tmp_path / "a.pt")
+    torch.save(model_record(demo) | changes, tmp_path / "a.pt")
     with pytest.raises(UserError):
         model_from(str(tmp_path / "a.pt"), None, CONFIG, list("0123456789"), None)
