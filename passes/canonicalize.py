@@ -67,9 +67,12 @@ class Canonicalize(Pass):
         """Raises PassError with the reason where no attention sublayer is recognised."""
         walker = Walker(graph_module, record_values(graph_module, self.example))
         segments = _segments(walker, len(self.example))
+        if all(segment.branch is None for segment in segments):
+            walker.tokens_first = True
+            segments = _segments(walker, len(self.example))
         first, last = _stream_ends(segments)
         inside = segments[first : last + 1]
-        tokens = walker.values[inside[0].start].shape[1]
+        tokens = walker.stream(inside[0].start).shape[1]
         for segment in inside:
             _match(walker, segment, tokens)
             tokens = segment.module.queries if isinstance(segment.module, PooledAttention) else tokens
@@ -106,7 +109,7 @@ def _branch(walker: Walker, start: Node, end: Node, batch: int) -> Node | None:
     if len(others) != 1 or not isinstance(others[0], Node) or not walker.carries_data(others[0]):
         return None
     same = stream.shape == walker.values[start].shape == walker.values[others[0]].shape
-    return others[0] if same and len(stream) == batch else None
+    return others[0] if same and len(walker.stream(end)) == batch else None
 
 
 def _stream_ends(segments: list[_Segment]) -> tuple[int, int]:
@@ -129,7 +132,7 @@ def _match(walker: Walker, segment: _Segment, tokens: int) -> None:
 
 def _matched(walker: Walker, segment: _Segment, tokens: int) -> tuple[Norm, Sublayer]:
     branch = segment.end if segment.branch is None else segment.branch
-    count = walker.values[segment.start].shape[1]
+    count = walker.stream(segment.start).shape[1]
     if count != tokens:
         raise Mismatch(f"it has {count} tokens where the stream begins with {tokens}")
     try:
@@ -140,7 +143,7 @@ def _matched(walker: Walker, segment: _Segment, tokens: int) -> tuple[Norm, Subl
             raise
         norm, module = merged
     with torch.no_grad():
-        matched, recorded = module(norm(walker.values[segment.start])), walker.values[branch]
+        matched, recorded = module(norm(walker.stream(segment.start))), walker.stream(branch)
     error = float((matched - recorded).abs().max() / recorded.abs().max().clamp_min(torch.finfo(recorded.dtype).tiny))
     if not error < _TOLERANCE.get(recorded.dtype, 1e-2):
         raise Mismatch(f"the matched {type(module).__name__} is off by {error:.1e}")
@@ -200,7 +203,7 @@ class _Builder:
         self._embed(segments[0].start, segments[first].start)
         for segment in segments[first : last + 1]:
             if segment.module is None or segment.norm is None:
-                self._call(segment.name, extract(self.source, segment.start, segment.end, owner=segment.name))
+                self._extract(segment.name, segment.start, segment.end, swaps=(True, True))
                 continue
             stream = carried = self.stream
             if isinstance(segment.module, PooledAttention):
@@ -217,14 +220,20 @@ class _Builder:
         self.root.add_module(name, module)
         self.stream = self.graph.create_node("call_module", name, (self.stream,), name=name)
 
+    def _extract(self, name: str, start: Node, end: Node, *, swaps: tuple[bool, bool]) -> None:
+        """swaps: whether `start` and `end` are the stream, which the canonical graph has with images first."""
+        first = self.walker.tokens_first
+        swaps = (first and swaps[0], first and swaps[1])
+        self._call(name, extract(self.source, start, end, owner=name, swaps=swaps))
+
     def _embed(self, pixels: Node, stream: Node) -> None:
         """A position table that is added last is split off, so that constants can be folded into it."""
         table = self._position_table(stream)
         if table is None:
-            self._call("embed", extract(self.source, pixels, stream, owner="embed"))
+            self._extract("embed", pixels, stream, swaps=(False, True))
             return
         patches, value = table
-        self._call("embed", extract(self.source, pixels, patches, owner="embed"))
+        self._extract("embed", pixels, patches, swaps=(False, True))
         positions = AddConstant(tuple(value.shape)).to(value.dtype)
         with torch.no_grad():
             positions.value.copy_(value)
@@ -234,10 +243,12 @@ class _Builder:
         """(the patches, (T, D)): the table may be a part of a parameter, or looked up in one."""
         if stream.target is not aten.add.Tensor or len(stream.args) != 2 or stream.kwargs:
             return None
-        shape = self.walker.values[stream].shape[1:]
+        shape = self.walker.stream(stream).shape[1:]
+        tokens, width = shape
+        forms = ((tokens, 1, width),) if self.walker.tokens_first else ((tokens, width), (1, tokens, width))
         for patches, table in (stream.args[:2], stream.args[1::-1]):
             value = self.walker.constant(table)
-            if value is None or value.shape not in (shape, torch.Size((1, *shape))):
+            if value is None or tuple(value.shape) not in forms:
                 continue
             made_of = backward_slice(cast(Node, table), cast(Node, patches))
             if any(isinstance(attribute_tensor(self.source, node), nn.Parameter) for node in made_of):
@@ -252,4 +263,4 @@ class _Builder:
                 self._call("norm", norm)
                 stream = node
         if stream is not logits:
-            self._call("head", extract(self.source, stream, logits, owner="head"))
+            self._extract("head", stream, logits, swaps=(True, False))

@@ -43,11 +43,24 @@ class Walker:
     def __init__(self, graph_module: GraphModule, values: Values) -> None:
         self.graph_module = graph_module
         self.values = values
+        self.tokens_first = False  #: whether the stream is (tokens, batch, width)
         self.data = data_nodes(graph_module)
         self._data = set(self.data)
 
     def carries_data(self, node: Node) -> bool:
         return node in self._data
+
+    def stream(self, node: Node) -> Tensor:
+        """A value of the stream's layout as (batch, tokens, width)."""
+        value: Tensor = self.values[node]
+        return value.transpose(0, 1) if self.tokens_first else value
+
+    def image_and_token(self, places: Tensor, stream: Node) -> tuple[Tensor, Tensor]:
+        """Of positions in the stream, which are numbered in its own layout."""
+        batch, tokens, _ = self.stream(stream).shape
+        if self.tokens_first:
+            return places % batch, places // batch
+        return places // tokens, places % tokens
 
     def constant(self, node: object) -> Tensor | None:
         """The value of what does not depend on the pixels, or None."""

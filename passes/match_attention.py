@@ -24,7 +24,7 @@ from passes.match_transforms import Normalisation, find_inner_norm
 def match_attention(walker: Walker, norm: Node, result: Node) -> Attention:
     """The Attention that computes `result` from the normalised stream `norm`. Raises Mismatch, saying why not."""
     core = find_core(walker, norm, result)
-    batch, tokens, width = walker.values[norm].shape
+    batch, tokens, width = walker.stream(norm).shape
     q, k, v = _sources(walker, norm, core)
     columns, weight, bias, gains, inner_norm = output_of(walker, core, v.images, result, (batch, tokens, width))
     if columns.shape != v.rows.shape:
@@ -140,6 +140,7 @@ def output_of(
     columns, places = _columns(walker, core, images, before, shape)
     ids = walker.indices(after, element_ids(walker.values[linear].shape))
     rows = rows_of(ids, shape[-1], "the residual add")
+    rows = rows.T if walker.tokens_first else rows
     expected = torch.arange(shape[0] * shape[1])
     if rows.shape != torch.Size(shape[:2]) or not torch.equal(places[rows.flatten()], expected):
         raise Mismatch("the projection's tokens are not in the stream's order")

@@ -24,9 +24,9 @@ def match_pooling(walker: Walker, norm: Node, result: Node) -> PooledAttention:
         raise Mismatch("the attention that pools the stream has a position bias")
     k = find_source(walker, norm, core.k, transposed=core.k_transposed)
     v = find_source(walker, norm, core.v)
-    batch, _, width = walker.values[norm].shape
+    batch, _, width = walker.stream(norm).shape
     shape = (batch, query.shape[-2], width)
-    if walker.values[result].shape != torch.Size(shape):
+    if walker.stream(result).shape != torch.Size(shape):
         raise Mismatch(f"{result.name} is not one token of the stream's width for each query")
     columns, weight, bias, gains, inner_norm = output_of(walker, core, v.images, result, shape)
     if inner_norm is not None:

@@ -98,12 +98,12 @@ def find_source(walker: Walker, norm: Node, end: Node, *, transposed: bool = Fal
     before = walker.trail(cast(Node, linear.args[0]))
     if before.start is not norm or before.factor != 1.0:
         raise Mismatch(f"{linear.name} does not read the normalised stream")
-    batch, tokens, width = walker.values[norm].shape
+    batch, tokens, width = walker.stream(norm).shape
     positions = rows_of(walker.indices(before, element_ids(walker.values[norm].shape)), width, linear.name)
     ids = _by_head(route.push(walker, element_ids(walker.values[linear].shape)), transposed)
     channels = ids % weight.shape[0]
     places = positions.flatten()[ids // weight.shape[0]]
-    image, token = places // tokens, places % tokens
+    image, token = walker.image_and_token(places, norm)
     if ids.shape[1] != tokens or not torch.equal(token, torch.arange(tokens)[None, :, None].expand_as(token)):
         raise Mismatch("attention does not run over all tokens of one image")
     by_image = [channels[image[:, 0, 0] == number] for number in range(batch)]
