@@ -37,6 +37,11 @@ def normalised(x: Tensor, kind: str, eps: float) -> Tensor:
     return F.normalize(x, dim=-1, eps=eps)
 
 
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(N, T, H · d) -> (N, H, T, d)."""
+    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
+
+
 class HeadNorm(nn.Module):
     """Normalises the channels of each head: (N, H, T, d) -> the same. Scale and shift are (d,), or (H, 1, d)."""
 
@@ -169,17 +174,33 @@ class AttentionCore(nn.Module):
         """Scores are a bilinear form of queries and keys, the same for every pair of tokens, but for the bias."""
         return all(part is None for part in (self.q_norm, self.k_norm, self.q_rotary, self.k_rotary))
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """sizes: (N, T), of how many tokens each is the average (`passes.merging`); None where each is one."""
         q, k = self._transformed(q, k)
-        mixed = F.scaled_dot_product_attention(q, k, self._shared(v), attn_mask=self.position_bias, scale=self.scale)
+        mixed = F.scaled_dot_product_attention(q, k, self._shared(v), attn_mask=self._bias(q, sizes), scale=self.scale)
         heads = mixed.transpose(1, 2).flatten(2)
         return heads if self.out_norm is None else self.out_norm(heads)
 
-    def pattern(self, q: Tensor, k: Tensor) -> Tensor:
+    def pattern(self, q: Tensor, k: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Where each query looks: (N, H · g, T of q, T), rows that sum to one."""
         q, k = self._transformed(q, k)
-        scores = self.scale * q @ k.transpose(2, 3)
-        return (scores if self.position_bias is None else scores + self.position_bias).softmax(-1)
+        scores, bias = self.scale * q @ k.transpose(2, 3), self._bias(q, sizes)
+        return (scores if bias is None else scores + bias).softmax(-1)
+
+    def mean_keys(self, k: Tensor, heads: int) -> Tensor:
+        """What tokens are compared by when they merge: keys after norm and rotation, (N, T, H · d) -> (N, T, d)."""
+        if not self.bilinear:
+            return self._keys(split_heads(k, heads)).mean(1)
+        # A shape that attention does not share: exports fuse attention only where nothing else reads what is inside.
+        return torch.unflatten(k, -1, (1, heads, -1)).mean((2, 3))
+
+    def _bias(self, q: Tensor, sizes: Tensor | None) -> Tensor | None:
+        """What is added to the scores: a token that stands for n is looked at as n tokens would be."""
+        if sizes is None:
+            return self.position_bias
+        # ONNX Runtime's Attention wants a row for each query, though its specification does not.
+        bias = sizes.log()[:, None, None].expand(-1, -1, q.shape[2], -1)
+        return bias if self.position_bias is None else bias + self.position_bias
 
     def _transformed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """(N, H · g, T, d) each."""
@@ -187,9 +208,12 @@ class AttentionCore(nn.Module):
             q = q.unflatten(-1, (self.group, -1)).transpose(2, 3).flatten(1, 2)
         for transform in (self.q_norm, self.q_rotary):
             q = q if transform is None else transform(q)
+        return q, self._shared(self._keys(k))
+
+    def _keys(self, k: Tensor) -> Tensor:
         for transform in (self.k_norm, self.k_rotary):
             k = k if transform is None else transform(k)
-        return q, self._shared(k)
+        return k
 
     def _shared(self, x: Tensor) -> Tensor:
         """Keys or values (N, H, T, d) for each query of their group: (N, H · g, T, d)."""

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from passes.delete_units import left_behind
 from passes.dialect import AddConstant, Heads, Sublayer
+from passes.merging import MergeTokens
 from passes.plan import DeletionPlan
 from passes.pooled_attention import FreshTokens, PooledAttention
 from passes.stream import module_of, read_sites
@@ -51,7 +52,7 @@ def measure_cost(graph_module: GraphModule, image: torch.Size) -> Cost:
 def predict_cost(graph_module: GraphModule, plan: DeletionPlan, before: Cost, tokens: int) -> Cost:
     """What `measure_cost` must find after the plan: worked out from shapes alone, without rewriting anything."""
     sites = {site.name: site for site in read_sites(graph_module)}
-    counts = tokens_read_by({name: site.module for name, site in sites.items()}, tokens)
+    counts = tokens_at(graph_module, tokens)
     parameters, flops = before.parameters, before.flops
     for deletion in plan.deletions:
         module = sites[deletion.name].module
@@ -113,6 +114,18 @@ def tokens_read_by(sublayers: Mapping[str, Sublayer], tokens: int) -> dict[str, 
     for name, module in sublayers.items():
         counts[name] = tokens
         tokens = module.queries if isinstance(module, PooledAttention) else tokens
+    return counts
+
+
+def tokens_at(graph_module: GraphModule, tokens: int) -> dict[str, int]:
+    """The same in a graph in which tokens may merge: they are fewer behind each merge, and all again for a pooling."""
+    sites = read_sites(graph_module)
+    counts, merged = tokens_read_by({site.name: site.module for site in sites}, tokens), 0
+    for site in sites:
+        if not isinstance(site.module, PooledAttention):
+            counts[site.name] -= merged
+        merge = None if site.merge is None else module_of(graph_module, site.merge)
+        merged += merge.merged if isinstance(merge, MergeTokens) else 0
     return counts
 
 

@@ -8,11 +8,13 @@ Shapes: B images, T tokens, n of them read, D the width of the stream, H heads, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from passes.attention_core import AttentionCore
+from passes.attention_core import AttentionCore, split_heads
 from passes.dialect import Attention, Projection
 
 
@@ -37,11 +39,10 @@ class _DeployedAttention(nn.Module):
     core: AttentionCore
     out: Projection
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, tokens, heads · channels) each -> (B, tokens of q, D)."""
-        q, k, v = (torch.unflatten(part, -1, (self.units, -1)).transpose(1, 2) for part in (q, k, v))
-        added: Tensor = self.out(self.core(q, k, v))
-        return added
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, sizes: Tensor | None, *, keys: bool = False) -> Any:
+        """(B, tokens, heads · channels) each -> (B, tokens of q, D), as `passes.dialect.Attention.forward` says."""
+        added: Tensor = self.out(self.core(*(split_heads(part, self.units) for part in (q, k, v)), sizes))
+        return (added, self.core.mean_keys(k, self.units)) if keys else added
 
 
 class NarrowedAttention(_DeployedAttention):
@@ -57,8 +58,8 @@ class NarrowedAttention(_DeployedAttention):
         self.core, self.units = whole.core, whole.units
         self.count, self.tokens = count, tokens
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attend(self.q(x[:, : self.count]), self.k(x), self.v(x))
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Any:
+        return self.attend(self.q(x[:, : self.count]), self.k(x), self.v(x), sizes)
 
     def extra_repr(self) -> str:
         return f"{self.units} heads, scale {self.core.scale:.4g}, queries: first {self.count}"
@@ -83,11 +84,13 @@ class AbsorbedAttention(nn.Module):
         bias = narrowed.v.bias
         self.value_bias = None if bias is None else nn.Parameter(bias.detach().view(heads, 1, -1).clone())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         asked = self.q(x[:, : self.count]) * self.scale
         asked = asked.reshape(-1, self.units, self.key.shape[1]).transpose(0, 1)
         asked = (asked @ self.key).transpose(0, 1).reshape(-1, self.count * self.units, x.shape[2])
-        gathered = (asked @ x.transpose(1, 2)).softmax(-1) @ x
+        scores = asked @ x.transpose(1, 2)
+        scores = scores if sizes is None else scores + sizes.log().unsqueeze(1)
+        gathered = scores.softmax(-1) @ x
         heads = gathered.reshape(-1, self.units, x.shape[2]).transpose(0, 1) @ self.value
         if self.value_bias is not None:
             heads = heads + self.value_bias
@@ -109,8 +112,9 @@ class PackedAttention(_DeployedAttention):
         self.qkv, self.core, self.out = qkv, core, out
         self.units, self.sizes = heads, sizes
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attend(*self.qkv(x).split(self.sizes, dim=-1))
+    def forward(self, x: Tensor, sizes: Tensor | None = None, *, keys: bool = False) -> Any:
+        q, k, v = self.qkv(x).split(self.sizes, dim=-1)
+        return self.attend(q, k, v, sizes, keys=keys)
 
     def extra_repr(self) -> str:
         return f"{self.units} heads, scale {self.core.scale:.4g}, q k v of {'+'.join(map(str, self.sizes))} rows"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from passes.attention_core import AttentionCore, InnerNorm, with_part
+from passes.attention_core import AttentionCore, InnerNorm, split_heads, with_part
 
 
 class Projection(nn.Module):
@@ -71,9 +71,8 @@ class Sublayer(nn.Module):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, JSON-ready."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        added: Tensor = self.out(self.inner(x))
-        return added
+    def forward(self, x: Tensor) -> Any:
+        return self.out(self.inner(x))
 
     def _out_config(self) -> list[int] | None:
         return None if self.out.bias is None else list(self.out.bias.shape)
@@ -155,6 +154,13 @@ class Attention(Heads):
         self.k = nn.Linear(width, heads * head_dim, bias=biases[1])
         self.v = nn.Linear(width, heads * value_dim, bias=biases[2])
         self.out = Projection(heads * self.channels, width, out_bias)
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None, *, keys: bool = False) -> Any:
+        """What is added to the stream (B, T, D); with `keys` also the mean of the heads' keys (B, T, d), by which
+        tokens merge behind it. sizes: see `passes.merging.MergeTokens`."""
+        q, k, v = (project(x) for project in self.linears)
+        added = self.out(self.core(*(split_heads(part, self.units) for part in (q, k, v)), sizes))
+        return (added, self.core.mean_keys(k, self.units)) if keys else added
 
     def inner(self, x: Tensor) -> Tensor:
         heads: Tensor = self.core(*self.by_head(x))

@@ -16,8 +16,9 @@ class FoldBiases(Pass):
     """Requires and ensures a canonical graph.
 
     A key's bias adds q · bₖ to all scores of one query alike, and a softmax does not see that, unless keys are
-    normalised or turned by their positions. A softmax's weights sum to one, so that the values' bias comes out of it as
-    it went in: P (V + 1 bᵥᵀ) Wᵀ + b = P V Wᵀ + (W bᵥ + b), unless a norm stands before the projection.
+    normalised or turned by their positions, or tokens are compared by them to merge. A softmax's weights sum to one,
+    so that the values' bias comes out of it as it went in: P (V + 1 bᵥᵀ) Wᵀ + b = P V Wᵀ + (W bᵥ + b), unless a norm
+    stands before the projection.
     """
 
     requires = (is_canonical,)
@@ -30,7 +31,7 @@ class FoldBiases(Pass):
             module = site.module
             if not isinstance(module, Heads):
                 continue
-            useless = module.k.bias is not None and module.core.bilinear
+            useless = module.k.bias is not None and module.core.bilinear and not site.keyed
             through = module.v.bias is not None and module.core.out_norm is None
             if not useless and not through:
                 continue

@@ -15,7 +15,8 @@ from torch.fx import GraphModule, Node
 from passes.base import Pass, PassResult
 from passes.deployment import NarrowedAttention, TakeTokens
 from passes.dialect import Attention
-from passes.stream import Site, module_of, read_sites
+from passes.merging import RestoreTokens
+from passes.stream import Site, module_of, read_sites, undo_merge
 from passes.token_use import by_token, cut_tokens, tokens_read
 
 
@@ -42,6 +43,8 @@ class NarrowToCls(Pass):
     def rewrite(self, graph_module: GraphModule) -> PassResult:
         if any(isinstance(module, TakeTokens) for module in graph_module.modules()):
             return PassResult(graph_module, False, ("the graph is narrowed already",))
+        if any(isinstance(module, RestoreTokens) for module in graph_module.modules()):
+            return PassResult(graph_module, False, ("the logits read all tokens",))
         region = _region(graph_module)
         if region is None:
             return PassResult(graph_module, False, ("it has no attention with a classifier behind it",))
@@ -62,7 +65,9 @@ def _region(graph_module: GraphModule) -> _Region | None:
         return None
     after = list(graph_module.graph.nodes)
     after = after[after.index(attentions[-1].add) + 1 :]
-    inside = {node for site in sites for node in (site.norm, site.node, site.add)}
+    merge = attentions[-1].merge
+    after = [node for node in after if merge is None or node not in (merge, *merge.users)]
+    inside = {node for site in sites for node in (*site.inside, site.add)}
     end = next(
         (
             index
@@ -109,6 +114,8 @@ def _count(tail: nn.Module, stream: Tensor) -> tuple[int, str]:
 
 def _narrow(graph_module: GraphModule, region: _Region, count: int, whole: int) -> None:
     site, tokens = region.site, torch.arange(count)
+    if site.merge is not None:
+        undo_merge(site)  # Of the tokens that are left, none merges.
     old = site.module
     assert isinstance(old, Attention)
     graph_module.set_submodule(site.name, NarrowedAttention(cut_tokens(old, tokens), count, whole))

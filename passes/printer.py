@@ -68,6 +68,7 @@ def read_lines(graph_module: GraphModule, pixels: Tensor) -> Iterator[Line]:
         profile.run(pixels[:1].to(next(graph_module.parameters())))
     sums = {node: parts for node in graph_module.graph.nodes if (parts := _parts(graph_module, node))}
     inside = {part for parts in sums.values() for part in parts}
+    inside |= {node for node in graph_module.graph.nodes if _whole(node) is not node}
     names: dict[object, str] = {}
     above: Node | None = None
     for node in graph_module.graph.nodes:
@@ -97,18 +98,26 @@ class _Profile(Interpreter):
         with FlopCounterMode(display=False) as counter:
             value = super().run_node(n)
         self.flops[n] = counter.get_total_flops()
-        if isinstance(value, Tensor):
-            self.shapes[n] = value.shape
+        result = value[0] if isinstance(value, tuple) else value
+        if isinstance(result, Tensor):
+            self.shapes[n] = result.shape
         return value
+
+
+def _whole(node: Node) -> Node:
+    """The call of a module of which the node is a part: where tokens merge, keys, sizes and groups go beside them."""
+    source = node.args[0] if node.target is operator.getitem else None
+    return source if isinstance(source, Node) and source.op == "call_module" else node
 
 
 def _parts(graph_module: GraphModule, add: Node) -> tuple[Node, Node] | None:
     """Norm and sublayer of a residual add; None for any other node."""
     if add.target is not operator.add:
         return None
-    for sublayer in add.all_input_nodes:
+    for added in add.all_input_nodes:
+        sublayer = _whole(added)
         norm = sublayer.all_input_nodes[0] if sublayer.op == "call_module" else sublayer
-        alone = len(sublayer.users) == len(norm.users) == 1
+        alone = len(added.users) == len(norm.users) == 1
         if norm is not sublayer and alone and isinstance(module_of(graph_module, norm), NORMS):
             return norm, sublayer
     return None
@@ -117,8 +126,8 @@ def _parts(graph_module: GraphModule, add: Node) -> tuple[Node, Node] | None:
 def _computes(graph_module: GraphModule, parts: tuple[Node, ...], names: dict[object, str], above: Node | None) -> str:
     if len(parts) == 3:
         norm, sublayer, add = parts
-        stream = next(source for source in add.all_input_nodes if source is not sublayer)
-        reads, adds_to = norm.all_input_nodes[0], f", added to {names[stream]}"
+        stream = next(source for source in map(_whole, add.all_input_nodes) if source is not sublayer)
+        reads, adds_to = _whole(norm.all_input_nodes[0]), f", added to {names[stream]}"
         text = f"{_describe(graph_module, norm)} → {_describe(graph_module, sublayer)}"
         same = reads is stream or stream is above
         return text + ("" if reads is above else f" of {names[reads]}") + ("" if same else adds_to)
@@ -127,7 +136,8 @@ def _computes(graph_module: GraphModule, parts: tuple[Node, ...], names: dict[ob
         return "input"
     if node.op == "call_module":
         text = _describe(graph_module, node)
-        return text if node.args[0] is above else f"{text} of {names[node.args[0]]}"
+        reads = _whole(node.all_input_nodes[0])
+        return text if reads is above else f"{text} of {names[reads]}"
     # Devices, layouts and memory formats are of no interest here.
     numbers = {name: value for name, value in node.kwargs.items() if isinstance(value, int | float)}
     options = [f"{name}={value}" for name, value in numbers.items()]

@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 
 from passes.base import PassError
 from passes.dialect import AddConstant, Sublayer
+from passes.merging import MergeTokens, RestoreTokens
 from passes.norms import NORMS
 from passes.pooled_attention import FreshTokens, PooledAttention
 
@@ -30,9 +31,31 @@ class Site:
         return self.norm.all_input_nodes[0]
 
     @property
+    def added(self) -> Node:
+        """What the sublayer gives to the sum: the call's result, or the first part of it where it gives keys too."""
+        return next((user for user in self.node.users if user.args[1:] == (0,)), self.node) if self.keyed else self.node
+
+    @property
+    def keyed(self) -> bool:
+        """It also gives the keys by which tokens merge behind it, see `passes.merging`."""
+        return bool(self.node.kwargs.get("keys"))
+
+    @property
+    def merge(self) -> Node | None:
+        """The node that merges tokens behind it by its keys, if one does."""
+        ends = [node for user in self.node.users for node in user.users if node is not self.add] if self.keyed else []
+        return ends[0] if ends else None
+
+    @property
     def carried(self) -> Node:
         """What the sublayer adds to: the stream that it reads, or the fresh tokens of a pooling."""
-        return next(node for node in self.add.all_input_nodes if node is not self.node)
+        return next(node for node in self.add.all_input_nodes if node is not self.added)
+
+    @property
+    def inside(self) -> set[Node]:
+        """The nodes between the stream and the sum."""
+        fresh = {self.carried} - {self.stream}
+        return {self.norm, self.node, self.added, *fresh, *(self.node.users if self.keyed else ())}
 
 
 def module_of(graph_module: GraphModule, node: Node) -> nn.Module | None:
@@ -51,7 +74,10 @@ def read_sites(graph_module: GraphModule) -> list[Site]:
         if not isinstance(module, Sublayer):
             continue
         norm = node.all_input_nodes[0]
-        (add,) = node.users if len(node.users) == 1 else (None,)
+        users = list(node.users)
+        if node.kwargs.get("keys"):
+            users = [user for part in node.users if part.args[1:] == (0,) for user in part.users]
+        (add,) = users if len(users) == 1 else (None,)
         if not isinstance(module_of(graph_module, norm), NORMS):
             raise PassError(f"sublayer {node.target} reads {norm.name}, which is neither LayerNorm nor RMSNorm")
         if add is None or add.target is not operator.add:
@@ -68,13 +94,13 @@ def read_sites(graph_module: GraphModule) -> list[Site]:
 
 
 def is_canonical(graph_module: GraphModule) -> None:
-    """Property: one input, one output, and between them one chain of modules and residual adds.
+    """Property: one input, one output, and between them one chain of modules and residual adds. Where tokens merge,
+    their sizes, keys and groups go beside it.
 
     Raises PassError naming the first node that is out of place.
     """
     sites = {site.add: site for site in read_sites(graph_module)}
-    inside = {node for site in sites.values() for node in (site.norm, site.node)}
-    inside |= {site.carried for site in sites.values() if site.carried is not site.stream}
+    inside = {node for site in sites.values() for node in site.inside}
     nodes = list(graph_module.graph.nodes)
     placeholders = [node for node in nodes if node.op == "placeholder"]
     if len(placeholders) != 1:
@@ -87,6 +113,12 @@ def is_canonical(graph_module: GraphModule) -> None:
             continue
         if node in sites:
             reads = sites[node].stream
+        elif is_merging(graph_module, node):
+            reads = node.all_input_nodes[0]
+        elif node.target is operator.getitem and is_merging(graph_module, node.all_input_nodes[0]):
+            if node.args[1] != 0:
+                continue
+            reads = node.all_input_nodes[0]
         elif node.op in ("call_module", "output") and len(node.all_input_nodes) == 1:
             reads = node.all_input_nodes[0]
         else:
@@ -96,6 +128,27 @@ def is_canonical(graph_module: GraphModule) -> None:
         current = node
 
 
+def is_merging(graph_module: GraphModule, node: Node) -> bool:
+    """The node merges tokens, or restores those that have merged."""
+    return isinstance(module_of(graph_module, node), MergeTokens | RestoreTokens)
+
+
 def constant_sites(graph_module: GraphModule) -> list[Node]:
     """The nodes that add a constant to the stream, in its order."""
     return [node for node in graph_module.graph.nodes if isinstance(module_of(graph_module, node), AddConstant)]
+
+
+def undo_merge(site: Site) -> None:
+    """Takes the merge behind a sublayer out again, whose sizes and groups nothing reads any more."""
+    merge, added = site.merge, site.added
+    assert merge is not None
+    graph = merge.graph
+    (stream,) = (user for user in merge.users if user.args[1:] == (0,))
+    stream.replace_all_uses_with(site.add)
+    for node in (*merge.users, merge):
+        graph.erase_node(node)
+    added.replace_all_uses_with(site.node)
+    for node in list(site.node.users):
+        if node is not site.add:
+            graph.erase_node(node)
+    site.node.kwargs = {name: value for name, value in site.node.kwargs.items() if name != "keys"}

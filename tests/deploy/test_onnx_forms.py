@@ -11,7 +11,9 @@ from torch import nn
 from passes.base import run_passes
 from passes.dialect import Attention
 from passes.fold_biases import FoldBiases
+from passes.merge_tokens import MergeBySchedule
 from passes.pack_qkv import PackQkv
+from passes.token_schedule import TokenSchedule
 from tests.support.checks import canonical, plan_of
 from tests.support.families import images
 from vitfx.deploy.export import to_onnx
@@ -156,4 +158,28 @@ def test_biases_that_were_folded_leave_products_alone():
     made = to_form(model, FORMS["standard"], gemm=True).model
     nodes = Counter(node.op_type for node in made.graph.node)
     assert nodes["MatMul"] == 6  # keys and values of three layers
+    assert_same(made, module)
+
+
+@pytest.fixture(scope="module")
+def merging():
+    """Tokens merge behind a0 and a1, whose keys are read for that; a1 and a2 know the sizes."""
+    whole = canonical("torchvision")
+    schedule = TokenSchedule(((0, 3), (1, 2)))
+    merged = run_passes(whole, [MergeBySchedule(schedule, PIXELS)]).graph_module
+    return {packed: exported(merged, packed) for packed in (False, True)}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_of_merged_tokens(merging, name):
+    """A fused projection does not give keys away: such an attention keeps its products apart."""
+    form = FORMS[name]
+    model, module = merging[form.packed]
+    made = to_form(model, form, gemm=True).model
+    onnx.checker.check_model(made, full_check=True)
+    nodes = Counter((node.domain, node.op_type) for node in made.graph.node)
+    keyed = {"packed": ("com.microsoft", "MultiHeadAttention")}.get(name, OPERATOR[name])
+    assert nodes[keyed] >= 2
+    assert nodes[OPERATOR[name]] == (1 if name == "packed" else 3)
+    assert not [node for node in made.graph.node if "Scatter" in node.op_type]
     assert_same(made, module)

@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch.fx import GraphModule
 
+from passes.base import run_passes
+from passes.merge_tokens import MergeBySchedule, schedule_of
 from passes.plan import DeletionPlan
+from passes.token_schedule import TokenSchedule
 from tests.support.checks import plan_of, traced
 from tests.support.families import SIZE, images
 from vitfx.graph.trace import to_canonical
@@ -43,6 +46,18 @@ def test_it_loads_to_the_bit(tmp_path: Path, family: str, constants: str) -> Non
     assert (loaded.preprocess, loaded.classes, loaded.data) == (PREPROCESS, CLASSES, "digits")
     dimensions = {value.dim() for name, value in loaded.module.named_parameters() if name.endswith("out.bias")}
     assert dimensions == ({1, 2} if constants == "position" else {1})
+
+
+@pytest.mark.parametrize("family", ["vitfx", "hand-written"])
+def test_merged_tokens_load_to_the_bit(tmp_path: Path, family: str) -> None:
+    schedule = TokenSchedule(((0, 3), (2, 1)))
+    artifact = run_passes(traced(family).graph_module, [MergeBySchedule(schedule, images(2))]).graph_module.eval()
+    loaded = load_model(str(save(tmp_path / "pruned.pt", artifact))).module
+    assert isinstance(loaded, GraphModule)
+    assert schedule_of(loaded) == schedule
+    with torch.no_grad():
+        assert torch.equal(loaded(images(3)), artifact(images(3)))
+        assert torch.equal(to_canonical(loaded, images(2)).graph_module(images(3)), artifact(images(3)))
 
 
 def test_the_file_is_data_alone(tmp_path: Path) -> None:

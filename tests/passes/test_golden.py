@@ -21,12 +21,14 @@ from passes.fold_constants import FoldConstants
 from passes.fold_norms import FoldNorms
 from passes.fold_patches import FoldPatches
 from passes.fold_scales import FoldScales
+from passes.merge_tokens import MergeBySchedule, UndoMerges
 from passes.narrow_to_cls import NarrowToCls
 from passes.pack_qkv import PackQkv
 from passes.plain_pixels import PlainPixels
 from passes.plan import DeletionPlan, Refit, SublayerDeletion
 from passes.printer import format_graph, node_count
 from passes.remove_no_ops import RemoveNoOps
+from passes.token_schedule import TokenSchedule
 from tests.support.families import randomised
 from vitfx.graph.trace import trace
 
@@ -78,6 +80,8 @@ PASSES = {
         NarrowToCls(PIXELS),
         AbsorbKeys(),
         PackQkv(),
+        MergeBySchedule(TokenSchedule(((0, 1),)), PIXELS),
+        UndoMerges(),
     )
 }
 
@@ -308,6 +312,20 @@ head    select → linear                                                       
 total                                                                                              585  4,400
 """
 
+MERGED = """\
+name       computes                                                         shape  parameters  FLOPs
+pixels     input                                                          1×1×8×8
+embed      conv2d                                                           1×4×8         136  1,024
+positions  AddConstant(4×8)                                                 1×4×8          32
+a0         LayerNorm → Attention(2 heads of 4, scale 0.5, bias of q k v)    1×4×8         296  2,560
+t0         MergeTokens(1 token merges)                                      1×3×8                128
+m0         LayerNorm → Mlp(6 neurons, relu, bias of fc1 out)                1×3×8         126    576
+restore    RestoreTokens()                                                  1×4×8                192
+norm       LayerNorm                                                        1×4×8          16
+head       select → linear                                                    1×3          27     48
+total                                                                                     633  4,528
+"""
+
 CASES = {
     "remove_no_ops": (TRACED, CLEAN),
     "canonicalize": (CLEAN, CANONICAL),
@@ -323,6 +341,8 @@ CASES = {
     "narrow_to_cls": (BIASES_FOLDED, NARROWED),
     "absorb_keys": (NARROWED, KEYS_ABSORBED),
     "pack_qkv": (BIASES_FOLDED, QKV_PACKED),
+    "merge_by_schedule": (CANONICAL, MERGED),
+    "undo_merges": (MERGED, CANONICAL),
 }
 """Each pass's graph before and after. `plain_pixels` changes values alone."""
 

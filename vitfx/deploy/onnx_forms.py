@@ -82,10 +82,13 @@ def _rules(form: Form, gemm: bool, refusals: list[str]) -> Sequence[tuple[str, l
     """In the order in which they are applied."""
     rules: list[tuple[str, list[RewriteRule]]] = []
     if form.attention == "PackedAttention":
-        rules.append(("packed", [ProjectionIntoAttention.made(refusals, biased=biased) for biased in (True, False)]))
+        kinds = [{"biased": biased, "sized": sized} for biased in (True, False) for sized in (True, False)]
+        rules.append(("packed", [ProjectionIntoAttention.made(refusals, **kind) for kind in kinds]))
     if form.attention is not None:
         operator = "Attention" if form.attention == "Attention" else "MultiHeadAttention"
-        rules.append(("attention", [AttentionOfTokens.made(refusals, operator)]))
+        rules.append(
+            ("attention", [AttentionOfTokens.made(refusals, operator, sized=sized) for sized in (True, False)])
+        )
     if gemm:
         rules.append(("gemm", [LinearToGemm.made(refusals)]))
         rules.append(("flat", [FlatActivation.made(refusals, name) for name in _ACTIVATIONS]))

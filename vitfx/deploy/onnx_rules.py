@@ -42,17 +42,20 @@ def _heads_first(op: Any, tokens: Any, shape: Any) -> Any:
     return op.Transpose(op.Reshape(tokens, shape), perm=_SWAP_HEADS)
 
 
-def _attended(op: Any, parts: Iterable[tuple[Any, Any]], shape: Any) -> Any:
-    """parts: q, k and v (B, T, E), each with the shape that sets its heads apart."""
-    attended = op.Attention(*(_heads_first(op, *part) for part in parts), _outputs=["attended"])
+def _attended(op: Any, parts: Iterable[tuple[Any, Any]], shape: Any, bias: Any) -> Any:
+    """parts: q, k and v (B, T, E), each with the shape that sets its heads apart. bias: of the scores, or None."""
+    biases = () if bias is None else (bias,)
+    attended = op.Attention(*(_heads_first(op, *part) for part in parts), *biases, _outputs=["attended"])
     return op.Reshape(op.Transpose(attended, perm=_SWAP_HEADS), shape)
 
 
-def _why_not_plain(attended: ir.Value, shapes: tuple[ir.Value, ...], after: ir.Value) -> str | None:
-    """Why an attention is another than softmax(scale · Q Kᵀ) V with as many heads in q, k and v."""
+def _why_not_plain(attended: ir.Value, shapes: tuple[ir.Value, ...], after: ir.Value, sized: bool) -> str | None:
+    """Why an attention is another than softmax(scale · Q Kᵀ) V with as many heads in q, k and v.
+
+    sized: the logarithm of merged tokens' sizes is added to the scores."""
     node = attended.producer()
     assert node is not None
-    if len([value for value in node.inputs if value is not None]) > 3 or node.attributes.get_int("is_causal"):
+    if len([value for value in node.inputs if value is not None]) > 3 + sized or node.attributes.get_int("is_causal"):
         return f"{node.name} has a mask"
     if node.attributes.get_float("softcap"):
         return f"{node.name} caps its scores"
@@ -70,26 +73,39 @@ def _why_not_plain(attended: ir.Value, shapes: tuple[ir.Value, ...], after: ir.V
 class ProjectionIntoAttention(_Rule):
     """Linear, split, heads, Attention -> com.microsoft::Attention, which has the projection in it.
 
-    biased: whether the projection has a bias.
+    biased: whether the projection has a bias. sized: whether tokens' sizes are added to the scores.
     """
 
-    def __init__(self, refusals: list[str], *, biased: bool) -> None:
+    def __init__(self, refusals: list[str], *, biased: bool, sized: bool) -> None:
         super().__init__(refusals)
-        self.biased = biased
+        self.biased, self.sized = biased, sized
 
     def pattern(
-        self, op: Any, x: Any, weight: Any, bias: Any, sizes: Any, q_shape: Any, k_shape: Any, v_shape: Any, after: Any
+        self,
+        op: Any,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        sizes: Any,
+        q_shape: Any,
+        k_shape: Any,
+        v_shape: Any,
+        after: Any,
+        mask: Any,
     ) -> Any:
         product = op.MatMul(x, weight)
         if self.biased:
             product = op.Add(product, bias)
         parts = op.Split(product, sizes, axis=2, _outputs=["q", "k", "v"])
-        return _attended(op, zip(parts, (q_shape, k_shape, v_shape), strict=True), after)
+        shapes = (q_shape, k_shape, v_shape)
+        return _attended(op, zip(parts, shapes, strict=True), after, mask if self.sized else None)
 
     def check(
         self, op: Any, x: ir.Value, weight: ir.Value, attended: ir.Value, after: ir.Value, **shapes: ir.Value
     ) -> MatchResult:
-        reason = _why_not_plain(attended, (shapes["q_shape"], shapes["k_shape"], shapes["v_shape"]), after)
+        if self.sized and not _of_sizes(shapes["mask"]):
+            return MatchResult().fail("its bias is not that of merged tokens' sizes")
+        reason = _why_not_plain(attended, (shapes["q_shape"], shapes["k_shape"], shapes["v_shape"]), after, self.sized)
         if reason is None and (weight.const_value is None or not _ints(shapes["sizes"])):
             reason = "the packed weight or its sizes are not constant"
         return self._decide(reason)
@@ -103,6 +119,7 @@ class ProjectionIntoAttention(_Rule):
             x,
             weight,
             bias,
+            *([None, None, shapes["mask"]] if self.sized else []),
             num_heads=_ints(shapes["q_shape"])[2],
             qkv_hidden_sizes=_ints(sizes),
             scale=_scale(attended),
@@ -114,28 +131,38 @@ class ProjectionIntoAttention(_Rule):
 class AttentionOfTokens(_Rule):
     """Heads, Attention and back -> one operator on (B, T, E), which needs no transposes.
 
-    operator: "Attention" of the standard, or "MultiHeadAttention" of ONNX Runtime.
+    operator: "Attention" of the standard, or "MultiHeadAttention" of ONNX Runtime. sized: whether tokens' sizes are
+    added to the scores.
     """
 
-    def __init__(self, refusals: list[str], operator: str) -> None:
+    def __init__(self, refusals: list[str], operator: str, *, sized: bool) -> None:
         super().__init__(refusals)
-        self.operator = operator
+        self.operator, self.sized = operator, sized
 
-    def pattern(self, op: Any, q: Any, k: Any, v: Any, q_shape: Any, k_shape: Any, v_shape: Any, after: Any) -> Any:
-        return _attended(op, ((q, q_shape), (k, k_shape), (v, v_shape)), after)
+    def pattern(
+        self, op: Any, q: Any, k: Any, v: Any, q_shape: Any, k_shape: Any, v_shape: Any, after: Any, mask: Any
+    ) -> Any:
+        return _attended(op, ((q, q_shape), (k, k_shape), (v, v_shape)), after, mask if self.sized else None)
 
     def check(self, op: Any, q: ir.Value, attended: ir.Value, after: ir.Value, **shapes: ir.Value) -> MatchResult:
-        return self._decide(_why_not_plain(attended, (shapes["q_shape"], shapes["k_shape"], shapes["v_shape"]), after))
+        if self.sized and not _of_sizes(shapes["mask"]):
+            return MatchResult().fail("its bias is not that of merged tokens' sizes")
+        parts = (shapes["q_shape"], shapes["k_shape"], shapes["v_shape"])
+        return self._decide(_why_not_plain(attended, parts, after, self.sized))
 
     def rewrite(
-        self, op: Any, q: ir.Value, k: ir.Value, v: ir.Value, q_shape: ir.Value, attended: ir.Value, **_: ir.Value
+        self, op: Any, q: ir.Value, k: ir.Value, v: ir.Value, q_shape: ir.Value, attended: ir.Value, **others: ir.Value
     ) -> ir.Value:
-        heads = _ints(q_shape)[2]
+        heads, scale = _ints(q_shape)[2], _scale(attended)
+        mask = others.get("mask")
         attention: ir.Value
         if self.operator == "Attention":
-            attention = op.Attention(q, k, v, q_num_heads=heads, kv_num_heads=heads, scale=_scale(attended))
+            attention = op.Attention(
+                q, k, v, *([mask] if self.sized else []), q_num_heads=heads, kv_num_heads=heads, scale=scale
+            )
         else:
-            attention = op.MultiHeadAttention(q, k, v, num_heads=heads, scale=_scale(attended), _domain=CONTRIB)
+            biases = [None, None, mask] if self.sized else []
+            attention = op.MultiHeadAttention(q, k, v, *biases, num_heads=heads, scale=scale, _domain=CONTRIB)
         return attention
 
 
@@ -190,6 +217,15 @@ class FlatActivation(_Rule):
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
         activation: ir.Value = getattr(op, self.activation)(x, **attributes)
         return activation
+
+
+def _of_sizes(bias: ir.Value) -> bool:
+    """It is an expanded logarithm, as `passes.attention_core` writes it."""
+    node = bias.producer()
+    while node is not None and node.op_type in ("Expand", "Unsqueeze", "Reshape"):
+        value = node.inputs[0]
+        node = None if value is None else value.producer()
+    return node is not None and node.op_type == "Log"
 
 
 def _ints(value: ir.Value) -> list[int]:

@@ -119,8 +119,7 @@ def sublayers_of(stages: Iterable[Stage]) -> dict[str, Sublayer]:
 def read_stages(graph_module: GraphModule) -> list[Stage]:
     """A canonical graph as the list of its stages."""
     sites = {site.add: site for site in read_sites(graph_module)}
-    inside = {node for site in sites.values() for node in (site.norm, site.node)}
-    inside |= {site.carried for site in sites.values() if site.carried is not site.stream}
+    inside = {node for site in sites.values() for node in site.inside}
     stages = []
     for node in graph_module.graph.nodes:
         if node in sites:

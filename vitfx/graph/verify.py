@@ -25,10 +25,13 @@ from passes.compensate import Compensate
 from passes.cost import Cost, measure_cost, predict_cost
 from passes.delete_heads import DeleteHeads
 from passes.delete_mlp_paths import DeleteMlpPaths
-from passes.dialect import Sublayer
+from passes.dialect import Attention, Sublayer
 from passes.fold_constants import FoldConstants
+from passes.merge_tokens import MergeBySchedule, schedule_of
+from passes.mlp import Neurons
 from passes.plan import DeletionPlan, channels_of
 from passes.stream import read_sites
+from vitfx.graph.merge_oracle import Merged, Merges, attended, clearly_merged, keys_of
 from vitfx.support.errors import NothingPrunable
 
 TOLERANCE_FLOAT64 = 1e-9
@@ -63,27 +66,36 @@ class Verification:
         return {**asdict(self), "passed": self.passed}
 
 
-def rewrite(graph_module: GraphModule, plan: DeletionPlan, *, consume: bool = False) -> PassResult:
-    """Carries the plan out: deletes heads and MLP paths, refits survivors, folds constants into biases.
+def rewrite(
+    graph_module: GraphModule, plan: DeletionPlan, merging: MergeBySchedule | None = None, *, consume: bool = False
+) -> PassResult:
+    """Carries the plan out: deletes heads and MLP paths, refits survivors, folds constants into biases. Then tokens
+    merge, by the keys of the heads that are left.
 
     consume: on the graph module itself, see `passes.base.run_passes`."""
     plan.check(graph_module)
     passes = [DeleteHeads(plan), DeleteMlpPaths(plan), Compensate(plan), FoldConstants()]
-    return run_passes(graph_module, passes, consume=consume)
+    return run_passes(graph_module, [*passes, *([merging] if merging else [])], consume=consume)
 
 
 def verify(graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan, pixels: Tensor) -> Verification:
     """Compares the artifact with the ablated model on real images (N, C, H, W) of the graph's type and device.
 
+    Where tokens merge in the artifact they do so in the ablated model, by plain loops (`vitfx.graph.merge_oracle`);
+    images whose merges rounding could change are left out.
     Raises VerificationError where they differ, naming the first sublayer that does, or where the cost is not as
     predicted.
     """
-    exact = _exact(graph_module, plan, pixels[:_FLOAT64_IMAGES].double())
-    close = _difference(artifact, pixels, ablated_logits(graph_module, plan, pixels))
+    merges = Merges.of(artifact)
+    pixels = clearly_merged(artifact, pixels)
+    merging = MergeBySchedule(schedule_of(artifact), pixels[:2])
+    exact = _exact(graph_module, plan, merging, merges, pixels[:_FLOAT64_IMAGES].double())
+    close = _difference(artifact, pixels, ablated_logits(graph_module, plan, pixels, merges))
     image = pixels.shape[1:]
     tokens = tokens_of(graph_module, pixels[:2])
     before = measure_cost(graph_module, image)
-    predicted = predict_cost(graph_module, plan, before, tokens)
+    merged = run_passes(graph_module, [merging]).graph_module if merges.behind else graph_module
+    predicted = predict_cost(merged, plan, measure_cost(merged, image) if merges.behind else before, tokens)
     figures = Verification(*close, exact[1], len(pixels), before, predicted, measure_cost(artifact, image))
     if predicted != figures.measured:
         raise VerificationError(f"the plan predicts {predicted}, the artifact has {figures.measured}")
@@ -109,19 +121,23 @@ def tokens_of(graph_module: GraphModule, pixels: Tensor) -> int:
     return int(_AblatedModel(graph_module, DeletionPlan()).at_norms(pixels)[sites[0].name].shape[1])
 
 
-def ablated_logits(graph_module: GraphModule, plan: DeletionPlan, pixels: Tensor) -> Tensor:
+def ablated_logits(
+    graph_module: GraphModule, plan: DeletionPlan, pixels: Tensor, merges: Merges | None = None
+) -> Tensor:
     """The oracle: (N, C, H, W) -> (N, K). Each sublayer is computed whole, then its dead units are zeroed, and its
-    constant and what its refit changes are added."""
+    constant and what its refit changes are added. merges: where tokens merge in the artifact."""
     with torch.no_grad():
-        logits: Tensor = _AblatedModel(graph_module, plan).run(pixels)
+        logits: Tensor = _AblatedModel(graph_module, plan, merges).run(pixels)
     return logits
 
 
-def _exact(graph_module: GraphModule, plan: DeletionPlan, pixels: Tensor) -> tuple[float, float]:
+def _exact(
+    graph_module: GraphModule, plan: DeletionPlan, merging: MergeBySchedule, merges: Merges, pixels: Tensor
+) -> tuple[float, float]:
     """`_difference` in float64, where the one copy of the weights is first the oracle's and then rewritten."""
     whole = copy.deepcopy(graph_module).double()
-    oracle = ablated_logits(whole, plan, pixels)
-    return _difference(rewrite(whole, plan, consume=True).graph_module, pixels, oracle)
+    oracle = ablated_logits(whole, plan, pixels, merges)
+    return _difference(rewrite(whole, plan, merging, consume=True).graph_module, pixels, oracle)
 
 
 def _difference(artifact: GraphModule, pixels: Tensor, oracle: Tensor) -> tuple[float, float]:
@@ -132,28 +148,49 @@ def _difference(artifact: GraphModule, pixels: Tensor, oracle: Tensor) -> tuple[
 
 
 class _AblatedModel(Interpreter):
-    """Runs a canonical graph with a plan's units ablated, and can keep what each sublayer's norm reads."""
+    """Runs a canonical graph with a plan's units ablated and tokens merged, and can keep what each sublayer's norm
+    reads."""
 
     _keeps = False
 
-    def __init__(self, graph_module: GraphModule, plan: DeletionPlan) -> None:
+    def __init__(self, graph_module: GraphModule, plan: DeletionPlan, merges: Merges | None = None) -> None:
         super().__init__(graph_module)
+        sites = read_sites(graph_module)
+        self.merges = merges or Merges({}, 0, restored=False)
+        self._merged: Merged | None = None
+        self._keys: dict[str, Tensor] = {}
+        self._adds = {site.add: site.name for site in sites}
+        self._last = [site.add for site in sites if isinstance(site.module, Attention | Neurons)][-1:]
         self.deletions = {deletion.name: deletion for deletion in plan.deletions}
         self.refits = {refit.name: refit for refit in plan.refits}
         self.read: dict[str, Tensor] = {}
-        self._norms = {site.norm: site.name for site in read_sites(graph_module)}
+        self._norms = {site.norm: site.name for site in sites}
 
     def run_node(self, n: Node) -> Any:
         if self._keeps and n in self._norms:
             self.read[self._norms[n]] = self.env[n.all_input_nodes[0]]
+        value = self._run(n)
+        if (name := self._adds.get(n, "")) in self.merges.behind:
+            self._merged = self._merged or Merged.of(value)
+            value = self._merged.merge(value, self._keys[name], self.merges.behind[name], self.merges.protected)
+        if n in self._last and self._merged is not None and self.merges.restored:
+            value = self._merged.restore(value)
+        return value
+
+    def _run(self, n: Node) -> Any:
         name = str(n.target) if n.op == "call_module" else ""
         deletion, refit = self.deletions.get(name), self.refits.get(name)
-        if deletion is None and refit is None:
+        module = self.module.get_submodule(name) if name else None
+        if not isinstance(module, Sublayer):
             return super().run_node(n)
-        module = self.module.get_submodule(name)
-        assert isinstance(module, Sublayer)
-        kept = range(module.units) if deletion is None else deletion.kept
-        inner = _kept_inner(module, channels_of(kept, module.channels), self.env[n.all_input_nodes[0]])
+        kept = tuple(range(module.units)) if deletion is None else deletion.kept
+        reads = self.env[n.all_input_nodes[0]]
+        merged = self._merged if isinstance(module, Attention) else None
+        if name in self.merges.behind and isinstance(module, Attention):
+            self._keys[name] = keys_of(module, kept, reads)
+        if deletion is None and refit is None and merged is None:
+            return super().run_node(n)
+        inner = _kept_inner(module, channels_of(kept, module.channels), reads, merged)
         out = module.out(inner)
         if deletion is not None and deletion.constant is not None:
             out = out + deletion.constant.to(out)
@@ -171,9 +208,13 @@ class _AblatedModel(Interpreter):
         return self.read
 
 
-def _kept_inner(module: Sublayer, channels: Tensor, x: Tensor) -> Tensor:
+def _kept_inner(module: Sublayer, channels: Tensor, x: Tensor, merged: Merged | None) -> Tensor:
     """The inner channels of the whole sublayer, the others zeroed. A norm of them all is one of these alone."""
-    raw, norm = module.without_inner_norm().inner(x), module.inner_norm
+    norm = module.inner_norm
+    if merged is not None and isinstance(module, Attention):
+        raw = attended(module, x, merged)
+    else:
+        raw = module.without_inner_norm().inner(x)
     channels = channels.to(raw.device)
     kept = raw[..., channels]
     if norm is not None:
@@ -188,7 +229,7 @@ def _parting(
     graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan, pixels: Tensor, tolerance: float
 ) -> str:
     """The first surviving sublayer whose stream is not the ablated model's."""
-    oracle = _AblatedModel(graph_module, plan).at_norms(pixels)
+    oracle = _AblatedModel(graph_module, plan, Merges.of(artifact)).at_norms(pixels)
     for name, stream in _AblatedModel(artifact, DeletionPlan()).at_norms(pixels).items():
         error = float((stream - oracle[name]).abs().max() / oracle[name].abs().max())
         if not error < tolerance:

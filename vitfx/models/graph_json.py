@@ -19,12 +19,13 @@ from torch.fx import Graph, GraphModule, Node
 
 from passes.aten import attribute_tensor
 from passes.dialect import AddConstant, Attention
+from passes.merging import MergeTokens, RestoreTokens
 from passes.mlp import GatedMlp, Mlp
 from passes.norms import SINGLE, NormOnNorm
 from passes.pooled_attention import FreshTokens, PooledAttention
 from vitfx.support.errors import UserError, in_a_line
 
-_DIALECT = (Attention, PooledAttention, FreshTokens, Mlp, GatedMlp, AddConstant)
+_DIALECT = (Attention, PooledAttention, FreshTokens, Mlp, GatedMlp, AddConstant, MergeTokens, RestoreTokens)
 _MODULES: dict[str, type[nn.Module]] = {part.__name__: part for part in (*_DIALECT, *SINGLE)}
 _PYTHON = {
     f"operator.{name}": getattr(operator, name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from passes.cost import measure_cost, shared_parameters, tokens_read_by, unit_flops, unit_parameters
+from passes.cost import measure_cost, shared_parameters, tokens_at, unit_flops, unit_parameters
 from passes.dialect import Sublayer
 from passes.stream import module_of, read_sites
 
@@ -52,7 +52,7 @@ class Price:
 def flops_price(graph_module: GraphModule, image: torch.Size, tokens: int) -> Price:
     """FLOPs for one image of shape (C, H, W), counted as `passes.cost` counts them."""
     modules = {site.name: site.module for site in read_sites(graph_module)}
-    counts = tokens_read_by(modules, tokens)
+    counts = tokens_at(graph_module, tokens)
     costs = {name: _line(module, unit_flops(module, counts[name])) for name, module in modules.items()}
     return _price(FLOPS, measure_cost(graph_module, image).flops, costs)
 
