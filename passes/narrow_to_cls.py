@@ -67,7 +67,7 @@ def _region(graph_module: GraphModule) -> _Region | None:
     after = after[after.index(attentions[-1].add) + 1 :]
     merge = attentions[-1].merge
     after = [node for node in after if merge is None or node not in (merge, *merge.users)]
-    inside = {node for site in sites for node in (*site.inside, site.add)}
+    inside = {node for site in sites for node in (site.norm, site.node, site.add)}
     end = next(
         (
             index

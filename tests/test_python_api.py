@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import vitfx
+from passes.merge_tokens import schedule_of
 from tests.support.checks import assert_equal
 from tests.support.families import images, make
 from vitfx.circuits.circuit import Circuit
@@ -83,6 +84,32 @@ def test_a_goal(model: nn.Module) -> None:
     assert small.missed is None and 0.5 < measured.flops / before.flops <= 0.7
 
 
+def test_merged_tokens_are_saved_and_kept_when_pruned_again(model: nn.Module, circuit: Circuit, tmp_path: Path) -> None:
+    small = vitfx.prune(model, PIXELS, LABELS, circuit=circuit, compensate="mean", tokens="0:3,1:2")
+    assert any("of 17, behind the blocks 14, 12, 12 are left" in note for note in small.notes)
+    assert small.verification.passed and small.artifact_kl is not None
+    folder = small.save(tmp_path / "small")
+    loaded = load_model(str(folder / "pruned.pt")).module
+    with torch.no_grad():
+        expected = small.module(PIXELS)
+        assert torch.equal(loaded(PIXELS), expected)
+        assert_equal(logits(folder / "pruned.onnx"), expected, 1e-4)
+        assert_equal(torch.export.load(folder / "pruned.pt2").module()(PIXELS), expected, 1e-4)
+        assert_equal(vitfx.optimize(loaded, PIXELS).module(PIXELS), expected, 1e-5)
+    again = vitfx.prune(loaded, PIXELS, LABELS, tau=0.0, paths=2)
+    assert str(schedule_of(again.module)) == "0:3,1:2"
+    assert not schedule_of(vitfx.prune(loaded, PIXELS, LABELS, tau=0.0, paths=2, tokens="off").module)
+    assert len(vitfx.discover(loaded, PIXELS, LABELS, tau=0.0, paths=2).decisions) > 1
+
+
+def test_a_goal_with_merged_tokens(model: nn.Module) -> None:
+    """What merges is counted first: fewer units go."""
+    small, merged = (vitfx.prune(model, PIXELS, LABELS, target_flops=0.7, tokens=tokens) for tokens in (None, "r=2"))
+    costs = [(pruned.verification.measured, pruned.verification.before) for pruned in (small, merged)]
+    assert all(0.5 < measured.flops / before.flops <= 0.7 for measured, before in costs)
+    assert costs[1][0].neurons > costs[0][0].neurons
+
+
 def test_optimized_is_exact(model: nn.Module, tmp_path: Path) -> None:
     fast = vitfx.optimize(model, PIXELS)
     assert "narrow_to_cls" in fast.applied and fast.error < 1e-10
@@ -109,6 +136,9 @@ def test_progress_goes_to_standard_error(model: nn.Module, capsys: pytest.Captur
         ({"target_flops": 0.5, "paths": 3}, "target_flops replaces discovery: leave out paths"),
         ({"colour": 1}, "colour is not a setting of discovery: give some of method"),
         ({"compensate": "prayer"}, "compensate is 'prayer': choose one of none, mean, ridge"),
+        ({"tokens": "many", "tau": 1.0}, "the token schedule 'many' has 'many': write block:tokens"),
+        ({"tokens": "0:9", "target_flops": 0.5}, "block 0 is to merge 9 tokens, but of the 16 that may merge there"),
+        ({"tokens": "r=1", "ablation": "position-mean"}, "position-mean leaves a constant for each token behind"),
         ({"device": "abacus"}, "device 'abacus' is not one of"),
         ({"target": "cpu:x", "target_speedup": 2.0}, "cpu:x is not a target"),
     ],

@@ -82,6 +82,7 @@ def prune(
     task: str | None = None,
     circuit: Circuit | None = None,
     compensate: str = "ridge",
+    tokens: str | None = None,
     device: str = "auto",
     progress: bool = False,
     **settings: Unpack[DiscoverySettings],
@@ -100,6 +101,7 @@ def prune(
     task: what the model answers, one of `vitfx.graph.kinds.KINDS`; by default found by looking at it.
     circuit: deletes what is dead in it, in place of discovery; images must be those that it was found on.
     compensate: what makes up for deletions, "none", "mean" or "ridge", which refits survivors and goals always have.
+    tokens: by what schedule tokens merge: "r=4", "3:8,6:8", "off" or, for a goal, "auto"; None as in the model given.
     progress: shows bars on standard error.
     settings: how the circuit is found, see `vitfx.runs.in_memory.DiscoverySettings`.
     """
@@ -107,16 +109,13 @@ def prune(
     values = {SPEEDUP: target_speedup, FLOPS: target_flops, PARAMETERS: target_params, DROP: max_drop, KL: max_kl}
     by_circuit = circuit is not None or compensate != "ridge"
     goal = choose_goal(values, tau=tau, settings=settings, by_circuit=by_circuit, labelled=labels is not None)
-    place = pick_device(device)
-    kind = asked_task(task)
+    place, kind = pick_device(device), asked_task(task)
     with watching(progress) as watcher:
         if goal is not None:
-            given = (module, calibration, goal, parse_target(target))
-            return prune_for_goal(*given, device=place, seed=settings.get("seed", 0), watcher=watcher, task=kind)
-        if circuit is None:
-            chosen = make_settings(calibration, settings, tau=tau, max_kl=max_kl)
-        else:
-            chosen = Settings.from_json(circuit.settings)
+            given, seed = (module, calibration, goal, parse_target(target)), settings.get("seed", 0)
+            return prune_for_goal(*given, device=place, seed=seed, watcher=watcher, task=kind, tokens=tokens)
+        replayed = None if circuit is None else Settings.from_json(circuit.settings)
+        chosen = replayed or make_settings(calibration, settings, tau=tau, max_kl=max_kl)
         return prune_by_circuit(
             module,
             calibration,
@@ -126,6 +125,7 @@ def prune(
             circuit=circuit,
             watcher=watcher,
             task=kind,
+            tokens=tokens,
         )
 
 
@@ -222,6 +222,13 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help=f"images to refit survivors on, at most (default {COMPENSATE_SAMPLES}; for a goal three quarters of "
         "--samples)",
+    )
+    parser.add_argument(
+        "--tokens",
+        metavar="SCHEDULE",
+        help="merge alike tokens between attention and MLP (ToMe), on top of what is deleted: r=4, so many in every "
+        "block; 3:8,6:8, block:tokens, blocks from 0; auto, for a goal, where that loses least; off (default: as in "
+        "the model given)",
     )
     parser.add_argument(
         "--precision",

@@ -18,7 +18,7 @@ from vitfx.deploy.lowering import REWRITES, lower
 from vitfx.graph.verify import rewrite, verify
 
 PIXELS = images(3, torch.float64)
-TURNED = ("timm-eva02", "timm-rotary-mixed", "hf-dinov3")
+TURNED = ("timm-eva02", "timm-rotary-mixed", "hf-dinov3", "timm-grouped-queries")
 PROTECTED = {
     **dict.fromkeys(("hand-written", "careless", "torch-encoder"), 0),
     **dict.fromkeys(("timm-layerscale-average-registers",), 3),

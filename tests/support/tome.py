@@ -42,7 +42,7 @@ def _attention(stage, x, size):
     scores = core.scale * q @ k.transpose(-2, -1)
     if size is not None:
         scores = scores + size.log()[:, None, None, :, 0]
-    heads = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    heads = (scores.softmax(-1) @ core._shared(v)).transpose(1, 2).flatten(2)
     heads = heads if core.out_norm is None else core.out_norm(heads)
     return x + module.out(heads), k.mean(1)
 

@@ -39,6 +39,7 @@ class _Shared(TypedDict):
     out: Path
     force: bool
     deployment: Deployment
+    tokens: str | None
 
 
 class _Timed(_Shared):
@@ -65,6 +66,9 @@ def open_run(options: argparse.Namespace, command: str) -> PruneRun:
     if options.compensate_samples is not None and options.compensate_samples < 2:
         raise UserError(f"--compensate-samples {options.compensate_samples} is too small: give 2 or more")
     precision = _precision(options, asked)
+    if options.tokens is not None and (several := options.sweep or options.rounds):
+        name = "--sweep" if several is options.sweep else "--rounds"
+        raise UserError(f"--tokens {options.tokens} is for one model: leave out {name}")
     out = _out(options, settings, asked)
     check_output(out, force=options.force, unfinished=unfinished_file(options))
     device = pick_device(options.device)
@@ -87,6 +91,7 @@ def open_run(options: argparse.Namespace, command: str) -> PruneRun:
         "out": out,
         "force": options.force,
         "deployment": default_deployment(rewrites, onnx_device, portable=options.portable, opset=options.opset),
+        "tokens": options.tokens,
     }
     if asked is None:
         return CircuitRun(

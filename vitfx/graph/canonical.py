@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from passes.base import run_passes
+from passes.merge_tokens import UndoMerges, schedule_of
+from passes.token_schedule import TokenSchedule
 from vitfx.graph.answers import AnswerKind, Kind, declared_kind, find_kind
 from vitfx.graph.float64 import logits_in_float64
 from vitfx.graph.trace import at_rest, first_line, to_canonical
@@ -28,6 +31,9 @@ class Canonical:
     notes: tuple[str, ...]  #: sublayers that are not prunable, and why; weights that are no longer shared
     answers: Tensor  #: to the first images
     declared: Kind | None = None  #: what the module says of its answers
+    schedule: TokenSchedule = field(
+        default_factory=TokenSchedule
+    )  #: by which tokens merged in the module, where they do not in the graph
 
     def kind(self, labels: Tensor | None, asked: Kind | None, watcher: Watcher) -> AnswerKind:
         """Of the answers, which is told. labels: of all images. asked: by the user. Raises UserError."""
@@ -36,10 +42,11 @@ class Canonical:
         return kind
 
 
-def read_module(module: nn.Module, pixels: Tensor, watcher: Watcher) -> Canonical:
+def read_module(module: nn.Module, pixels: Tensor, watcher: Watcher, *, merged: bool = False) -> Canonical:
     """Traces the module, which stays as it is, and reports the notes.
 
     pixels: (N, C, H, W), two images or more, which tell the batch's axis from the others.
+    merged: leaves tokens merged where they merge in the module; else no tokens merge in the graph.
     Raises UserError where the model can't be used, VerificationError where its graph gives other logits.
     """
     watcher.say("tracing the model")
@@ -49,9 +56,13 @@ def read_module(module: nn.Module, pixels: Tensor, watcher: Watcher) -> Canonica
     answers = _check_identity(module, traced.graph_module, pixels[:8])
     _check_float64(traced.graph_module, pixels[:2])
     notes = (*traced.notes, *_shared_weights(module, traced.graph_module))
+    graph_module, schedule = traced.graph_module, TokenSchedule()
+    if not merged and (schedule := schedule_of(graph_module)):
+        graph_module = run_passes(graph_module, [UndoMerges()]).graph_module.eval()
+        notes += (f"tokens merge in the model given, by the schedule {schedule}: it is judged without that",)
     for note in notes:
         watcher.say(f"note: {note}")
-    return Canonical(traced.graph_module, notes, answers, declared_kind(module))
+    return Canonical(graph_module, notes, answers, declared_kind(module), schedule)
 
 
 def check_answers_differ(answers: Tensor) -> None:

@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 
 from passes.compensate import refitted
 from passes.least_squares import Moments, Ridge, ridge
+from passes.merge_tokens import MergeBySchedule
 from passes.plan import DeletionPlan, Refit
 from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.graph.kinds import WORDS
@@ -239,9 +240,15 @@ def with_means(original: GraphModule, plan: DeletionPlan, pixels: Tensor) -> Del
 
 
 @torch.no_grad()
-def divergence(original: GraphModule, plan: DeletionPlan, pixels: Tensor, measure: Divergence = CLASSES) -> float:
+def divergence(
+    original: GraphModule,
+    plan: DeletionPlan,
+    pixels: Tensor,
+    measure: Divergence = CLASSES,
+    merging: MergeBySchedule | None = None,
+) -> float:
     """Mean D_KL(original ‖ pruned) in nats an image, or that of another kind of answers."""
-    pruned = rewrite(original, plan).graph_module.eval()
+    pruned = rewrite(original, plan, merging).graph_module.eval()
     device = next(original.parameters()).device
     batches = [batch.to(device) for batch in pixels.split(_BATCH)]
     return sum(float(measure(original(batch), pruned(batch)).sum()) for batch in batches) / len(pixels)

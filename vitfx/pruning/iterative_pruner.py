@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from passes.merge_tokens import MergeBySchedule
 from passes.plan import DeletionPlan
 from vitfx.graph.divergence import make_divergence
 from vitfx.graph.kinds import WORDS
@@ -69,6 +70,7 @@ class IterativePruner:
     others score the units, and survivors are refitted on them between cuts; the final refit uses all of the others.
     align: the widths of pruned MLPs are multiples of it.
     task: the model's kind of answers, one of `vitfx.graph.kinds.KINDS`.
+    merging: merges tokens of what is judged on the held-out images, see `vitfx.pruning.token_merging`.
     """
 
     def __init__(
@@ -82,9 +84,10 @@ class IterativePruner:
         watcher: Watcher,
         align: int = 1,
         task: str = "classes",
+        merging: MergeBySchedule | None = None,
     ) -> None:
         held = max(1, len(pixels) // 4)
-        self.original, self.watcher, self.seed = original, watcher, seed
+        self.original, self.watcher, self.seed, self.merging = original, watcher, seed, merging
         self.fitted, self.held_out = pixels[:-held], pixels[-held:]
         self.labels = None if labels is None else labels[-held:]
         self.scored = self.fitted[:scored]
@@ -136,7 +139,7 @@ class IterativePruner:
         return replace(state, plan=refitted)
 
     def held_out_loss(self, state: State) -> HeldOutLoss:
-        logits = _logits(rewrite(self.original, state.plan).graph_module.eval(), self.held_out)
+        logits = _logits(rewrite(self.original, state.plan, self.merging).graph_module.eval(), self.held_out)
         kl = float(self.measure(self.expected, logits).mean())
         task = self.measure.kind
         if self.labels is None:

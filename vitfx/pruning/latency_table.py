@@ -7,6 +7,7 @@ shapes, the whole model and its plain export are timed in turns.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,15 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
+from passes.merge_tokens import MergeBySchedule
 from passes.norms import NORMS
 from passes.plan import DeletionPlan
 from passes.stream import module_of, read_sites
 from vitfx.deploy.runtime import Session
 from vitfx.graph.verify import rewrite
 from vitfx.pruning.cost_model import Price
+from vitfx.pruning.token_merging import with_merges
 from vitfx.support.devices import synchronize
 from vitfx.support.errors import UserError
 from vitfx.support.json_files import read_json, write_json
@@ -82,6 +85,7 @@ def measure_table(
     opened: Open,
     device: torch.device,
     watcher: Watcher,
+    merging: MergeBySchedule | None = None,
 ) -> LatencyTable:
     """Times the model and its sublayers on one batch.
 
@@ -89,18 +93,19 @@ def measure_table(
     pixels: the batch (N, C, H, W), on the CPU
     plain: the model's plain export
     opened: how an artifact is exported
+    merging: merges tokens of the artifacts; that is no sublayer's time
     """
     example = torch.cat([pixels, pixels])[: max(2, len(pixels))]
     sessions: dict[str, Callable[[], None]] = {
         "plain": plain.bind(pixels),
-        "whole": opened(deploy(original), example).bind(pixels),
+        "whole": opened(deploy(with_merges(original, merging)), example).bind(pixels),
     }
     places: dict[str, list[tuple[int, str]]] = {}
     for share in range(1, STEPS + 1):
         watcher.say(f"exporting sublayers at {share} of {STEPS} sizes")
         small = _shrunk(original, share / STEPS)
         counts = {site.name: site.module.units for site in read_sites(small)}
-        for name, graph, stream in _cut_out(deploy(small), example, tuple(counts)):
+        for name, graph, stream in _cut_out(deploy(with_merges(small, merging)), example, tuple(counts)):
             key = f"{graph.get_submodule(name)} of {tuple(stream.shape[1:])}"
             if key not in sessions:
                 sessions[key] = opened(graph, stream).bind(stream[: len(pixels)].contiguous())
@@ -137,8 +142,8 @@ def _cut_out(
     for node in list(graph_module.graph.nodes):
         if node.op != "call_module" or node.target not in names:
             continue
-        (norm,) = node.all_input_nodes
-        (add,) = node.users
+        norm, *_ = node.all_input_nodes
+        add = next(user for part in (node, *node.users) for user in part.users if user.target is operator.add)
         (stream,) = norm.all_input_nodes
         yield str(node.target), _alone(graph_module, stream, norm, node, add), streams.values[stream]
 
@@ -146,11 +151,22 @@ def _cut_out(
 def _alone(graph_module: GraphModule, stream: Node, norm: Node, node: Node, add: Node) -> GraphModule:
     graph = Graph()
     copies = {stream: graph.placeholder("pixels")}
-    carried = [part for part in add.all_input_nodes if part not in (stream, node)]
-    for part in (norm, *carried, node, add):
+    added = [part for part in add.all_input_nodes if part is node or node in part.all_input_nodes]
+    carried = [part for part in add.all_input_nodes if part not in (stream, *added)]
+    if isinstance(sizes := node.kwargs.get("sizes"), Node):
+        graph_module.add_submodule("any_sizes", _AnySizes())
+        copies[sizes] = graph.call_module("any_sizes", (copies[stream],))
+    for part in (norm, *carried, node, *(part for part in added if part is not node), add):
         copies[part] = graph.node_copy(part, lambda old: copies[old])
     graph.output(copies[add])
     return GraphModule(graph_module, graph)
+
+
+class _AnySizes(nn.Module):
+    """Stands for the sizes of merged tokens, (B, T, D) -> (B, T): times do not depend on their values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, 0].abs() + 1
 
 
 class _NormInputs(Interpreter):

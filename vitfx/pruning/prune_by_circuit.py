@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from passes.merge_tokens import MergeBySchedule
 from passes.plan import DeletionPlan
 from vitfx.circuits.circuit import Circuit
 from vitfx.circuits.liveness import make_plan
@@ -24,6 +25,8 @@ from vitfx.graph.stages import sublayers_of
 from vitfx.graph.verify import Verification, rewrite, verify
 from vitfx.images.image_set import Images
 from vitfx.pruning.compensation import Compensated, compensate, divergence
+from vitfx.pruning.token_merging import choose_merging, merging_note
+from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 
 _VERIFIED_IMAGES = 64
@@ -73,6 +76,7 @@ def compile_model(
     circuit: Circuit | None = None,
     compensation: Compensation = Compensation(),
     task: Kind | None = None,
+    tokens: str | None = None,
 ) -> Pruned:
     """Traces, discovers, plans, compensates, rewrites and verifies. The module stays as it is.
 
@@ -80,10 +84,14 @@ def compile_model(
     accept: is given the canonical graph before discovery, and may refuse it by raising
     circuit: replaces discovery; `settings` are then its own, and `images` its calibration images
     task: the kind of the model's answers, as the user says; a circuit has its own
+    tokens: by what schedule tokens merge in the artifact, see `vitfx.pruning.token_merging.choose_merging`
 
     Raises UserError where the model, the images or the circuit can't be used, VerificationError where a proof fails.
     """
     front = read_module(module, images.pixels, watcher)
+    merging = choose_merging(front, tokens, images.pixels)
+    if merging is not None and settings.ablation == "position-mean":
+        raise UserError("position-mean leaves a constant for each token behind, and then none can merge: take mean")
     if accept is not None:
         accept(front.graph_module)
     if circuit is not None:
@@ -101,25 +109,37 @@ def compile_model(
     circuit = discovery.circuit
     plan = make_plan(circuit, discovery.graph, discovery.constants)
     watcher.say(f"removed {len(circuit.removed):,} of {len(circuit.decisions):,} edges; plan:\n{plan}")
-    pixels = images.pixels if compensation.pixels is None else compensation.pixels
     measure = discovery.calibration.divergence
-    compensated = compensate(
-        on_device, plan, pixels, compensation.kind, measure=measure, progress=watcher.bar("compensation")
-    )
-    if compensated.kl is not None:
-        watcher.say(compensated.sentence)
+    compensated = _compensated(on_device, plan, images, compensation, measure, watcher)
     original = on_device.cpu()
-    artifact, verification = carry_out(original, compensated.plan, images)
+    artifact, verification = carry_out(original, compensated.plan, images, merging)
     artifact_kl = None
-    if differences := _differences(discovery, settings, plan, compensated.plan):
-        artifact_kl = divergence(original, compensated.plan, images.pixels, measure)
+    differences = _differences(discovery, settings, plan, compensated.plan)
+    if differences := [*differences, *(["tokens merge"] if merging else [])]:
+        artifact_kl = divergence(original, compensated.plan, images.pixels, measure, merging)
     notes = _notes(settings, compensated.plan, differences, circuit.kl, artifact_kl)
     for note in notes:
         watcher.say(f"note: {note}")
-    notes = (*front.notes, *kind.note, *notes)
+    notes = (*front.notes, *kind.note, *merging_note(original, merging), *notes)
     return Pruned(
         artifact, original, circuit, compensated.plan, verification, notes, compensated, artifact_kl, divergence=measure
     )
+
+
+def _compensated(
+    original: GraphModule,
+    plan: DeletionPlan,
+    images: Images,
+    compensation: Compensation,
+    measure: Divergence,
+    watcher: Watcher,
+) -> Compensated:
+    pixels = images.pixels if compensation.pixels is None else compensation.pixels
+    bar = watcher.bar("compensation")
+    compensated = compensate(original, plan, pixels, compensation.kind, measure=measure, progress=bar)
+    if compensated.kl is not None:
+        watcher.say(compensated.sentence)
+    return compensated
 
 
 def _notes(
@@ -138,9 +158,11 @@ def _notes(
     return tuple(notes)
 
 
-def carry_out(original: GraphModule, plan: DeletionPlan, images: Images) -> tuple[GraphModule, Verification]:
+def carry_out(
+    original: GraphModule, plan: DeletionPlan, images: Images, merging: MergeBySchedule | None = None
+) -> tuple[GraphModule, Verification]:
     """The artifact of a plan, in eval mode, and its proof. Raises VerificationError."""
-    artifact = rewrite(original, plan).graph_module.eval()
+    artifact = rewrite(original, plan, merging).graph_module.eval()
     return artifact, verify(original, artifact, plan, images.pixels[:_VERIFIED_IMAGES])
 
 

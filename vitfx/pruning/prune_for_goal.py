@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from passes.merge_tokens import MergeBySchedule
 from passes.plan import DeletionPlan
 from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer
 from vitfx.circuits.details import Details
@@ -25,6 +26,8 @@ from vitfx.pruning.goal_search import GoalResult, check_goal, reach_goal
 from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.pruning.prune_by_circuit import Pruned, carry_out
 from vitfx.pruning.target_bench import GoalRequest, TargetBench
+from vitfx.pruning.token_merging import choose_merging, merging_note
+from vitfx.pruning.token_search import AUTO, search_schedule
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 
@@ -59,14 +62,14 @@ def compile_for_goal(
         raise UserError(f"{len(images.pixels)} images are too few: for a goal give {_FEWEST} or more")
     front = read_module(module, images.pixels, watcher)
     original = front.graph_module
-    with torch.no_grad():
-        check_answers_differ(original(images.pixels[:_COMPARED]))
+    _check_answers(original, images)
     if accept is not None:
         accept(original)
     kind = front.kind(images.labels, task, watcher)
     check_goal(asked.goal, kind.name)
+    merging = None if asked.tokens == AUTO else choose_merging(front, asked.tokens, images.pixels)
     facts = origins(original, images)
-    bench = TargetBench(module, original, images.pixels, asked, watcher)
+    bench = TargetBench(module, original, images.pixels, asked, watcher, merging)
     price = bench.price()
     pruner = IterativePruner(
         # Meanwhile the bench exports the same model from the CPU.
@@ -78,20 +81,36 @@ def compile_for_goal(
         watcher=watcher,
         align=asked.target.align,
         task=kind.name,
+        merging=merging,
     )
+    if asked.tokens == AUTO:
+        merging, price = _chosen_tokens(bench, pruner, price)
     result = reach_goal(pruner, asked.goal, price, watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole)
     plan = result.state.plan
-    artifact, verification = carry_out(original, plan, images)
+    artifact, verification = carry_out(original, plan, images, merging)
     reached = _reached(asked.goal, result, verification, bench)
     missed = None if reached is None else asked.goal.shortfall(reached)
     circuit = _circuit(original, result, price, asked, facts, kind.name, met=missed is None)
     note = _note(asked, result, len(pruner.held_out), reached, missed)
-    notes = (*front.notes, *kind.note, note, *_noise(result))
+    notes = (*front.notes, *kind.note, *merging_note(original, merging), note, *_noise(result))
     if not plan.deletions:
         notes += (f"nothing {'had to be deleted for' if asked.goal.priced else 'could be deleted within'} that",)
     compensated = _compensated(original, pruner, result)
-    loss = result.held_out_loss.kl
-    return Pruned(artifact, original, circuit, plan, verification, notes, compensated, loss, missed, pruner.measure)
+    loss, measure = result.held_out_loss.kl, pruner.measure
+    return Pruned(artifact, original, circuit, plan, verification, notes, compensated, loss, missed, measure)
+
+
+@torch.no_grad()
+def _check_answers(original: GraphModule, images: Images) -> None:
+    check_answers_differ(original(images.pixels[:_COMPARED]))
+
+
+def _chosen_tokens(bench: TargetBench, pruner: IterativePruner, price: Price) -> tuple[MergeBySchedule | None, Price]:
+    """The merges that suit the goal, which bench and pruner then have, and the price of the model with them."""
+    share, example = bench.share_to_keep(price), bench.examples[:2]
+    merging = search_schedule(bench.original, pruner, bench.asked.goal, share, example, bench.watcher)
+    pruner.merging = bench.merging = merging
+    return merging, price if merging is None else bench.price()
 
 
 def _compensated(original: GraphModule, pruner: IterativePruner, result: GoalResult) -> Compensated:
@@ -99,7 +118,7 @@ def _compensated(original: GraphModule, pruner: IterativePruner, result: GoalRes
     if not plan.deletions:
         return Compensated(plan, "none")
     mean = with_means(original, DeletionPlan(plan.deletions), pruner.scored.cpu())
-    kl_mean = divergence(original, mean, pruner.held_out.cpu(), pruner.measure)
+    kl_mean = divergence(original, mean, pruner.held_out.cpu(), pruner.measure, pruner.merging)
     return Compensated(
         plan,
         "ridge",

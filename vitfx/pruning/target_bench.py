@@ -15,6 +15,7 @@ import onnx
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from passes.merge_tokens import MergeBySchedule
 from vitfx.deploy.deployment import Deployment, deploy
 from vitfx.deploy.export import export_plain, to_onnx
 from vitfx.deploy.lowering import lower
@@ -28,6 +29,7 @@ from vitfx.pruning.cost_model import Price, flops_price, parameters_price
 from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, PROMISED, SPEEDUP, Goal, Target
 from vitfx.pruning.iterative_pruner import State
 from vitfx.pruning.latency_table import LatencyTable, measure_table
+from vitfx.pruning.token_merging import with_merges
 from vitfx.support.devices import pick_device, synchronize
 from vitfx.support.errors import UserError
 from vitfx.support.files import WriteError, writing
@@ -56,6 +58,7 @@ class GoalRequest:
     deployment: Deployment  #: how the artifacts that are timed are exported
     seed: int = 0  #: of scoring
     fresh: bool = False  #: measure times anew even where they are cached
+    tokens: str | None = None  #: by what schedule tokens merge, see `vitfx.pruning.token_merging.choose_merging`
     #: what the goal is counted from if earlier pruning made the model from it; None for the model itself
     reference: ReferenceModel | None = None
 
@@ -67,10 +70,16 @@ class TargetBench:
     """Exports and times models on the target."""
 
     def __init__(
-        self, module: nn.Module, original: GraphModule, pixels: Tensor, asked: GoalRequest, watcher: Watcher
+        self,
+        module: nn.Module,
+        original: GraphModule,
+        pixels: Tensor,
+        asked: GoalRequest,
+        watcher: Watcher,
+        merging: MergeBySchedule | None = None,
     ) -> None:
-        """module: the user's own. original: its canonical graph."""
-        self.original, self.asked, self.watcher = original, asked, watcher
+        """module: the user's own. original: its canonical graph. merging: merges tokens of what is priced and timed."""
+        self.original, self.asked, self.watcher, self.merging = original, asked, watcher, merging
         self.reference = asked.reference or ReferenceModel(module, original)
         self.examples = pixels[:_EXAMPLES]
         self.device = pick_device(asked.target.device)
@@ -86,20 +95,29 @@ class TargetBench:
         kind = self.asked.goal.kind
         if kind in (PARAMETERS, FLOPS):
             self.whole = self._counted(self.reference.graph).whole
-            return self._counted(self.original)
+            return self._counted(with_merges(self.original, self.merging))
         assert kind in (SPEEDUP, DROP, KL)
         table = self._table()
         self.plain = table.plain
         speed = f"{table.plain / table.whole:.2f}×"
         if self.asked.reference is None:
-            self.watcher.say(f"on {self.asked.target} exact rewrites alone make it {speed} as fast")
+            what = "exact rewrites alone make" if self.merging is None else "exact rewrites and merged tokens make"
+            self.watcher.say(f"on {self.asked.target} {what} it {speed} as fast")
         else:
             self.watcher.say(f"on {self.asked.target} it is already {speed} as fast as the original's plain export")
         return table.price()
 
+    def share_to_keep(self, price: Price) -> float | None:
+        """Of the model's FLOPs, which times follow, what a goal leaves; None for a limit on what is lost."""
+        goal = self.asked.goal
+        if goal.kind == SPEEDUP:
+            assert self.plain is not None
+            return min(1.0, self.plain / goal.value / price.whole)
+        return None if self.whole is None else min(1.0, goal.value * self.whole / price.whole)
+
     def measure(self, state: State) -> SpeedUp:
         """How many times faster than the plain export: both timed in turns, until that is known well enough."""
-        pruned = rewrite(self.original, state.plan).graph_module.eval()
+        pruned = rewrite(self.original, state.plan, self.merging).graph_module.eval()
         model = deploy(pruned, self.asked.deployment, self.examples, {}).model
         return speed_up(*self.timings(self.open_plain(), self.open(model)))
 
@@ -170,7 +188,9 @@ class TargetBench:
             model = deployment.formed(to_onnx(graph_module, example[:2], {}, deployment.opset)).model
             return self.open(model, None if example.dim() == self.examples.dim() else example)
 
-        table = measure_table(self.original, self.batch, lowered, self.open_plain(), opened, self.device, self.watcher)
+        table = measure_table(
+            self.original, self.batch, lowered, self.open_plain(), opened, self.device, self.watcher, self.merging
+        )
         try:
             with writing(cached):
                 cached.parent.mkdir(parents=True, exist_ok=True)
@@ -192,6 +212,7 @@ class TargetBench:
             "deployment": self.asked.deployment.to_json(),
             "image": list(self.examples.shape[1:]),
             "shapes": [(stage.name, repr(stage.module), repr(stage.norm)) for stage in read_stages(self.original)],
+            **({} if self.merging is None else {"tokens": str(self.merging.schedule)}),
             "plain": [
                 [node.op_type for node in plain.node],
                 [list(weight.dims) for weight in plain.initializer],

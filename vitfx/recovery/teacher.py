@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from passes.stream import read_sites
+from passes.merging import MergeTokens
+from passes.stream import module_of, read_sites
 from vitfx.support.files import writing
 from vitfx.training.precision import autocast
 
@@ -99,16 +100,30 @@ def fits(data_images: int, variants: int | None, classes: int) -> bool:
 
 
 def shared_sublayers(student: GraphModule, teacher: GraphModule) -> tuple[str, ...]:
-    """The sublayers that both have, in the order of the stream."""
-    ours = {site.name for site in read_sites(student)}
+    """The sublayers that both have, in the order of the stream; not those of a student whose tokens all merge."""
+    protected = protected_tokens(student)
+    ours = {site.name for site in read_sites(student)} - {name for name, count in protected.items() if not count}
     return tuple(site.name for site in read_sites(teacher) if site.name in ours)
+
+
+def protected_tokens(student: GraphModule) -> dict[str, int]:
+    """Of each sublayer behind a merge of tokens, how many of the first tokens never merge: both models have these."""
+    counts, protected = {}, None
+    for site in read_sites(student):
+        if protected is not None:
+            counts[site.name] = protected
+        merge = None if site.merge is None else module_of(student, site.merge)
+        protected = merge.protected if isinstance(merge, MergeTokens) else protected
+    return counts
 
 
 class TappedModel(nn.Module):
     """(B, C, H, W) -> logits (B, K), and the streams (B, T, D) behind the named sublayers, by the graph's modules."""
 
-    def __init__(self, graph_module: GraphModule, names: Sequence[str]) -> None:
+    def __init__(self, graph_module: GraphModule, names: Sequence[str], first: Mapping[str, int] | None = None) -> None:
+        """first: by name, of how many of the first tokens; of all where it has no entry."""
         super().__init__()
+        self._first = [(first or {}).get(name) for name in names]
         adds = {site.name: site.add for site in read_sites(graph_module)}
         graph, placed = Graph(), dict[Node, Node]()
         logits = graph.graph_copy(graph_module.graph, placed)
@@ -117,4 +132,4 @@ class TappedModel(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
         logits, streams = self.graph_module(pixels)
-        return logits, streams
+        return logits, tuple(stream[:, :first] for stream, first in zip(streams, self._first, strict=True))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from passes.dialect import Attention
+from passes.merge_tokens import schedule_of
 from passes.plan import DeletionPlan, SublayerDeletion
 from passes.pooled_attention import PooledAttention
 from passes.stream import read_sites
@@ -58,6 +59,8 @@ def attention_maps(
     plan: what was deleted, None where that is not known.
     classes: their names, where they are known.
     """
+    if schedule_of(pruned):
+        return AttentionMaps(reason="Tokens merge, so attention before and after does not fall on the same tokens.")
     left = [site for site in read_sites(pruned) if isinstance(site.module, Attention)]
     if not left:
         return AttentionMaps(reason="No attention survives, so there are no attention maps.")

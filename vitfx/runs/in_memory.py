@@ -126,6 +126,7 @@ def prune_by_circuit(
     circuit: Circuit | None,
     watcher: Watcher,
     task: Kind | None = None,
+    tokens: str | None = None,
 ) -> PrunedModel:
     """Raises UserError and VerificationError."""
     if compensate not in KINDS:
@@ -140,6 +141,7 @@ def prune_by_circuit(
         circuit=circuit,
         compensation=Compensation(compensate),
         task=task,
+        tokens=tokens,
     )
     return _pruned_model(pruned, module, images, default_deployment(NAMES, device, portable=False))
 
@@ -154,10 +156,11 @@ def prune_for_goal(
     seed: int,
     watcher: Watcher,
     task: Kind | None = None,
+    tokens: str | None = None,
 ) -> PrunedModel:
     """Raises UserError and VerificationError; a goal that was missed is in the result's `missed`."""
     deployment = default_deployment(NAMES, pick_device(target.device), portable=False)
-    request = GoalRequest(goal, target, deployment, seed)
+    request = GoalRequest(goal, target, deployment, seed, tokens=tokens)
     pruned = compile_for_goal(module, images, request, device=device, watcher=watcher, task=task)
     return _pruned_model(pruned, module, images, deployment)
 
@@ -190,7 +193,7 @@ def rewrite_exactly(
     watcher: Watcher,
 ) -> OptimizedModel:
     """Raises UserError and VerificationError."""
-    front = read_module(module, images.pixels, watcher)
+    front = read_module(module, images.pixels, watcher, merged=True)
     deployment = default_deployment(rewrites, device, portable=portable)
     lowered = lower(front.graph_module, deployment.graph_rewrites, images.pixels)
     return OptimizedModel(

@@ -59,7 +59,7 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
     Raises UserError, VerificationError and ExportMismatch.
     """
     load = load_average()
-    front = read_module(job.model.module, job.pixels, watcher)
+    front = read_module(job.model.module, job.pixels, watcher, merged=True)
     canonical = front.graph_module
     if job.deployment.remark:
         watcher.say(job.deployment.remark)

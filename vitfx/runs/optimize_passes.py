@@ -46,7 +46,7 @@ def run_named_passes(run: PassesRun, show: Callable[[str], None], watcher: Watch
 
     Raises UserError and VerificationError.
     """
-    canonical = read_module(run.model.module, run.pixels, watcher).graph_module
+    canonical = read_module(run.model.module, run.pixels, watcher, merged=True).graph_module
 
     def after(each: Pass, result: PassResult) -> None:
         if each.name in run.printed:

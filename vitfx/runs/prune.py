@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from passes.merge_tokens import schedule_of
 from vitfx.deploy.precision_file import write_precision
 from vitfx.discovery.basis.journal import FileJournal
 from vitfx.images.image_set import Images
@@ -53,7 +54,9 @@ def run_circuit(run: CircuitRun, watcher: Watcher) -> PruneResult:
 def run_goal(run: GoalRun, watcher: Watcher) -> PruneResult:
     """Searches, writes and measures. Raises UserError, VerificationError and ExportMismatch."""
     images = run.calibration(watcher)
-    asked = GoalRequest(run.goal, run.target, run.deployment, run.seed, fresh=run.force, reference=run.reference)
+    asked = GoalRequest(
+        run.goal, run.target, run.deployment, run.seed, fresh=run.force, tokens=run.tokens, reference=run.reference
+    )
     module = run.inputs.model.module
     pruned = compile_for_goal(
         module, images, asked, device=run.device, watcher=watcher, accept=encode, task=run.inputs.task
@@ -105,6 +108,7 @@ def _settings(run: CircuitRun | GoalRun, pruned: Pruned, samples: int) -> dict[s
         **own,
         "goal": goal,
         "target": target,
+        **({"tokens": str(schedule)} if (schedule := schedule_of(pruned.module)) else {}),
         "missed": pruned.missed,
         "compensate": pruned.compensation.kind,
         "compensate_samples": pruned.compensation.images,
@@ -152,6 +156,7 @@ def _by_circuit(run: CircuitRun, images: Images, journal: _LateJournal, watcher:
             circuit=run.circuit,
             compensation=compensation,
             task=run.inputs.task,
+            tokens=run.tokens,
         )
     except WriteError:
         raise

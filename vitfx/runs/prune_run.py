@@ -35,6 +35,8 @@ class _Run:
     out: Path
     force: bool
     deployment: Deployment  #: how pruned.onnx is made
+    #: by what schedule tokens merge, see `vitfx.pruning.token_merging.choose_merging`
+    tokens: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
