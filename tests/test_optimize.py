@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -18,7 +19,7 @@ from vitfx.graph.verify import VerificationError
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.checkpoint import save_checkpoint
 from vitfx.optimize import main
-from vitfx.runs.optimize import RESULTS
+from vitfx.runs.optimize import INT8_FILE, RESULTS
 from vitfx.runs.optimize_bench import fastest
 from vitfx.runs.optimize_text import to_markdown
 from vitfx.support.timing import Ratio
@@ -80,6 +81,29 @@ def test_the_report_says_what_was_done_and_measured(folder: Path) -> None:
     assert "Medians in milliseconds: 1234 → 988 at batch 8." in to_markdown(report | {"latency_ms": slow})
 
 
+def test_int8_is_a_third_file_in_the_form_that_suits_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = checkpoint(tmp_path / "vit.pt"), tmp_path / "out"
+    assert main([str(path), "--out", str(out), "--batch", "2", "--quick", "--precision", "int8", "--plain-pixels"]) == 0
+    assert {one.name for one in out.iterdir()} == {*RESULTS, INT8_FILE}
+    report = json.loads((out / "report.json").read_text())
+    found = report["precision"]
+    assert set(report["forms"]) >= {"standard", "packed"} and report["form"] in report["forms"]
+    assert found["quantized"] > 0 and (found["images"], found["held_out"]) == (128, 42)
+    assert 0 < found["divergence"] < 0.5
+    assert set(found["time_left"]) == set(found["time_of_fp32"]) == {"2"}
+    model = onnx.load(out / INT8_FILE)
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    assert told["precision"] == "int8" and json.loads(told["float32"]) == found["kept"]
+    assert any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    plain = np.random.default_rng(0).uniform(size=(3, 1, 8, 8)).astype("float32")
+    exact, rounded = (logits(out / name, plain) for name in ("optimized.onnx", INT8_FILE))
+    assert 0 < np.linalg.norm(rounded - exact) < 0.2 * np.linalg.norm(exact)
+    assert f"- {INT8_FILE}: {found['quantized']} linear maps in int8" in (out / "report.md").read_text()
+    assert "all, form standard in int8" in capsys.readouterr().out
+    slow = report | {"precision": found | {"time_of_fp32": {"1": 0.5, "8": 1.25}}}
+    assert f"{INT8_FILE} is slower here than the float32 file at batch 8 (1.25 of its time)" in to_markdown(slow)
+
+
 def test_plain_pixels(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "vit.pt")
     out = tmp_path / "out"
@@ -101,7 +125,7 @@ def _preprocess(path: Path) -> Preprocess:
     return Preprocess.from_json(json.loads(session.get_modelmeta().custom_metadata_map["preprocess"]))
 
 
-def test_nothing_rewritten_an_artifact_and_no_data(tmp_path: Path) -> None:
+def test_nothing_rewritten_an_artifact_and_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "vit.pt"
     save_checkpoint(
         path, factory="vitfx.models:ViT", kwargs=SIZES, state_dict=model().state_dict(), preprocess=GREY, data=None
@@ -112,6 +136,9 @@ def test_nothing_rewritten_an_artifact_and_no_data(tmp_path: Path) -> None:
     assert report["form"] == "exported"
     assert report["rewrites"] == []
     assert report["images"] == {"count": 16, "of": "noise"}
+    assert main([str(path), "--out", str(tmp_path / "int8"), "--precision", "int8"]) == 2
+    said = "error: int8 takes its ranges from images, and none are given: give --data, or leave out --precision\n"
+    assert capsys.readouterr().err.endswith(said)
     elsewhere = tmp_path / "elsewhere.pt"
     names = {"factory": "vitfx.models:ViT", "kwargs": SIZES, "state_dict": model().state_dict(), "preprocess": GREY}
     save_checkpoint(elsewhere, **names, data="not-on-this-machine")

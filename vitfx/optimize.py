@@ -17,11 +17,14 @@ from vitfx.deploy.deployment import read_rewrites
 from vitfx.deploy.export import OPSET
 from vitfx.deploy.lowering import PASSES
 from vitfx.deploy.onnx_forms import FORMS, Form
+from vitfx.deploy.precision_file import check_precision
+from vitfx.deploy.precisions import FP32, INT8
 from vitfx.models.checkpoint import LoadedModel
 from vitfx.runs.in_memory import OptimizedModel, rewrite_exactly, watching
 from vitfx.runs.inputs import open_inputs, open_model
 from vitfx.runs.memory_inputs import open_given
-from vitfx.runs.optimize import OptimizeJob, run_optimize
+from vitfx.runs.optimize import INT8_FILE, OptimizeJob, run_optimize
+from vitfx.runs.optimize_int8 import INT8_IMAGES
 from vitfx.runs.optimize_passes import PassesRun, passes_table, read_passes, run_named_passes
 from vitfx.runs.optimize_text import to_table
 from vitfx.support.callable_module import make_callable
@@ -42,7 +45,7 @@ _EXAMPLE = """example:
 
 Nothing is pruned: the logits stay the same up to rounding. `python -m vitfx.prune` makes the same rewrites after it has
 deleted what is dead."""
-_FOR_FILES = ("out", "force", "batch", "quick", "form", "plain_pixels", "rewrites", "portable", "opset")
+_FOR_FILES = ("out", "force", "batch", "quick", "form", "plain_pixels", "rewrites", "portable", "opset", "precision")
 """Options that --passes does not look at."""
 
 
@@ -122,11 +125,13 @@ def _open(options: argparse.Namespace, watcher: Watcher) -> OptimizeJob:
     out = options.out or Path(f"{Path(options.model).stem}-optimized")
     check_output(out, force=options.force)
     device = pick_device(options.device)
+    check_precision(options.precision, device)
     model = open_model(options)
     pixels, images = _images(options, model, watcher)
     alone = not options.quick
     plain, opset = options.plain_pixels, options.opset
-    return OptimizeJob(model, pixels, images, rewrites, forms, plain, batches, alone, device, out, opset)
+    precision = options.precision
+    return OptimizeJob(model, pixels, images, rewrites, forms, plain, batches, alone, device, out, opset, precision)
 
 
 def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -> tuple[Tensor, str]:
@@ -134,14 +139,18 @@ def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -
     any image."""
     for line in model.first_lines:
         watcher.say(line)
+    int8 = options.precision == INT8
     if options.data or model.data:
         try:
             inputs = open_inputs(options)
-            return inputs.calibration(inputs.available(_IMAGES), 0, watcher.bar("loading")).pixels, inputs.data
+            count = inputs.available(INT8_IMAGES if int8 else _IMAGES)
+            return inputs.calibration(count, 0, watcher.bar("loading")).pixels, inputs.data
         except UserError as error:
-            if options.data:
+            if options.data or int8:
                 raise
             watcher.say(f"{as_options(str(error))}; until then proofs and timings run on noise")
+    if int8:
+        raise UserError("int8 takes its ranges from images, and none are given: give --data, or leave out --precision")
     shape = (_IMAGES, model.preprocess.channels, *model.preprocess.size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)), "noise"
 
@@ -199,6 +208,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=("auto", *FORMS),
         help="which operators do attention; auto measures those that --rewrites allows and keeps the fastest "
         "(default auto)",
+    )
+    add(
+        "--precision",
+        default=FP32,
+        choices=(FP32, INT8),
+        help=f"int8 also writes {INT8_FILE}, static quantization for CPUs, and keeps the form that this is fastest in; "
+        "fp32 writes no such file (default fp32)",
     )
     add(
         "--plain-pixels",

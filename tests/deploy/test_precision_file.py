@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import onnx
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from tests.support.prune_runs import artifact, report, run
-from vitfx.deploy.precision_file import check_precision
+from vitfx.deploy.precision_file import check_precision, slower
 from vitfx.support.devices import GPU
 from vitfx.support.errors import UserError
 
@@ -29,6 +30,7 @@ def test_int8_is_beside_the_artifact_and_in_the_report(folder: Path) -> None:
     out = folder / "out"
     told = metadata(out / "pruned-int8.onnx")
     assert told["precision"] == "int8"
+    assert json.loads(told.pop("float32")) == report(out)["precision"]["kept"]
     assert told | {"precision": "fp32"} == metadata(out / "pruned.onnx")
     assert metadata(out / "baseline.onnx")["precision"] == "fp32"
     found = report(out)["precision"]
@@ -47,6 +49,17 @@ def test_the_report_tells_a_person(folder: Path) -> None:
     assert f"| int8: top-1 | {report(folder / 'out')['baseline']['accuracy']:.2%} | {found['accuracy']:.2%} |" in said
     assert "| int8: ms at batch 64 |" in said
     assert f"- pruned-int8.onnx is pruned.onnx in int8: {found['quantized']} linear maps quantized" in said
+
+
+def test_a_file_that_is_slower_than_float32_is_told(folder: Path) -> None:
+    found = report(folder / "out")["precision"]
+    assert set(found["time_of_fp32"]) == {"1", "64"}
+    assert slower(None) == slower(found | {"time_of_fp32": {"1": 0.9, "64": 1.0}}) == []
+    (warning,) = slower(found | {"time_of_fp32": {"1": 1.2, "64": 0.5}})
+    expected = (
+        "pruned-int8.onnx is slower here than the float32 file at batch 1 (1.20 of its time): deploy that one there"
+    )
+    assert warning == expected
 
 
 def test_a_run_in_float32_leaves_no_stale_int8(folder: Path) -> None:

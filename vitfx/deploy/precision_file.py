@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from vitfx.deploy.evaluate import Scores
 from vitfx.deploy.export import write_onnx
 from vitfx.deploy.precisions import FP16, FP32, INT8
-from vitfx.deploy.quantize import to_float16, to_int8
+from vitfx.deploy.quantize import Quantized, to_float16, to_int8
 from vitfx.support.devices import is_gpu
 from vitfx.support.errors import UserError
 from vitfx.support.files import remove_results
@@ -49,18 +50,29 @@ def write_precision(folder: Path, precision: str, pixels: Tensor) -> dict[str, A
     if precision == FP32:
         return {}
     model = onnx.load(folder / "pruned.onnx")
-    made: dict[str, Any] = {"name": precision, "file": f"pruned-{precision}.onnx"}
-    if precision == FP16:
-        changed = to_float16(model)
-    else:
-        int8 = to_int8(model, pixels[:CALIBRATED_IMAGES])
-        changed = int8.model
-        made |= {"quantized": int8.quantized, "kept": list(int8.kept), "images": int8.images}
-    for entry in changed.metadata_props:
-        if entry.key == "precision":
-            entry.value = precision
-    write_onnx(changed, folder / made["file"])
-    return made
+    if precision == INT8:
+        return write_int8(to_int8(model, pixels[:CALIBRATED_IMAGES]), folder / "pruned-int8.onnx")
+    path = folder / f"pruned-{precision}.onnx"
+    _write(to_float16(model), path, {"precision": precision})
+    return {"name": precision, "file": path.name}
+
+
+def write_int8(int8: Quantized, path: Path) -> dict[str, Any]:
+    """Writes a quantized model; how it was made, for reports. The file's metadata name the maps that stay float32."""
+    _write(int8.model, path, {"precision": INT8, "float32": json.dumps(int8.kept)})
+    return {
+        "name": INT8,
+        "file": path.name,
+        "quantized": int8.quantized,
+        "kept": list(int8.kept),
+        "images": int8.images,
+    }
+
+
+def _write(model: onnx.ModelProto, path: Path, facts: Mapping[str, str]) -> None:
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(model, {**told, **facts})
+    write_onnx(model, path)
 
 
 def precision_record(
@@ -81,6 +93,7 @@ def precision_record(
         "speedup_by_batch": {
             str(batch): ratio(times["baseline"], times[name]).paired for batch, times in timings.items()
         },
+        "time_of_fp32": {str(batch): ratio(times[name], times["pruned"]).paired for batch, times in timings.items()},
         "evaluation_seconds": own.seconds,
     }
 
@@ -95,4 +108,14 @@ def precision_fact(record: Mapping[str, Any] | None) -> list[str]:
             f": {record['quantized']} linear maps quantized, a scale for each output channel of the weights, ranges of "
             f"their inputs from {record['images']} calibration images; {', '.join(record['kept'])} stays float32"
         )
-    return [f"{sentence}. The table has its accuracy; it is not compared with torch."]
+    return [f"{sentence}. The table has its accuracy; it is not compared with torch.", *slower(record)]
+
+
+def slower(record: Mapping[str, Any] | None) -> list[str]:
+    """A warning where the file is slower than the float32 one at some batch, else nothing."""
+    times = {} if record is None else record.get("time_of_fp32", {})
+    batches = [f"{batch} ({share:.2f} of its time)" for batch, share in times.items() if share > 1]
+    if record is None or not batches:
+        return []
+    where = ", ".join(batches)
+    return [f"{record['file']} is slower here than the float32 file at batch {where}: deploy that one there"]

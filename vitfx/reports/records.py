@@ -58,6 +58,7 @@ class PrecisionRecord(TypedDict):
     agreement: float | None
     latency_ms: dict[str, float]
     speedup_by_batch: dict[str, float]
+    time_of_fp32: NotRequired[dict[str, float]]  #: as a part of pruned.onnx's, by batch
 
 
 class CircuitRecord(TypedDict):
@@ -182,7 +183,8 @@ class OptimizeReport(Made):
     latency_ms: dict[str, dict[str, dict[str, float]]]  #: by batch and by "baseline" or "optimized"
     forms: dict[str, dict[str, float]]  #: time left with all rewrites, by form and batch
     rewrites: list[RewriteRecord]
-    verify: dict[str, float]  #: "float64" and "onnx"
+    verify: dict[str, float]  #: "float64", "onnx" and "pt2"
+    precision: Facts | None  #: of a third file: how it was made, what int8 costs and its times
     notes: list[str]
 
 

@@ -15,19 +15,22 @@ from vitfx.deploy.deployment import Deployed, Deployment, deploy_forms
 from vitfx.deploy.export import OPSET, export_checked, export_plain, onnx_metadata
 from vitfx.deploy.lowering import Normalising, plain_pixels
 from vitfx.deploy.onnx_forms import FORMS, Form
+from vitfx.deploy.precisions import FP32, INT8
 from vitfx.deploy.program_file import write_program
 from vitfx.graph.canonical import read_module
 from vitfx.models.checkpoint import LoadedModel
 from vitfx.reports.records import OPTIMIZE_REPORT, OptimizeReport, RewriteRecord
 from vitfx.runs.optimize_bench import OptimizeBench, fastest, measure_alone
+from vitfx.runs.optimize_int8 import add_times, quantize_forms, write_and_compare
 from vitfx.runs.optimize_text import to_markdown
 from vitfx.support.files import UNFINISHED, begin_results, remove_results, write_aside
 from vitfx.support.json_files import write_json
 from vitfx.support.machine import environment, load_average
 from vitfx.support.progress import Watcher
-from vitfx.support.timing import Ratio
+from vitfx.support.timing import Ratio, ratio
 
 BASELINE, OPTIMIZED, PROGRAM = "baseline.onnx", "optimized.onnx", "optimized.pt2"
+INT8_FILE = "optimized-int8.onnx"
 RESULTS = (BASELINE, OPTIMIZED, PROGRAM, "report.json", "report.md")
 
 
@@ -46,11 +49,17 @@ class OptimizeJob:
     device: torch.device
     out: Path
     opset: int = OPSET  #: of both ONNX files
+    precision: str = FP32  #: with "int8" there is a third ONNX file, and the form is the one that it is fastest in
 
     @property
     def deployment(self) -> Deployment:
         """In the first form."""
         return Deployment(self.rewrites, self.forms[0], self.model.preprocess if self.plain else None, self.opset)
+
+    @property
+    def file_pixels(self) -> Tensor:
+        """As the optimized files take them."""
+        return plain_pixels(self.pixels, self.model.preprocess) if self.plain else self.pixels
 
 
 def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
@@ -67,16 +76,23 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
     metadata = onnx_metadata(job.model, {}, job.deployment.preprocess(job.model.preprocess))
     deployed = deploy_forms(canonical, job.deployment, job.forms, job.pixels, metadata)
     begin_results(job.out)
-    remove_results(job.out, RESULTS)
+    remove_results(job.out, (*RESULTS, INT8_FILE))
     baseline = _export_baseline(job, canonical)
     bench = OptimizeBench(job.device, job.batches, job.pixels, job.model.preprocess if job.plain else None, watcher)
-    forms = bench.against(job.out / BASELINE, {name: candidate.model for name, candidate in deployed.items()})
+    int8 = quantize_forms(deployed, job.file_pixels, watcher) if job.precision == INT8 else {}
+    forms = bench.against(job.out / BASELINE, {name: each.model for name, each in (int8 or deployed).items()})
     chosen = fastest(forms)
     best = deployed[chosen]
     watcher.say(f"form {chosen} is the fastest" if len(forms) > 1 else f"form {chosen}")
     errors = _export_optimized(job, best, canonical, metadata)
     alone = measure_alone(bench, canonical, job.deployment, FORMS[chosen]) if job.alone else {}
-    final = bench.pair(job.out / BASELINE, job.out / OPTIMIZED)
+    files, made = {"optimized": job.out / OPTIMIZED}, None
+    if int8:
+        path = job.out / INT8_FILE
+        kind = front.kind(None, None, watcher).name
+        made = write_and_compare(int8[chosen], path, job.out / OPTIMIZED, job.file_pixels, kind)
+        files[path.stem] = path
+    final = bench.final(job.out / BASELINE, files)
     report: OptimizeReport = {
         "model": job.model.source,
         "model_fingerprint": job.model.fingerprint,
@@ -85,14 +101,16 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
         "form": chosen,
         "portable": FORMS[chosen].portable,
         "settings": _settings(job, best),
-        "time_left": _paired({batch: ratio for batch, (ratio, _) in final.items()}),
+        "time_left": {
+            str(batch): ratio(timings["optimized"], timings["baseline"]).paired for batch, timings in final.items()
+        },
         "latency_ms": {
-            str(batch): {name: timing.to_json() for name, timing in timings.items()}
-            for batch, (_, timings) in final.items()
+            str(batch): {name: timing.to_json() for name, timing in timings.items()} for batch, timings in final.items()
         },
         "forms": {name: _paired(ratios) for name, ratios in forms.items()},
         "rewrites": _rewrites(best, alone),
         "verify": {"float64": best.lowered.error, **errors},
+        "precision": None if made is None else add_times(made, final),
         "notes": [*job.model.first_lines, *front.notes, *best.refusals],
         "environment": {**environment(), "device": str(job.device), "load_average_before": load},
     }
@@ -113,10 +131,8 @@ def _export_optimized(
     job: OptimizeJob, best: Deployed, canonical: GraphModule, metadata: Mapping[str, str]
 ) -> dict[str, float]:
     """Writes optimized.onnx and optimized.pt2; how far each is from the canonical graph."""
-    reference: nn.Module = canonical
-    pixels, preprocess = job.pixels, job.model.preprocess
-    if job.plain:
-        reference, pixels = Normalising(canonical, preprocess), plain_pixels(job.pixels, preprocess)
+    reference: nn.Module = Normalising(canonical, job.model.preprocess) if job.plain else canonical
+    pixels = job.file_pixels
     return {
         "onnx": export_checked(best.model, job.out / OPTIMIZED, reference, pixels),
         "pt2": write_program(job.out / PROGRAM, best.lowered.graph_module, pixels, metadata, reference),

@@ -48,10 +48,9 @@ class OptimizeBench:
             for name in others
         }
 
-    def pair(self, first: Model, second: Model) -> dict[int, tuple[Ratio, dict[str, Timing]]]:
-        """The time of the second ("optimized") as a share of the first's ("baseline"), and both times, by batch."""
-        timings = self._timings(first, {"optimized": second}, _ROUNDS)
-        return {batch: (ratio(both["optimized"], both[_FIRST]), both) for batch, both in timings.items()}
+    def final(self, first: Model, others: Mapping[str, Model]) -> dict[int, dict[str, Timing]]:
+        """The times of the first ("baseline") and the others, by batch, in more rounds."""
+        return self._timings(first, others, _ROUNDS)
 
     def _timings(self, first: Model, others: Mapping[str, Model], rounds: int) -> dict[int, dict[str, Timing]]:
         sessions = {name: self._open(model) for name, model in {_FIRST: first, **others}.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from passes.merge_tokens import schedule_of
-from vitfx.deploy.precision_file import write_precision
+from vitfx.deploy.precision_file import slower, write_precision
 from vitfx.discovery.basis.journal import FileJournal
 from vitfx.images.image_set import Images
 from vitfx.models.graph_json import encode
@@ -78,6 +78,8 @@ def _deliver(run: CircuitRun | GoalRun, pruned: Pruned, images: Images, watcher:
     )
     report = make_report(pruned, measured, images, _settings(run, pruned, len(images)), environment(), run.batch)
     report["notes"] += run.inputs.remarks
+    for warning in slower(report["precision"]):
+        watcher.say(warning)
     maps = attention_maps(
         pruned.original, pruned.module, pruned.plan, run.evaluation, run.seed, model.preprocess, model.classes
     )

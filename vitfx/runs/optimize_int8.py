@@ -1,0 +1,80 @@
+"""The int8 file of `vitfx.optimize`: all forms quantized, to be timed as such, and what int8 costs in the best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitfx.deploy.deployment import Deployed
+from vitfx.deploy.precision_file import CALIBRATED_IMAGES, slower, write_int8
+from vitfx.deploy.quantize import Quantized, to_int8
+from vitfx.deploy.runtime import open_session
+from vitfx.graph.divergence import make_divergence
+from vitfx.graph.kinds import WORDS
+from vitfx.support.progress import Watcher
+from vitfx.support.text import digits
+from vitfx.support.timing import Timing, ratio
+
+INT8_IMAGES = CALIBRATED_IMAGES * 4 // 3
+"""A quarter of them is left out of the calibration, to say what int8 costs."""
+_BATCH = 16
+
+
+def quantize_forms(deployed: Mapping[str, Deployed], pixels: Tensor, watcher: Watcher) -> dict[str, Quantized]:
+    """By form. pixels: (N, C, H, W), as the files take them. Raises UserError where nothing can be quantized."""
+    calibration, _ = _split(pixels)
+    quantized = {}
+    for name, candidate in deployed.items():
+        watcher.say(f"quantizing form {name}")
+        quantized[name] = to_int8(candidate.model, calibration)
+    return quantized
+
+
+def write_and_compare(int8: Quantized, path: Path, exact: Path, pixels: Tensor, kind: str) -> dict[str, Any]:
+    """Writes the file, and compares its answers with the float32 file's on images that it was not calibrated on.
+
+    kind: of the answers, one of `vitfx.graph.kinds.KINDS`.
+    """
+    made = write_int8(int8, path)
+    _, held_out = _split(pixels)
+    answers, rounded = (_answers(file, held_out) for file in (exact, path))
+    divergence = float(make_divergence(kind, answers)(answers, rounded).mean())
+    return {**made, "task": kind, "divergence": divergence, "held_out": len(held_out)}
+
+
+def add_times(made: dict[str, Any], timings: Mapping[int, Mapping[str, Timing]]) -> dict[str, Any]:
+    """What `write_and_compare` returned with its times as parts of the other files'."""
+    name = Path(made["file"]).stem
+    shares = {
+        of: {str(batch): ratio(times[name], times[of]).paired for batch, times in timings.items()}
+        for of in ("baseline", "optimized")
+    }
+    return {**made, "time_left": shares["baseline"], "time_of_fp32": shares["optimized"]}
+
+
+def int8_facts(record: Mapping[str, Any] | None) -> list[str]:
+    """For the report: sentences, or nothing."""
+    if record is None:
+        return []
+    words = WORDS[record["task"]]
+    times = ", ".join(f"{share:.3f} at batch {batch}" for batch, share in record["time_left"].items())
+    return [
+        f"{record['file']}: {record['quantized']} linear maps in int8, ranges from {record['images']} images, "
+        f"{', '.join(record['kept'])} in float32. Time as a part of baseline.onnx's: {times}. {words.divergence} from "
+        f"optimized.onnx {digits(record['divergence'])} on {record['held_out']} other images.",
+        *(f"{warning}." for warning in slower(record)),
+    ]
+
+
+def _split(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    held = max(1, len(pixels) // 4)
+    return pixels[:-held], pixels[-held:]
+
+
+def _answers(path: Path, pixels: Tensor) -> Tensor:
+    session = open_session(path, torch.device("cpu"))
+    return torch.cat([session.run(part) for part in pixels.split(_BATCH)])
