@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vitfx.deploy.export import export_onnx
 from vitfx.deploy.lowering import normalised_pixels, plain_pixels
+from vitfx.deploy.onnx_file import read_onnx
 from vitfx.deploy.runtime import open_session
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.checkpoint import load_model
@@ -110,12 +111,13 @@ def _from_file(model: str) -> Contender:
 
 
 def _from_onnx(path: Path) -> Contender:
-    metadata = open_session(path, torch.device("cpu")).metadata
+    contents = read_onnx(path).SerializeToString()
+    metadata = open_session(contents, torch.device("cpu")).metadata
     recorded = metadata.get("preprocess")
     return Contender(
         name=path.stem,
         source=str(path),
-        onnx=path.read_bytes(),
+        onnx=contents,
         module=None,
         no_module="an ONNX file has no torch form",
         preprocess=Preprocess.from_json(json.loads(recorded)) if recorded else None,

@@ -11,6 +11,8 @@ from passes.plan import DeletionPlan, Refit, SublayerDeletion
 from tests.support.bit_flips import with_a_bit_flipped
 from tests.support.prune_runs import DIGITS, GREY, artifact
 from vitfx.circuits.circuit import Circuit, Decision, Edge, Reader, Writer, read_circuit
+from vitfx.deploy.export import export_onnx
+from vitfx.deploy.onnx_file import read_onnx
 from vitfx.discovery.basis.journal import FileJournal
 from vitfx.models.checkpoint import load_model
 from vitfx.pruning.latency_table import LatencyTable
@@ -72,6 +74,14 @@ def test_artifacts(tmp_path):
 
     sentences = refusals(path, read, written)
     assert sum("does not match its checksum" in sentence for sentence in sentences) >= FLIPS // 2
+
+
+def test_onnx_files(tmp_path):
+    graph_module = load_model(str(artifact(tmp_path / "pruned.pt"))).module
+    export_onnx(graph_module, path := tmp_path / "pruned.onnx", torch.zeros(2, 1, 8, 8), {"vitfx": "0"})
+    written = read_onnx(path)
+    sentences = refusals(path, lambda: read_onnx(path), written)
+    assert sum("does not match its digest" in sentence for sentence in sentences) >= FLIPS // 2
 
 
 def test_journals_go_on_before_the_damage(tmp_path):

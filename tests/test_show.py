@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
+import onnx
 import pytest
 import timm
 import torch
@@ -17,9 +18,11 @@ from safetensors.torch import save_file
 
 from tests.support.circuits import made_up, of_edges
 from tests.support.families import make
-from tests.support.prune_runs import artifact, checkpoint, model
+from tests.support.prune_runs import DIGITS, GREY, artifact, checkpoint, model
 from vitfx.circuits.circuit import GRANULARITIES, Circuit
 from vitfx.circuits.picture import picture_bytes
+from vitfx.deploy.export import export_onnx
+from vitfx.models.checkpoint import load_model, save_artifact
 from vitfx.show import main
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -283,3 +286,28 @@ def test_without_matplotlib_its_extra_is_named(
     capsys.readouterr()
     written.write_text(made_up("edge").to_json(), encoding="utf-8")
     assert "pip install 'vitfx[plot]'" in refused(capsys, [str(written), "--force"])
+
+
+def test_an_onnx_file_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export_onnx(model(), path := tmp_path / "a.onnx", torch.zeros(2, 1, 8, 8), {"vitfx": "0", "classes": "x" * 1000})
+    assert main([str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "the file matches its digest" in shown and "operators of ONNX 23" in shown
+    assert "vitfx: 0" in shown and f"classes: {'x' * 400} …" in shown and "Attention" in shown
+    plain = onnx.load(path)
+    del plain.metadata_props[:]
+    onnx.save(plain, path)
+    assert main([str(path)]) == 0
+    assert "has no digest" in capsys.readouterr().out
+    for damage, sentence in ((b"no model", "is not a whole ONNX file"), (None, "can't be read")):
+        path.unlink() if damage is None else path.write_bytes(damage)
+        assert main([str(path)]) == 2
+        assert sentence in capsys.readouterr().err
+    assert main([str(path), "--top", "3"]) == 2
+
+
+def test_an_artifact_says_what_it_was_made_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = load_model(str(artifact(tmp_path / "a.pt"))).module
+    save_artifact(tmp_path / "b.pt", graph, GREY, DIGITS, "digits", {"vitfx": "0.5", "tau": None})
+    assert main([str(tmp_path / "b.pt")]) == 0
+    assert 'made from: {"vitfx": "0.5"}' in capsys.readouterr().out

@@ -1,10 +1,13 @@
-"""Show a model's graph as text, or draw a circuit as SVG or PNG and list what it keeps of each layer."""
+"""Show a model's graph or an ONNX file as text, or draw a circuit and list what it keeps of each layer."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -15,6 +18,7 @@ from vitfx.circuits.picture import SUFFIXES, picture_bytes
 from vitfx.circuits.summary import summary
 from vitfx.cli.exit_codes import ending
 from vitfx.cli.options import OF_IMAGES, add_reading, refuse_given
+from vitfx.deploy.onnx_file import describe, read_onnx
 from vitfx.graph.trace import to_canonical
 from vitfx.runs.inputs import open_model
 from vitfx.support.console import HelpFormatter, entry_point
@@ -26,9 +30,11 @@ _EXAMPLE = """example:
   python -m vitfx.show weights.safetensors --arch timm:vit_small_patch16_224
   python -m vitfx.show demo-pruned-tau0.001/circuit.json
   python -m vitfx.show circuit.json --out circuit.png --edges 100 --top 20
+  python -m vitfx.show demo-pruned-tau0.001/pruned.onnx
 
 Of a model, the canonical graph is printed that all other commands work on, a line for each sublayer: heads and their
-widths, MLP neurons, the shape of the stream for one image, parameters and FLOPs. No data is needed.
+widths, MLP neurons, the shape of the stream for one image, parameters and FLOPs. No data is needed. Files that vitfx
+wrote are compared with the digests in them, and say what they were made from, ONNX files too.
 
 A file in JSON is taken for a circuit. Its picture is a grid with the layers upwards: heads and MLP paths are cells,
 coloured by score, and the dead are crossed out. An edge or qkv graph has its strongest kept edges drawn beside it, from
@@ -44,7 +50,8 @@ _OF_CIRCUITS = ("out", "force", "edges", "top")
 def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
-    show = _show_circuit if _is_json(Path(options.model)) else _show_model
+    path = Path(options.model)
+    show = _show_circuit if _is_json(path) else _show_onnx if path.suffix == ".onnx" else _show_model
     return ending(lambda: show(options, parser, Console()))
 
 
@@ -67,8 +74,20 @@ def _show_model(options: argparse.Namespace, parser: argparse.ArgumentParser, co
     pixels = torch.randn(size, generator=torch.Generator().manual_seed(0))
     traced = to_canonical(model.module, pixels)
     notes = (f"note: {note}" for note in traced.notes)
-    for text in (*model.first_lines, format_graph(traced.graph_module, pixels), *notes):
+    origin = _origin(model.provenance)
+    for text in (*model.first_lines, *origin, format_graph(traced.graph_module, pixels), *notes):
         console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _origin(provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of an artifact, whose digest was checked when it was loaded."""
+    facts = {name: value for name, value in provenance.items() if value not in (None, {}, "")}
+    return (f"made from: {json.dumps(facts, ensure_ascii=False)}",) if facts else ()
+
+
+def _show_onnx(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> None:
+    refuse_given(parser, options, (*_OF_CIRCUITS, *_OF_MODELS), f"does not apply: {options.model} is an ONNX file")
+    console.print(describe(read_onnx(Path(options.model))), highlight=False, markup=False, soft_wrap=True)
 
 
 def _show_circuit(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> None:
@@ -102,8 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "model",
-        metavar="MODEL|CIRCUIT",
-        help="checkpoint, artifact, weights, .pt2, Hugging Face folder, or demo; or a circuit.json that vitfx wrote",
+        metavar="MODEL|CIRCUIT|ONNX",
+        help="checkpoint, artifact, weights, .pt2, Hugging Face folder, or demo; a circuit.json; or an ONNX file",
     )
     add = parser.add_argument_group("circuits").add_argument
     add("--out", type=Path, help=".svg or .png (default: beside the circuit, as .svg)")

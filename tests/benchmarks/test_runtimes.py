@@ -171,7 +171,7 @@ def test_unsteady_rows_are_counted():
         (["{out}", "--data", "nowhere"], "nowhere"),
         (["{out}/pruned.pt"], "is not a folder"),
         (["{out}/missing.pt", "{out}/pruned.pt"], "missing.pt"),
-        (["{out}/missing.onnx", "{out}/pruned.pt"], "missing.onnx is not a file"),
+        (["{out}/missing.onnx", "{out}/pruned.pt"], "missing.onnx can't be read"),
         (["{out}/pruned.pt", "{out}/pruned.onnx"], "--data"),
         (["{out}/..", "--out", "{here}/times.json"], "holds no report.json"),
     ],

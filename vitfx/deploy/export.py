@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from vitfx.deploy.onnx_file import seal
 from vitfx.deploy.runtime import open_session
 from vitfx.graph.merge_oracle import clearly_merged
 from vitfx.graph.trace import export_program
@@ -46,8 +47,9 @@ def export_onnx(module: nn.Module, path: Path, example: Tensor, metadata: Mappin
 
 
 def write_onnx(model: onnx.ModelProto, path: Path) -> None:
-    """Checks a model and writes it. Raises UserError where its batch is not free."""
+    """Checks a model and writes it with a digest of all that is in it. Raises UserError where its batch is not free."""
     _require_free_batch(model)
+    seal(model)
     contents = model.SerializeToString()
     onnx.checker.check_model(contents, full_check=True)
     write_aside(path, contents)
