@@ -144,7 +144,8 @@ class GoalSearch:
         total = self.price.total(state.kept)
         share = total / self.price.whole
         self.steps.append({"price": total, "share": share, "kl": loss.kl, "drop": loss.drop})
-        self.watcher.say(f"{share:.1%} of the {self.price.unit}: {loss}")
+        of = self.price.unit if self.pruner.merging is None else f"{self.price.unit} that merged tokens leave"
+        self.watcher.say(f"{share:.1%} of the {of}: {loss}")
         return state, loss
 
 
