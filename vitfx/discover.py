@@ -61,7 +61,7 @@ _EXAMPLE = """example:
   torchrun --nproc-per-node=4 -m vitfx.discover vit.pt          the images divided among four processes
 
 If it is stopped, the same command goes on; methods that rank begin anew.
-exit code: 0; 2 when something you gave can't be used; 130 after Ctrl-C.
+exit code: 0; 2 when something you gave can't be used; 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 

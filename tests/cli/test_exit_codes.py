@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import NoReturn
 
 import pytest
@@ -11,6 +12,7 @@ from vitfx.cli.exit_codes import GOES_ON, ending
 from vitfx.deploy.export import ExportMismatch
 from vitfx.graph.verify import VerificationError
 from vitfx.support.errors import UserError
+from vitfx.support.interrupts import held_interrupts
 from vitfx.support.processes import ToldElsewhere
 
 
@@ -52,6 +54,42 @@ def test_what_is_said_of_a_stop_is_asked_when_it_came(
 
     assert ending(work, lambda: known[0]) == 130
     assert capsys.readouterr() == ("", said)
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "in the background, where Ctrl-C is ignored"])
+def test_sigterm_ends_like_ctrl_c(ignored: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    own = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    steps: list[str] = []
+
+    def work() -> None:
+        try:
+            with held_interrupts() as interrupts:
+                signal.raise_signal(signal.SIGTERM)
+                steps.append("the step ends")
+                if interrupts.asked:
+                    raise KeyboardInterrupt
+        finally:
+            steps.append("saved")
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+    try:
+        assert ending(work, lambda: GOES_ON) == 143
+        assert steps == ["the step ends", "saved"]
+        assert ending(lambda: signal.raise_signal(signal.SIGTERM), lambda: GOES_ON) == 143
+        assert ending(lambda: raising(KeyboardInterrupt())) == 130
+    finally:
+        signal.signal(signal.SIGINT, own[1])
+    assert signal.getsignal(signal.SIGTERM) == own[0]
+    assert capsys.readouterr().err == f"\n{GOES_ON}\n\n{GOES_ON}\n\nstopped\n"
+
+
+def test_torchrun_ends_its_processes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    seen: list[object] = []
+    ending(lambda: seen.append(signal.getsignal(signal.SIGTERM)))
+    assert seen == [before]
 
 
 def test_a_process_that_is_spoken_for_waits_and_says_nothing(

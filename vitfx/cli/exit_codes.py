@@ -9,8 +9,10 @@ from pathlib import Path
 from vitfx.deploy.export import ExportMismatch
 from vitfx.graph.verify import VerificationError
 from vitfx.support.errors import UserError, as_options
+from vitfx.support.interrupts import termination_as_interrupt
 from vitfx.support.processes import ToldElsewhere, let_speak
 
+INTERRUPTED, TERMINATED = 130, 143
 GOES_ON = "stopped; the same command goes on where it stopped"
 BEGINS_ANEW = "stopped; the same command begins anew"
 GOES_ON_UNFORCED = "stopped; the same command without --force goes on where it stopped"
@@ -19,9 +21,16 @@ GOES_ON_UNFORCED = "stopped; the same command without --force goes on where it s
 def ending(work: Callable[[], int | None], stopped: Callable[[], str] = lambda: "stopped") -> int:
     """Does the work of a command and returns its exit code: that of `work`, 0 for None.
 
-    2 for a UserError, 1 where a proof failed or an exported file differs from its model, 130 for Ctrl-C.
-    stopped: returns the sentence for Ctrl-C; nothing is printed for "".
+    2 for a UserError, 1 where a proof failed or an exported file differs from its model, 130 for Ctrl-C, 143 for
+    SIGTERM, which ends a command in the same way.
+    stopped: returns the sentence for both; nothing is printed for "".
     """
+    with termination_as_interrupt() as termination:
+        code = _ended(work, stopped)
+    return TERMINATED if termination.asked and code == INTERRUPTED else code
+
+
+def _ended(work: Callable[[], int | None], stopped: Callable[[], str]) -> int:
     try:
         return work() or 0
     except ToldElsewhere:
@@ -35,8 +44,8 @@ def ending(work: Callable[[], int | None], stopped: Callable[[], str] = lambda: 
         return _print_error(f"error: the exported file failed its check and was removed: {error}", 1)
     except KeyboardInterrupt:
         if sentence := stopped():
-            return _print_error(f"\n{sentence}", 130)
-        return 130
+            return _print_error(f"\n{sentence}", INTERRUPTED)
+        return INTERRUPTED
 
 
 def _print_error(sentence: str, code: int) -> int:

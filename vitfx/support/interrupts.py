@@ -1,4 +1,4 @@
-"""Ctrl-C at a suitable moment: pressed at any time, obeyed between two steps."""
+"""Ctrl-C at a suitable moment: pressed at any time, obeyed between two steps. SIGTERM is obeyed like it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
+
+from vitfx.support.processes import started_by_torchrun
 
 
 class Interrupts:
@@ -35,3 +38,32 @@ def held_interrupts() -> Iterator[Interrupts]:
         yield interrupts
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@dataclass
+class Termination:
+    """Whether SIGTERM came."""
+
+    asked: bool = False
+
+
+@contextmanager
+def termination_as_interrupt() -> Iterator[Termination]:
+    """SIGTERM, by which service managers and job schedulers stop a process, is handled within as Ctrl-C is at that
+    moment. Not under torchrun, which ends its processes by SIGTERM when one of them has failed."""
+    termination = Termination()
+    if threading.current_thread() is not threading.main_thread() or started_by_torchrun():
+        yield termination
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        termination.asked = True
+        handler = signal.getsignal(signal.SIGINT)
+        # Ctrl-C is ignored in jobs that a script started in the background.
+        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield termination
+    finally:
+        signal.signal(signal.SIGTERM, before)
