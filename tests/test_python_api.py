@@ -148,6 +148,12 @@ def test_mistakes_have_their_sentences(model: nn.Module, arguments: dict[str, ob
         vitfx.prune(model, PIXELS, LABELS, **arguments)  # type: ignore[arg-type]  # that is what is tested
 
 
+def test_a_limit_has_two_names(model: nn.Module) -> None:
+    named = [vitfx.discover(model, PIXELS, tau=0.1, paths=2, **{name: 1e-3}) for name in ("max_kl", "max_divergence")]
+    assert named[0].to_json() == named[1].to_json()
+    assert named[0].settings["max_kl"] == 1e-3
+
+
 def test_a_drop_needs_labels(model: nn.Module) -> None:
     with pytest.raises(UserError, match="needs labelled images"):
         vitfx.prune(model, PIXELS, max_drop=1.0)

@@ -183,6 +183,8 @@ def test_images_that_are_all_alike(model: nn.Module, case: str, arguments: dict[
         ({"paths": 0}, "`paths` 0 is too small: give 1 or more"),
         ({"method": "magic"}, "`method` magic is not known: choose one of acdc"),
         ({"target_speedup": 0.5}, "`target_speedup` 0.5 is not faster: give a number above 1"),
+        ({"max_divergence": 0.0}, "`max_kl` 0 allows nothing"),
+        ({"max_divergence": 0.1, "max_kl": 0.1}, "`max_divergence` and `max_kl` are two names of one limit"),
         ({"max_drop": 0.0}, "`max_drop` 0 allows nothing"),
         ({"target_speedup": 2.0, "target": "tpu"}, "`target` tpu is not a target|tpu"),
         ({"tau": 100.0}, "τ = 100.0 nothing of the image .* choose a smaller `tau` or set `max_kl`$"),

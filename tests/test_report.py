@@ -94,6 +94,16 @@ def test_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert f"{tmp_path / 'compare.html'} has the comparison" in capsys.readouterr().out
 
 
+def test_runs_of_one_task_are_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    several = made()
+    several["settings"] = {**several["settings"], "task": "labels"}
+    runs = [folder(tmp_path / "classes", made()), folder(tmp_path / "labels", several)]
+    page = compared(tmp_path, *runs, Path("--task"), Path("labels"))
+    assert {row[0] for row in page.cells if row[2:3] == ["pruned"]} - {""} == {"labels"}
+    assert main([*map(str, runs), "--task", "dense", "--out", str(tmp_path / "no.html")]) == 2
+    assert "--task dense is of none of these runs, which are of classes and labels" in capsys.readouterr().err
+
+
 def test_a_sweep_gives_all_its_points(tmp_path: Path) -> None:
     path = folder(tmp_path / "sweep", sweep=sweep())
     page = compared(tmp_path, path)

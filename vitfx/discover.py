@@ -36,7 +36,7 @@ from vitfx.discovery.stability import Outcome
 from vitfx.graph.canonical import read_module
 from vitfx.graph.kinds import words_of
 from vitfx.runs.discover import Discoveries
-from vitfx.runs.in_memory import DiscoverySettings, asked_task, find_circuit, watching
+from vitfx.runs.in_memory import DiscoverySettings, asked_task, find_circuit, read_limit, watching
 from vitfx.runs.in_memory import make_settings as settings_in_memory
 from vitfx.runs.inputs import open_inputs
 from vitfx.runs.memory_inputs import open_given
@@ -85,6 +85,7 @@ def discover(
     labels: Tensor | ArrayLike | None = None,
     *,
     tau: float | None = None,
+    max_divergence: float | None = None,
     max_kl: float | None = None,
     task: str | None = None,
     device: str = "auto",
@@ -98,7 +99,7 @@ def discover(
     images: floats (N, C, H, W), a tensor, array or list, preprocessed for the model; all are used for calibration.
     labels: integers (N,), for the corruption "swap"; for a multi-label model a 0 or 1 each, (N, K).
     tau: the KL divergence, in nats an image, that removing an edge may cost (default 0.05).
-    max_kl: the KL divergence that all removals together may cost.
+    max_divergence: what all removals together may cost, in the unit of the task's divergence; also called max_kl.
     task: what the model answers, one of `vitfx.graph.kinds.KINDS`; by default found by looking at it.
     progress: shows bars on standard error.
     settings: method, granularity and more, see `vitfx.runs.in_memory.DiscoverySettings`.
@@ -106,7 +107,7 @@ def discover(
     `circuit.to_json()` is what the command writes; `vitfx.prune(…, circuit=circuit)` deletes what is dead in it.
     """
     module, calibration = open_given(model, images, labels)
-    chosen = settings_in_memory(calibration, settings, tau=tau, max_kl=max_kl)
+    chosen = settings_in_memory(calibration, settings, tau=tau, max_kl=read_limit(max_divergence, max_kl))
     with watching(progress) as watcher:
         return find_circuit(
             module, calibration, chosen, device=pick_device(device), watcher=watcher, task=asked_task(task)

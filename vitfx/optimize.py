@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from vitfx.cli.exit_codes import BEGINS_ANEW, ending
-from vitfx.cli.options import add_inputs, add_loading, add_rewrites, refuse_given
+from vitfx.cli.options import add_inputs, add_loading, add_rewrites, add_task, refuse_given
 from vitfx.deploy.deployment import read_rewrites
 from vitfx.deploy.export import OPSET
 from vitfx.deploy.lowering import PASSES
@@ -197,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=HelpFormatter,
     )
     add_inputs(parser)
+    add_task(parser)
     add = parser.add_argument
     add("--out", type=Path, help="folder for the results (default: MODEL-optimized)")
     add("--force", action="store_true", help="replace earlier results in the folder")

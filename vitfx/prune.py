@@ -35,6 +35,7 @@ from vitfx.runs.in_memory import (
     make_settings,
     prune_by_circuit,
     prune_for_goal,
+    read_limit,
     watching,
 )
 from vitfx.runs.memory_inputs import open_given
@@ -77,6 +78,7 @@ def prune(
     target_flops: float | None = None,
     target_params: float | None = None,
     max_drop: float | None = None,
+    max_divergence: float | None = None,
     max_kl: float | None = None,
     target: str = "cpu:batch=8",
     task: str | None = None,
@@ -95,8 +97,9 @@ def prune(
     labels: integers (N,), for `max_drop` and for the corruption "swap"; for a multi-label model a 0 or 1 each, (N, K).
     tau: the KL divergence, in nats an image, that deleting one head or MLP path may cost (default 0.05).
     target_speedup, target_flops, target_params: goals; times faster than the plain export, or the share to keep.
-    max_drop, max_kl: goals; points of top-1, or nats from the original. Beside `tau`, max_kl limits the whole circuit.
-        Where nothing is asked for, the goal is max_drop=1, or max_kl=0.02 without labels.
+    max_drop, max_divergence: goals; points of top-1, or the divergence from the original, in the unit of the task's
+        (nats for classes, for which max_kl is another name). Beside `tau`, max_divergence limits the whole circuit.
+        Where nothing is asked for, the goal is max_drop=1, or max_divergence=0.02 without labels.
     target: where a speed-up is measured, such as "cpu:batch=8".
     task: what the model answers, one of `vitfx.graph.kinds.KINDS`; by default found by looking at it.
     circuit: deletes what is dead in it, in place of discovery; images must be those that it was found on.
@@ -106,6 +109,7 @@ def prune(
     settings: how the circuit is found, see `vitfx.runs.in_memory.DiscoverySettings`.
     """
     module, calibration = open_given(model, images, labels)
+    max_kl = read_limit(max_divergence, max_kl)
     values = {SPEEDUP: target_speedup, FLOPS: target_flops, PARAMETERS: target_params, DROP: max_drop, KL: max_kl}
     by_circuit = circuit is not None or compensate != "ridge"
     goal = choose_goal(values, tau=tau, settings=settings, by_circuit=by_circuit, labelled=labels is not None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from vitfx.cli.exit_codes import ending
+from vitfx.graph.kinds import KINDS
 from vitfx.reports.pages import compare_page
 from vitfx.reports.peers import read_peers
 from vitfx.reports.read_runs import DAMAGES, Run, read_run
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = [run for path, name in names for run in _read(path, name)]
         for run in runs:
             _check(run)
-        write_aside(options.out, compare_page(runs))
+        write_aside(options.out, compare_page(_of_task(runs, options.task)))
         print(f"{options.out} has the comparison")
 
     return ending(work)
@@ -71,6 +72,16 @@ def _read(path: Path, name: str) -> tuple[Run, ...]:
     if format == PEERS_RECORD:
         return read_peers(cast(PeersRecord, record), path, name)
     return (read_runtimes(cast(RuntimesRecord, record), path, name),)
+
+
+def _of_task(runs: Sequence[Run], task: str | None) -> list[Run]:
+    """Those whose models answer this, and what has no models; all runs for None. Raises UserError where none does."""
+    if task is None:
+        return list(runs)
+    tasks = sorted({run.task for run in runs if run.task is not None})
+    if task not in tasks:
+        raise UserError(f"--task {task} is of none of these runs, which are of {' and '.join(tasks)}: leave it out")
+    return [run for run in runs if run.task in (None, task)]
 
 
 def _check(run: Run) -> None:
@@ -103,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
         help="folders of finished runs, or files of benchmarks.peers and benchmarks.runtimes",
     )
     parser.add_argument("--out", type=Path, default=Path("compare.html"), help="the page (default compare.html)")
+    parser.add_argument(
+        "--task", choices=KINDS, help="of runs of several tasks show only those whose models answer this"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite the page")
     return parser
 

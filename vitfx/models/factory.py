@@ -92,6 +92,8 @@ def build_from_factory(factory: str, kwargs: Mapping[str, Any]) -> nn.Module:
     make = _find(factory, library)
     try:
         config_class = getattr(make, "config_class", None)
+        if library == "timm":
+            kwargs = _with_norm(kwargs)
         module: nn.Module = make(**kwargs) if config_class is None else make(config_class(**kwargs))
         return module
     except UserError:
@@ -150,6 +152,12 @@ def _find(factory: str, library: str) -> Any:
     if name[0].isupper() and not (isinstance(make, type) and issubclass(make, nn.Module)):
         raise UserError(f"the checkpoint's factory {factory!r} is no model class: correct its name")
     return make
+
+
+def _with_norm(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """timm's norm in place of its name, which only some of timm's classes look up themselves."""
+    name = kwargs.get("norm_layer")
+    return {**kwargs, "norm_layer": import_extra("timm", "timm").layers.get_norm_layer(name)} if name else kwargs
 
 
 def to_size(digits: str) -> int:

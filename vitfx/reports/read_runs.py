@@ -50,6 +50,11 @@ class Run:
     notes: tuple[str, ...] = ()  #: what is not shown and why, a sentence each without its full stop
     is_peer: bool = False  #: from a file of benchmarks.peers
 
+    @property
+    def task(self) -> str | None:
+        """The kind of the models' answers; None where there are no models, or these may be of any kind."""
+        return None if self.made is None or not self.points else str(self.made["settings"].get("task", "classes"))
+
 
 def read_run(folder: Path, name: str) -> Run:
     """name: of the folder, on the page. Raises UserError for anything but the folder of a finished run."""

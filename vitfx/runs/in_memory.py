@@ -208,6 +208,13 @@ def rewrite_exactly(
     )
 
 
+def read_limit(max_divergence: float | None, max_kl: float | None) -> float | None:
+    """Of two names for one limit the one that was given. Raises UserError."""
+    if max_divergence is not None and max_kl is not None:
+        raise UserError("`max_divergence` and `max_kl` are two names of one limit: give one of them")
+    return max_kl if max_divergence is None else max_divergence
+
+
 def make_settings(
     images: Images, settings: DiscoverySettings, *, tau: float | None = None, max_kl: float | None = None
 ) -> Settings:
