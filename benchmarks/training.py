@@ -65,7 +65,7 @@ def measure(options: TrainingOptions, watcher: Watcher) -> dict[str, Any]:
     images, labels = next(batches())
     made.module.to(job.device)
     ready = made.preprocess.normalise(images).to(job.device), labels.to(job.device)
-    precision, why = pick_precision(job.config.training.precision, made.module, ready[0][:16], len(data.classes))
+    precision, why = pick_precision(job.config.training.precision, made.module, ready[0][:16])
     watcher.say(why)
     trainer = make_trainer(
         made.module, job.config, made.preprocess, len(data.classes), plan.epoch_steps,

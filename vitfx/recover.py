@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vitfx.cli.exit_codes import ending, going_on
-from vitfx.cli.options import OF_IMAGES, add_class_names, add_rewrites
+from vitfx.cli.options import OF_IMAGES, add_class_names, add_rewrites, add_task
 from vitfx.deploy.deployment import default_deployment, read_rewrites
 from vitfx.images.pixel_cache import default_cache
 from vitfx.models.architectures import KNOWN_ARCHES
@@ -23,7 +23,8 @@ from vitfx.recovery.settings import AUGMENTS, HIDDEN, SAMPLES, SAVE_SECONDS, Rec
 from vitfx.recovery.trainable import ONLY
 from vitfx.reports.recover_text import to_table
 from vitfx.runs.inputs import open_inputs
-from vitfx.runs.recover import STATE, RecoverJob, run_recover
+from vitfx.runs.recover import STATE, run_recover
+from vitfx.runs.recover_job import RecoverJob
 from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import NAMES, pick_device
 from vitfx.support.errors import UserError
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--teacher", required=True, help="the model that it was pruned from: checkpoint, weights, .pt2, folder, demo")
     add("--data", help="images, labelled or not: a folder, an .npz, or digits (default: what the artifact names)")
     add_class_names(parser)
+    add_task(parser)
     add("--epochs", type=float, help="passes over the training images")
     add(
         "--minutes",
@@ -112,7 +114,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add(
         "--loss",
         choices=LOSSES,
-        help="kd learns the teacher's logits, without labels; ce labels, by cross-entropy; both (default kd)",
+        help="kd learns the teacher's answers, by the divergence of their task, without labels; ce labels, by "
+        "cross-entropy, of classes and of several labels; both (default kd)",
     )
     add("--temperature", type=float, help=f"softens the logits of kd (default {default.temperature:g})")
     add(
@@ -198,6 +201,8 @@ def _open(options: argparse.Namespace, command: str) -> RecoverJob:
         save_seconds=options.save_seconds,
         force=options.force,
         command=command,
+        teacher_arch=options.arch,
+        teacher_weights=options.weights,
     )
 
 

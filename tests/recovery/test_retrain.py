@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import vitfx.recovery.allowed
 import vitfx.recovery.retrain
 from tests.support.recover_runs import CPU, Heard, data, run, settings, student, teacher
 from vitfx.recovery.checks import Check, best_of, held_out_logits, is_stale, scores
@@ -146,7 +147,7 @@ def test_a_look_that_takes_the_time_of_all_is_refused(tmp_path: Path, monkeypatc
         now[0] += 25.0
 
     monkeypatch.setattr(Course, "_check", slow)
-    with pytest.raises(UserError, match=r"evaluating 6 held-out images takes 25 s, .* too little of --minutes 1:"):
+    with pytest.raises(UserError, match=r"evaluating 6 held-out images takes 25 s, .* too little of `minutes` 1:"):
         run(tmp_path, epochs=None, minutes=1)
 
 
@@ -160,7 +161,7 @@ def test_streams_are_taught_where_a_teacher_is_and_nobody_says_otherwise() -> No
 def test_without_a_sublayer_in_common_logits_are_taught_alone(tmp_path: Path) -> None:
     nothing = {"a0": (0, 1), "a1": (0, 1), "m0": tuple(range(16)), "m1": tuple(range(16))}
     assert run(tmp_path, student(nothing), hidden=None).steps > 0
-    with pytest.raises(UserError, match="shares no sublayer with the teacher: leave out --hidden"):
+    with pytest.raises(UserError, match="shares no sublayer with the teacher: leave out `hidden`"):
         run(tmp_path, student(nothing), hidden=1.0)
 
 
@@ -169,7 +170,7 @@ def test_auto_leaves_mirror_images_out_where_the_teacher_does_not_know_them(
 ) -> None:
     images = data(tmp_path, labelled=False)
     for least, wanted, said in ((0.0, "flip", "are trained on as well"), (1.1, "none", "are left out")):
-        monkeypatch.setattr(vitfx.recovery.retrain, "_MIRROR_AGREEMENT", least)
+        monkeypatch.setattr(vitfx.recovery.allowed, "_MIRROR_AGREEMENT", least)
         heard = Heard()
         chosen = settings(augment="auto", epochs=1)
         found = recover(student(), teacher(), images, chosen, device=CPU, watcher=heard)
@@ -222,15 +223,15 @@ def test_rates() -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({}, "give either --epochs or --minutes"),
-        ({"epochs": 1, "minutes": 1}, "give either --epochs or --minutes"),
-        ({"epochs": 0}, "--epochs is 0: give a number above 0"),
-        ({"minutes": float("nan")}, "--minutes is nan"),
-        ({"epochs": 1, "loss": "mse"}, "--loss is 'mse': choose one of kd, ce, both"),
-        ({"epochs": 1, "only": "head"}, "--only is 'head'"),
-        ({"epochs": 1, "temperature": -1}, "--temperature is -1"),
-        ({"epochs": 1, "hidden": -0.1}, "--hidden is -0.1: give 0 or more"),
-        ({"epochs": 1, "ce_share": 1.5}, "--ce-share is 1.5: give a share from 0 to 1"),
+        ({}, "give either `epochs` or `minutes`"),
+        ({"epochs": 1, "minutes": 1}, "give either `epochs` or `minutes`"),
+        ({"epochs": 0}, "`epochs` is 0: give a number above 0"),
+        ({"minutes": float("nan")}, "`minutes` is nan"),
+        ({"epochs": 1, "loss": "mse"}, "`loss` is 'mse': choose one of kd, ce, both"),
+        ({"epochs": 1, "only": "head"}, "`only` is 'head'"),
+        ({"epochs": 1, "temperature": -1}, "`temperature` is -1"),
+        ({"epochs": 1, "hidden": -0.1}, "`hidden` is -0.1: give 0 or more"),
+        ({"epochs": 1, "ce_share": 1.5}, "`ce_share` is 1.5: give a share from 0 to 1"),
     ],
 )
 def test_settings_that_cannot_be(given: dict[str, Any], sentence: str) -> None:
@@ -240,7 +241,7 @@ def test_settings_that_cannot_be(given: dict[str, Any], sentence: str) -> None:
 
 
 def test_labels_that_are_not_there_and_a_rate_that_is_too_high(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--loss ce needs labels and the images have none: give --loss kd"):
+    with pytest.raises(UserError, match="`loss` ce needs labels and the images have none: give `loss` kd"):
         run(tmp_path, loss="ce")
     with pytest.raises(UserError, match=r"the loss is .* at step .*: give a learning rate below"):
         run(tmp_path, lr=1e30, clip=0, epochs=5)

@@ -73,5 +73,5 @@ def test_another_models_artifact_is_refused() -> None:
 
 
 def test_nothing_to_train_is_refused() -> None:
-    with pytest.raises(UserError, match="--only neighbours leaves nothing to train"):
+    with pytest.raises(UserError, match="`only` neighbours leaves nothing to train"):
         choose(teacher(), teacher(), "neighbours")

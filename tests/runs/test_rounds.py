@@ -30,7 +30,7 @@ from vitfx.pruning.target_bench import GoalRequest, ReferenceModel, TargetBench
 from vitfx.runs import prune_files as deliver
 from vitfx.runs import recover_measure
 from vitfx.runs import rounds as rounds_job
-from vitfx.runs.recover import RecoverJob
+from vitfx.runs.recover_job import RecoverJob
 from vitfx.runs.rounds_steps import ARTIFACTS, Rounds, Step
 from vitfx.support.progress import Silent
 

@@ -57,13 +57,13 @@ def test_speeds_are_evenly_apart() -> None:
 
 @pytest.mark.parametrize("text", ["1.2:2.0", "a:b:c", "1.2:2:2.5"])
 def test_what_is_no_range(text: str) -> None:
-    with pytest.raises(UserError, match=f"--sweep {text} is not LOW:HIGH:COUNT"):
+    with pytest.raises(UserError, match=f"`sweep` {text} is not LOW:HIGH:COUNT"):
         read_speeds(text)
 
 
 @pytest.mark.parametrize("text", ["1:2:3", "2:1.2:3", "1.2:2:1", "nan:2:3", "1.2:inf:3"])
 def test_ranges_that_are_none(text: str) -> None:
-    with pytest.raises(UserError, match=f"--sweep {text} is not a range: give 1 < LOW"):
+    with pytest.raises(UserError, match=f"`sweep` {text} is not a range: give 1 < LOW"):
         read_speeds(text)
 
 

@@ -52,7 +52,7 @@ USES: dict[str, Callable[[nn.Module], object]] = {
     "confuse, given up": lambda model: confused(model, lambda done, total: False),
     "confuse, failed": lambda model: confused(model, stop),
     "to_canonical": lambda model: to_canonical(model, images(2)),
-    "pick_precision": lambda model: pick_precision("auto", model, images(2), 10),
+    "pick_precision": lambda model: pick_precision("auto", model, images(2)),
     "prune": lambda model: vitfx.prune(model, images(4), tau=0.0, corruption="noise", paths=2),
 }
 

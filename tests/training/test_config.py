@@ -98,11 +98,11 @@ def test_what_is_missing_or_not_there_is_told(tmp_path: Path) -> None:
         read_config(write(tmp_path, "[model]\n"))
     with pytest.raises(UserError, match="has the base 'imagenet': give tiny-imagenet or digits"):
         read_config(write(tmp_path, 'base = "imagenet"\n'))
-    with pytest.raises(UserError, match="--config none is neither tiny-imagenet nor digits nor a file"):
+    with pytest.raises(UserError, match="`config` none is neither tiny-imagenet nor digits nor a file"):
         read_config("none")
-    with pytest.raises(UserError, match="--set epochs has no value"):
+    with pytest.raises(UserError, match="`set` epochs has no value"):
         read_config("digits", ["epochs"])
-    with pytest.raises(UserError, match="--set epochs=3 has no section"):
+    with pytest.raises(UserError, match="`set` epochs=3 has no section"):
         read_config("digits", ["epochs=3"])
     with pytest.raises(UserError, match=r"unknown key training\.epoch"):
         read_config("digits", ["training.epoch=3"])

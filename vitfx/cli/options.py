@@ -25,7 +25,7 @@ _ONLY_FOR = {"order": ("acdc",), "metric": ("eap", "eap-ig"), "steps": ("eap-ig"
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
-    """MODEL, --data and --class-names."""
+    """MODEL, --data, --labels and --class-names."""
     parser.add_argument(
         "model", metavar="MODEL", help="checkpoint, artifact, weights, .pt2, Hugging Face folder, or demo"
     )
@@ -34,7 +34,14 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
 
 
 def add_class_names(parser: argparse.ArgumentParser) -> None:
-    """--class-names."""
+    """--class-names and --labels."""
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="labels of the images, several each if need be, in place of folders' names: a CSV with lines of "
+        "file,label,label… or with a header that names the labels and a 0 or 1 for each",
+    )
     parser.add_argument(
         "--class-names",
         type=Path,

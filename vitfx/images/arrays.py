@@ -13,8 +13,8 @@ from vitfx.support.errors import UserError
 # Labels are positions among the classes: a larger one is a mistake, such as a time stamp or an identifier.
 _MOST_CLASSES = 100_000
 
-# uint8 (N, C, H, W); the name of each image's class; all class names in order.
-Arrays = tuple[np.ndarray, list[str] | None, list[str] | None]
+# uint8 (N, C, H, W); the name of each image's class, or of its labels; all names in order.
+Arrays = tuple[np.ndarray, list[str] | list[tuple[str, ...]] | None, list[str] | None]
 
 
 def read_digits() -> Arrays:
@@ -27,7 +27,8 @@ def read_digits() -> Arrays:
 
 
 def read_npz(path: Path, channels: int) -> Arrays:
-    """Reads `images` and, where it is there, `labels` (integers or strings); raises UserError."""
+    """Reads `images` and, where it is there, `labels`: integers or strings, or rows of a 0 or 1 for each label; raises
+    UserError."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("images", "labels") if key in file.files}
@@ -41,9 +42,13 @@ def read_npz(path: Path, channels: int) -> Arrays:
     if "labels" not in arrays:
         return pixels, None, None
     labels = arrays["labels"]
+    if labels.ndim == 2 and len(labels) == len(pixels) and labels.shape[1] > 1 and bool(np.isin(labels, (0, 1)).all()):
+        several = [tuple(str(place) for place in np.flatnonzero(row)) for row in labels]
+        return pixels, several, [str(place) for place in range(labels.shape[1])]
     if labels.shape != (len(pixels),):
         raise UserError(
-            f"labels of {path} has the shape {labels.shape} for {len(pixels)} images: give one label per image"
+            f"labels of {path} has the shape {labels.shape} for {len(pixels)} images: give one label per image, or "
+            "a 0 or 1 for each of several"
         )
     return pixels, *_names_of(path, labels)
 

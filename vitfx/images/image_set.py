@@ -25,7 +25,8 @@ class Images:
     """Decoded images, ready for the model."""
 
     pixels: torch.Tensor  #: float32 (N, C, H, W), preprocessed
-    labels: torch.Tensor | None  #: int64 (N,), or None where no classes are known
+    #: int64 (N,); (N, K) with a 0 or 1 for each of several labels; or None where no classes are known
+    labels: torch.Tensor | None
     names: tuple[str, ...]
     skipped: int = 0  #: corrupt images that were left out
 
@@ -39,7 +40,8 @@ class ImageSet:
 
     names: tuple[str, ...]
     sources: tuple[ImageSource, ...]
-    labels: tuple[int, ...] | None  #: positions among the classes, or None where no classes are known
+    #: positions among the classes; a 0 or 1 for each of several labels; or None where no classes are known
+    labels: tuple[int | tuple[int, ...], ...] | None
     preprocess: Preprocess
 
     def __len__(self) -> int:
@@ -57,7 +59,7 @@ class ImageSet:
         """
         if not 1 <= count <= len(self):
             raise UserError(f"can't sample {count} of {len(self)} images: ask for 1 to {len(self)}")
-        by_class: defaultdict[int, list[int]] = defaultdict(list)
+        by_class: defaultdict[int | tuple[int, ...], list[int]] = defaultdict(list)
         for index in hash_order(self.names, seed):
             by_class[self.labels[index] if self.labels is not None else 0].append(index)
         classes = sorted(by_class, key=lambda label: _digest(seed, f"class {label}"))

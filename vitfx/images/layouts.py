@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from vitfx.images.parts import find_parts, tars_of
 from vitfx.images.sources import ANNOTATIONS, ArrayImage, FolderReader, ImageSource, Listing, StoredImage, list_tars
 from vitfx.support.errors import UserError
 
+Labels = str | tuple[str, ...]
+"""An image's class, or its labels."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -21,7 +25,8 @@ class Part:
     title: str  #: its folder's name, empty where the data set has no parts
     names: tuple[str, ...]
     sources: tuple[ImageSource, ...]
-    labels: tuple[str, ...] | None  #: the name of each image's class, where they are known
+    #: the name of each image's class, or of each of its labels where it may have several, where they are known
+    labels: tuple[Labels, ...] | None
     empty: tuple[str, ...] = ()  #: the names of class folders without an image
 
 
@@ -61,7 +66,9 @@ def read_layout(spec: str, channels: int) -> Layout:
     raise UserError(f"there is no folder or file {spec}: check the path given with `data`")
 
 
-def _layout_of_arrays(name: str, pixels: np.ndarray, labels: list[str] | None, classes: list[str] | None) -> Layout:
+def _layout_of_arrays(
+    name: str, pixels: np.ndarray, labels: Sequence[Labels] | None, classes: list[str] | None
+) -> Layout:
     names = tuple(f"{name}/{index}" for index in range(len(pixels)))
     part = Part(name, names, tuple(map(ArrayImage, pixels)), None if labels is None else tuple(labels))
     return Layout(name, (part,), None if classes is None else tuple(classes))
@@ -82,7 +89,7 @@ def _layout_of_folder(root: Path) -> Layout:
             hint = f" but those that {left_out[0]} shares with another folder" if left_out else ""
             raise UserError(f"no images are in {folder}{hint}: pass a folder of .jpg or .png files")
         parts.append(part)
-    labels = {label for part in parts for label in (*(part.labels or ()), *part.empty)}
+    labels = {label for part in parts for label in (*(part.labels or ()), *part.empty) if isinstance(label, str)}
     return Layout(name, tuple(parts), sort_names(labels) or None, tuple(left_out))
 
 
@@ -90,7 +97,7 @@ def _labelled(part: str, listing: Listing) -> Part:
     """Classes from the annotations (Tiny ImageNet's val), else from the first folder, else none."""
     images = listing.images
     flat = {path: image for path, image in images.items() if "/" not in path}
-    labels: tuple[str, ...] | None
+    labels: tuple[Labels, ...] | None
     empty: tuple[str, ...] = ()
     if listing.annotations is not None:
         annotated = _read_annotations(listing.annotations)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from vitfx.images.classes import Matching, match_classes
 from vitfx.images.image_set import Images, ImageSet, hash_order
-from vitfx.images.layouts import Layout, Part, read_layout
+from vitfx.images.label_files import read_label_file, with_labels
+from vitfx.images.layouts import Labels, Layout, Part, read_layout
 from vitfx.images.preprocess import Preprocess
 from vitfx.images.sources import ArrayImage
 from vitfx.support.errors import UserError
@@ -35,6 +37,7 @@ def open_data(
     preprocess: Preprocess,
     classes: Sequence[str] | None = None,
     logits: Callable[[], int] | None = None,
+    labels: Path | None = None,
 ) -> Splits:
     """Opens a data set; images are decoded later. Without an evaluation part a fixed 20 % of each class is set aside.
 
@@ -42,10 +45,13 @@ def open_data(
         or images alone), an .npz file with `images` and maybe `labels`, or "digits"
     classes: the model's, in the order of its logits; labels are matched with them by name
     logits: how many the model has, asked where the images have classes; None where there is no model yet
+    labels: a file with the images' labels, in place of their folders' names, see `vitfx.images.label_files`
 
     Raises UserError for whatever is not usable.
     """
     layout = read_layout(spec, preprocess.channels)
+    if labels is not None:
+        layout = with_labels(layout, read_label_file(labels, layout))
     matching = _match(layout, classes, logits)
     sets = [_label(part, matching, preprocess) for part in layout.parts]
     if len(sets) == 1:
@@ -76,9 +82,13 @@ def _match(layout: Layout, classes: Sequence[str] | None, logits: Callable[[], i
     if classes is None and logits is None:
         return Matching({name: index for index, name in enumerate(layout.classes)}, layout.classes)
     # A folder without images is no class of the data where the model's own names say which are.
-    labels = {label for part in layout.parts for label in part.labels or ()}
+    labels = {name for part in layout.parts for label in part.labels or () for name in _names(label)}
     names = layout.classes if classes is None else [name for name in layout.classes if name in labels]
     return match_classes(names, classes, None if logits is None else logits(), layout.name)
+
+
+def _names(label: Labels) -> tuple[str, ...]:
+    return (label,) if isinstance(label, str) else label
 
 
 def _missing(evaluation: ImageSet, layout: Layout) -> str:
@@ -105,17 +115,27 @@ def _named(links: Sequence[str]) -> str:
 
 
 def _label(part: Part, matching: Matching | None, preprocess: Preprocess) -> ImageSet:
-    labels = None
+    labels: tuple[int | tuple[int, ...], ...] | None = None
     if part.labels is not None and matching is not None:
-        labels = tuple(matching.positions[label] for label in part.labels)
+        labels = tuple(_encoded(label, matching) for label in part.labels)
     return ImageSet(part.names, part.sources, labels, preprocess)
+
+
+def _encoded(label: Labels, matching: Matching) -> int | tuple[int, ...]:
+    """The position of a class, or a 0 or 1 for each of all logits."""
+    if isinstance(label, str):
+        return matching.positions[label]
+    own = {matching.positions[name] for name in label}
+    return tuple(int(place in own) for place in range(len(matching.order)))
 
 
 def _split(images: ImageSet, layout: Layout) -> list[ImageSet]:
     """Sets a fixed 20 % of each class aside, at least one where the class has two."""
     by_class: defaultdict[int, list[int]] = defaultdict(list)
     for index in hash_order(images.names, seed=0):
-        by_class[images.labels[index] if images.labels is not None else 0].append(index)
+        label = 0 if images.labels is None else images.labels[index]
+        # Of several labels nearly every image has a set of its own.
+        by_class[label if isinstance(label, int) else 0].append(index)
     evaluation: set[int] = set()
     for members in by_class.values():
         share = max(1, round(_EVALUATION_SHARE * len(members))) if len(members) > 1 else 0

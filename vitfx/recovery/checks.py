@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from vitfx.graph.divergence import kl_divergence
+from vitfx.graph.divergence import CLASSES, Divergence
+from vitfx.graph.kinds import WORDS
+from vitfx.graph.metrics import alike, loss, right
 from vitfx.recovery.data import RecoverData
 from vitfx.training.precision import autocast
 
@@ -24,12 +25,13 @@ class Check:
     progress: float  #: 0..1
     images: int  #: seen in training so far
     seconds: float  #: of retraining so far
-    loss: float | None  #: cross-entropy in nats, None without labels
-    accuracy: float | None  #: 0..1, None without labels
-    kl: float  #: mean D_KL(teacher ‖ student) in nats
-    agreement: float  #: share of images with the teacher's answer
+    loss: float | None  #: see `vitfx.graph.metrics.loss`, None without labels
+    accuracy: float | None  #: top-1 or micro-F1, 0..1, None without labels
+    kl: float  #: mean D_KL(teacher ‖ student) in nats, or the divergence of another kind of answers
+    agreement: float | None  #: share of images with the teacher's answer, see `vitfx.graph.metrics.alike`
     lr: float
     train_loss: float | None  #: mean over the steps since the last check
+    task: str = "classes"  #: the kind of answers
 
     def missed(self, label_share: float) -> float:
         """Nats an image that the student misses, without temperature: KL from the teacher, loss by labels."""
@@ -39,11 +41,15 @@ class Check:
         return (1 - label_share) * self.kl + label_share * self.loss
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        record = asdict(self)
+        return {name: value for name, value in record.items() if (name, value) != ("task", "classes")}
 
     def __str__(self) -> str:
-        near = f"KL from the teacher {self.kl:.4f}, agreement {self.agreement:.2%}"
-        return near if self.accuracy is None else f"held-out loss {self.loss:.4f}, top-1 {self.accuracy:.2%}, {near}"
+        words = WORDS[self.task]
+        near = f"{words.divergence} from the teacher {self.kl:.4f}"
+        near += "" if self.agreement is None else f", agreement {self.agreement:.2%}"
+        right = "" if self.accuracy is None else f"{words.metric} {self.accuracy:.2%}, "
+        return f"{right}{near}" if self.loss is None else f"held-out loss {self.loss:.4f}, {right}{near}"
 
 
 def best_of(checks: Sequence[Check], label_share: float) -> int:
@@ -81,7 +87,10 @@ def _figures(check: Check) -> tuple[float, ...]:
 def held_out_logits(
     model: Callable[[Tensor], Tensor], data: RecoverData, device: torch.device, precision: str, every: int = 1
 ) -> Tensor:
-    """(N, K), float64 on the CPU, of the model in eval mode. every: 1 for all images, 2 for every second one, …"""
+    """Answers (N, K) or (N, …), float64 on the CPU, of the model in eval mode.
+
+    every: 1 for all images, 2 for every second one, …
+    """
     batches = []
     for indices in torch.arange(0, len(data.held_out), every).split(_BATCH):
         with autocast(device, precision):
@@ -90,13 +99,23 @@ def held_out_logits(
     return torch.cat(batches)
 
 
-def scores(logits: Tensor, teacher: Tensor, data: RecoverData) -> dict[str, float | None]:
+def scores(
+    answers: Tensor, teacher: Tensor, data: RecoverData, measure: Divergence = CLASSES
+) -> dict[str, float | None]:
     """loss, accuracy, kl and agreement of a `Check`, from student's and teacher's `held_out_logits`."""
-    answers = logits.argmax(1)
     labels = data.held_out.labels
+    losses = loss(measure, answers, labels) if data.labelled else None
     return {
-        "loss": float(cross_entropy(logits, labels)) if data.labelled else None,
-        "accuracy": float((answers == labels).double().mean()) if data.labelled else None,
-        "kl": float(kl_divergence(teacher, logits).mean()),
-        "agreement": float((answers == teacher.argmax(1)).double().mean()),
+        "loss": None if losses is None else float(losses.mean()),
+        "accuracy": share(right(measure, answers, labels)) if data.labelled else None,
+        "kl": float(measure(teacher, answers).mean()),
+        "agreement": share(alike(measure, teacher, answers)),
     }
+
+
+def share(parts: Tensor | None) -> float | None:
+    """Over all images. parts: (N, 2), see `vitfx.graph.metrics`."""
+    if parts is None:
+        return None
+    part, of = parts.sum(dim=0).tolist()
+    return float(part / of) if of else None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.optim import AdamW
 
+from vitfx.graph.divergence import Divergence
 from vitfx.recovery.checks import Check, best_of, held_out_logits, is_stale, scores
 from vitfx.recovery.data import Batch, RecoverData
 from vitfx.recovery.distill import unexplained
@@ -44,7 +45,8 @@ class Course:
     teacher: Teacher
     trained: dict[str, nn.Parameter]  #: the parameters that change, by name
     data: RecoverData
-    wanted: Tensor  #: the teacher's held-out logits
+    wanted: Tensor  #: the teacher's held-out answers
+    measure: Divergence  #: of their kind
     settings: RecoverSettings
     batch: int
     steps: int | None  #: None where settings.minutes says how long
@@ -139,7 +141,7 @@ class Course:
         if not math.isfinite(value):
             raise UserError(
                 f"the loss is {value} at step {len(self.losses) + 1}: "
-                f"give a learning rate below {self.settings.rate:g} with --lr"
+                f"give a learning rate below {self.settings.rate:g} with `lr`"
             )
         self.losses.append(value)
 
@@ -149,13 +151,12 @@ class Course:
             taught, theirs = self.teacher.streams(batch.images)
             with autocast(self.device, self.precision):
                 logits, ours = self.tapped(images)
-            return self.settings.objective(logits, labels, taught) + self.settings.objective.hidden * unexplained(
-                ours, theirs
-            )
+            near = self.settings.objective(logits, labels, taught, self.measure)
+            return near + self.settings.objective.hidden * unexplained(ours, theirs)
         answers = self.teacher.logits(batch.images, batch.places) if self.settings.objective.needs_teacher else None
         with autocast(self.device, self.precision):
             logits = self.student(images)
-        return self.settings.objective(logits, labels, answers)
+        return self.settings.objective(logits, labels, answers, self.measure)
 
     def _first_check(self) -> None:
         """Also sets how many checks the time allows."""
@@ -167,7 +168,7 @@ class Course:
             if self._progress() >= 0.5:
                 raise UserError(
                     f"evaluating {len(self.data.held_out):,} held-out images takes {self._reserve:.0f} s, which leaves "
-                    f"too little of --minutes {self.settings.minutes:g}: give more minutes, or fewer with --held-out"
+                    f"too little of `minutes` {self.settings.minutes:g}: give more minutes, or fewer with `held_out`"
                 )
             affordable = int(_CHECKING * 60 * self.settings.minutes / max(self._reserve, 1e-9))
             self.wanted_checks = max(min(affordable, self.settings.checks), _FEWEST_CHECKS)
@@ -184,7 +185,8 @@ class Course:
             seconds=self.seconds,
             lr=learning_rate(self.optimizer),
             train_loss=sum(recent) / len(recent) if recent else None,
-            **scores(logits, self.wanted, self.data),  # type: ignore[arg-type]
+            task=self.measure.kind,
+            **scores(logits, self.wanted, self.data, self.measure),  # type: ignore[arg-type]
         )
         self.checks.append(check)
         best = best_of(self.checks, self.settings.objective.label_share)

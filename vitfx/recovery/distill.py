@@ -1,25 +1,43 @@
-"""Losses that teach a model its task, or another model's answers. B images, K classes, T tokens, D width."""
+"""Losses that teach a model its task, or another model's answers. B images, K classes or labels, T tokens, D width."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitfx.graph.divergence import CLASSES, Classes, Divergence, Labels
+from vitfx.graph.metrics import loss
+
 LOSSES = ("kd", "ce", "both")
 
 
-def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T² times the mean over images of D_KL(softmax(teacher / T) ‖ softmax(logits / T)), in nats; both (B, K).
+def distillation(answers: Tensor, teacher: Tensor, temperature: float, measure: Divergence = CLASSES) -> Tensor:
+    """The mean over images of what `measure` says of the teacher's answers and ours, both (B, K) or (B, …).
 
-    T² keeps the size of the gradients when T changes (Hinton, Vinyals & Dean 2015, section 2.1).
+    Of classes it is T² · D_KL(softmax(teacher / T) ‖ softmax(answers / T)), in nats, and of labels the same with the
+    Bernoulli KL; T² keeps the size of the gradients when T changes (Hinton, Vinyals & Dean 2015, section 2.1). Other
+    kinds have no temperature.
     """
-    ours, theirs = (values.float() / temperature for values in (logits, teacher))
+    if not isinstance(measure, Classes | Labels):
+        return measure(teacher, answers).mean()
+    ours, theirs = (measure.logits(values.float()) / temperature for values in (answers, teacher))
+    if isinstance(measure, Labels):
+        return temperature**2 * replace(measure, probabilities=False)(theirs, ours).mean()
     divergence = F.kl_div(ours.log_softmax(1), theirs.log_softmax(1), reduction="batchmean", log_target=True)
     return temperature**2 * divergence
+
+
+def by_labels(answers: Tensor, labels: Tensor, measure: Divergence = CLASSES) -> Tensor:
+    """The mean over images of `vitfx.graph.metrics.loss`: cross-entropy of classes, binary cross-entropy of labels."""
+    if measure == CLASSES:
+        return F.cross_entropy(answers.float(), labels)
+    losses = loss(measure, answers, labels)
+    assert losses is not None, "refused before"
+    return losses.mean()
 
 
 def unexplained(streams: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -57,12 +75,17 @@ class Objective:
     def needs_teacher(self) -> bool:
         return self.kind != "ce" or self.hidden > 0
 
-    def __call__(self, logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
-        """The loss without the hidden states' part. logits, teacher: (B, K). labels: int64 (B,), ignored by "kd"."""
+    def __call__(
+        self, answers: Tensor, labels: Tensor, teacher: Tensor | None, measure: Divergence = CLASSES
+    ) -> Tensor:
+        """The loss without the hidden states' part.
+
+        answers, teacher: (B, K) or (B, …). labels: int64 (B,) or (B, K), ignored by "kd". measure: of their kind.
+        """
         if self.kind == "ce":
-            return F.cross_entropy(logits.float(), labels)
+            return by_labels(answers, labels, measure)
         assert teacher is not None
-        taught = distillation(logits, teacher, self.temperature)
+        taught = distillation(answers, teacher, self.temperature, measure)
         if self.kind == "kd":
             return taught
-        return (1 - self.ce_share) * taught + self.ce_share * F.cross_entropy(logits.float(), labels)
+        return (1 - self.ce_share) * taught + self.ce_share * by_labels(answers, labels, measure)

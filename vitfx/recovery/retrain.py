@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.models.weights import fingerprint
+from vitfx.recovery.allowed import answer_shape, check_loss, pick_augment
 from vitfx.recovery.checks import Check, best_of, held_out_logits
 from vitfx.recovery.course import Course
 from vitfx.recovery.data import VARIANTS, RecoverData, load
@@ -32,10 +33,6 @@ from vitfx.support.progress import Watcher
 from vitfx.training.precision import pick_precision
 from vitfx.training.state import Log, read_state, write_state
 
-_MIRROR_AGREEMENT = 0.6
-"""Mirror images are trained on if the teacher answers at least this share of held-out ones like the images."""
-_MIRRORED = 250
-"""About so many held-out images are mirrored to find out."""
 _FOREVER = 10**6
 """Epochs of a run that ends by the clock."""
 
@@ -97,39 +94,40 @@ def recover(
     watcher: Watcher,
     store: Store | None = None,
     steps: int | None = None,
+    measure: Divergence = CLASSES,
 ) -> Recovered:
     """Retrains a copy of the student; both canonical graphs stay as they are.
 
     The weights of the best check on held-out images are kept; the state before any step counts as one: see `best_of`.
-    steps: how many, whatever epochs or minutes say. Raises UserError where the settings do not fit the models or the
-    data, and KeyboardInterrupt after Ctrl-C, with the state stored.
+    steps: how many, whatever epochs or minutes say. measure: of the models' kind of answers. Raises UserError where the
+    settings do not fit the models or the data, and KeyboardInterrupt after Ctrl-C, with the state stored.
     """
     settings = _with_streams(settings, student, teacher)
     objective = settings.objective
-    if objective.needs_labels and not data.labelled:
-        raise UserError(f"--loss {settings.loss} needs labels and the images have none: give --loss kd")
+    check_loss(settings, measure.kind, labelled=data.labelled)
     began = time.monotonic()
-    key = _key(student, teacher, data, settings, steps)
+    key = _key(student, teacher, data, settings, steps, measure)
     log, parts = (None if store is None else read_state(store.path, key, force=store.force)) or (Log(), None)
     student = copy.deepcopy(student).to(device)
     original = frozen(copy.deepcopy(teacher).to(device))
-    classes = _classes(student, original, data)
-    precision, why = _precision(student, data, settings, classes, parts)
+    shape = answer_shape(student, original, data, measure)
+    precision, why = _precision(student, data, settings, parts)
     wanted = held_out_logits(original, data, device, precision)
-    augment, notes = _augment(original, data, settings, wanted, precision)
+    augment, notes = pick_augment(original, data, settings, wanted, precision, measure)
     trained = prepare(student, original, settings.only, settings.rank, settings.seed)
     for sentence in (why, *notes, _what_is_trained(student, trained, settings, data)):
         watcher.say(sentence)
     taps = _taps(student, original, objective)
-    answers = _answers(data, augment, objective, classes, store, parts)
+    answers = _answers(data, augment, objective, math.prod(shape), store, parts)
     batch = min(settings.batch, len(data.train))
     course = Course(
         student=student,
         tapped=taps[0],
-        teacher=Teacher(original, taps[1], answers, device, precision),
+        teacher=Teacher(original, taps[1], answers, device, precision, shape),
         trained={name: value for name, value in student.named_parameters() if value.requires_grad},
         data=data,
         wanted=wanted,
+        measure=measure,
         settings=settings,
         batch=batch,
         steps=_steps(data, settings, batch, steps),
@@ -150,7 +148,7 @@ def recover(
 
 def _what_is_trained(student: GraphModule, trained: int, settings: RecoverSettings, data: RecoverData) -> str:
     whole = sum(parameter.numel() for parameter in student.parameters())
-    return f"{trained:,} of {whole:,} numbers are trained (--only {settings.only}), on {len(data.train):,} images"
+    return f"{trained:,} of {whole:,} numbers are trained (only: {settings.only}), on {len(data.train):,} images"
 
 
 def _run(course: Course, augment: str, seed: int) -> None:
@@ -196,7 +194,7 @@ def _with_streams(settings: RecoverSettings, student: GraphModule, teacher: Grap
     if shared_sublayers(student, teacher) or not settings.objective.hidden:
         return settings
     if settings.hidden is not None:
-        raise UserError("the pruned model shares no sublayer with the teacher: leave out --hidden")
+        raise UserError("the pruned model shares no sublayer with the teacher: leave out `hidden`")
     return replace(settings, hidden=0.0)
 
 
@@ -210,11 +208,11 @@ def _taps(
 
 
 def _answers(
-    data: RecoverData, augment: str, objective: Objective, classes: int, store: Store | None,
+    data: RecoverData, augment: str, objective: Objective, numbers: int, store: Store | None,
     parts: Mapping[str, Any] | None,
 ) -> Answers | None:  # fmt: skip
     variants = VARIANTS.get(augment)
-    if not objective.needs_teacher or objective.hidden or not fits(len(data.train), variants, classes):
+    if not objective.needs_teacher or objective.hidden or not fits(len(data.train), variants, numbers):
         return None
     assert variants is not None
     path = None
@@ -222,51 +220,26 @@ def _answers(
         path = store.answers
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-    return Answers(variants * len(data.train), classes, path, None if parts is None else parts["known"])
-
-
-def _augment(
-    teacher: nn.Module, data: RecoverData, settings: RecoverSettings, wanted: Tensor, precision: str
-) -> tuple[str, list[str]]:
-    """What "auto" stands for here, and why."""
-    if settings.augment != "auto":
-        return settings.augment, []
-    device = next(teacher.parameters()).device
-    every = max(1, len(wanted) // _MIRRORED)
-    mirrored = held_out_logits(lambda pixels: teacher(pixels.flip(-1)), data, device, precision, every)
-    share = float((mirrored.argmax(1) == wanted[::every].argmax(1)).double().mean())
-    chosen = "flip" if share >= _MIRROR_AGREEMENT else "none"
-    decision = "are trained on as well" if chosen == "flip" else "are left out"
-    return chosen, [f"the teacher answers {share:.0%} of mirror images like the images themselves: they {decision}"]
+    return Answers(variants * len(data.train), numbers, path, None if parts is None else parts["known"])
 
 
 def _precision(
-    student: GraphModule, data: RecoverData, settings: RecoverSettings, classes: int, parts: Mapping[str, Any] | None
+    student: GraphModule, data: RecoverData, settings: RecoverSettings, parts: Mapping[str, Any] | None
 ) -> tuple[str, str]:
     if parts is not None:
         return parts["precision"], f"precision: {parts['precision']}, as before"
     count = min(settings.batch, 8, len(data.train))
     images = data.preprocess.normalise(data.train.rows(torch.arange(count)))
-    return pick_precision(settings.precision, student, images.to(next(student.parameters()).device), classes)
-
-
-@torch.no_grad()
-def _classes(student: GraphModule, teacher: GraphModule, data: RecoverData) -> int:
-    """How many logits both models have. Raises UserError where they differ, or a label has none."""
-    device = next(student.parameters()).device
-    pixels = data.preprocess.normalise(data.held_out.rows(torch.tensor([0, 0]))).to(device)
-    ours, theirs = (int(model.eval()(pixels).shape[1]) for model in (student, teacher))
-    if ours != theirs:
-        raise UserError(
-            f"the pruned model has {ours} logits and the teacher {theirs}: give the model that it was pruned from"
-        )
-    if data.labelled and int(max(data.train.labels.max(), data.held_out.labels.max())) >= ours:
-        raise UserError(f"the images have more classes than the model's {ours} logits: give the data of its training")
-    return ours
+    return pick_precision(settings.precision, student, images.to(next(student.parameters()).device))
 
 
 def _key(
-    student: GraphModule, teacher: GraphModule, data: RecoverData, settings: RecoverSettings, steps: int | None
+    student: GraphModule,
+    teacher: GraphModule,
+    data: RecoverData,
+    settings: RecoverSettings,
+    steps: int | None,
+    measure: Divergence,
 ) -> str:
     """Of everything that the weights depend on."""
     record = {
@@ -275,5 +248,6 @@ def _key(
         "steps": steps,
         "models": [fingerprint(student.state_dict()), fingerprint(teacher.state_dict())],
         "data": [data.fingerprint, len(data.held_out), data.preprocess.to_json()],
+        **({} if measure == CLASSES else {"answers": repr(measure)}),
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

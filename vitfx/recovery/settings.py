@@ -50,21 +50,21 @@ class RecoverSettings:
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.minutes is None):
-            raise UserError("say how long to retrain: give either --epochs or --minutes")
+            raise UserError("say how long to retrain: give either `epochs` or `minutes`")
         choices = {"loss": LOSSES, "only": ONLY, "augment": AUGMENTS, "precision": PRECISIONS}
         for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
-                raise UserError(f"--{name} is {value!r}: choose one of {', '.join(known)}")
+                raise UserError(f"`{name}` is {value!r}: choose one of {', '.join(known)}")
         for name in ("epochs", "minutes", "temperature", "lr", "rank", "batch", "checks", "held_out", "patience"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
-                raise UserError(f"--{name.replace('_', '-')} is {value:g}: give a number above 0")
+                raise UserError(f"`{name}` is {value:g}: give a number above 0")
         for name in ("hidden", "clip", "seed"):
             value = getattr(self, name)
             if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise UserError(f"--{name} is {value:g}: give 0 or more")
+                raise UserError(f"`{name}` is {value:g}: give 0 or more")
         if not 0 <= self.ce_share <= 1:
-            raise UserError(f"--ce-share is {self.ce_share:g}: give a share from 0 to 1")
+            raise UserError(f"`ce_share` is {self.ce_share:g}: give a share from 0 to 1")
 
     @property
     def rate(self) -> float:

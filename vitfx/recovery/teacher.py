@@ -64,12 +64,14 @@ class Teacher:
     answers: Answers | None  #: kept logits, None where no image comes twice in the same form
     device: torch.device
     precision: str
+    shape: tuple[int, ...]  #: of an image's answer
 
     def logits(self, images: Tensor, places: Tensor | None) -> Tensor:
-        """(B, C, H, W), on the CPU, -> (B, K) on the device."""
+        """(B, C, H, W), on the CPU, -> answers (B, K) or (B, …) on the device."""
         if self.answers is None or places is None:
             return self.ask(images)
-        return self.answers(places, lambda missing: self.ask(images[missing]).cpu()).to(self.device)
+        kept = self.answers(places, lambda missing: self.ask(images[missing]).reshape(len(missing), -1).cpu())
+        return kept.reshape(len(kept), *self.shape).to(self.device)
 
     @torch.no_grad()
     def ask(self, images: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def choose(student: GraphModule, teacher: GraphModule, only: str) -> set[str]:
             names, [part for site in sites if site.name in near for part in (site.name, str(site.norm.target))]
         )
     if not chosen:
-        raise UserError(f"--only {only} leaves nothing to train in this model: give --only all")
+        raise UserError(f"`only` {only} leaves nothing to train in this model: give `only` all")
     return chosen
 
 
@@ -54,7 +54,7 @@ def neighbours(student: GraphModule, teacher: GraphModule) -> set[str]:
         if units > whole.get(name, 0):
             raise UserError(
                 f"the pruned model has {units} units in {name} and the teacher {whole.get(name, 0)}: "
-                "give the model that it was pruned from with --teacher"
+                "give the model that it was pruned from with `teacher`"
             )
     order = list(whole)
     near: set[str] = set()

@@ -9,6 +9,7 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from vitfx.graph.kinds import words_of
 from vitfx.reports.charts import Curve, plane
 from vitfx.reports.flow_grid import flow_grid
 from vitfx.reports.page import figure, section
@@ -63,14 +64,15 @@ def _courses(report: RecoverReport) -> Iterator[_Course]:
 
 def _scores(report: RecoverReport, courses: list[_Course]) -> Iterator[tuple[_Score, list[_Course]]]:
     """What is worth a picture, and of which courses: accuracy, and the parts of what decided on what was kept."""
-    labelled = report["images"]["labelled"]
-    if labelled:
-        yield _Score("held-out top-1, %", "accuracy", 100, "%", 100), courses
-    else:
+    words, first = words_of(report["settings"]), courses[-1].record["checks"][0]
+    if first["accuracy"] is not None:
+        yield _Score(f"held-out {words.metric}, %", "accuracy", 100, "%", 100), courses
+    elif first["agreement"] is not None:
         yield _Score("held-out agreement with the teacher, %", "agreement", 100, "%", 100), courses
     if report["settings"]["loss"] != "ce":
-        yield _Score("held-out KL from the teacher, nats", "kl"), courses[-1:]
-    if labelled:
+        name = ", ".join(filter(None, (f"held-out {words.divergence} from the teacher", words.unit)))
+        yield _Score(name, "kl", unit=words.unit), courses[-1:]
+    if first["loss"] is not None:
         yield _Score("held-out loss, nats", "loss"), courses
 
 

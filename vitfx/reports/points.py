@@ -54,6 +54,7 @@ def points_of_recover(report: RecoverReport) -> tuple[ModelPoint, ...]:
     """The unpruned model first."""
     models = report["models"]
     whole, runtime = models[0], next(iter(models[0]["runtimes"]))
+    words = words_of(report["settings"])
     return tuple(
         ModelPoint(
             model["name"],
@@ -64,6 +65,7 @@ def points_of_recover(report: RecoverReport) -> tuple[ModelPoint, ...]:
             f"{report['images']['evaluation']} images, {_runtime(runtime)}",
             model["params"] / whole["params"],
             model["flops"] / whole["flops"],
+            words=words,
         )
         for model in models
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from vitfx.graph.kinds import words_of
 from vitfx.reports.records import RecoverReport
 from vitfx.support.files import write_aside
 from vitfx.support.pictures import has_matplotlib, png_bytes
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 def model_table(report: RecoverReport) -> Table:
     """A row for each model."""
-    columns = ["", "test loss", "test accuracy", "KL", "parameters", "FLOPs"]
+    words = words_of(report["settings"])
+    accuracy = "accuracy" if words.metric in ("top-1", None) else words.metric
+    columns = ["", "test loss", f"test {accuracy}", words.divergence, "parameters", "FLOPs"]
     for provider in report["models"][0]["runtimes"]:
         runtime = provider.removesuffix("ExecutionProvider")
         columns += [f"{report['images']['evaluation']:,} images, {runtime}", "per image", "one image alone"]
@@ -82,6 +85,7 @@ def figure(report: RecoverReport) -> Figure:
     """Left the training loss, right the looks at held-out images."""
     from matplotlib.figure import Figure
 
+    title, key, factor = _judged(report)
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, colour, course in (
@@ -93,19 +97,21 @@ def figure(report: RecoverReport) -> Figure:
         losses, checks, best = course["losses"], course["checks"], course["best"]
         width = checks[-1]["images"] / max(len(losses), 1)
         left.plot([(index + 0.5) * width for index in range(len(losses))], losses, color=colour, label=name)
-        scores = [check["agreement"] if check["accuracy"] is None else check["accuracy"] for check in checks]
-        shares = [0.0 if score is None else score for score in scores]
-        right.plot(
-            [check["images"] for check in checks],
-            [100 * share for share in shares],
-            color=colour,
-            marker=".",
-            label=name,
-        )
-        right.plot(checks[best]["images"], 100 * shares[best], "*", color="black", markersize=10)
+        scores = [factor * (check[key] or 0.0) for check in checks]
+        right.plot([check["images"] for check in checks], scores, color=colour, marker=".", label=name)
+        right.plot(checks[best]["images"], scores[best], "*", color="black", markersize=10)
     left.set(xlabel="images seen", ylabel="loss", title="training loss")
-    title = "held-out top-1, %" if report["images"]["labelled"] else "held-out agreement with the teacher, %"
     right.set(xlabel="images seen", title=title)
     left.legend()
     right.legend()
     return figure
+
+
+def _judged(report: RecoverReport) -> tuple[str, Literal["accuracy", "agreement", "kl"], int]:
+    """What looks at held-out images are drawn by: its name, its key in their records, and a factor."""
+    words, first = words_of(report["settings"]), report["recovery"]["checks"][0]
+    if first["accuracy"] is not None:
+        return f"held-out {words.metric}, %", "accuracy", 100
+    if first["agreement"] is not None:
+        return "held-out agreement with the teacher, %", "agreement", 100
+    return f"held-out {words.divergence} from the teacher", "kl", 1

@@ -103,7 +103,7 @@ class Discoveries:
         if len(chosen) < self.share.world:
             raise UserError(
                 f"{len(chosen)} evaluation images are too few for {self.share.world} processes: give more, or "
-                "--eval-samples 0"
+                "`eval_samples` 0"
             )
         return chosen.subset(range(self.share.rank, len(chosen), self.share.world))
 

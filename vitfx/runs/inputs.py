@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+
+from torch import Tensor
 
 from vitfx.graph.answers import Kind
 from vitfx.images.classes import read_class_names
@@ -33,6 +36,7 @@ class Inputs:
     arch: str | None  #: likewise
     task: Kind | None = None  #: the kind of the model's answers, where the user or the file says
     weights: str | None = None  #: which were asked for: "ema" or "raw"
+    labels: Path | None = None  #: the file of the images' labels, where one was given
 
     @property
     def first_lines(self) -> tuple[str, ...]:
@@ -66,29 +70,40 @@ def open_inputs(options: argparse.Namespace) -> Inputs:
     model = open_model(options)
     data = options.data or model.data
     if data is None:
-        raise UserError(f"{options.model} does not name its data: give images with --data, a folder, an .npz or digits")
+        raise UserError(f"{options.model} does not name its data: give images with `data`, a folder, an .npz or digits")
     task = known_task(options, model)
-    if is_classless(task, model):
+    answers = cache(partial(blank_answers, model))
+    labels = getattr(options, "labels", None)
+    if is_classless(task, model, answers):
+        if labels is not None:
+            raise UserError(
+                f"`labels` {labels} names classes or labels, and the answers of {model.source} are none: leave it out, "
+                "or say what they are with `task`"
+            )
         splits = without_labels(open_data(data, model.preprocess))
         model = replace(model, classes=None)
     else:
-        model, splits = _with_classes(model, data, options.class_names)
+        model, splits = _with_classes(model, data, options.class_names, lambda: _count(answers()), labels)
     if model.image_size.question is not None and not _all_square(splits):
         raise UserError(model.image_size.question)
-    return Inputs(model, splits, data, options.arch, task, options.weights)
+    return Inputs(model, splits, data, options.arch, task, options.weights, labels)
 
 
-def _with_classes(model: LoadedModel, data: str, class_names: Path | None) -> tuple[LoadedModel, Splits]:
-    """The model with the names of its logits, and the data with its labels among them. Raises UserError."""
-    logits = cache(partial(count_logits, model))
+def _with_classes(
+    model: LoadedModel, data: str, class_names: Path | None, logits: Callable[[], int], labels: Path | None
+) -> tuple[LoadedModel, Splits]:
+    """The model with the names of its logits, and the data with its labels among them. Raises UserError.
+
+    logits: how many classes the model tells apart
+    """
     if class_names is not None:
         names = read_class_names(class_names)
         if len(names) != logits():
             raise UserError(
-                f"--class-names {class_names} has {len(names)} names and the model {logits()} logits: give one for each"
+                f"`class_names` {class_names} has {len(names)} names and the model {logits()} logits: give one for each"
             )
         model = replace(model, classes=names)
-    return model, open_data(data, model.preprocess, model.classes, logits)
+    return model, open_data(data, model.preprocess, model.classes, logits, labels)
 
 
 def _all_square(splits: Splits) -> bool:
@@ -126,5 +141,8 @@ def _overrides(options: argparse.Namespace) -> Overrides:
 
 def count_logits(model: LoadedModel) -> int:
     """Of one image, found by running the model: the classes that they tell apart, two by one logit."""
-    answers = blank_answers(model)
+    return _count(blank_answers(model))
+
+
+def _count(answers: Tensor) -> int:
     return 2 if answers.dim() == 1 or answers.shape[1] == 1 else int(answers.shape[1])

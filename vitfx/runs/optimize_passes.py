@@ -33,11 +33,11 @@ def read_passes(passes: str, print_after: str | None) -> tuple[tuple[str, ...], 
     names = tuple(name.strip() for name in passes.split(","))
     for name in names:
         if name not in PASSES:
-            raise UserError(f"--passes {name} is not a pass on graphs: give some of {','.join(PASSES)}")
+            raise UserError(f"`passes` {name} is not a pass on graphs: give some of {','.join(PASSES)}")
     printed = names if print_after == "all" else tuple(name.strip() for name in (print_after or "").split(",") if name)
     for name in printed:
         if name not in names:
-            raise UserError(f"--print-after {name} is not among --passes {passes}: give all, or some of them")
+            raise UserError(f"`print_after` {name} is not among `passes` {passes}: give all, or some of them")
     return names, frozenset(printed)
 
 

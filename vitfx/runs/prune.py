@@ -104,6 +104,7 @@ def _settings(run: CircuitRun | GoalRun, pruned: Pruned, samples: int) -> dict[s
         "arch": run.inputs.arch,
         **({"weights": run.inputs.weights} if run.inputs.weights else {}),
         "data": run.inputs.data,
+        **({"labels": str(run.inputs.labels)} if run.inputs.labels else {}),
         "circuit": circuit_file,
         "data_fingerprint": run.evaluation.fingerprint(),
         "preprocess": run.inputs.model.preprocess.to_json(),

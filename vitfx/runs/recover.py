@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule
 
-from vitfx.deploy.deployment import Deployment, deploy
+from vitfx.deploy.deployment import deploy
 from vitfx.deploy.export import export_checked, export_plain, onnx_metadata
 from vitfx.deploy.program_file import write_program
 from vitfx.graph.canonical import read_module
+from vitfx.graph.divergence import Divergence, make_divergence
 from vitfx.graph.trace import to_canonical
-from vitfx.images.image_set import ImageSet
 from vitfx.models.checkpoint import LoadedModel, save_artifact
+from vitfx.recovery.allowed import check_loss
 from vitfx.recovery.data import RecoverData, open_recover_data
 from vitfx.recovery.retrain import Recovered, Store, recover
 from vitfx.recovery.settings import RecoverSettings
@@ -24,10 +25,9 @@ from vitfx.reports.pages import recover_page
 from vitfx.reports.read_runs import Run, read_run
 from vitfx.reports.records import RECOVER_REPORT, RecoverReport
 from vitfx.reports.recover_text import draw, to_markdown
-from vitfx.runs.inputs import Inputs
+from vitfx.runs.recover_job import RecoverJob, held_out_at_most, refuse_unlabelled, settings_record
 from vitfx.runs.recover_measure import Row, measure
 from vitfx.runs.recover_record import make_report
-from vitfx.runs.tasks import refuse_recovery
 from vitfx.support.errors import UserError
 from vitfx.support.files import UNFINISHED, begin_results, remove_results, write_aside
 from vitfx.support.json_files import write_json
@@ -43,25 +43,8 @@ RESULTS = (
     PICTURE, "report.json", "report.md", "report.html",
 )  # fmt: skip
 _EXAMPLES = 8
-
-
-@dataclass(frozen=True)
-class RecoverJob:
-    """A checked command line, with the models and the data open."""
-
-    inputs: Inputs  #: the pruned model and its data
-    teacher: LoadedModel
-    evaluation: ImageSet  #: what the models are measured on
-    settings: RecoverSettings
-    also_baseline: bool  #: whether the unpruned model is retrained as well
-    deployment: Deployment  #: how pruned.onnx is made
-    device: torch.device
-    out: Path
-    cache: Path  #: of decoded images
-    samples: int  #: training images, at most
-    save_seconds: float  #: between two states
-    force: bool
-    command: str  #: as a user would type it
+_SCALED = 64
+"""Held-out images whose answers tell how much values differ."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +53,7 @@ class _Models:
 
     pruned: GraphModule
     teacher: GraphModule
+    measure: Divergence  #: of the kind of their answers
 
 
 def run_recover(job: RecoverJob, watcher: Watcher) -> RecoverReport:
@@ -77,34 +61,31 @@ def run_recover(job: RecoverJob, watcher: Watcher) -> RecoverReport:
 
     Raises UserError, VerificationError, ExportMismatch, and KeyboardInterrupt after Ctrl-C.
     """
-    refuse_recovery(job.inputs.task, job.inputs.model)
+    refuse_unlabelled(job)
     load = load_average()
     for line in (*job.inputs.first_lines, job.teacher.weights_note):
         if line:
             watcher.say(line)
     data = open_recover_data(
         job.inputs.splits.calibration, job.cache, watcher,
-        held_out=job.settings.held_out, samples=job.samples, seed=job.settings.seed,
+        held_out=held_out_at_most(job), samples=job.samples, seed=job.settings.seed,
     )  # fmt: skip
-    if job.also_baseline and not data.labelled:
-        raise UserError(
-            "--also-baseline needs labels, because the unpruned model has no teacher: give images in class folders"
-        )
     models = _open(job, data, watcher)
     begin_results(job.out)
     stores = {name: Store(job.out / name, job.save_seconds, job.force) for name in (STATE, BASELINE_STATE)}
     if not any(store.path.exists() for store in stores.values()):
         remove_results(job.out, RESULTS)
     recovered = recover(
-        models.pruned, models.teacher, data, job.settings, device=job.device, watcher=watcher, store=stores[STATE]
-    )
+        models.pruned, models.teacher, data, job.settings, device=job.device, watcher=watcher, store=stores[STATE],
+        measure=models.measure,
+    )  # fmt: skip
     recovered = replace(recovered, notes=(*recovered.notes, *job.inputs.remarks))
     baseline = None
     if job.also_baseline:
         baseline = _retrain_baseline(job, models, data, recovered.steps, stores[BASELINE_STATE], watcher)
     rows = _export(job, models, recovered, baseline, data, watcher)
-    measured = measure(rows, job.evaluation, job.device, watcher)
-    report = make_report(job.command, _settings(job), recovered, baseline, measured, data, {
+    measured = measure(rows, job.evaluation, job.device, watcher, models.measure)
+    report = make_report(job.command, settings_record(job, models.measure), recovered, baseline, measured, data, {
         **environment(), "device": str(job.device), "load_average_before": load,
     })  # fmt: skip
     _write_report(job, models.teacher, recovered.module, report, watcher)
@@ -130,10 +111,20 @@ def _write_report(
 
 
 def _open(job: RecoverJob, data: RecoverData, watcher: Watcher) -> _Models:
-    pixels = data.preprocess.normalise(data.held_out.rows(torch.arange(min(_EXAMPLES, len(data.held_out)))))
+    pixels = _examples(data, _EXAMPLES)
     pixels = pixels.repeat(2, 1, 1, 1)
-    teacher = read_module(job.teacher.module, pixels, watcher).graph_module
-    return _Models(to_canonical(job.inputs.model.module, pixels[:2]).graph_module, teacher)
+    front = read_module(job.teacher.module, pixels, watcher)
+    kind = front.kind(data.train.labels if data.labelled else None, job.inputs.task, watcher)
+    check_loss(job.settings, kind.name, labelled=data.labelled)
+    pruned = to_canonical(job.inputs.model.module, pixels[:2]).graph_module
+    with torch.no_grad():
+        answers = torch.cat([front.graph_module(batch) for batch in _examples(data, _SCALED).split(_EXAMPLES)])
+    return _Models(pruned, front.graph_module, make_divergence(kind.name, answers))
+
+
+def _examples(data: RecoverData, count: int) -> Tensor:
+    """Held-out images, preprocessed."""
+    return data.preprocess.normalise(data.held_out.rows(torch.arange(min(count, len(data.held_out)))))
 
 
 def _retrain_baseline(
@@ -146,7 +137,7 @@ def _retrain_baseline(
     )
     return recover(
         models.teacher, models.teacher, data, settings,
-        device=job.device, watcher=watcher, store=store, steps=steps,
+        device=job.device, watcher=watcher, store=store, steps=steps, measure=models.measure,
     )  # fmt: skip
 
 
@@ -194,23 +185,31 @@ def _export(
         Row(PRUNED, models.pruned, before),
     ]
     if baseline is not None:
-        _save(job, job.out / f"{RETRAINED}.pt", baseline, job.teacher, _by_labels(job.settings))
+        _save(job, job.out / f"{RETRAINED}.pt", baseline, job.teacher, _by_labels(job.settings), models.measure)
         rows.append(Row("baseline retrained", baseline.module, plain(baseline.module, RETRAINED)))
-    _save(job, job.out / "pruned.pt", recovered, job.inputs.model, job.settings)
+    _save(job, job.out / "pruned.pt", recovered, job.inputs.model, job.settings, models.measure)
     rows.append(Row("pruned retrained", recovered.module, small(recovered.module, job.out / "pruned.onnx")))
     return rows
 
 
-def _save(job: RecoverJob, path: Path, recovered: Recovered, model: LoadedModel, settings: RecoverSettings) -> None:
+def _save(
+    job: RecoverJob,
+    path: Path,
+    recovered: Recovered,
+    model: LoadedModel,
+    settings: RecoverSettings,
+    answers: Divergence,
+) -> None:
     """model: what was retrained."""
+    task = {} if answers.kind == "classes" else {"settings": {"task": answers.kind}}
     provenance = {
+        **task,
         **model.provenance,
         "recovered": {
             "vitfx": VERSION,
             "from": model.source,
             "from_fingerprint": model.fingerprint,
-            "teacher": job.teacher.source,
-            "teacher_fingerprint": job.teacher.fingerprint,
+            **job.teacher_origin,
             "settings": settings.to_json(),
             "steps": recovered.steps,
             "made_by": job.command,
@@ -218,21 +217,6 @@ def _save(job: RecoverJob, path: Path, recovered: Recovered, model: LoadedModel,
     }
     known = job.inputs.model
     save_artifact(path, recovered.module, known.preprocess, known.classes, known.data, provenance)
-
-
-def _settings(job: RecoverJob) -> dict[str, Any]:
-    return {
-        "model": job.inputs.model.source,
-        "model_fingerprint": job.inputs.model.fingerprint,
-        "teacher": job.teacher.source,
-        "teacher_fingerprint": job.teacher.fingerprint,
-        "data": job.inputs.data,
-        "preprocess": job.inputs.model.preprocess.to_json(),
-        **job.settings.to_json(),
-        "samples": job.samples,
-        "also_baseline": job.also_baseline,
-        "deployment": job.deployment.to_json(),
-    }
 
 
 def origin_of(model: LoadedModel, teacher: LoadedModel) -> Run | None:

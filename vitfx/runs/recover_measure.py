@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from passes.cost import Cost, measure_cost
 from vitfx.deploy.evaluate import Scores, evaluate
 from vitfx.deploy.runtime import OnnxModel, open_session
+from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.images.image_set import ImageSet
 from vitfx.reports.records import RecoveredModel
 from vitfx.support.devices import is_gpu, synchronize
@@ -78,25 +79,39 @@ def _times(timed: Timed, name: str) -> dict[str, float]:
     }
 
 
-def measure(rows: Sequence[Row], evaluation: ImageSet, device: torch.device, watcher: Watcher) -> Measured:
-    """All models over the evaluation images and on single ones, taking turns. rows: the first is the unpruned model."""
+def measure(
+    rows: Sequence[Row],
+    evaluation: ImageSet,
+    device: torch.device,
+    watcher: Watcher,
+    divergence: Divergence = CLASSES,
+) -> Measured:
+    """All models over the evaluation images and on single ones, taking turns.
+
+    rows: the first is the unpruned model. divergence: of the models' kind of answers.
+    """
     devices = [torch.device("cpu"), *([device] if is_gpu(device) else [])]
     pixels = next(evaluation.batches(1)).pixels
     runtimes = []
     for runs_on in devices:
         sessions = {row.name: open_session(row.onnx, runs_on) for row in rows}
-        runtimes.append(_timed(sessions, evaluation, pixels, runs_on, watcher))
+        runtimes.append(_timed(sessions, evaluation, pixels, runs_on, watcher, divergence))
     costs = {row.name: measure_cost(row.module, pixels.shape[1:]) for row in rows}
     return Measured(costs, tuple(runtimes))
 
 
 def _timed(
-    sessions: dict[str, OnnxModel], evaluation: ImageSet, pixels: torch.Tensor, device: torch.device, watcher: Watcher
+    sessions: dict[str, OnnxModel],
+    evaluation: ImageSet,
+    pixels: torch.Tensor,
+    device: torch.device,
+    watcher: Watcher,
+    divergence: Divergence,
 ) -> Timed:
     wait = partial(synchronize, device)
     scores = evaluate(
         {name: session.run for name, session in sessions.items()},
-        evaluation, batch=_BATCH, synchronize=wait, progress=watcher.bar("evaluating"),
+        evaluation, batch=_BATCH, divergence=divergence, synchronize=wait, progress=watcher.bar("evaluating"),
     )  # fmt: skip
     single = time_interleaved(
         {name: session.bind(pixels) for name, session in sessions.items()},

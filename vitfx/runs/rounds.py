@@ -25,7 +25,8 @@ from vitfx.runs.beside_plain import measure_beside_plain
 from vitfx.runs.inputs import Inputs
 from vitfx.runs.prune import run_goal
 from vitfx.runs.prune_run import Basis, GoalRun, RoundsRun
-from vitfx.runs.recover import STATE, RecoverJob, run_recover
+from vitfx.runs.recover import STATE, run_recover
+from vitfx.runs.recover_job import RecoverJob
 from vitfx.runs.rounds_steps import ARTIFACTS, PRUNED, RECOVERED, Step, missed, read_steps, to_markdown, write_steps
 from vitfx.runs.step_file import begin_steps
 from vitfx.runs.tasks import refuse_others

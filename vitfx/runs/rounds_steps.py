@@ -109,9 +109,9 @@ class Rounds:
     def __post_init__(self) -> None:
         """Raises UserError, naming the option and its value."""
         if self.count < 1:
-            raise UserError(f"--rounds is {self.count}: give 1 or more")
+            raise UserError(f"`rounds` is {self.count}: give 1 or more")
         if not (self.minutes > 0 and math.isfinite(self.minutes)):
-            raise UserError(f"--recover-minutes is {self.minutes:g}: give a number above 0")
+            raise UserError(f"`recover_minutes` is {self.minutes:g}: give a number above 0")
 
     def goals(self, goal: Goal, rewritten: float = 1.0) -> list[Goal]:
         """What each round must reach: every round cuts by the same factor, and the last one meets the goal.

@@ -26,7 +26,7 @@ class StepFile(Generic[Step]):
     title: str  #: what it is a record of, for messages
     key: str  #: under which the steps are
     from_json: Callable[[dict[str, Any]], Step]  #: raises KeyError or TypeError for anything but a step
-    advice: str = "name another folder with --out, or pass --force to replace it"
+    advice: str = "name another folder with `out`, or pass `force` to replace it"
 
     def read(
         self, path: Path, settings: Mapping[str, object], *, force: bool = False
@@ -83,9 +83,9 @@ def read_range(option: str, text: str, example: str, above: float) -> tuple[floa
     try:
         low, high, count = (kind(part) for kind, part in zip((float, float, int), text.split(":"), strict=True))
     except ValueError as error:
-        raise UserError(f"--{option} {text} is not LOW:HIGH:COUNT: give one such as {example}") from error
+        raise UserError(f"`{option}` {text} is not LOW:HIGH:COUNT: give one such as {example}") from error
     if not above < low < high < math.inf or count < 2:
         raise UserError(
-            f"--{option} {text} is not a range: give {above:g} < LOW < HIGH and a COUNT of 2 or more, such as {example}"
+            f"`{option}` {text} is not a range: give {above:g} < LOW < HIGH and a COUNT of 2 or more, such as {example}"
         )
     return low, high, int(count)

@@ -145,7 +145,7 @@ def _point_maker(run: SweepRun, original: GraphModule, images: Images, watcher: 
     most = price.speed_limit(bench.plain)
     if run.speedups[-1] >= most:
         raise UserError(
-            f"--sweep asks for up to {run.speedups[-1]:g}× and even without any attention and MLP the model is "
+            f"`sweep` asks for up to {run.speedups[-1]:g}× and even without any attention and MLP the model is "
             f"{most:.2f}× as fast as its plain export: ask for less"
         )
     pruner = IterativePruner(

@@ -4,9 +4,11 @@ to them."""
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from vitfx.graph.answers import Kind, declared_kind
 from vitfx.images.splits import Splits
@@ -25,16 +27,16 @@ def known_task(options: argparse.Namespace, model: LoadedModel) -> Kind | None:
     return None if task is None else Kind(task, "as its file says")
 
 
-def is_classless(task: Kind | None, model: LoadedModel) -> bool:
-    """Whether the answers are no classes or labels, as far as that shows without a trace."""
+def is_classless(task: Kind | None, model: LoadedModel, answers: Callable[[], Tensor]) -> bool:
+    """Whether the answers are no classes or labels, as far as that shows without a trace. answers: to blank images."""
     kind = task or declared_kind(model.module)
-    return kind.name in _CLASSLESS if kind is not None else blank_answers(model).dim() > 2
+    return kind.name in _CLASSLESS if kind is not None else answers().dim() > 2
 
 
-def blank_answers(model: LoadedModel) -> torch.Tensor:
+def blank_answers(model: LoadedModel) -> Tensor:
     """To two blank images."""
     with torch.no_grad():
-        answers: torch.Tensor = model.module(torch.zeros(2, model.preprocess.channels, *model.preprocess.size))
+        answers: Tensor = model.module(torch.zeros(2, model.preprocess.channels, *model.preprocess.size))
     return answers
 
 
@@ -49,12 +51,5 @@ def refuse_others(kind: Kind, option: str) -> None:
     """Raises UserError for answers that are no classes, which a sweep and rounds can't compare yet."""
     if kind.name != "classes":
         raise UserError(
-            f"--{option} is for models of classes, and this one's answers are {kind.name}: give another goal"
+            f"`{option}` is for models of classes, and this one's answers are {kind.name}: give another goal"
         )
-
-
-def refuse_recovery(task: Kind | None, model: LoadedModel) -> None:
-    """Raises UserError for answers that are no classes, which retraining has no loss for yet."""
-    single = blank_answers(model)[0].numel() == 1
-    if single or is_classless(task, model) or (task is not None and task.name != "classes"):
-        raise UserError(f"{model.source} is no model of classes, and only these can be retrained: give another model")

@@ -20,7 +20,7 @@ from vitfx.support.processes import on_first
 from vitfx.support.tables import Table
 from vitfx.support.text import percent
 
-_ADVICE = "give another name with --out, or --force to replace it"
+_ADVICE = "give another name with `out`, or `force` to replace it"
 
 
 class Row(TypedDict):

@@ -75,6 +75,8 @@ def prepare(job: TrainJob, share: Share, watcher: Watcher) -> tuple[TrainModel, 
         splits = open_data(job.data, job.config.preprocess)
         if splits.classes is None or len(splits.classes) < 2:
             raise UserError(f"{job.data} has no classes: give labelled images of two classes or more")
+        if isinstance((splits.calibration.labels or (0,))[0], tuple):
+            raise UserError(f"{job.data} has several labels an image, and training is for one class each: give classes")
         seed_generators(derive_seed(job.config.training.seed, "weights"), job.device)
         if job.init is None:
             made = new_model(job.config.model, job.config.preprocess, len(splits.classes))
@@ -125,7 +127,7 @@ def _key(job: TrainJob, made: TrainModel, data: Data) -> str:
 def _precision(job: TrainJob, made: TrainModel, data: Data) -> tuple[str, str]:
     count = min(job.config.training.batch, 16, len(data.validation))
     images = made.preprocess.normalise(data.validation.rows(torch.arange(count))).to(job.device)
-    return pick_precision(job.config.training.precision, made.module, images, len(data.classes))
+    return pick_precision(job.config.training.precision, made.module, images)
 
 
 def _run_loop(

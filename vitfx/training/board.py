@@ -72,5 +72,5 @@ def _writer_class() -> type:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UserError("--tensorboard needs a package: pip install 'vitfx[tensorboard]', or leave it out") from error
+        raise UserError("`tensorboard` needs a package: pip install 'vitfx[tensorboard]', or leave it out") from error
     return SummaryWriter

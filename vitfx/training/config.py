@@ -143,8 +143,8 @@ def read_config(name: str, settings: Sequence[str] = (), changes: Mapping[str, A
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise UserError(f"--set {setting} has no value: give section.key=value, such as training.epochs=10")
-        _put(record, key.strip(), _value(text.strip()), f"--set {setting}")
+            raise UserError(f"`set` {setting} has no value: give section.key=value, such as training.epochs=10")
+        _put(record, key.strip(), _value(text.strip()), f"`set` {setting}")
     for key, value in (changes or {}).items():
         _put(record, key, value, key)
     return _typed_config(record, name)
@@ -179,7 +179,7 @@ def _read_record(name: str) -> dict[str, Any]:
 def _read_file(name: str) -> dict[str, Any]:
     path = Path(name)
     if not path.is_file():
-        raise UserError(f"--config {name} is neither {' nor '.join(PACKAGED)} nor a file: give one of these")
+        raise UserError(f"`config` {name} is neither {' nor '.join(PACKAGED)} nor a file: give one of these")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:

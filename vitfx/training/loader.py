@@ -38,7 +38,7 @@ class BatchPlan:
     def __post_init__(self) -> None:
         if self.count < self.batch:
             raise UserError(
-                f"training.batch is {self.batch}, but there are {self.count} images: give a smaller --batch"
+                f"training.batch is {self.batch}, but there are {self.count} images: give a smaller `batch`"
             )
         if self.batch % self.world:
             raise UserError(
@@ -94,7 +94,7 @@ def pick_workers(asked: int | None, device: torch.device) -> int:
     if asked is None:
         return default_workers(device)
     if asked < 0:
-        raise UserError(f"--workers {asked} is negative: give a number of processes, 0 for none")
+        raise UserError(f"`workers` {asked} is negative: give a number of processes, 0 for none")
     return asked
 
 

@@ -88,7 +88,7 @@ class Loop:
             if not math.isfinite(loss):
                 raise UserError(
                     f"the loss is {loss} at step {step - back + 1}: "
-                    f"give a learning rate below {self.trainer.config.lr:g} with --lr"
+                    f"give a learning rate below {self.trainer.config.lr:g} with `lr`"
                 )
             self.board.step(step - back, loss, lr)
         self.log.losses += losses

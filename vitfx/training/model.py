@@ -62,7 +62,7 @@ def new_model(config: ModelConfig, preprocess: Preprocess, classes: int) -> Trai
         if not factory.startswith("timm"):
             raise UserError(
                 f"{config.arch} takes images of 3 channels, but images.mean has {preprocess.channels}: give three "
-                "values for images.mean and images.std, such as --set images.mean=[0.5,0.5,0.5]"
+                "values for images.mean and images.std, such as `set` images.mean=[0.5,0.5,0.5]"
             )
         kwargs["in_chans"] = preprocess.channels
     return _sized(factory, kwargs, config, preprocess)
@@ -87,19 +87,19 @@ def model_from(
     path = Path(init)
     if not path.is_file():
         raise UserError(
-            f"--init {init} is not a file: give a vitfx checkpoint or weights saved with torch or safetensors"
+            f"`init` {init} is not a file: give a vitfx checkpoint or weights saved with torch or safetensors"
         )
     contents = read_model_file(path, trust_pickle=False)
     known: Sequence[str] | None = None
     taken: str | None = None
     if isinstance(contents, Mapping) and "format" in contents:
         if which is not None:
-            raise UserError(f"{init} has only one set of weights, so --weights {which} is not needed: leave it out")
+            raise UserError(f"{init} has only one set of weights, so `weights` {which} is not needed: leave it out")
         factory, kwargs, weights, preprocess = _from_record(contents, init, arch)
         known = contents.get("classes")
     else:
         if arch is None or arch == "vit":
-            raise UserError(f"{init} has only weights: name their model with --arch, as timm:… or torchvision:…")
+            raise UserError(f"{init} has only weights: name their model with `arch`, as timm:… or torchvision:…")
         chosen = choose_for_arch(arch, contents, init, which)
         weights, taken = chosen.weights, chosen.note
         factory, named = arch_factory(arch)
@@ -140,9 +140,9 @@ def _from_record(
     record: Mapping[str, Any], init: str, arch: str | None
 ) -> tuple[str, dict[str, Any], dict[str, Tensor], Preprocess]:
     if record["format"] != CHECKPOINT_FORMAT:
-        raise UserError(f"{init} has the format {record['format']!r}: --init takes {CHECKPOINT_FORMAT} or bare weights")
+        raise UserError(f"{init} has the format {record['format']!r}: `init` takes {CHECKPOINT_FORMAT} or bare weights")
     if arch not in (None, "vit"):
-        raise UserError(f"{init} names its own model, which --arch {arch} can't change: leave out --arch")
+        raise UserError(f"{init} names its own model, which `arch` {arch} can't change: leave out `arch`")
     checked = read_record(record, init)
     if checked.preprocess is None:
         raise UserError(f"{init} has no preprocessing: write it with vitfx.models.checkpoint.save_checkpoint")
@@ -200,7 +200,7 @@ def _answering(module: nn.Module, preprocess: Preprocess, name: str) -> nn.Modul
     except Exception as error:  # Models raise what they like on images of another size.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{name} does not take images of {shape[1]}×{shape[2]}×{shape[3]} ({reason}): give its --image-size"
+            f"{name} does not take images of {shape[1]}×{shape[2]}×{shape[3]} ({reason}): give its `image_size`"
         ) from error
     for logits, mode in ((answer, ""), (trained, " in training mode")):
         if not isinstance(logits, Tensor) or logits.ndim != 2:

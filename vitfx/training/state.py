@@ -73,7 +73,7 @@ def read_state(path: Path, key: str, *, force: bool) -> tuple[Log, dict[str, Any
     steps = len(record["log"]["losses"]) if known else 0
     raise UserError(
         f"{path} is of a training that was stopped after {steps} steps, with other settings, images or weights: "
-        "give the same ones to go on, another folder with --out, or --force to start over"
+        "give the same ones to go on, another folder with `out`, or `force` to start over"
     )
 
 
