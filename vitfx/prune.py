@@ -109,8 +109,8 @@ def prune(
     settings: how the circuit is found, see `vitfx.runs.in_memory.DiscoverySettings`.
     """
     module, calibration = open_given(model, images, labels)
-    max_kl = read_limit(max_divergence, max_kl)
-    values = {SPEEDUP: target_speedup, FLOPS: target_flops, PARAMETERS: target_params, DROP: max_drop, KL: max_kl}
+    values = {SPEEDUP: target_speedup, FLOPS: target_flops, PARAMETERS: target_params, DROP: max_drop}
+    values[KL] = read_limit(max_divergence, max_kl)
     by_circuit = circuit is not None or compensate != "ridge"
     goal = choose_goal(values, tau=tau, settings=settings, by_circuit=by_circuit, labelled=labels is not None)
     place, kind = pick_device(device), asked_task(task)
@@ -119,17 +119,10 @@ def prune(
             given, seed = (module, calibration, goal, parse_target(target)), settings.get("seed", 0)
             return prune_for_goal(*given, device=place, seed=seed, watcher=watcher, task=kind, tokens=tokens)
         replayed = None if circuit is None else Settings.from_json(circuit.settings)
-        chosen = replayed or make_settings(calibration, settings, tau=tau, max_kl=max_kl)
+        chosen = replayed or make_settings(calibration, settings, tau=tau, max_kl=values[KL])
+        asked = (module, calibration, chosen)
         return prune_by_circuit(
-            module,
-            calibration,
-            chosen,
-            device=place,
-            compensate=compensate,
-            circuit=circuit,
-            watcher=watcher,
-            task=kind,
-            tokens=tokens,
+            *asked, device=place, compensate=compensate, circuit=circuit, watcher=watcher, task=kind, tokens=tokens
         )
 
 

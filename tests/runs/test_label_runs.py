@@ -58,9 +58,9 @@ def test_several_labels_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_retraining_by_several_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vitfx.runs.recover_measure, "_ROUNDS", 2)
     monkeypatch.setattr(vitfx.runs.recover_measure, "_SECONDS", 0.0)
-    images, labels = data(tmp_path)
+    path, (_, labels) = checked(tmp_path), data(tmp_path)
     options = ["--labels", str(labels), "--remove", "0.3", "--method", "taylor", "--compensate", "mean"]
-    assert run(path := checked(tmp_path), tmp_path / "out", *options) == 0
+    assert run(path, tmp_path / "out", *options) == 0
     pruned = [str(tmp_path / "out" / "pruned.pt"), "--teacher", str(path), "--labels", str(labels)]
     more = ["--epochs", "2", "--loss", "both", "--device", "cpu", "--precision", "fp32", "--batch", "16"]
     assert recover([*pruned, *more, "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "re")]) == 0

@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 from vitfx.images.preprocess import ASSUMED, Preprocess
-from vitfx.models.factory import ARGUMENTS, check_arguments, import_extra, is_classifier
+from vitfx.models.factory import ARGUMENTS, check_arguments, import_extra, is_classifier, timm_arguments
 from vitfx.models.huggingface import default_recipe
 from vitfx.models.image_size import ImageSize, Size, infer_size, shown
 from vitfx.models.recipes import timm_recipe, torchvision_recipe
@@ -51,7 +51,7 @@ def build_from_arch(
     sizes, image_size = arch_sizes(arch, weights, source, size, at_most=at_most)
     try:
         if library == "timm":
-            module = import_extra("timm", "timm").create_model(name, pretrained=False, **sizes)
+            module = import_extra("timm", "timm").create_model(name, pretrained=False, **timm_arguments(sizes))
             preprocess = timm_preprocess(module)
         else:
             module = torchvision.models.get_model(name, weights=None, **sizes)
@@ -221,7 +221,7 @@ def _on_meta(library: str, name: str, options: Mapping[str, Any]) -> Any:
     try:
         with torch.device("meta"):
             if library == "timm":
-                return import_extra("timm", "timm").create_model(name, pretrained=False, **options)
+                return import_extra("timm", "timm").create_model(name, pretrained=False, **timm_arguments(options))
             return torchvision.models.get_model(name, weights=None, **options)
     except (RuntimeError, ValueError, KeyError, TypeError, AssertionError) as error:
         given = "".join(f",{key}={value}" for key, value in options.items())

@@ -93,7 +93,7 @@ def build_from_factory(factory: str, kwargs: Mapping[str, Any]) -> nn.Module:
     try:
         config_class = getattr(make, "config_class", None)
         if library == "timm":
-            kwargs = _with_norm(kwargs)
+            kwargs = timm_arguments(kwargs)
         module: nn.Module = make(**kwargs) if config_class is None else make(config_class(**kwargs))
         return module
     except UserError:
@@ -154,10 +154,15 @@ def _find(factory: str, library: str) -> Any:
     return make
 
 
-def _with_norm(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """timm's norm in place of its name, which only some of timm's classes look up themselves."""
-    name = kwargs.get("norm_layer")
-    return {**kwargs, "norm_layer": import_extra("timm", "timm").layers.get_norm_layer(name)} if name else kwargs
+def timm_arguments(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With timm's norm in place of its name, which only some of timm's classes look up themselves. Raises ValueError
+    for a name that timm does not have."""
+    if not (name := kwargs.get("norm_layer")):
+        return kwargs
+    try:
+        return {**kwargs, "norm_layer": import_extra("timm", "timm").layers.get_norm_layer(name)}
+    except KeyError as error:
+        raise ValueError(f"timm has no norm named {name!r}") from error
 
 
 def to_size(digits: str) -> int:

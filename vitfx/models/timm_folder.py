@@ -9,7 +9,7 @@ from torch import nn
 
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.architectures import timm_preprocess
-from vitfx.models.factory import TIMM, Arguments, check_arguments, import_extra, is_classifier
+from vitfx.models.factory import TIMM, Arguments, check_arguments, import_extra, is_classifier, timm_arguments
 from vitfx.models.huggingface import as_object, read_object
 from vitfx.models.model_file import folder_weights, read_model_file, refuse_adapter_folder
 from vitfx.models.state_dicts import choose_weights
@@ -53,7 +53,7 @@ def load_timm_folder(
     arguments = ({} if classes is None else {"num_classes": classes}) | arguments
     try:
         module: nn.Module = import_extra("timm", "timm").create_model(
-            name, pretrained=False, pretrained_cfg_overlay=settings, **arguments
+            name, pretrained=False, pretrained_cfg_overlay=settings, **timm_arguments(arguments)
         )
         preprocess = timm_preprocess(module)
     except UserError:
