@@ -81,10 +81,11 @@ def test_without_a_bend_there_is_no_knee() -> None:
 
 
 def test_the_table_marks_the_knee_and_what_is_lost() -> None:
-    said = to_markdown(FRONT, SETTINGS, {"cpu": "slow"}, "No picture.")
+    said = to_markdown(FRONT, SETTINGS, {"cpu": "slow"}, "No picture.", ("classes are matched by name",))
     rows = [line for line in said.splitlines() if line.startswith("| ")]
     assert [line for line in rows if "knee" in line] == [rows[4]]
     assert rows[4].startswith("| 1.6× | 1.600× | 62.5 | 0.0500 | 90.00% | 70.00% | +5.00 |")
+    assert "classes are matched by name" in said
     assert KNEE_RULE in said and "The knee is 1.6×." in said and "No picture." in said
     slow = to_markdown([dataclasses.replace(FRONT[0], ms=1234.0)], SETTINGS, {}, "")
     assert "| exact rewrites alone | 1.100× | 1234 |" in slow

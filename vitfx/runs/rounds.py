@@ -176,7 +176,7 @@ def run_rounds(run: RoundsRun, watcher: Watcher) -> RoundsResult:
     last = run.out / steps[-1].folder
     for name in ARTIFACTS:
         write_aside(run.out / name, (last / name).read_bytes())
-    write_aside(run.out / TABLE, to_markdown(steps, settings, machine))
+    write_aside(run.out / TABLE, to_markdown(steps, settings, machine, run.inputs.remarks))
     return RoundsResult(steps, settings, missed(steps[-1], run.goal))
 
 

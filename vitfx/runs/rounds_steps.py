@@ -57,8 +57,8 @@ def to_table(steps: Sequence[Step], settings: Facts) -> Table:
     return _table(steps, settings, counts=False)
 
 
-def to_markdown(steps: Sequence[Step], settings: Facts, environment: Facts) -> str:
-    """rounds.md."""
+def to_markdown(steps: Sequence[Step], settings: Facts, environment: Facts, remarks: Sequence[str] = ()) -> str:
+    """rounds.md. remarks: what was inferred of the model and its data."""
     facts = [
         "Each step is measured against the plain export of the original, in turns with it, on "
         f"{settings['target']}; KL, agreement and top-1 are those of the exported files on {steps[0].images} "
@@ -66,6 +66,7 @@ def to_markdown(steps: Sequence[Step], settings: Facts, environment: Facts) -> s
         "The report in a step's own folder compares it with the model that the step was given.",
         f"Each retraining had {settings['minutes']:g} minutes, with the original as teacher.",
         *(f"{step.name}: {step.said}." for step in steps if step.said),
+        *remarks,
     ]
     title = f"{settings['model']}: {settings['goal']}, in {settings['rounds']} rounds"
     return markdown_report(title, _table(steps, settings, counts=True), facts, settings, environment)

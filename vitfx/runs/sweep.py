@@ -132,7 +132,7 @@ def run_sweep(run: SweepRun, watcher: Watcher) -> SweepResult:
         write_points(run.out, recorded, settings, machine)
         machine = environment()
         points = _complete(maker, recorded, settings, machine)
-    _present(run.out, points, settings, machine, watcher)
+    _present(run, points, settings, machine, watcher)
     return SweepResult(points, missed(points))
 
 
@@ -180,11 +180,13 @@ def _complete(
     return by_speed(points.values())
 
 
-def _present(out: Path, points: tuple[Point, ...], settings: Basis, machine: dict[str, Any], watcher: Watcher) -> None:
+def _present(
+    run: SweepRun, points: tuple[Point, ...], settings: Basis, machine: dict[str, Any], watcher: Watcher
+) -> None:
     note = f"The picture is {PICTURE}."
     if has_matplotlib():
-        write_aside(out / PICTURE, png_bytes(partial(draw_front, points, f"{settings['target']}")))
+        write_aside(run.out / PICTURE, png_bytes(partial(draw_front, points, f"{settings['target']}")))
     else:
         note = f"There is no picture: {PICTURE} needs matplotlib (pip install 'vitfx[plot]', then the same command)."
         watcher.say(note)
-    write_aside(out / TABLE, to_markdown(points, dict(settings), machine, note))
+    write_aside(run.out / TABLE, to_markdown(points, dict(settings), machine, note, run.inputs.remarks))

@@ -116,8 +116,10 @@ def to_table(points: Sequence[Point]) -> Table:
     return Table((*columns, ""), rows, left=())
 
 
-def to_markdown(points: Sequence[Point], settings: Facts, environment: Facts, note: str) -> str:
-    """sweep.md. note: what is to be known of the plot."""
+def to_markdown(
+    points: Sequence[Point], settings: Facts, environment: Facts, note: str, remarks: Sequence[str] = ()
+) -> str:
+    """sweep.md. note: what is to be known of the plot. remarks: what was inferred of the model and its data."""
     bend = knee(points)
     bend_fact = "No point lies below that line: the front has no knee." if bend is None else f"The knee is {bend.name}."
     facts = [
@@ -125,6 +127,7 @@ def to_markdown(points: Sequence[Point], settings: Facts, environment: Facts, no
         f"top-1 are those of the exported files on {points[0].images} evaluation images.",
         f"Knee: {KNEE_RULE}. {bend_fact}",
         note,
+        *remarks,
     ]
     title = f"{settings['model']}: accuracy and KL against time"
     return markdown_report(title, to_table(points), facts, settings, environment)
