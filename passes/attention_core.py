@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from passes.rotary import Rotary
+
 LAYER, RMS, L2 = "layer", "rms", "l2"
 NORMS = (LAYER, RMS, L2)
 Module = TypeVar("Module", bound=nn.Module)
@@ -95,49 +97,6 @@ class InnerNorm(HeadNorm):
         return InnerNorm.of(self.kind, self.eps, *values)
 
 
-class Rotary(nn.Module):
-    """Rotary positions (Su et al. 2021, arXiv:2104.09864): each pair of channels turns by an angle of its token.
-
-    Channels i and i + d/2 are a pair; models that pair them otherwise have their projections' rows reordered, which no
-    score sees, because queries and keys are reordered alike. With x = [a, b]: [a, b] ⊙ cos + [b, a] ⊙ sin, where the
-    sign stands in `sin`. Class and register tokens, and channels that do not turn, have cos = 1 and sin = 0.
-
-    cos, sin: (H or 1, T, d), constants. (N, H, T, d) -> the same.
-    """
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, shape: Sequence[int]) -> None:
-        super().__init__()
-        self.register_buffer("cos", torch.empty(*shape))
-        self.register_buffer("sin", torch.empty(*shape))
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, second = x.chunk(2, dim=-1)
-        return x * self.cos + torch.cat((second, first), dim=-1) * self.sin
-
-    def config(self) -> dict[str, Any]:
-        return {"shape": list(self.cos.shape)}
-
-    @staticmethod
-    def of(cos: Tensor, sin: Tensor) -> Rotary:
-        made = Rotary(cos.shape).to(cos)
-        made.cos, made.sin = cos.detach().clone(), sin.detach().clone()
-        return made
-
-    def of_heads(self, heads: Sequence[int]) -> Rotary:
-        if len(self.cos) == 1:
-            return self
-        return Rotary.of(self.cos[list(heads)], self.sin[list(heads)])
-
-    def of_tokens(self, tokens: Tensor) -> Rotary:
-        return Rotary.of(self.cos[:, tokens], self.sin[:, tokens])
-
-    def extra_repr(self) -> str:
-        return f"shape={tuple(self.cos.shape)}"
-
-
 class AttentionCore(nn.Module):
     """From queries (N, H, T of q, g · d), keys (N, H, T, d) and values (N, H, T, e) to heads' outputs
     (N, T of q, H · g · e).
@@ -174,23 +133,26 @@ class AttentionCore(nn.Module):
         """Scores are a bilinear form of queries and keys, the same for every pair of tokens, but for the bias."""
         return all(part is None for part in (self.q_norm, self.k_norm, self.q_rotary, self.k_rotary))
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """sizes: (N, T), of how many tokens each is the average (`passes.merging`); None where each is one."""
-        q, k = self._transformed(q, k)
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, sizes: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Where tokens have merged (`passes.merging`), sizes (N, T): of how many tokens each is the average; and for
+        rotary positions those that they keep, int64 (N, T)."""
+        q, k = self._transformed(q, k, positions)
         mixed = F.scaled_dot_product_attention(q, k, self._shared(v), attn_mask=self._bias(q, sizes), scale=self.scale)
         heads = mixed.transpose(1, 2).flatten(2)
         return heads if self.out_norm is None else self.out_norm(heads)
 
-    def pattern(self, q: Tensor, k: Tensor, sizes: Tensor | None = None) -> Tensor:
+    def pattern(self, q: Tensor, k: Tensor) -> Tensor:
         """Where each query looks: (N, H · g, T of q, T), rows that sum to one."""
         q, k = self._transformed(q, k)
-        scores, bias = self.scale * q @ k.transpose(2, 3), self._bias(q, sizes)
-        return (scores if bias is None else scores + bias).softmax(-1)
+        scores = self.scale * q @ k.transpose(2, 3)
+        return (scores if self.position_bias is None else scores + self.position_bias).softmax(-1)
 
-    def mean_keys(self, k: Tensor, heads: int) -> Tensor:
+    def mean_keys(self, k: Tensor, heads: int, positions: Tensor | None = None) -> Tensor:
         """What tokens are compared by when they merge: keys after norm and rotation, (N, T, H · d) -> (N, T, d)."""
         if not self.bilinear:
-            return self._keys(split_heads(k, heads)).mean(1)
+            return self._turned(split_heads(k, heads), self.k_norm, self.k_rotary, positions).mean(1)
         # A shape that attention does not share: exports fuse attention only where nothing else reads what is inside.
         return torch.unflatten(k, -1, (1, heads, -1)).mean((2, 3))
 
@@ -202,18 +164,18 @@ class AttentionCore(nn.Module):
         bias = sizes.log()[:, None, None].expand(-1, -1, q.shape[2], -1)
         return bias if self.position_bias is None else bias + self.position_bias
 
-    def _transformed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def _transformed(self, q: Tensor, k: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(N, H · g, T, d) each."""
         if self.group > 1:
             q = q.unflatten(-1, (self.group, -1)).transpose(2, 3).flatten(1, 2)
-        for transform in (self.q_norm, self.q_rotary):
-            q = q if transform is None else transform(q)
-        return q, self._shared(self._keys(k))
+        asked = None if positions is None else positions[:, : q.shape[2]]
+        q = self._turned(q, self.q_norm, self.q_rotary, asked)
+        return q, self._shared(self._turned(k, self.k_norm, self.k_rotary, positions))
 
-    def _keys(self, k: Tensor) -> Tensor:
-        for transform in (self.k_norm, self.k_rotary):
-            k = k if transform is None else transform(k)
-        return k
+    @staticmethod
+    def _turned(x: Tensor, norm: HeadNorm | None, rotary: Rotary | None, positions: Tensor | None) -> Tensor:
+        x = x if norm is None else norm(x)
+        return x if rotary is None else rotary(x, positions)
 
     def _shared(self, x: Tensor) -> Tensor:
         """Keys or values (N, H, T, d) for each query of their group: (N, H · g, T, d)."""

@@ -39,10 +39,19 @@ class _DeployedAttention(nn.Module):
     core: AttentionCore
     out: Projection
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, sizes: Tensor | None, *, keys: bool = False) -> Any:
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sizes: Tensor | None,
+        positions: Tensor | None,
+        *,
+        keys: bool = False,
+    ) -> Any:
         """(B, tokens, heads · channels) each -> (B, tokens of q, D), as `passes.dialect.Attention.forward` says."""
-        added: Tensor = self.out(self.core(*(split_heads(part, self.units) for part in (q, k, v)), sizes))
-        return (added, self.core.mean_keys(k, self.units)) if keys else added
+        added: Tensor = self.out(self.core(*(split_heads(part, self.units) for part in (q, k, v)), sizes, positions))
+        return (added, self.core.mean_keys(k, self.units, positions)) if keys else added
 
 
 class NarrowedAttention(_DeployedAttention):
@@ -58,8 +67,8 @@ class NarrowedAttention(_DeployedAttention):
         self.core, self.units = whole.core, whole.units
         self.count, self.tokens = count, tokens
 
-    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Any:
-        return self.attend(self.q(x[:, : self.count]), self.k(x), self.v(x), sizes)
+    def forward(self, x: Tensor, sizes: Tensor | None = None, positions: Tensor | None = None) -> Any:
+        return self.attend(self.q(x[:, : self.count]), self.k(x), self.v(x), sizes, positions)
 
     def extra_repr(self) -> str:
         return f"{self.units} heads, scale {self.core.scale:.4g}, queries: first {self.count}"
@@ -112,9 +121,11 @@ class PackedAttention(_DeployedAttention):
         self.qkv, self.core, self.out = qkv, core, out
         self.units, self.sizes = heads, sizes
 
-    def forward(self, x: Tensor, sizes: Tensor | None = None, *, keys: bool = False) -> Any:
+    def forward(
+        self, x: Tensor, sizes: Tensor | None = None, positions: Tensor | None = None, *, keys: bool = False
+    ) -> Any:
         q, k, v = self.qkv(x).split(self.sizes, dim=-1)
-        return self.attend(q, k, v, sizes, keys=keys)
+        return self.attend(q, k, v, sizes, positions, keys=keys)
 
     def extra_repr(self) -> str:
         return f"{self.units} heads, scale {self.core.scale:.4g}, q k v of {'+'.join(map(str, self.sizes))} rows"

@@ -155,12 +155,14 @@ class Attention(Heads):
         self.v = nn.Linear(width, heads * value_dim, bias=biases[2])
         self.out = Projection(heads * self.channels, width, out_bias)
 
-    def forward(self, x: Tensor, sizes: Tensor | None = None, *, keys: bool = False) -> Any:
+    def forward(
+        self, x: Tensor, sizes: Tensor | None = None, positions: Tensor | None = None, *, keys: bool = False
+    ) -> Any:
         """What is added to the stream (B, T, D); with `keys` also the mean of the heads' keys (B, T, d), by which
-        tokens merge behind it. sizes: see `passes.merging.MergeTokens`."""
+        tokens merge behind it. sizes, positions: see `passes.merging.MergeTokens`."""
         q, k, v = (project(x) for project in self.linears)
-        added = self.out(self.core(*(split_heads(part, self.units) for part in (q, k, v)), sizes))
-        return (added, self.core.mean_keys(k, self.units)) if keys else added
+        added = self.out(self.core(*(split_heads(part, self.units) for part in (q, k, v)), sizes, positions))
+        return (added, self.core.mean_keys(k, self.units, positions)) if keys else added
 
     def inner(self, x: Tensor) -> Tensor:
         heads: Tensor = self.core(*self.by_head(x))

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from passes.attention_core import AttentionCore, HeadNorm, InnerNorm, Rotary
+from passes.attention_core import AttentionCore, HeadNorm, InnerNorm
 from passes.dialect import Attention
 from passes.layout import Mismatch, Trail, Walker, element_ids, rows_of
 from passes.match_core import Core, find_core
 from passes.match_source import Source, common_order, find_source
 from passes.match_transforms import Normalisation, find_inner_norm
+from passes.rotary import Rotary
 
 
 def match_attention(walker: Walker, norm: Node, result: Node) -> Attention:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.fx.node import Argument
 
 from passes.base import Pass, PassError, PassResult
 from passes.dialect import AddConstant, Attention
@@ -65,7 +66,7 @@ class UndoMerges(Pass):
                 graph_module.graph.erase_node(node)
         merged = [site for site in read_sites(graph_module) if site.merge is not None]
         for site in reversed(read_sites(graph_module)):
-            site.node.kwargs = {name: value for name, value in site.node.kwargs.items() if name != "sizes"}
+            site.node.kwargs = {name: value for name, value in site.node.kwargs.items() if name == "keys"}
             if site.merge is not None:
                 undo_merge(site)
         return PassResult(graph_module, bool(merged))
@@ -106,8 +107,12 @@ def _by_site(graph_module: GraphModule, schedule: TokenSchedule) -> dict[str, in
 class _Beside:
     """What goes beside the stream behind a merge."""
 
-    sizes: Node
-    groups: Node | None
+    parts: dict[str, Argument]  #: sizes, groups and positions by name, as merges take them
+
+    def of_attention(self, module: Attention) -> dict[str, Argument]:
+        """What attention takes of them."""
+        names = {"sizes", *(["positions"] if _turns(module) else [])}
+        return {name: node for name, node in self.parts.items() if name in names}
 
 
 class _Merging:
@@ -120,6 +125,7 @@ class _Merging:
         self.protected, self.free = _protected(graph_module, embedded), embedded.shape[1]
         self.free -= self.protected
         self.tail = _behind(graph_module, self._end())
+        self.turns = any(isinstance(site.module, Attention) and _turns(site.module) for site in self.sites)
         self.restores = not _reads_first(graph_module, self.tail, embedded, self.protected)
 
     def _end(self) -> Node:
@@ -135,8 +141,6 @@ class _Merging:
                 core = module.core
                 if core.position_bias is not None:
                     raise PassError(f"{site.name} has a position bias, a number for each pair of tokens: {_LATER}")
-                if core.q_rotary is not None or core.k_rotary is not None:
-                    raise PassError(f"{site.name} turns queries and keys by their positions: {_LATER}")
             if merged and module.out.bias is not None and module.out.bias.dim() == 2 and site.add in self._before_end():
                 raise PassError(f"{site.name} has a bias for each token: {_LATER}")
             if site.name in merges:
@@ -173,18 +177,18 @@ class _Merging:
         stream = self._end()
         for site in self.sites:
             if beside is not None and isinstance(site.module, Attention):
-                site.node.kwargs = {"sizes": beside.sizes}
+                site.node.kwargs = beside.of_attention(site.module)
             if site.name in merges:
                 stream_behind, beside = self._insert(site, merges[site.name], beside)
                 stream = stream_behind if site.add is stream else stream
                 free -= merges[site.name]
                 notes.append(f"behind {site.name} {self.protected + free} tokens are left")
         if self.restores:
-            assert beside is not None and beside.groups is not None
+            assert beside is not None
             self.graph_module.add_submodule("restore", RestoreTokens())
             graph = self.graph_module.graph
             with graph.inserting_after(stream):
-                node = graph.create_node("call_module", "restore", (stream, beside.groups), name="restore")
+                node = graph.create_node("call_module", "restore", (stream, beside.parts["groups"]), name="restore")
             stream.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
         self.graph_module.graph.eliminate_dead_code()
         return notes
@@ -194,14 +198,15 @@ class _Merging:
         site.node.kwargs = {**site.node.kwargs, "keys": True}
         added, keys = self._parts(site.node, f"{site.name}_added", f"{site.name}_keys")
         site.add.replace_input_with(site.node, added)
-        self.graph_module.add_submodule(name, MergeTokens(self.protected, merged, tracks=self.restores))
-        others = () if beside is None else (beside.sizes, *((beside.groups,) if beside.groups is not None else ()))
+        module = MergeTokens(self.protected, merged, tracks=self.restores, turns=self.turns)
+        self.graph_module.add_submodule(name, module)
+        before = {} if beside is None else dict(beside.parts)
         with graph.inserting_after(site.add):
-            node = graph.create_node("call_module", name, (site.add, keys, *others), name=name)
-        names = (f"{name}_stream", f"{name}_sizes", *([f"{name}_groups"] if self.restores else []))
-        stream, sizes, *groups = self._parts(node, *names)
+            node = graph.create_node("call_module", name, (site.add, keys), before, name=name)
+        names = ("sizes", *(["groups"] if self.restores else []), *(["positions"] if self.turns else []))
+        stream, *others = self._parts(node, f"{name}_stream", *(f"{name}_{part}" for part in names))
         site.add.replace_all_uses_with(stream, delete_user_cb=lambda user: user is not node)
-        return stream, _Beside(sizes, groups[0] if groups else None)
+        return stream, _Beside(dict(zip(names, others, strict=True)))
 
     def _parts(self, node: Node, *names: str) -> list[Node]:
         """The parts of a node's result."""
@@ -210,6 +215,10 @@ class _Merging:
             with graph.inserting_after(parts[-1]):
                 parts.append(graph.create_node("call_function", operator.getitem, (node, index), name=name))
         return parts[1:]
+
+
+def _turns(module: Attention) -> bool:
+    return module.core.q_rotary is not None or module.core.k_rotary is not None
 
 
 _LATER = "tokens can't merge before it, merge them later, or not at all"

@@ -22,20 +22,27 @@ from torch.nn import functional as F
 class MergeTokens(nn.Module):
     """(B, T, D) -> (B, T − merged, D): the protected, those of A that stay, and B, each in their order.
 
-    protected: how many of the first tokens never merge. tracks: whether it says which token went where.
+    protected: how many of the first tokens never merge. tracks: whether it says which token went where. turns: whether
+    it says which positions are kept, for rotary ones: of tokens that merge into another, that one's.
     """
 
-    def __init__(self, protected: int, merged: int, *, tracks: bool = False) -> None:
+    def __init__(self, protected: int, merged: int, *, tracks: bool = False, turns: bool = False) -> None:
         super().__init__()
-        self.protected, self.merged, self.tracks = protected, merged, tracks
+        self.protected, self.merged, self.tracks, self.turns = protected, merged, tracks, turns
 
     def forward(
-        self, x: Tensor, keys: Tensor, sizes: Tensor | None = None, groups: Tensor | None = None
+        self,
+        x: Tensor,
+        keys: Tensor,
+        sizes: Tensor | None = None,
+        groups: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """The stream, and sizes (B, T'): of how many tokens each is the average; where it tracks, also groups.
+        """The stream, and sizes (B, T'): of how many tokens each is the average; then groups and positions, where it
+        tracks and turns.
 
         keys: (B, T, d). sizes: (B, T), None where each is one. groups: int64 (B, tokens of old), None where none has
-        merged: which token now stands for each of those that the model began with.
+        merged: which token now stands for each of those that the model began with. positions: int64 (B, T), None alike.
         """
         first = self.protected
         partner, merged = self._pairs(keys)
@@ -54,8 +61,17 @@ class MergeTokens(nn.Module):
             met = (b * size_b + into @ (a * size_a)) / grown
             counts = torch.cat([sizes[:, :first], (kept @ size_a).squeeze(-1), grown.squeeze(-1)], dim=1)
         parts = [*([x[:, :first]] if first else []), kept @ a, met]
-        result = torch.cat(parts, dim=1), counts
-        return (*result, self._groups(x, merged, partner, place, groups)) if self.tracks else result
+        result = [torch.cat(parts, dim=1), counts]
+        result += [self._groups(x, merged, partner, place, groups)] if self.tracks else []
+        return (*result, self._positions(x, kept, positions)) if self.turns else tuple(result)
+
+    def _positions(self, x: Tensor, kept: Tensor, positions: Tensor | None) -> Tensor:
+        """int64 (B, T')."""
+        first = self.protected
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+        stay = (kept @ positions[:, first::2].to(x.dtype).unsqueeze(-1)).squeeze(-1).to(torch.int64)
+        return torch.cat([positions[:, :first], stay, positions[:, first + 1 :: 2]], dim=1)
 
     def _pairs(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """The partner in B of each token of A, int64 (B, A), and whether it merges into it, bool (B, A)."""
@@ -100,7 +116,7 @@ class MergeTokens(nn.Module):
         return here if groups is None else here.gather(1, groups)
 
     def config(self) -> dict[str, Any]:
-        return {"protected": self.protected, "merged": self.merged, "tracks": self.tracks}
+        return {"protected": self.protected, "merged": self.merged, "tracks": self.tracks, "turns": self.turns}
 
     def extra_repr(self) -> str:
         tokens = "1 token merges" if self.merged == 1 else f"{self.merged} tokens merge"

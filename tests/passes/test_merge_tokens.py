@@ -18,10 +18,9 @@ from vitfx.deploy.lowering import REWRITES, lower
 from vitfx.graph.verify import rewrite, verify
 
 PIXELS = images(3, torch.float64)
-TURNED = ("timm-eva02", "timm-rotary-mixed", "hf-dinov3", "timm-grouped-queries")
 PROTECTED = {
     **dict.fromkeys(("hand-written", "careless", "torch-encoder"), 0),
-    **dict.fromkeys(("timm-layerscale-average-registers",), 3),
+    **dict.fromkeys(("timm-layerscale-average-registers", "hf-dinov3"), 3),
     **dict.fromkeys(("timm-registers-after-positions", "timm-distilled", "hf-deit"), 2),
     "hf-dinov2-registers": 5,
 }
@@ -31,7 +30,7 @@ def merged(graph_module, merges):
     return run_passes(graph_module, [MergeBySchedule(TokenSchedule(tuple(merges)), PIXELS)]).graph_module
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in (*TURNED, "timm-beit")])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "timm-beit"])
 def test_every_family_merges_as_tome_does(name):
     graph_module = canonical(name)
     counts = token_counts(graph_module, PIXELS)
@@ -52,7 +51,7 @@ def test_every_family_merges_as_tome_does(name):
 @given(data=st.data())
 def test_plans_and_schedules_are_proved_together(data):
     """The oracle merges the ablated model's tokens by loops, by the keys of the heads that survive."""
-    name = data.draw(st.sampled_from(["vitfx", "timm-distilled", "timm-rms-swiglu-qk-norm", "timm-norms-inside"]))
+    name = data.draw(st.sampled_from(["vitfx", "timm-distilled", "timm-eva02", "timm-norms-inside"]))
     graph_module = traced(name).graph_module
     units = {}
     for site in read_sites(graph_module):
@@ -115,7 +114,6 @@ def test_flops_fall_with_the_tokens():
 @pytest.mark.parametrize(
     ("name", "merges", "reason"),
     [
-        *((name, [(0, 2)], "a1 turns queries and keys by their positions") for name in TURNED),
         ("timm-beit", [(0, 2), (2, 1)], "a1 has a position bias"),
         (
             "vitfx",

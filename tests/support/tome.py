@@ -15,12 +15,12 @@ from vitfx.graph.stages import read_stages
 def tome_logits(graph_module: GraphModule, schedule: TokenSchedule, protected: int, pixels: Tensor) -> Tensor:
     """Of a canonical graph in which no tokens merge. Tokens are restored behind the blocks."""
     merges = {f"a{block}": merged for block, merged in schedule.merges}
-    x, size, source = pixels, None, None
+    x, size, source, places = pixels, None, None, None
     stages = read_stages(graph_module)
     blocks = [index for index, stage in enumerate(stages) if stage.sublayer is not None and stage.carry is None]
     for index, stage in enumerate(stages):
         if isinstance(stage.module, Attention) and stage.carry is None:
-            x, metric = _attention(stage, x, size)
+            x, metric = _attention(stage, x, size, places)
             if stage.name in merges:
                 source = torch.eye(x.shape[1]).to(x).expand(len(x), -1, -1) if source is None else source
                 size = x.new_ones(*x.shape[:2], 1) if size is None else size
@@ -28,6 +28,8 @@ def tome_logits(graph_module: GraphModule, schedule: TokenSchedule, protected: i
                 source = merge(source, "amax")
                 x, size = merge(x * size, "sum"), merge(size, "sum")
                 x = x / size
+                tokens = torch.arange(source.shape[2]).expand(len(x), -1) if places is None else places
+                places = merge.stay(tokens.unsqueeze(-1)).squeeze(-1)
         else:
             x = stage(x)
         if index == blocks[-1] and source is not None:
@@ -35,10 +37,10 @@ def tome_logits(graph_module: GraphModule, schedule: TokenSchedule, protected: i
     return x
 
 
-def _attention(stage, x, size):
+def _attention(stage, x, size, places):
     module, core = stage.module, stage.module.core
     q, k, v = (linear(stage.norm(x)).unflatten(-1, (module.units, -1)).transpose(1, 2) for linear in module.linears)
-    q, k = core._transformed(q, k)
+    q, k = core._transformed(q, k, places)
     scores = core.scale * q @ k.transpose(-2, -1)
     if size is not None:
         scores = scores + size.log()[:, None, None, :, 0]
@@ -64,4 +66,10 @@ def _bipartite_soft_matching(metric, r, protected):
         dst = dst.scatter_reduce(-2, dst_idx.expand(n, r, c), src, reduce=mode)
         return torch.cat([first, unm, dst], dim=1)
 
+    def stay(x):
+        """A merged token keeps the position of the one that it merged into."""
+        unm = x[:, protected::2].gather(dim=-2, index=unm_idx.expand(len(x), unm_idx.shape[1], x.shape[-1]))
+        return torch.cat([x[:, :protected], unm, x[:, protected + 1 :: 2]], dim=1)
+
+    merge.stay = stay
     return merge

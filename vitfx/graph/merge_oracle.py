@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 
 from passes.dialect import Attention
 from passes.merging import MergeTokens, RestoreTokens
+from passes.rotary import Rotary
 from passes.stream import module_of, read_sites
 
 CLEAR = 3e-5
@@ -43,7 +44,8 @@ class Merges:
 class Merged:
     """A stream whose tokens are averages of groups."""
 
-    groups: list[list[list[int]]]  #: for each image and token, which of the first tokens it stands for
+    #: for each image and token, which of the first tokens it stands for; the first of them gave it its position
+    groups: list[list[list[int]]]
 
     @staticmethod
     def of(stream: Tensor) -> Merged:
@@ -53,6 +55,18 @@ class Merged:
         """(N, 1, 1, T), to be added to scores."""
         sizes = [[len(group) for group in image] for image in self.groups]
         return torch.tensor(sizes, dtype=like.dtype, device=like.device).log()[:, None, None]
+
+    def turned(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+        """(N, H, T, d), each image's by its own positions."""
+        if rotary is None:
+            return x
+        images = []
+        for image, groups in zip(x, self.groups, strict=True):
+            positions = [group[0] for group in groups]
+            halves = image.split(image.shape[-1] // 2, dim=-1)
+            swapped = torch.cat(halves[::-1], dim=-1)
+            images.append(image * rotary.cos[:, positions] + swapped * rotary.sin[:, positions])
+        return torch.stack(images)
 
     def merge(self, stream: Tensor, keys: Tensor, merged: int, protected: int) -> Tensor:
         """(N, T, D), by keys (N, T, d) -> (N, T − merged, D)."""
@@ -89,21 +103,21 @@ def attended(module: Attention, x: Tensor, merged: Merged) -> Tensor:
     core = module.core
     q = module.q(x).unflatten(-1, (module.units * core.group, -1)).transpose(1, 2)
     k, v = (linear(x).unflatten(-1, (module.units, -1)).transpose(1, 2) for linear in (module.k, module.v))
-    for transform in (core.q_norm, core.q_rotary):
-        q = q if transform is None else transform(q)
-    for transform in (core.k_norm, core.k_rotary):
-        k = k if transform is None else transform(k)
+    q = merged.turned(q if core.q_norm is None else core.q_norm(q), core.q_rotary)
+    k = merged.turned(k if core.k_norm is None else core.k_norm(k), core.k_rotary)
     k, v = (part.repeat_interleave(core.group, dim=1) for part in (k, v))
     scores = core.scale * q @ k.transpose(2, 3) + merged.log_sizes(x)
     heads: Tensor = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
     return heads
 
 
-def keys_of(module: Attention, heads: Sequence[int], x: Tensor) -> Tensor:
+def keys_of(module: Attention, heads: Sequence[int], x: Tensor, merged: Merged | None) -> Tensor:
     """By which tokens merge: the mean of these heads' keys (N, T, d), after norm and rotation."""
     k = module.k(x).unflatten(-1, (module.units, -1)).transpose(1, 2)
-    for transform in (module.core.k_norm, module.core.k_rotary):
-        k = k if transform is None else transform(k)
+    core = module.core
+    k = k if core.k_norm is None else core.k_norm(k)
+    merged = merged or Merged.of(x)
+    k = merged.turned(k, core.k_rotary)
     keys: Tensor = k[:, list(heads)].mean(1)
     return keys
 

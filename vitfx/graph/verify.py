@@ -187,7 +187,7 @@ class _AblatedModel(Interpreter):
         reads = self.env[n.all_input_nodes[0]]
         merged = self._merged if isinstance(module, Attention) else None
         if name in self.merges.behind and isinstance(module, Attention):
-            self._keys[name] = keys_of(module, kept, reads)
+            self._keys[name] = keys_of(module, kept, reads, self._merged)
         if deletion is None and refit is None and merged is None:
             return super().run_node(n)
         inner = _kept_inner(module, channels_of(kept, module.channels), reads, merged)

@@ -153,20 +153,26 @@ def _alone(graph_module: GraphModule, stream: Node, norm: Node, node: Node, add:
     copies = {stream: graph.placeholder("pixels")}
     added = [part for part in add.all_input_nodes if part is node or node in part.all_input_nodes]
     carried = [part for part in add.all_input_nodes if part not in (stream, *added)]
-    if isinstance(sizes := node.kwargs.get("sizes"), Node):
-        graph_module.add_submodule("any_sizes", _AnySizes())
-        copies[sizes] = graph.call_module("any_sizes", (copies[stream],))
+    for name in ("sizes", "positions"):
+        if isinstance(beside := node.kwargs.get(name), Node):
+            graph_module.add_submodule(f"any_{name}", _Any(torch.int64 if name == "positions" else None))
+            copies[beside] = graph.call_module(f"any_{name}", (copies[stream],))
     for part in (norm, *carried, node, *(part for part in added if part is not node), add):
         copies[part] = graph.node_copy(part, lambda old: copies[old])
     graph.output(copies[add])
     return GraphModule(graph_module, graph)
 
 
-class _AnySizes(nn.Module):
-    """Stands for the sizes of merged tokens, (B, T, D) -> (B, T): times do not depend on their values."""
+class _Any(nn.Module):
+    """Stands for sizes or positions of merged tokens, (B, T, D) -> (B, T): times do not depend on their values."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[:, :, 0].abs() + 1
+        sizes = x[:, :, 0].abs() + 1
+        return sizes if self.dtype is None else (sizes * 0).to(self.dtype)
 
 
 class _NormInputs(Interpreter):
