@@ -102,6 +102,13 @@ class MergeTokens(nn.Module):
             margins = torch.minimum(margins, last - next_best)
         return margins
 
+    @torch.no_grad()
+    def follow(self, keys: Tensor, groups: Tensor | None = None) -> Tensor:
+        """The groups alone, whether or not it tracks: see `forward`."""
+        partner, merged = self._pairs(keys)
+        place = torch.logical_not(merged).to(keys.dtype).cumsum(-1) - 1
+        return self._groups(keys, merged, partner, place, groups)
+
     def _groups(self, x: Tensor, merged: Tensor, partner: Tensor, place: Tensor, groups: Tensor | None) -> Tensor:
         """Which token now stands for each of those that came here, or, where groups are given, that the model had."""
         first, a, count = self.protected, partner.shape[1], x.shape[1]

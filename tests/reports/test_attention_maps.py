@@ -12,14 +12,20 @@ import torch
 from PIL import Image
 from torch.fx import GraphModule
 
+from passes.base import run_passes
+from passes.merge_tokens import MergeBySchedule
 from passes.plan import DeletionPlan, SublayerDeletion
+from passes.token_schedule import TokenSchedule
 from tests.support.prune_runs import DIGITS, GREY, model
 from tests.support.recover_runs import GONE, student, teacher
+from vitfx.graph.merge_oracle import Merged, Merges
 from vitfx.graph.stages import read_stages
 from vitfx.graph.trace import to_canonical
+from vitfx.graph.verify import _AblatedModel
 from vitfx.images.image_set import ImageSet
 from vitfx.images.splits import open_data
 from vitfx.reports.attention_maps import AttentionMaps, attention_maps, patch_grid
+from vitfx.reports.sections import attention
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +118,24 @@ def test_the_grid_of_patches() -> None:
     assert patch_grid(201, 224, 224) == (14, 14), "four registers"
     assert patch_grid(9, 32, 64) == (2, 4)
     assert patch_grid(1, 8, 8) is None
+
+
+def test_where_tokens_merge_patches_of_one_token_are_shown_together(images: ImageSet) -> None:
+    whole = teacher()
+    schedule = TokenSchedule(((0, 1), (1, 1)))
+    merged = run_passes(whole, [MergeBySchedule(schedule, images.sample(2, 0).load().pixels)]).graph_module
+    found = attention_maps(whole, merged, None, images, 0, GREY, DIGITS)
+    assert not found.maps and len(found.groups) == 3
+    pixels = images.sample(12, 0).load().pixels[:3]
+    wanted = Merged.of(torch.zeros(3, 5, 1))
+    oracle = _AblatedModel(whole, DeletionPlan(), Merges.of(merged))
+    oracle._merged = wanted
+    with torch.no_grad():
+        oracle.run(pixels)
+    for image, groups in zip(found.groups, wanted.groups, strict=True):
+        tokens = [token for row in image.groups for token in row]
+        assert [
+            sorted(patch + 1 for patch, of in enumerate(tokens) if of == token) for token in sorted(set(tokens))
+        ] == [sorted(group) for group in groups[1:]]
+    page = attention(found, "Where the class token looks")
+    assert "Which patches end up together" in page and page.count("hsl(") >= 2

@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from passes.dialect import Attention
 from passes.merge_tokens import schedule_of
+from passes.merging import MergeTokens
 from passes.plan import DeletionPlan, SublayerDeletion
 from passes.pooled_attention import PooledAttention
 from passes.stream import read_sites
@@ -20,6 +21,7 @@ from passes.token_use import tokens_read
 from vitfx.graph.stages import read_stages, run_stages, streams_at
 from vitfx.images.image_set import Images, ImageSet
 from vitfx.images.preprocess import Preprocess
+from vitfx.reports.token_groups import Groups, patch_groups, token_groups
 from vitfx.support.errors import UserError
 
 _SHOWN = 3
@@ -39,6 +41,13 @@ class AttentionMap:
 
 
 @dataclass(frozen=True)
+class GroupMap:
+    name: str  #: the image's
+    picture: bytes  #: PNG, as the model sees it
+    groups: Groups
+
+
+@dataclass(frozen=True)
 class AttentionMaps:
     """Maps of the last attention sublayer that survives, averaged on both sides over its surviving heads."""
 
@@ -47,6 +56,7 @@ class AttentionMaps:
     heads: tuple[int, ...] = ()  #: that survive, by their numbers before pruning
     total: int = 0  #: heads before pruning
     reason: str = ""  #: why there are no maps
+    groups: tuple[GroupMap, ...] = ()  #: where tokens merge, in place of maps
 
 
 def attention_maps(
@@ -60,7 +70,7 @@ def attention_maps(
     classes: their names, where they are known.
     """
     if schedule_of(pruned):
-        return AttentionMaps(reason="Tokens merge, so attention before and after does not fall on the same tokens.")
+        return _merged(pruned, evaluation, seed, preprocess, classes)
     left = [site for site in read_sites(pruned) if isinstance(site.module, Attention)]
     if not left:
         return AttentionMaps(reason="No attention survives, so there are no attention maps.")
@@ -97,6 +107,27 @@ def attention_maps(
         for index, (old, new) in enumerate(zip(*grids, strict=True))
     )
     return AttentionMaps(maps, name, heads, total)
+
+
+def _merged(
+    pruned: GraphModule, evaluation: ImageSet, seed: int, preprocess: Preprocess, classes: Sequence[str] | None
+) -> AttentionMaps:
+    reason = "Tokens merge, so attention before and after does not fall on the same tokens."
+    try:
+        images = evaluation.sample(min(_DRAWN, len(evaluation)), seed).load()
+    except UserError:
+        return AttentionMaps(reason=reason)
+    pixels = images.pixels[:_SHOWN]
+    protected = next(part.protected for part in pruned.modules() if isinstance(part, MergeTokens))
+    groups = token_groups(pruned, pixels)
+    shape = patch_grid(groups.shape[1] - protected + 1, *pixels.shape[2:])
+    if shape is None or shape[0] * shape[1] != groups.shape[1] - protected:
+        return AttentionMaps(reason=reason)
+    maps = tuple(
+        GroupMap(_title(images, index, classes), _png(pixels[index], preprocess), patch_groups(of, shape))
+        for index, of in enumerate(groups)
+    )
+    return AttentionMaps(reason=reason, groups=maps)
 
 
 def _heads(units: int, deletion: SublayerDeletion | None) -> tuple[tuple[int, ...], int]:

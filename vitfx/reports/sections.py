@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -14,6 +15,7 @@ from vitfx.reports.attention_maps import AttentionMaps, Heat
 from vitfx.reports.charts import Bar, bars
 from vitfx.reports.page import bullets, details, figure, image_maps, paragraph, section, table
 from vitfx.reports.records import Made, PrecisionRecord, PruneReport, RecoverReport, Side
+from vitfx.reports.token_groups import Groups
 from vitfx.support.svg import drawing, element
 from vitfx.support.tables import Table
 from vitfx.support.text import digits
@@ -98,6 +100,8 @@ def time_bar(name: str, ms: float, series: int) -> Bar:
 
 def attention(maps: AttentionMaps, title: str) -> Markup:
     """Each image beside what the class token looks at; or why that is not shown."""
+    if maps.groups:
+        return _together(maps)
     if not maps.maps:
         return section(title, paragraph(maps.reason))
     kept = ", ".join(map(str, maps.heads))
@@ -119,6 +123,36 @@ def attention(maps: AttentionMaps, title: str) -> Markup:
         for image in maps.maps
     ]
     return section(title, paragraph(explained), *rows)
+
+
+def _together(maps: AttentionMaps) -> Markup:
+    """Each image beside its patches, those of one token in one colour."""
+    rows = [
+        image_maps(
+            image.name,
+            image.picture,
+            [(_group_map(image.groups, f"{image.name}: merged patches"), "one colour, one token")],
+            (len(image.groups[0]), len(image.groups)),
+        )
+        for image in maps.groups
+    ]
+    explained = "Patches of one colour go on as one token behind the last merge; those without colour stay alone."
+    return section("Which patches end up together", paragraph(explained), *rows)
+
+
+def _group_map(groups: Groups, alt: str) -> Markup:
+    sizes = Counter(token for row in groups for token in row)
+    # Hues by the golden angle, so that neighbouring numbers differ.
+    parts = [
+        element(
+            "rect", x=x * _CELL, y=y * _CELL, width=_CELL, height=_CELL,
+            fill=f"hsl({token * 137.5 % 360:.0f} 60% 55%)" if sizes[token] > 1 else "none",
+        )
+        for y, row in enumerate(groups)
+        for x, token in enumerate(row)
+    ]  # fmt: skip
+    alt = f"{alt}, {len(sizes)} tokens of {sum(sizes.values())} patches"
+    return drawing(len(groups[0]) * _CELL, len(groups) * _CELL, alt, parts)
 
 
 def _heat_map(heat: Heat, alt: str) -> Markup:
