@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import onnx
@@ -159,6 +160,24 @@ def test_an_int8_target_quantizes_the_pruned_file_and_not_the_plain_one(images, 
     one.open(to_onnx(part, stream, {}), stream)
     counts = [sum(node.op_type == "QuantizeLinear" for node in model.graph.node) for model in opened]
     assert counts[0] == 0 and counts[1] > 5 and counts[2] == 2, "of a part, the last map is int8 as well"
+
+
+@pytest.mark.parametrize(("kind", "limit"), [(KL, 0.05), (DROP, 30.0)])
+def test_a_limit_leaves_room_for_what_int8_costs(images, table, monkeypatch, kind, limit):
+    """Half of it at most; rounding that costs more is stood in for by answers to other images."""
+    one = replace(asked(kind, limit), target=Target("cpu", 2, "int8"))
+    with torch.no_grad():
+        images = replace(images, labels=model().eval()(images.pixels).argmax(1))
+    found = compiled(images, one)
+    (note,) = (note for note in found.notes if note.startswith("int8 costs the whole model KL 0.0"))
+    assert found.artifact_kl > 0
+    if kind == KL:
+        cost = float(re.search(r"KL ([\d.]+)", note)[1])
+        assert 0 < cost < limit / 2 and found.artifact_kl <= limit - cost + 1e-4
+    answers = goal_bench.TargetBench.answers
+    monkeypatch.setattr(goal_bench.TargetBench, "answers", lambda self, *given: 50 * answers(self, *given).flip(1))
+    (note,) = (note for note in compiled(images, one).notes if note.startswith("int8 costs"))
+    assert f"so that pruning alone was allowed at most {limit / 2:g}" in note
 
 
 def test_a_goal_that_was_missed_is_told_and_not_called_met(tmp_path, capsys, table, monkeypatch):

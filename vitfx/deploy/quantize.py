@@ -18,11 +18,12 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
 
 from vitfx.deploy.export import INPUT
-from vitfx.deploy.int8_tuning import balance, correct_biases
+from vitfx.deploy.int8_tuning import activations, balance, correct_biases
 from vitfx.support.errors import UserError
 
 _LINEAR = ("Gemm", "MatMul")
 _BATCH = 16
+_SMALL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def to_int8(model: onnx.ModelProto, pixels: Tensor, *, keep_last: bool = True) -
 
     QuantizeLinear and DequantizeLinear stand around them, which ONNX Runtime fuses into int8 products. Results are
     float32, so that normalisation, attention, activation and the residual stream stay as they were. Patch embedding and
-    classifier stay float32: together they take a hundredth of the time, and errors made there reach every logit.
+    classifier stay float32: together they take a hundredth of the time, and errors made there reach every logit. So do
+    maps of less than a thousandth of the multiplications, such as those of the class token alone in the last layer: of
+    what int8 cost a ViT-S (KL), four of them made a twelfth.
     keep_last: False where the model is a part of one, whose last linear map is no classifier.
 
     pixels: (N, C, H, W) float32 as the model takes them; their least and greatest values at each linear map set the
@@ -60,6 +63,9 @@ def to_int8(model: onnx.ModelProto, pixels: Tensor, *, keep_last: bool = True) -
     linear = [node for node in named.graph.node if node.op_type in _LINEAR and node.input[1] in weights]
     ends = _classifier(named, linear) if keep_last else set()
     maps = [node for node in linear if node.name not in ends]
+    small = _small(named, maps, pixels)
+    ends |= small
+    maps = [node for node in maps if node.name not in small]
     if not maps:
         raise UserError("no linear map is left that int8 would make faster: leave out `precision` int8")
     balance(named, maps, pixels)
@@ -102,6 +108,16 @@ def _classifier(model: onnx.ModelProto, linear: list[onnx.NodeProto]) -> set[str
         else:
             behind += node.input
     return last
+
+
+def _small(model: onnx.ModelProto, maps: list[onnx.NodeProto], pixels: Tensor) -> set[str]:
+    """Names of the maps with less than `_SMALL` of all multiplications."""
+    sizes = {weight.name: int(np.prod(weight.dims)) for weight in model.graph.initializer}
+    rows: dict[str, int] = {}
+    for values in activations(model, list(dict.fromkeys(node.input[0] for node in maps)), pixels[:1]):
+        rows = {name: value.size // value.shape[-1] for name, value in values.items()}
+    work = {node.name: rows[node.input[0]] * sizes[node.input[1]] for node in maps}
+    return {name for name, count in work.items() if count < _SMALL * sum(work.values())}
 
 
 class _Reader:

@@ -139,7 +139,13 @@ class IterativePruner:
         return replace(state, plan=refitted)
 
     def held_out_loss(self, state: State) -> HeldOutLoss:
-        logits = _logits(rewrite(self.original, state.plan, self.merging).graph_module.eval(), self.held_out)
+        return self.loss_of(
+            _logits(rewrite(self.original, state.plan, self.merging).graph_module.eval(), self.held_out)
+        )
+
+    def loss_of(self, logits: Tensor) -> HeldOutLoss:
+        """Of answers to the held-out images."""
+        logits = logits.to(self.expected.device)
         kl = float(self.measure(self.expected, logits).mean())
         task = self.measure.kind
         if self.labels is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -13,6 +14,8 @@ from passes.merge_tokens import MergeBySchedule
 from passes.plan import DeletionPlan
 from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer
 from vitfx.circuits.details import Details
+from vitfx.deploy.precision_file import CALIBRATED_IMAGES
+from vitfx.deploy.precisions import INT8
 from vitfx.discovery.run import origins
 from vitfx.graph.answers import Kind
 from vitfx.graph.canonical import check_answers_differ, read_module
@@ -85,14 +88,15 @@ def compile_for_goal(
     )
     if asked.tokens == AUTO:
         merging, price = _chosen_tokens(bench, pruner, price)
-    result = reach_goal(pruner, asked.goal, price, watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole)
+    aim, rounding = _aim(bench, pruner)
+    result = reach_goal(pruner, aim, price, watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole)
     plan = result.state.plan
     artifact, verification = carry_out(original, plan, images, merging)
     reached = _reached(asked.goal, result, verification, bench)
     missed = None if reached is None else asked.goal.shortfall(reached)
     circuit = _circuit(original, result, price, asked, facts, kind.name, met=missed is None)
     note = _note(asked, result, len(pruner.held_out), reached, missed)
-    notes = (*front.notes, *kind.note, *merging_note(original, merging), note, *_noise(result))
+    notes = (*front.notes, *kind.note, *merging_note(original, merging), note, *rounding, *_noise(result))
     if not plan.deletions:
         notes += (f"nothing {'had to be deleted for' if asked.goal.priced else 'could be deleted within'} that",)
     compensated = _compensated(original, pruner, result)
@@ -111,6 +115,22 @@ def _chosen_tokens(bench: TargetBench, pruner: IterativePruner, price: Price) ->
     merging = search_schedule(bench.original, pruner, bench.asked.goal, share, example, bench.watcher)
     pruner.merging = bench.merging = merging
     return merging, price if merging is None else bench.price()
+
+
+def _aim(bench: TargetBench, pruner: IterativePruner) -> tuple[Goal, tuple[str, ...]]:
+    """The goal of the search in float32, and a note where that leaves room for what int8 will cost on top."""
+    goal = bench.asked.goal
+    if goal.priced or bench.asked.target.precision != INT8:
+        return goal, ()
+    bench.watcher.say("measuring what int8 costs the whole model")
+    cost = pruner.loss_of(bench.answers(pruner.held_out, pruner.fitted[:CALIBRATED_IMAGES]))
+    extra = max(0.0, cost.drop or 0.0) if goal.kind == DROP else cost.kl
+    # Where int8 takes more than half of it, pruning still has the other half.
+    aim = replace(goal, value=max(goal.value - extra, goal.value / 2))
+    task = pruner.measure.kind
+    note = f"int8 costs the whole model {cost} on the same images, so that pruning alone was allowed {aim.words(task)}"
+    bench.watcher.say(note)
+    return aim, (note,)
 
 
 def _compensated(original: GraphModule, pruner: IterativePruner, result: GoalResult) -> Compensated:

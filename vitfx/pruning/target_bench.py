@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -39,6 +40,7 @@ from vitfx.support.timing import SpeedUp, Timing, batch_to_time, speed_up, time_
 
 _ROUNDS, _SECONDS, _MOST_SECONDS = 41, 8.0, 120.0
 _EXAMPLES = 8
+_RUN_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,15 @@ class TargetBench:
         model = deploy(pruned, self.asked.deployment, self.examples, {}).model
         return speed_up(*self.timings(self.open_plain(), self.open(model)))
 
+    def answers(self, pixels: Tensor, calibration: Tensor) -> Tensor:
+        """Of the whole model as it is deployed on the target, but for merged tokens.
+
+        pixels: (N, C, H, W). calibration: images for int8's ranges.
+        """
+        model = deploy(self.original, self.asked.deployment, self.examples, {}).model
+        session = self.open(model, calibration=calibration)
+        return torch.cat([session.run(part) for part in pixels.cpu().split(_RUN_AT_ONCE)])
+
     def timings(self, plain: Session, pruned: Session) -> tuple[Timing, Timing]:
         """Their times for one batch, taken in turns."""
 
@@ -138,15 +149,16 @@ class TargetBench:
         )
         return timings["plain"], timings["pruned"]
 
-    def open(self, model: onnx.ModelProto, part_of: Tensor | None = None) -> Session:
+    def open(self, model: onnx.ModelProto, part_of: Tensor | None = None, calibration: Tensor | None = None) -> Session:
         """A session on the target, in its precision.
 
         part_of: where the model is a part of one, an example (N, tokens, width) of what it reads.
+        calibration: images for int8's ranges; a few do for times.
         """
         precision, layouts = self.asked.target.precision, True
         if precision == INT8:
-            # Ranges of a few images do for times.
-            model = to_int8(model, self.examples if part_of is None else part_of, keep_last=part_of is None).model
+            ranges = next(given for given in (part_of, calibration, self.examples) if given is not None)
+            model = to_int8(model, ranges, keep_last=part_of is None).model
         elif precision == FP16:
             model, layouts = to_float16(model), False
         return self._session(model, layouts=layouts)
