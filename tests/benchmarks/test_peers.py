@@ -24,6 +24,7 @@ from passes.least_squares import SHRINKAGES
 from passes.plan import SublayerDeletion
 from passes.stream import is_canonical, read_sites
 from tests.support.benchmark_folder import write_checkpoint
+from tests.support.speeds import exactly
 from vitfx.graph.stages import read_stages
 from vitfx.graph.trace import at_rest, to_canonical
 from vitfx.graph.verify import rewrite
@@ -66,7 +67,7 @@ def test_by_time_the_share_is_of_what_exact_rewrites_leave(given, monkeypatch):
             return flops
 
         def measure(self, state):
-            return self.plain / flops.total(state.kept)
+            return exactly(self.plain / flops.total(state.kept))
 
     monkeypatch.setattr(peer_models, "TargetBench", Ideal)
     found = PEERS[BY_TIME](given)(0.2)
