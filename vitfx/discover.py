@@ -88,6 +88,7 @@ def discover(
     max_divergence: float | None = None,
     max_kl: float | None = None,
     task: str | None = None,
+    output: str | None = None,
     device: str = "auto",
     progress: bool = False,
     **settings: Unpack[DiscoverySettings],
@@ -101,12 +102,13 @@ def discover(
     tau: the KL divergence, in nats an image, that removing an edge may cost (default 0.05).
     max_divergence: what all removals together may cost, in the unit of the task's divergence; also called max_kl.
     task: what the model answers, one of `vitfx.graph.kinds.KINDS`; by default found by looking at it.
+    output: the answer's name, for a model that returns several tensors: a key or a position, "hidden_states.3".
     progress: shows bars on standard error.
     settings: method, granularity and more, see `vitfx.runs.in_memory.DiscoverySettings`.
 
     `circuit.to_json()` is what the command writes; `vitfx.prune(…, circuit=circuit)` deletes what is dead in it.
     """
-    module, calibration = open_given(model, images, labels)
+    module, calibration = open_given(model, images, labels, output)
     chosen = settings_in_memory(calibration, settings, tau=tau, max_kl=read_limit(max_divergence, max_kl))
     with watching(progress) as watcher:
         return find_circuit(
@@ -230,7 +232,7 @@ def _shown(outcome: Outcome, task: _Task) -> list[RenderableType]:
 def _next(options: argparse.Namespace, out: Path) -> list[str]:
     more = [
         part
-        for name in ("data", "arch", "weights", "task")
+        for name in ("data", "arch", "weights", "output", "task")
         if (value := getattr(options, name))
         for part in (f"--{name}", value)
     ]

@@ -55,6 +55,7 @@ def optimize(
     *,
     rewrites: str = "all",
     portable: bool = False,
+    output: str | None = None,
     device: str = "auto",
     progress: bool = False,
 ) -> OptimizedModel:
@@ -65,11 +66,12 @@ def optimize(
         in float64.
     rewrites: "all", "none", or names separated by commas, as the command's --rewrites.
     portable: ONNX files use only standard operators.
+    output: the answer's name, for a model that returns several tensors: a key or a position, "hidden_states.3".
     device: where ONNX files are to run.
     progress: shows bars on standard error.
     """
     names = read_rewrites(rewrites)
-    module, calibration = open_given(model, images, None)
+    module, calibration = open_given(model, images, None, output)
     with watching(progress) as watcher:
         return rewrite_exactly(
             module, calibration, names, portable=portable, device=pick_device(device), watcher=watcher

@@ -82,6 +82,7 @@ def prune(
     max_kl: float | None = None,
     target: str = "cpu:batch=8",
     task: str | None = None,
+    output: str | None = None,
     circuit: Circuit | None = None,
     compensate: str = "ridge",
     tokens: str | None = None,
@@ -102,13 +103,14 @@ def prune(
         Where nothing is asked for, the goal is max_drop=1, or max_divergence=0.02 without labels.
     target: where a speed-up is measured, such as "cpu:batch=8".
     task: what the model answers, one of `vitfx.graph.kinds.KINDS`; by default found by looking at it.
+    output: the answer's name, for a model that returns several tensors: a key or a position, "hidden_states.3".
     circuit: deletes what is dead in it, in place of discovery; images must be those that it was found on.
     compensate: what makes up for deletions, "none", "mean" or "ridge", which refits survivors and goals always have.
     tokens: by what schedule tokens merge: "r=4", "3:8,6:8", "off" or, for a goal, "auto"; None as in the model given.
     progress: shows bars on standard error.
     settings: how the circuit is found, see `vitfx.runs.in_memory.DiscoverySettings`.
     """
-    module, calibration = open_given(model, images, labels)
+    module, calibration = open_given(model, images, labels, output)
     values = {SPEEDUP: target_speedup, FLOPS: target_flops, PARAMETERS: target_params, DROP: max_drop}
     values[KL] = read_limit(max_divergence, max_kl)
     by_circuit = circuit is not None or compensate != "ridge"

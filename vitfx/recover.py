@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cache", type=Path, help=f"folder for decoded images (default {default_cache()})")
     add("--arch", help=f"the architecture of a teacher given as bare weights: {KNOWN_ARCHES}")
     add("--weights", choices=WEIGHTS, help="a teacher's, if its file has both: ema, the moving average, or raw")
+    add("--output", metavar="NAME", help="which tensor is a teacher's answer, where it returns several")
     add("--trust-pickle", action="store_true", help="load a pickled teacher, which can run any code")
     add_rewrites(parser)
     return parser
@@ -168,7 +169,7 @@ def _open(options: argparse.Namespace, command: str) -> RecoverJob:
     check_output(out, force=options.force, unfinished=STATE)
     device = pick_device(options.device)
     # The loading options are for the teacher: an artifact says itself how to load it.
-    given = {"arch": None, "weights": None, "trust_pickle": False, **dict.fromkeys(OF_IMAGES)}
+    given = {"arch": None, "weights": None, "output": None, "trust_pickle": False, **dict.fromkeys(OF_IMAGES)}
     own = argparse.Namespace(**{**vars(options), **given})
     inputs = open_inputs(own)
     teacher = load_model(
@@ -177,6 +178,7 @@ def _open(options: argparse.Namespace, command: str) -> RecoverJob:
         trust_pickle=options.trust_pickle,
         preprocess=inputs.model.preprocess,
         weights=options.weights,
+        output=options.output,
     )
     named = options.class_names is None and inputs.model.classes and teacher.classes
     if named and inputs.model.classes != teacher.classes:

@@ -42,7 +42,7 @@ the embedding to the logits, by colour what they feed. PNG files and pictures wi
 'vitfx[plot]'.
 
 exit code: 0, or 2 when something you gave can't be used; then nothing is written."""
-_OF_MODELS = ("arch", "weights", "trust_pickle", *OF_IMAGES)
+_OF_MODELS = ("arch", "weights", "output", "trust_pickle", *OF_IMAGES)
 _OF_CIRCUITS = ("out", "force", "edges", "top")
 
 

@@ -44,7 +44,14 @@ def test_what_is_no_size(text: str) -> None:
 
 
 def opened(path: str, data: str, **options: object) -> Inputs:
-    known = {"arch": ARCH, "weights": None, "trust_pickle": False, "class_names": None, **dict.fromkeys(OF_IMAGES)}
+    known = {
+        "arch": ARCH,
+        "weights": None,
+        "output": None,
+        "trust_pickle": False,
+        "class_names": None,
+        **dict.fromkeys(OF_IMAGES),
+    }
     return open_inputs(Namespace(model=path, data=data, **known | options))
 
 

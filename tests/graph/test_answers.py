@@ -8,8 +8,8 @@ from transformers import Dinov2Config, Dinov2ForImageClassification, ViTConfig, 
 from tests.support.families import images
 from tests.support.kinds import KIND, MODELS, make, vit
 from vitfx.graph.answers import Kind, declared_kind, find_kind
+from vitfx.graph.outputs import OneOutput
 from vitfx.graph.trace import to_canonical
-from vitfx.models.huggingface import Logits
 from vitfx.support.errors import UserError
 
 PIXELS = images(4)
@@ -66,7 +66,7 @@ def test_numbers_make_one_logit_a_value():
     ("config", "family"), [(ViTConfig, ViTForImageClassification), (Dinov2Config, Dinov2ForImageClassification)]
 )
 def test_a_hugging_face_configuration_says_it(config, family, more, expected):
-    kind = declared_kind(Logits(family(config(**_HF, **more))))
+    kind = declared_kind(OneOutput(family(config(**_HF, **more)), "logits"))
     assert kind is expected is None or kind.name == expected
 
 

@@ -25,7 +25,7 @@ def opened(tmp_path: Path, names: Sequence[str], listed: str | None = None, **ch
         file = tmp_path / "names.txt"
         file.write_text(listed, encoding="utf-8")
     path = checkpoint(tmp_path / "model.pt", **{"classes": None, **changes})
-    options = {"arch": None, "weights": None, "trust_pickle": False, **dict.fromkeys(OF_IMAGES)}
+    options = {"arch": None, "weights": None, "output": None, "trust_pickle": False, **dict.fromkeys(OF_IMAGES)}
     return open_inputs(Namespace(model=str(path), data=str(tmp_path / "images"), class_names=file, **options))
 
 
@@ -99,8 +99,8 @@ def test_a_file_of_other_length_is_refused(tmp_path: Path, listed: str, sentence
 def test_a_missing_file_of_names(tmp_path: Path) -> None:
     checkpoint(tmp_path / "model.pt")
     options = Namespace(
-        model=str(tmp_path / "model.pt"), arch=None, weights=None, trust_pickle=False, **dict.fromkeys(OF_IMAGES),
-        data="digits", class_names=tmp_path / "none.txt",
+        model=str(tmp_path / "model.pt"), arch=None, weights=None, output=None, trust_pickle=False,
+        data="digits", class_names=tmp_path / "none.txt", **dict.fromkeys(OF_IMAGES),
     )  # fmt: skip
     with pytest.raises(UserError, match=r"`class_names` .*none.txt can't be read"):
         open_inputs(options)

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import ParallelThingsBlock
 from timm.models.vitamin import GeGluMlp
 from torch import Tensor, nn
 
-from vitfx.graph.plain_module import Logits
+from vitfx.graph.outputs import OneOutput
 from vitfx.models.vit import ViT
 
 SIZE, CLASSES = 32, 7
@@ -183,7 +183,7 @@ def _eager_timm() -> nn.Module:
 
 
 def _hf(model: type[nn.Module], config: type, **more: object) -> nn.Module:
-    return Logits(model(config(**_HF, **more)))
+    return OneOutput(model(config(**_HF, **more)), "logits")
 
 
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
@@ -272,7 +272,7 @@ def _hf_swin() -> nn.Module:
     config = transformers.SwinConfig(
         image_size=SIZE, patch_size=2, window_size=4, depths=[2, 2], num_heads=[2, 4], embed_dim=32, num_labels=CLASSES
     )
-    return Logits(transformers.SwinForImageClassification(config))
+    return OneOutput(transformers.SwinForImageClassification(config), "logits")
 
 
 def make(name: str) -> nn.Module:

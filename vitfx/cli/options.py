@@ -139,6 +139,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     )
     add("--weights", choices=WEIGHTS, help="for files that have both: ema, the moving average of the weights, or raw")
     add("--trust-pickle", action="store_true", help="load pickled modules, which can run any code")
+    add("--output", metavar="NAME", help="which tensor is the answer, where the model returns several (default logits)")
     own = "as the file or its library says"
     add(
         "--image-size", type=image_size, metavar="SIDE|HEIGHTxWIDTH",

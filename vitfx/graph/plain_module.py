@@ -1,4 +1,4 @@
-"""A module as training code holds it -> a plain copy: no wrappers, weights that are parameters, logits as a tensor."""
+"""A module as training code holds it -> a plain copy: no wrappers, weights that are parameters."""
 
 from __future__ import annotations
 
@@ -27,18 +27,6 @@ _WRAPPERS = {
 _NEEDED = re.compile(r"^pixel_\w*mask$|shapes$|^input_ids$|^text")
 _QUANTIZED = ("torch.ao.nn", "torch.ao.quantization", "torch.nn.quantized", "torchao", "bitsandbytes")
 _INTEGERS = (torch.int8, torch.uint8)
-
-
-class Logits(nn.Module):
-    """Wraps a model that returns a record and keeps the logits: (B, C, H, W) -> (B, K)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images).logits
-        return logits
 
 
 def plain_module(module: nn.Module) -> nn.Module:

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from vitfx.graph.plain_module import Logits, other_inputs, plain_module, refuse_unusable
+from vitfx.graph.outputs import LOGITS, OneOutput, choose_output, outputs_of
+from vitfx.graph.plain_module import other_inputs, plain_module, refuse_unusable
 from vitfx.graph.trace import check_dtype
 from vitfx.images.overrides import Overrides
 from vitfx.images.preprocess import Preprocess
@@ -36,7 +37,7 @@ from vitfx.support.errors import UserError, in_a_line
 class LoadedModel:
     """A model ready to be traced."""
 
-    module: nn.Module  #: in eval mode, (B, C, H, W) -> logits (B, K), a plain tensor
+    module: nn.Module  #: in eval mode, (B, C, H, W) -> logits (B, K) or another answer, a plain tensor
     preprocess: Preprocess
     classes: tuple[str, ...] | None  #: the logits' names in order, None where the file does not say
     data: str | None  #: the data set that the file names
@@ -46,11 +47,12 @@ class LoadedModel:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     weights_note: str | None = None  #: which weights were taken, where the file has more or wraps them
     image_size: ImageSize = UNKNOWN  #: how the images' size is known, of bare weights
+    output_note: str | None = None  #: which output is the answer, where the module returns several
 
     @property
     def first_lines(self) -> tuple[str, ...]:
         """What was inferred of it, to be said before anything else."""
-        notes = self.weights_note, self.image_size.note, self.preprocess.first_line
+        notes = self.weights_note, self.image_size.note, self.output_note, self.preprocess.first_line
         return tuple(note for note in notes if note)
 
 
@@ -73,6 +75,7 @@ def load_model(
     preprocess: Preprocess | None = None,
     overrides: Overrides | None = None,
     weights: str | None = None,
+    output: str | None = None,
 ) -> LoadedModel:
     """Loads a model from `spec`: "demo", or the path of a file or of a Hugging Face folder.
 
@@ -81,6 +84,7 @@ def load_model(
     preprocess: replaces what the file or the library says
     overrides: replace parts of it
     weights: "ema" or "raw", for a file that has both
+    output: the name of the answer, for a model that returns several tensors, see `vitfx.graph.outputs.outputs_of`
 
     Raises UserError for anything that cannot be loaded safely and completely.
     """
@@ -101,17 +105,19 @@ def load_model(
             f"{spec} does not say what images it takes: give `image_size` "
             "(and `mean` and `std` unless they are ImageNet's)"
         )
-    module = _returning_logits(parts.module.eval(), preprocess, parts.classes, spec)
+    module, output_note = _returning_answers(parts.module.eval(), preprocess, parts.classes, spec, output)
+    named = {} if output in (None, LOGITS) else {f"output {output}": torch.empty(0)}
     return LoadedModel(
         module=module,
         preprocess=preprocess,
         classes=parts.classes,
         data=parts.data,
         source=spec,
-        fingerprint=fingerprint(module.state_dict()),
+        fingerprint=fingerprint({**module.state_dict(), **named}),
         provenance=parts.provenance,
         weights_note=parts.weights_note,
         image_size=parts.image_size,
+        output_note=output_note,
     )
 
 
@@ -195,10 +201,11 @@ def _noting(parts: _Parts, note: str | None, source: str, which: str | None) -> 
     return replace(parts, weights_note=parts.weights_note or note)
 
 
-def _returning_logits(
-    module: nn.Module, preprocess: Preprocess, classes: tuple[str, ...] | None, source: str
-) -> nn.Module:
-    """`module`, wrapped where it returns a record, once it has returned logits for a batch of blank images."""
+def _returning_answers(
+    module: nn.Module, preprocess: Preprocess, classes: tuple[str, ...] | None, source: str, output: str | None
+) -> tuple[nn.Module, str | None]:
+    """`module`, wrapped where it returns several tensors, once it has answered a batch of blank images; and which
+    output that is, where this is to be said."""
     refuse_unusable(module)
     check_dtype(module)
     shape = (2, preprocess.channels, *preprocess.size)
@@ -222,15 +229,16 @@ def _returning_logits(
             f"{source} does not take images of {shape[1]}×{shape[2]}×{shape[3]} ({in_a_line(error)}): "
             "give the `image_size`, `mean` and `std` that it was trained with"
         ) from error
-    if hasattr(answer, "logits"):
-        module, answer = Logits(module).eval(), answer.logits
+    name, note = choose_output(answer, shape[0], output)
+    if name is not None:
+        module, answer = OneOutput(module, name).eval(), outputs_of(answer)[name]
     if not isinstance(answer, torch.Tensor) or not answer.ndim or answer.shape[0] != 2:
         form = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
         raise UserError(f"{source} returns {form} for two images, not a tensor with an answer for each: give another")
     logits = answer[0].numel() if answer.ndim < 3 else 0
     if classes is not None and logits and len(classes) not in {logits, max(2, logits)}:
         raise UserError(f"{source} names {len(classes)} classes but has {logits} logits: correct its classes")
-    return module
+    return module, note
 
 
 def save_artifact(

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from vitfx.graph.plain_module import Logits, other_inputs
+from vitfx.graph.plain_module import other_inputs
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.factory import import_extra, to_size
 from vitfx.models.model_file import read_model_file, refuse_adapter_folder, weights_file
@@ -70,7 +70,7 @@ def load_folder(
         )
         if own.weights.keys() == module.state_dict().keys():
             load_weights(module, own.weights, f"hf:{folder}", own.source)
-            return Logits(module), preprocess, classes, own.note
+            return module, preprocess, classes, own.note
     if absent:
         raise UserError(
             f"{folder} has no weights for {len(absent)} tensors (first: {absent[0]}): "
@@ -78,10 +78,10 @@ def load_folder(
         )
     if contents is None:
         check_finite(module.state_dict(), source)
-        return Logits(module), preprocess, classes, None
+        return module, preprocess, classes, None
     chosen = choose_weights(contents, module.state_dict().keys(), f"hf:{folder}", source, which)
     load_weights(module, chosen.weights, f"hf:{folder}", chosen.source)
-    return Logits(module), preprocess, classes, chosen.note
+    return module, preprocess, classes, chosen.note
 
 
 def _read_config(folder: Path, transformers: Any) -> dict[str, Any]:

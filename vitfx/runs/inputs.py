@@ -37,6 +37,7 @@ class Inputs:
     task: Kind | None = None  #: the kind of the model's answers, where the user or the file says
     weights: str | None = None  #: which were asked for: "ema" or "raw"
     labels: Path | None = None  #: the file of the images' labels, where one was given
+    output: str | None = None  #: which tensor of the model's answer was asked for
 
     @property
     def first_lines(self) -> tuple[str, ...]:
@@ -86,7 +87,7 @@ def open_inputs(options: argparse.Namespace) -> Inputs:
         model, splits = _with_classes(model, data, options.class_names, lambda: _count(answers()), labels)
     if model.image_size.question is not None and not _all_square(splits):
         raise UserError(model.image_size.question)
-    return Inputs(model, splits, data, options.arch, task, options.weights, labels)
+    return Inputs(model, splits, data, options.arch, task, options.weights, labels, options.output)
 
 
 def _with_classes(
@@ -124,6 +125,7 @@ def open_model(options: argparse.Namespace) -> LoadedModel:
         trust_pickle=options.trust_pickle,
         overrides=_overrides(options),
         weights=options.weights,
+        output=options.output,
     )
 
 

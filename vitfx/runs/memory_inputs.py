@@ -9,7 +9,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from vitfx.graph.plain_module import Logits, plain_module
+from vitfx.graph.outputs import OneOutput, choose_output
+from vitfx.graph.plain_module import plain_module
 from vitfx.images.image_set import Images
 from vitfx.support.errors import UserError, in_a_line
 
@@ -17,11 +18,14 @@ _FEWEST = 2
 
 
 def open_given(
-    model: nn.Module, images: Tensor | ArrayLike, labels: Tensor | ArrayLike | None
+    model: nn.Module,
+    images: Tensor | ArrayLike,
+    labels: Tensor | ArrayLike | None,
+    output: str | None = None,
 ) -> tuple[nn.Module, Images]:
-    """A plain copy of the model that returns logits, and checked pixels and labels, on the CPU.
+    """A plain copy of the model that returns one tensor, and checked pixels and labels, on the CPU.
 
-    model: see `vitfx.graph.plain_module`; where it returns a record, its `logits` are taken.
+    model: see `vitfx.graph.plain_module`; where it returns several tensors, `output` names the answer, or `logits` is.
     images: floats (N, C, H, W), preprocessed; N is 2 or more.
     labels: integers (N,), a 0 or 1 for each label (N, K), numbers, or None; whether they fit the answers shows later.
     Raises UserError.
@@ -37,9 +41,8 @@ def open_given(
             answer: Any = module(opened.pixels[:2])
     except Exception:  # Tracing has sentences for what goes wrong in a model.
         return module, opened
-    if not isinstance(answer, Tensor) and isinstance(getattr(answer, "logits", None), Tensor):
-        module = Logits(module).eval()
-    return module, opened
+    name, _ = choose_output(answer, len(opened.pixels[:2]), output)
+    return module if name is None else OneOutput(module, name).eval(), opened
 
 
 def open_images(images: Tensor | ArrayLike, labels: Tensor | ArrayLike | None) -> Images:

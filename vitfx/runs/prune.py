@@ -103,6 +103,7 @@ def _settings(run: CircuitRun | GoalRun, pruned: Pruned, samples: int) -> dict[s
         "model": run.inputs.model.source,
         "arch": run.inputs.arch,
         **({"weights": run.inputs.weights} if run.inputs.weights else {}),
+        **({"output": run.inputs.output} if run.inputs.output else {}),
         "data": run.inputs.data,
         **({"labels": str(run.inputs.labels)} if run.inputs.labels else {}),
         "circuit": circuit_file,
