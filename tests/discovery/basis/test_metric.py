@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from tests.support.gated import direct_metric, make_calibration, make_graph
-from vitfx.discovery.basis.metric import drawn_from, fisher_probes, make_metric
+from vitfx.discovery.basis.metric import drawn_from, fisher_metric, fisher_probes, make_metric
 from vitfx.discovery.basis.settings import METRICS
+from vitfx.graph.divergence import Classes
 
 ALL = slice(0, 5)
 
@@ -57,3 +58,14 @@ def test_probes_have_the_fisher_information_for_their_covariance():
     assert torch.allclose(covariance, torch.diag_embed(p) - p[:, :, None] * p[:, None], atol=0.01)
     # An image's signs depend on its draw alone, so that processes that share the images see the same.
     assert torch.equal(fisher_probes(logits[1:], draws[1:], 20000)[:, 0], probes[:, 1])
+
+
+def test_probabilities_are_judged_as_the_logits_behind_them() -> None:
+    """The same class is drawn, so that units come in the same order whether or not a model ends in softmax."""
+    logits = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    draws = torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for measure, answers in ((Classes(), logits), (Classes(True), logits.softmax(-1))):
+        (gradient,) = torch.autograd.grad(fisher_metric(measure, answers.detach(), draws)(answers).sum(), logits)
+        gradients.append(gradient)
+    assert torch.allclose(*gradients, rtol=1e-9, atol=1e-12) and gradients[0].abs().max() > 0.1

@@ -76,8 +76,9 @@ def fisher_metric(measure: Divergence, answers: Tensor, draws: Tensor) -> Metric
 
     answers: of the run (n, …). draws: uniform in [0, 1), float64 (n,) on the CPU.
     """
-    if isinstance(measure, Classes) and not measure.probabilities:
-        return log_probability(drawn_from(answers, draws))
+    if isinstance(measure, Classes):
+        of_logits = log_probability(drawn_from(measure.logits(answers), draws))
+        return lambda run: of_logits(measure.logits(run))
     (probe,) = fisher_probes(answers, draws, 1, measure)
     return lambda run: (run.double() * probe).reshape(len(run), -1).sum(dim=1)
 
