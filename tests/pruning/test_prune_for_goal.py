@@ -25,6 +25,7 @@ from vitfx.models.checkpoint import load_model, save_artifact
 from vitfx.prune import _parser as parser
 from vitfx.prune import main
 from vitfx.pruning import goal_search
+from vitfx.pruning import prune_for_goal as goal_compiler
 from vitfx.pruning import target_bench as goal_bench
 from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, Goal, Target
 from vitfx.pruning.iterative_pruner import IterativePruner
@@ -346,6 +347,37 @@ def test_fewer_images_than_the_default_are_no_error(tmp_path):
     for more, samples in (([], 40), (["--samples", "41"], 41)):
         run = open_run(parser().parse_args([*options, *more]), "prune")
         assert isinstance(run, GoalRun) and run.samples == samples
+        assert run.further is (not more)
+
+
+def test_further_images_are_behind_those_of_the_search(tmp_path):
+    for index in range(40):
+        picture(tmp_path / "photos" / str(index % 10) / f"{index}.png", index)
+    options = [str(artifact(tmp_path / "model.pt")), "--target-flops", "0.9", "--data", str(tmp_path / "photos")]
+    run = open_run(parser().parse_args([*options, "--samples", "20", "--out", str(tmp_path / "out")]), "prune")
+    assert isinstance(run, GoalRun)
+    every = len(run.inputs.splits.calibration)
+    for count in (5, every):
+        further = job.further_images(run, Silent(), count)
+        both = run.inputs.calibration(min(20 + count, every), run.seed).pixels
+        assert len(further) and torch.equal(further, both[20:])
+    assert job.further_images(replace(run, samples=every), Silent(), 5).shape == (0, *further.shape[1:])
+
+
+def test_the_final_refit_asks_for_what_it_lacks(images, table, monkeypatch):
+    monkeypatch.setattr(goal_compiler, "REFIT_IMAGES", 50)
+    calls = []
+
+    def more(count):
+        calls.append(count)
+        return images.pixels[:4]
+
+    found = compile_for_goal(model(), images, asked(FLOPS, 0.9), device=CPU, watcher=Silent(), more=more)
+    assert calls == [50 - 36]
+    assert found.compensation.images == 36 + 4
+    monkeypatch.setattr(goal_compiler, "_REFIT_FLOPS", 1.0)
+    found = compile_for_goal(model(), images, asked(FLOPS, 0.9), device=CPU, watcher=Silent(), more=more)
+    assert len(calls) == 1 and found.compensation.images == 36
 
 
 def test_who_asks_for_nothing_gets_little_lost(tmp_path):

@@ -108,7 +108,7 @@ def open_run(options: argparse.Namespace, command: str) -> PruneRun:
         return RoundsRun(**timed, goal=asked.goal, rounds=rounds, command=command)
     if asked.speedups:
         return SweepRun(**timed, speedups=asked.speedups)
-    return GoalRun(**timed, goal=asked.goal, precision=precision)
+    return GoalRun(**timed, goal=asked.goal, precision=precision, further="samples" not in given)
 
 
 def unfinished_file(options: argparse.Namespace) -> str:

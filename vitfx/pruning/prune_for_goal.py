@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from passes.cost import measure_cost
 from passes.merge_tokens import MergeBySchedule
 from passes.plan import DeletionPlan
 from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer
@@ -26,7 +28,7 @@ from vitfx.pruning.compensation import Compensated, divergence, with_means
 from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal import DROP, PARAMETERS, PROMISED, Goal
 from vitfx.pruning.goal_search import GoalResult, check_goal, reach_goal
-from vitfx.pruning.iterative_pruner import IterativePruner
+from vitfx.pruning.iterative_pruner import IterativePruner, held_out
 from vitfx.pruning.prune_by_circuit import Pruned, carry_out
 from vitfx.pruning.target_bench import GoalRequest, TargetBench
 from vitfx.pruning.token_merging import choose_merging, merging_note
@@ -35,6 +37,10 @@ from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 
 SCORED = 256
+REFIT_IMAGES = 3072
+"""For the final refit, where there are so many: what a few hundred say by chance costs a tenth of the KL divergence."""
+_REFIT_FLOPS = 1e13
+"""Of the original, in one run over the images of the final refit: large models get by with fewer."""
 _FEWEST = 3
 """One image is held out, one fits the survivors, and one chooses the shrinkage."""
 _COMPARED = 32
@@ -50,12 +56,14 @@ def compile_for_goal(
     watcher: Watcher,
     accept: Callable[[GraphModule], object] | None = None,
     task: Kind | None = None,
+    more: Callable[[int], Tensor] | None = None,
 ) -> Pruned:
     """Traces, prices, prunes in rounds, measures and verifies. The module stays as it is.
 
     images: a quarter of them is held out from fitting, to measure what is lost
     device: where scoring and fitting run; the artifact is timed on the target
     accept, task: as in `vitfx.pruning.prune_by_circuit.compile_model`
+    more: gives up to so many further images (N, C, H, W), of which the final refit takes what it lacks
 
     Raises UserError where the model can't be used or the goal is out of reach, VerificationError where a proof fails.
     """
@@ -85,6 +93,7 @@ def compile_for_goal(
         align=asked.target.align,
         task=kind.name,
         merging=merging,
+        more=_further(more, original, images.pixels),
     )
     if asked.tokens == AUTO:
         merging, price = _chosen_tokens(bench, pruner, price)
@@ -133,8 +142,17 @@ def _aim(bench: TargetBench, pruner: IterativePruner) -> tuple[Goal, tuple[str, 
     return aim, (note,)
 
 
+def _further(
+    more: Callable[[int], Tensor] | None, original: GraphModule, pixels: Tensor
+) -> Callable[[], Tensor] | None:
+    """What gives the images that the final refit lacks; None where it lacks none."""
+    wanted = min(REFIT_IMAGES, int(_REFIT_FLOPS / measure_cost(original, pixels.shape[1:]).flops))
+    missing = wanted - (len(pixels) - held_out(len(pixels)))
+    return None if more is None or missing <= 0 else partial(more, missing)
+
+
 def _compensated(original: GraphModule, pruner: IterativePruner, result: GoalResult) -> Compensated:
-    plan, fitted, held_out = result.state.plan, len(pruner.fitted), len(pruner.held_out)
+    plan, fitted, held_out = result.state.plan, len(pruner.refitted), len(pruner.held_out)
     if not plan.deletions:
         return Compensated(plan, "none")
     mean = with_means(original, DeletionPlan(plan.deletions), pruner.scored.cpu())

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from passes.merge_tokens import schedule_of
 from vitfx.deploy.precision_file import slower, write_precision
@@ -57,12 +61,33 @@ def run_goal(run: GoalRun, watcher: Watcher) -> PruneResult:
     asked = GoalRequest(
         run.goal, run.target, run.deployment, run.seed, fresh=run.force, tokens=run.tokens, reference=run.reference
     )
-    module = run.inputs.model.module
     pruned = compile_for_goal(
-        module, images, asked, device=run.device, watcher=watcher, accept=encode, task=run.inputs.task
+        run.inputs.model.module,
+        images,
+        asked,
+        device=run.device,
+        watcher=watcher,
+        accept=encode,
+        task=run.inputs.task,
+        more=partial(further_images, run, watcher) if run.further else None,
     )
     report = _deliver(run, pruned, images, watcher)
     return PruneResult(report, None if pruned.missed is None else f"asked for {run.goal}, {pruned.missed}")
+
+
+def further_images(run: GoalRun, watcher: Watcher, count: int) -> Tensor:
+    """Up to so many calibration images behind those of the search, (N, C, H, W)."""
+    calibration, preprocess = run.inputs.splits.calibration, run.inputs.model.preprocess
+    none = torch.empty(0, preprocess.channels, *preprocess.size)
+    wanted = min(run.samples + count, len(calibration))
+    if wanted <= run.samples:
+        return none
+    try:
+        behind = calibration.sample(wanted, run.seed).subset(range(run.samples, wanted))
+        return behind.load(watcher.bar("loading more")).pixels
+    except UserError:
+        # All of them are corrupt: the search's own images will do.
+        return none
 
 
 def _deliver(run: CircuitRun | GoalRun, pruned: Pruned, images: Images, watcher: Watcher) -> PruneReport:
