@@ -67,10 +67,7 @@ def compile_for_goal(
 
     Raises UserError where the model can't be used or the goal is out of reach, VerificationError where a proof fails.
     """
-    if asked.goal.kind == DROP and images.labels is None:
-        raise UserError("`max_drop` needs labelled images: give labels, as class folders do, or `max_kl` instead")
-    if len(images.pixels) < _FEWEST:
-        raise UserError(f"{len(images.pixels)} images are too few: for a goal give {_FEWEST} or more")
+    _check_images(images, asked.goal)
     front = read_module(module, images.pixels, watcher)
     original = front.graph_module
     _check_answers(original, images)
@@ -105,12 +102,18 @@ def compile_for_goal(
     missed = None if reached is None else asked.goal.shortfall(reached)
     circuit = _circuit(original, result, price, asked, facts, kind.name, met=missed is None)
     note = _note(asked, result, len(pruner.held_out), reached, missed)
-    notes = (*front.notes, *kind.note, *merging_note(original, merging), note, *rounding, *_noise(result))
-    if not plan.deletions:
-        notes += (f"nothing {'had to be deleted for' if asked.goal.priced else 'could be deleted within'} that",)
+    inferred = (*front.notes, *kind.note, *merging_note(original, merging))
+    notes = (*inferred, note, *rounding, *_noise(result), *_nothing_deleted(plan, asked.goal))
     compensated = _compensated(original, pruner, result)
     loss, measure = result.held_out_loss.kl, pruner.measure
     return Pruned(artifact, original, circuit, plan, verification, notes, compensated, loss, missed, measure)
+
+
+def _check_images(images: Images, goal: Goal) -> None:
+    if goal.kind == DROP and images.labels is None:
+        raise UserError("`max_drop` needs labelled images: give labels, as class folders do, or `max_kl` instead")
+    if len(images.pixels) < _FEWEST:
+        raise UserError(f"{len(images.pixels)} images are too few: for a goal give {_FEWEST} or more")
 
 
 @torch.no_grad()
@@ -187,6 +190,14 @@ def _note(asked: GoalRequest, result: GoalResult, held_out: int, reached: float 
     on = f"on {held_out} images held out from fitting"
     goal = asked.goal.words(result.held_out_loss.task)
     return f"asked for {goal}{counted}{verdict}: {measured}{result.held_out_loss} {on}"
+
+
+def _nothing_deleted(plan: DeletionPlan, goal: Goal) -> tuple[str, ...]:
+    return (
+        ()
+        if plan.deletions
+        else (f"nothing {'had to be deleted for' if goal.priced else 'could be deleted within'} that",)
+    )
 
 
 def _noise(result: GoalResult) -> tuple[str, ...]:
