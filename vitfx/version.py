@@ -1,3 +1,3 @@
 """The one place that names vitfx's version."""
 
-VERSION = "0.5.0"
+VERSION = "0.6.0"

@@ -45,7 +45,7 @@ def test_run_gives_torchs_logits(path, linear, batch):
     model = open_session(path, CPU, threads=1)
     assert (model.provider, model.device, model.dtype) == (CPU_PROVIDER, CPU, torch.float32)
     assert model.input_shape == ("batch", 3, 2, 2) and model.output_shape == ("batch", 4)
-    assert model.metadata == {"tau": "0.05"}
+    assert model.metadata == {"tau": "0.05", "digest": model.metadata["digest"]}
     torch.testing.assert_close(model.run(pixels), linear(pixels))
     torch.testing.assert_close(model.run(pixels.numpy().astype(np.float64)), linear(pixels))
     for other in (open_session(path.read_bytes(), CPU), open_session(path, CPU, layouts=False)):

@@ -29,5 +29,5 @@ def test_a_large_count_is_in_millions_or_thousands_of_them(count: int, said: str
 def test_the_table_of_a_retraining() -> None:
     times = {"evaluation_seconds": 1234.4, "ms_per_image": 12.345, "ms_at_batch_1": 1000.0}
     model = {"name": "pruned", "loss": None, "accuracy": None, "kl": 0.1, "params": 10, "flops": 20}
-    report: Any = {"images": {"evaluation": 50}, "models": [model | {"runtimes": {"CPU": times}}]}
+    report: Any = {"settings": {}, "images": {"evaluation": 50}, "models": [model | {"runtimes": {"CPU": times}}]}
     assert model_table(report).rows[0][-3:] == ["1234 s", "12.3 ms", "1000 ms"]

@@ -53,7 +53,7 @@ _FILE = StepFile("vitfx-tau-sweep/1", "sweep", "sweep", _read_row, _ADVICE)
 
 def read_sweep(text: str) -> tuple[float, ...]:
     """ "1e-5:1e-1:9" -> 9 thresholds from 1e-5 to 1e-1, in equal ratios, to four digits. Raises UserError."""
-    low, high, count = read_range("tau-sweep", text, "1e-5:1e-1:9", above=0)
+    low, high, count = read_range("tau_sweep", text, "1e-5:1e-1:9", above=0)
     return tuple(float(f"{low * (high / low) ** (index / (count - 1)):.4g}") for index in range(count))
 
 

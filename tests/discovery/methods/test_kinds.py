@@ -110,7 +110,8 @@ def test_attributions_score_every_edge(name, method):
     assert all(score > 0 for score in scores.values())
     if method == "eap":
         ratios = torch.tensor([scores[edge.name] / cost(setting, [edge]) for edge in edges])
-        assert 0.7 < float(ratios.median()) < 1.4
+        # Of classes one is drawn for each image, which scatters more than signs do, and there are few images.
+        assert (0.5 if name == "probabilities" else 0.7) < float(ratios.median()) < 1.4
 
 
 @pytest.mark.parametrize("metric", ["loss", "logit-difference"])
