@@ -26,7 +26,7 @@ from vitfx.deploy.precisions import FP32, PRECISIONS
 from vitfx.discovery.basis.settings import RANKING, Settings
 from vitfx.pruning.compensation import KINDS
 from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, parse_target
-from vitfx.pruning.prune_for_goal import REFIT_IMAGES
+from vitfx.pruning.prune_for_goal import MOST_IMAGES
 from vitfx.reports.prune_text import to_table
 from vitfx.runs.in_memory import (
     DiscoverySettings,
@@ -221,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
         "--compensate-samples",
         type=int,
         help=f"images to refit survivors on, at most (default {COMPENSATE_SAMPLES}; for a goal three quarters of "
-        f"--samples; where that is left out, in the end {REFIT_IMAGES} or what large models have time for)",
+        f"--samples, or, where that is left out, of up to {MOST_IMAGES} that a small model has time for)",
     )
     parser.add_argument(
         "--tokens",

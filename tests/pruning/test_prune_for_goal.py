@@ -359,23 +359,24 @@ def test_further_images_are_behind_those_of_the_search(tmp_path):
     every = len(run.inputs.splits.calibration)
     for count in (5, every):
         further = job.further_images(run, Silent(), count)
-        both = run.inputs.calibration(min(20 + count, every), run.seed).pixels
-        assert len(further) and torch.equal(further, both[20:])
-    assert job.further_images(replace(run, samples=every), Silent(), 5).shape == (0, *further.shape[1:])
+        both = run.inputs.calibration(min(20 + count, every), run.seed)
+        assert len(further) and torch.equal(further.pixels, both.pixels[20:])
+        assert torch.equal(further.labels, both.labels[20:])
+    assert len(job.further_images(replace(run, samples=every), Silent(), 5)) == 0
 
 
-def test_the_final_refit_asks_for_what_it_lacks(images, table, monkeypatch):
-    monkeypatch.setattr(goal_compiler, "REFIT_IMAGES", 50)
+def test_survivors_are_fitted_and_judged_on_further_images(images, table, monkeypatch):
+    monkeypatch.setattr(goal_compiler, "MOST_IMAGES", 60)
     calls = []
 
     def more(count):
         calls.append(count)
-        return images.pixels[:4]
+        return Images(images.pixels[:8], images.labels[:8], images.names[:8])
 
     found = compile_for_goal(model(), images, asked(FLOPS, 0.9), device=CPU, watcher=Silent(), more=more)
-    assert calls == [50 - 36]
-    assert found.compensation.images == 36 + 4
-    monkeypatch.setattr(goal_compiler, "_REFIT_FLOPS", 1.0)
+    assert calls == [60 - 48]
+    assert (found.compensation.images, found.compensation.held_out) == (42, 14)
+    monkeypatch.setattr(goal_compiler, "_MOST_FLOPS", 1.0)
     found = compile_for_goal(model(), images, asked(FLOPS, 0.9), device=CPU, watcher=Silent(), more=more)
     assert len(calls) == 1 and found.compensation.images == 36
 

@@ -7,9 +7,8 @@ to be missed comes back, and one that turned out to be worth less goes in its pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -69,7 +68,6 @@ class IterativePruner:
 
     The last quarter of the images (N, C, H, W) is held out from all fitting and scoring. The first `scored` of the
     others score the units, and survivors are refitted on them between cuts; the final refit uses all of the others.
-    more: gives further images for the final refit, which keeps what a few hundred images say by chance out of it.
     align: the widths of pruned MLPs are multiples of it.
     task: the model's kind of answers, one of `vitfx.graph.kinds.KINDS`.
     merging: merges tokens of what is judged on the held-out images, see `vitfx.pruning.token_merging`.
@@ -87,9 +85,8 @@ class IterativePruner:
         align: int = 1,
         task: str = "classes",
         merging: MergeBySchedule | None = None,
-        more: Callable[[], Tensor] | None = None,
     ) -> None:
-        held = held_out(len(pixels))
+        held = max(1, len(pixels) // 4)
         self.original, self.watcher, self.seed, self.merging = original, watcher, seed, merging
         self.fitted, self.held_out = pixels[:-held], pixels[-held:]
         self.labels = None if labels is None else labels[-held:]
@@ -101,12 +98,6 @@ class IterativePruner:
         self.measure = make_divergence(task, self.expected)
         self._quick = Compensator(original, self.scored, keep=True)
         self.rounds = 0
-        self._more = more
-
-    @cached_property
-    def refitted(self) -> Tensor:
-        """What the final refit uses: all images but those held out."""
-        return self.fitted if self._more is None else torch.cat([self.fitted, self._more().to(self.fitted)])
 
     def start(self) -> State:
         """The whole model."""
@@ -141,10 +132,10 @@ class IterativePruner:
 
     def finish(self, state: State) -> State:
         """The same deletions, with survivors refitted on all images but those held out."""
-        if not state.plan.deletions or len(self.scored) == len(self.refitted):
+        if not state.plan.deletions or len(self.scored) == len(self.fitted):
             return state
         bare = state.plan.without_constants()
-        refitted = Compensator(self.original, self.refitted)(bare, self.watcher.bar("refitting on all images")).plan
+        refitted = Compensator(self.original, self.fitted)(bare, self.watcher.bar("refitting on all images")).plan
         return replace(state, plan=refitted)
 
     def held_out_loss(self, state: State) -> HeldOutLoss:
@@ -171,11 +162,6 @@ class IterativePruner:
         difference = 100 * (before - after)[:, 0] / before[:, 1]
         error = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else None
         return HeldOutLoss(kl, float(difference.mean()), error, task)
-
-
-def held_out(images: int) -> int:
-    """How many of so many images are held out from all fitting."""
-    return max(1, images // 4)
 
 
 @torch.no_grad()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 
 from passes.cost import measure_cost
@@ -28,7 +27,7 @@ from vitfx.pruning.compensation import Compensated, divergence, with_means
 from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal import DROP, PARAMETERS, PROMISED, Goal
 from vitfx.pruning.goal_search import GoalResult, check_goal, reach_goal
-from vitfx.pruning.iterative_pruner import IterativePruner, held_out
+from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.pruning.prune_by_circuit import Pruned, carry_out
 from vitfx.pruning.target_bench import GoalRequest, TargetBench
 from vitfx.pruning.token_merging import choose_merging, merging_note
@@ -37,10 +36,11 @@ from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 
 SCORED = 256
-REFIT_IMAGES = 3072
-"""For the final refit, where there are so many: what a few hundred say by chance costs a tenth of the KL divergence."""
-_REFIT_FLOPS = 1e13
-"""Of the original, in one run over the images of the final refit: large models get by with fewer."""
+MOST_IMAGES = 4096
+"""Where there are so many: what a few hundred say by chance costs a tenth of the KL divergence in the final refit, and
+judges half a point of top-1 by its standard error."""
+_MOST_FLOPS = 1.3e13
+"""Of the original, in one run over these images: large models get by with fewer."""
 _FEWEST = 3
 """One image is held out, one fits the survivors, and one chooses the shrinkage."""
 _COMPARED = 32
@@ -56,14 +56,14 @@ def compile_for_goal(
     watcher: Watcher,
     accept: Callable[[GraphModule], object] | None = None,
     task: Kind | None = None,
-    more: Callable[[int], Tensor] | None = None,
+    more: Callable[[int], Images] | None = None,
 ) -> Pruned:
     """Traces, prices, prunes in rounds, measures and verifies. The module stays as it is.
 
     images: a quarter of them is held out from fitting, to measure what is lost
     device: where scoring and fitting run; the artifact is timed on the target
     accept, task: as in `vitfx.pruning.prune_by_circuit.compile_model`
-    more: gives up to so many further images (N, C, H, W), of which the final refit takes what it lacks
+    more: gives up to so many further images, for the final refit and for judging what is lost
 
     Raises UserError where the model can't be used or the goal is out of reach, VerificationError where a proof fails.
     """
@@ -79,18 +79,18 @@ def compile_for_goal(
     facts = origins(original, images)
     bench = TargetBench(module, original, images.pixels, asked, watcher, merging)
     price = bench.price()
+    searched = images if more is None else _with_further(images, more, original)
     pruner = IterativePruner(
         # Meanwhile the bench exports the same model from the CPU.
         copy.deepcopy(original).to(device),
-        images.pixels.to(device),
-        None if images.labels is None else images.labels.to(device),
+        searched.pixels.to(device),
+        None if searched.labels is None else searched.labels.to(device),
         scored=SCORED,
         seed=asked.seed,
         watcher=watcher,
         align=asked.target.align,
         task=kind.name,
         merging=merging,
-        more=_further(more, original, images.pixels),
     )
     if asked.tokens == AUTO:
         merging, price = _chosen_tokens(bench, pruner, price)
@@ -145,17 +145,20 @@ def _aim(bench: TargetBench, pruner: IterativePruner) -> tuple[Goal, tuple[str, 
     return aim, (note,)
 
 
-def _further(
-    more: Callable[[int], Tensor] | None, original: GraphModule, pixels: Tensor
-) -> Callable[[], Tensor] | None:
-    """What gives the images that the final refit lacks; None where it lacks none."""
-    wanted = min(REFIT_IMAGES, int(_REFIT_FLOPS / measure_cost(original, pixels.shape[1:]).flops))
-    missing = wanted - (len(pixels) - held_out(len(pixels)))
-    return None if more is None or missing <= 0 else partial(more, missing)
+def _with_further(images: Images, more: Callable[[int], Images], original: GraphModule) -> Images:
+    """The images and, behind them, those that the final refit and the verdict lack."""
+    wanted = min(MOST_IMAGES, int(_MOST_FLOPS / measure_cost(original, images.pixels.shape[1:]).flops))
+    if wanted <= len(images.pixels):
+        return images
+    if not len(further := more(wanted - len(images.pixels))):
+        return images
+    known = [labels for labels in (images.labels, further.labels) if labels is not None]
+    labels = torch.cat(known) if len(known) == 2 else None
+    return Images(torch.cat([images.pixels, further.pixels]), labels, (*images.names, *further.names))
 
 
 def _compensated(original: GraphModule, pruner: IterativePruner, result: GoalResult) -> Compensated:
-    plan, fitted, held_out = result.state.plan, len(pruner.refitted), len(pruner.held_out)
+    plan, fitted, held_out = result.state.plan, len(pruner.fitted), len(pruner.held_out)
     if not plan.deletions:
         return Compensated(plan, "none")
     mean = with_means(original, DeletionPlan(plan.deletions), pruner.scored.cpu())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from passes.merge_tokens import schedule_of
 from vitfx.deploy.precision_file import slower, write_precision
@@ -75,19 +75,17 @@ def run_goal(run: GoalRun, watcher: Watcher) -> PruneResult:
     return PruneResult(report, None if pruned.missed is None else f"asked for {run.goal}, {pruned.missed}")
 
 
-def further_images(run: GoalRun, watcher: Watcher, count: int) -> Tensor:
-    """Up to so many calibration images behind those of the search, (N, C, H, W)."""
+def further_images(run: GoalRun, watcher: Watcher, count: int) -> Images:
+    """Up to so many calibration images behind those of the search."""
     calibration, preprocess = run.inputs.splits.calibration, run.inputs.model.preprocess
-    none = torch.empty(0, preprocess.channels, *preprocess.size)
     wanted = min(run.samples + count, len(calibration))
-    if wanted <= run.samples:
-        return none
-    try:
+    none = torch.empty(0, preprocess.channels, *preprocess.size)
+    if wanted > run.samples:
         behind = calibration.sample(wanted, run.seed).subset(range(run.samples, wanted))
-        return behind.load(watcher.bar("loading more")).pixels
-    except UserError:
-        # All of them are corrupt: the search's own images will do.
-        return none
+        # Where all of them are corrupt, the search's own images will do.
+        with suppress(UserError):
+            return behind.load(watcher.bar("loading more"))
+    return Images(none, None, ())
 
 
 def _deliver(run: CircuitRun | GoalRun, pruned: Pruned, images: Images, watcher: Watcher) -> PruneReport:

@@ -142,7 +142,7 @@ class GoalRun(_TargetRun):
 
     goal: Goal
     precision: str = FP32  #: of a third ONNX file, none for "fp32"
-    further: bool = False  #: whether the final refit may take more images than `samples`
+    further: bool = False  #: whether the final refit and the verdict may take more images than `samples`
     reference: ReferenceModel | None = None  #: what the goal is counted from, None for the model itself
 
 
