@@ -13,8 +13,10 @@ import torch
 from passes.merge_tokens import schedule_of
 from vitfx.deploy.precision_file import slower, write_precision
 from vitfx.discovery.basis.journal import FileJournal
+from vitfx.graph.kinds import WORDS
 from vitfx.images.image_set import Images
 from vitfx.models.graph_json import encode
+from vitfx.pruning.goal import DROP, KL, Goal
 from vitfx.pruning.prune_by_circuit import Compensation, Pruned, compile_model
 from vitfx.pruning.prune_for_goal import compile_for_goal
 from vitfx.pruning.target_bench import GoalRequest
@@ -100,8 +102,9 @@ def _deliver(run: CircuitRun | GoalRun, pruned: Pruned, images: Images, watcher:
         run.out, run.evaluation, run.onnx_device, written, watcher, batches, pruned.divergence, run.runtime
     )
     report = make_report(pruned, measured, images, _settings(run, pruned, len(images)), environment(), run.batch)
-    report["notes"] += run.inputs.remarks
-    for warning in slower(report["precision"]):
+    over = exceeded(run.goal, report, pruned.divergence.kind) if isinstance(run, GoalRun) else []
+    report["notes"] += [*over, *run.inputs.remarks]
+    for warning in (*over, *slower(report["precision"])):
         watcher.say(warning)
     maps = attention_maps(
         pruned.original, pruned.module, pruned.plan, run.evaluation, run.seed, model.preprocess, model.classes
@@ -111,6 +114,24 @@ def _deliver(run: CircuitRun | GoalRun, pruned: Pruned, images: Images, watcher:
     write_aside(run.out / "report.html", prune_page(report, pruned.circuit, pruned.plan, maps))
     remove_results(run.out, [UNFINISHED])
     return report
+
+
+def exceeded(goal: Goal, report: PruneReport, task: str) -> list[str]:
+    """A sentence where the evaluation images, by which nothing was chosen, show more loss than a limit allows."""
+    third = report["precision"]
+    before, after = report["baseline"]["accuracy"], (third or report["pruned"])["accuracy"]
+    divergence = (third or report)["kl"]
+    if goal.kind == DROP and before is not None and after is not None and 100 * (before - after) > goal.value:
+        lost = f"{100 * (before - after):.2f} points of {WORDS[task].metric} lost"
+    elif goal.kind == KL and divergence > goal.value:
+        lost = WORDS[task].amount(f"{divergence:.4f}") + " from the original"
+    else:
+        return []
+    return [
+        f"on the evaluation images the limit is not kept: {lost}, where {goal.words(task)} was asked for; it was "
+        "judged on calibration images, which are easier for a model that was trained on them: ask for less, or "
+        "calibrate on images that it has not seen"
+    ]
 
 
 def _settings(run: CircuitRun | GoalRun, pruned: Pruned, samples: int) -> dict[str, Any]:
