@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 
 import torch
 
@@ -21,6 +19,7 @@ from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import gpu_names, is_gpu, pick_device
 from vitfx.support.errors import UserError, as_options
 from vitfx.support.files import writing
+from vitfx.support.interrupts import termination_as_interrupt
 
 EXAMPLE = """examples:
   python -m benchmarks.cuda gpu-day/
@@ -45,15 +44,13 @@ def run(out: Path, asked: Asked) -> int:
     sizes = LARGE if is_gpu(torch.device(asked.device)) else TINY
     ledger = Ledger(out, {**asdict(asked), "sizes": asdict(sizes)})
     code = 0
-    before = signal.signal(signal.SIGTERM, _stop)
     try:
-        supervise(asked, ledger)
+        with termination_as_interrupt():
+            supervise(asked, ledger)
     except KeyboardInterrupt:
         if (name := ledger.running()) is not None:
             ledger.fail(name, "stopped by the user")
         code = 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
     ledger.write()
     if ledger.record["unwritten"]:
         print(ledger.text(), end="")
@@ -62,10 +59,6 @@ def run(out: Path, asked: Asked) -> int:
         print(f"written to {ledger.path}", file=sys.stderr)
     done = all(ledger.steps.get(name, {}).get("state") == DONE for name in asked.steps)
     return code or (0 if done and not ledger.record["unwritten"] else 1)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[Path, Asked]:

@@ -18,9 +18,8 @@ _SHOWN = 400
 
 def seal(model: onnx.ModelProto) -> None:
     """Writes a digest of the whole model, weights included, into its metadata."""
-    digest = _digest(model)
-    _drop(model)
-    model.metadata_props.add(key=DIGEST, value=digest)
+    _take_digest(model)
+    model.metadata_props.add(key=DIGEST, value=_digest(model))
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -31,8 +30,13 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise UserError(f"{path} can't be read ({error.strerror}): give an ONNX file") from error
     except (DecodeError, ValueError) as error:
         raise UserError(f"{path} is not a whole ONNX file ({in_a_line(error)}): copy it again") from error
-    if (written := _metadata(model).get(DIGEST)) is not None and written != _digest(model):
-        raise UserError(f"{path} does not match its digest, so it was damaged or edited: copy it again, or export anew")
+    written = _take_digest(model)
+    if written is not None:
+        if written != _digest(model):
+            raise UserError(
+                f"{path} does not match its digest, so it was damaged or edited: copy it again, or export anew"
+            )
+        model.metadata_props.add(key=DIGEST, value=written)
     return model
 
 
@@ -62,14 +66,14 @@ def _metadata(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _digest(model: onnx.ModelProto) -> str:
-    """sha256 of the model without its digest."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    _drop(copy)
-    return hashlib.sha256(copy.SerializeToString(deterministic=True)).hexdigest()
+    """sha256 of a model whose metadata have no digest: taking it out spares a copy of all weights."""
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
-def _drop(model: onnx.ModelProto) -> None:
+def _take_digest(model: onnx.ModelProto) -> str | None:
+    """Removes the digest from the metadata and returns it, None where there is none."""
+    digest = _metadata(model).get(DIGEST)
     others = [entry for entry in model.metadata_props if entry.key != DIGEST]
     del model.metadata_props[:]
     model.metadata_props.extend(others)
+    return digest

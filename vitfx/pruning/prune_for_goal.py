@@ -30,8 +30,8 @@ from vitfx.pruning.goal_search import GoalResult, check_goal, reach_goal
 from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.pruning.prune_by_circuit import Pruned, carry_out
 from vitfx.pruning.target_bench import GoalRequest, TargetBench
-from vitfx.pruning.token_merging import choose_merging, merging_note
-from vitfx.pruning.token_search import AUTO, search_schedule
+from vitfx.pruning.token_merging import AUTO, choose_merging, merging_note
+from vitfx.pruning.token_search import search_schedule
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 

@@ -17,6 +17,9 @@ from passes.token_schedule import TokenSchedule
 from vitfx.graph.canonical import Canonical
 from vitfx.support.errors import UserError
 
+AUTO = "auto"
+"""In place of a schedule: the search for a goal chooses one."""
+
 
 def choose_merging(front: Canonical, tokens: str | None, pixels: Tensor) -> MergeBySchedule | None:
     """The pass that merges tokens, None where none merge.
@@ -25,7 +28,7 @@ def choose_merging(front: Canonical, tokens: str | None, pixels: Tensor) -> Merg
     pixels: two examples or more
     Raises UserError for other texts and where these tokens can't merge.
     """
-    if tokens == "auto":
+    if tokens == AUTO:
         raise UserError("auto chooses tokens for a goal: give a schedule, such as r=4, where there is none")
     try:
         schedule = front.schedule

@@ -25,7 +25,6 @@ from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.pruning.token_merging import with_merges
 from vitfx.support.progress import Watcher
 
-AUTO = "auto"
 _JUDGED = 128
 """Images on which schedules are compared."""
 _EVERY = (0.25, 0.375, 0.5, 0.625, 0.75)
