@@ -3,9 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from passes.merge_tokens import MergeBySchedule
 from passes.stream import read_sites
-from passes.token_schedule import TokenSchedule
 from tests.support.checks import assert_equal, canonical
 from tests.support.families import images
 from vitfx.deploy.deployment import NAMES, default_deployment
@@ -14,7 +12,6 @@ from vitfx.deploy.lowering import lower
 from vitfx.deploy.runtime import open_session
 from vitfx.pruning import latency_table
 from vitfx.pruning.latency_table import LatencyTable, measure_table
-from vitfx.pruning.token_merging import with_merges
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Silent
 
@@ -74,22 +71,6 @@ def test_sublayers_cut_out_of_the_deployed_graph_make_of_a_stream_what_they_made
     # What only the class token needs is cut out as narrow as it is deployed.
     assert parts[-1][2].shape[1] == 1
     assert parts[0][2].shape[1] > 1
-
-
-def test_where_tokens_merge_sublayers_are_cut_out_with_the_tokens_that_are_left():
-    pixels = images(3)
-    merging = MergeBySchedule(TokenSchedule(((0, 4), (1, 2))), pixels)
-    graph_module = with_merges(canonical().float(), merging)
-    deployment = default_deployment(NAMES, CPU, portable=False)
-    names = tuple(site.name for site in read_sites(graph_module))
-    deployed = lower(graph_module, deployment.graph_rewrites, pixels).graph_module
-    parts = list(latency_table._cut_out(deployed, pixels, names))
-    assert [(name, stream.shape[1]) for name, _, stream in parts] == list(
-        zip(names, (17, 13, 13, 11, 11, 1), strict=True)
-    )
-    for _, part, stream in parts:
-        with torch.no_grad():
-            assert part(stream).shape[0] == 3
 
 
 class InTorch:

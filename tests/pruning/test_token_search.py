@@ -3,16 +3,21 @@
 import pytest
 import torch
 
-from passes.merge_tokens import schedule_of
-from passes.token_schedule import TokenCounts
+from passes.cost import measure_cost
+from passes.merge_tokens import MergeBySchedule, schedule_of
+from passes.stream import read_sites
+from passes.token_schedule import TokenCounts, TokenSchedule
 from tests.support.checks import traced
 from tests.support.families import images, make
 from vitfx.deploy.deployment import NAMES, default_deployment
 from vitfx.images.image_set import Images
+from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, Goal, Target
 from vitfx.pruning.iterative_pruner import IterativePruner
+from vitfx.pruning.merge_prices import MergePrices
 from vitfx.pruning.prune_for_goal import compile_for_goal
-from vitfx.pruning.target_bench import GoalRequest
+from vitfx.pruning.target_bench import GoalRequest, TargetBench
+from vitfx.pruning.token_merging import with_merges
 from vitfx.pruning.token_search import front, schedules, search_schedule
 from vitfx.support.progress import Silent
 
@@ -32,40 +37,81 @@ def test_schedules_can_be_carried_out_and_differ(counts):
 
 
 def pruner(name="vitfx"):
+    """And prices in FLOPs."""
     graph_module = traced(name).graph_module
     labels = torch.arange(len(PIXELS)) % 7
-    return graph_module, IterativePruner(graph_module, PIXELS, labels, scored=8, seed=0, watcher=Silent())
+    deployment = default_deployment(NAMES, CPU, portable=False)
+    asked = GoalRequest(Goal(FLOPS, 0.5), Target("cpu", 2), deployment)
+    bench = TargetBench(graph_module, graph_module, PIXELS, asked, Silent())
+    made = IterativePruner(graph_module, PIXELS, labels, scored=8, seed=0, watcher=Silent())
+    return made, MergePrices(bench, bench.price())
 
 
 def test_on_the_front_more_flops_lose_less():
-    graph_module, made = pruner()
-    found = front(graph_module, made, PIXELS[:2])
-    assert (found[0].merging, found[0].flops, found[0].kl) == (None, 1.0, 0.0)
+    found = front(*pruner(), PIXELS[:2])
+    assert (found[0].merging, found[0].cost, found[0].kl) == (None, 1.0, 0.0)
     assert len(found) > 2
-    assert [candidate.flops for candidate in found] == sorted((candidate.flops for candidate in found), reverse=True)
+    assert [candidate.cost for candidate in found] == sorted((candidate.cost for candidate in found), reverse=True)
     assert [candidate.kl for candidate in found] == sorted(candidate.kl for candidate in found)
 
 
 def test_a_model_whose_tokens_can_not_merge_goes_without():
-    graph_module, made = pruner("timm-beit")
-    assert [candidate.merging for candidate in front(graph_module, made, PIXELS[:2])] == [None]
+    assert [candidate.merging for candidate in front(*pruner("timm-beit"), PIXELS[:2])] == [None]
 
 
 @pytest.mark.parametrize(
     ("goal", "merges"), [(Goal(KL, 10.0), True), (Goal(KL, 1e-9), False), (Goal(DROP, 200.0), True)]
 )
 def test_tokens_take_at_most_half_of_a_limit(goal, merges):
-    graph_module, made = pruner()
-    chosen = search_schedule(graph_module, made, goal, None, PIXELS[:2], Silent())
+    made, prices = pruner()
+    chosen = search_schedule(made, prices, goal, None, PIXELS[:2], Silent())
     assert (chosen is not None) == merges
     if chosen is not None:
-        cheapest = front(graph_module, made, PIXELS[:2])[-1].merging
+        cheapest = front(made, prices, PIXELS[:2])[-1].merging
         assert cheapest is not None and chosen.schedule == cheapest.schedule
 
 
 def test_parameters_do_not_fall_with_tokens():
-    graph_module, made = pruner()
-    assert search_schedule(graph_module, made, Goal(PARAMETERS, 0.5), 0.5, PIXELS[:2], Silent()) is None
+    assert search_schedule(*pruner(), Goal(PARAMETERS, 0.5), 0.5, PIXELS[:2], Silent()) is None
+
+
+class _Times:
+    """A bench on which the operators of a merge take 2 % of the whole model's time."""
+
+    counts = False
+
+    def __init__(self, graph_module):
+        self.original, self.examples, self.asked = graph_module, PIXELS[:2], []
+
+    def time_share(self, merging):
+        self.asked.append(merging.schedule)
+        flops = [
+            measure_cost(each, PIXELS.shape[1:]).flops for each in (with_merges(self.original, merging), self.original)
+        ]
+        return flops[0] / flops[1] + 0.02 * len(merging.schedule.merges)
+
+
+def test_times_follow_tokens_and_count_the_merges():
+    graph_module = traced("vitfx").graph_module
+    bench = _Times(graph_module)
+    unmerged = Price(
+        "ms", 10.0, {site.name: torch.arange(site.module.units + 1.0).double() for site in read_sites(graph_module)}
+    )
+    prices = MergePrices(bench, unmerged)
+    merging = MergeBySchedule(TokenSchedule(((0, 4), (1, 2))), PIXELS[:2])
+    price, share = prices.price(merging), bench.time_share(merging)
+    assert price.unit == "ms"
+    assert price.whole == pytest.approx(share * unmerged.whole)
+    # The first block's attention reads all 17 tokens, its MLP 13, and the second block's MLP 11.
+    first, *_, last = price.sublayers
+    assert torch.equal(price.sublayers[first], unmerged.sublayers[first])
+    assert float(price.sublayers[last][-1]) < float(unmerged.sublayers[last][-1])
+    other = MergeBySchedule(TokenSchedule(((1, 8),)), PIXELS[:2])
+    assert prices.estimate(other) == pytest.approx(bench.time_share(other))
+    assert prices.price(None) is unmerged
+    asked = len(bench.asked)
+    prices.price(merging), prices.estimate(other)
+    assert len(bench.asked) == asked
 
 
 def test_a_share_of_the_flops_is_reached_and_proved():

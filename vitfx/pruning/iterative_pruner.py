@@ -114,10 +114,10 @@ class IterativePruner:
             progress=self.watcher.bar("scoring"),
         )
         self.rounds += 1
-        orders = {
-            name: removal_order(units.fisher, units.covariance, self.modules[name].out.weight.detach().cpu())
-            for name, units in worth.items()
-        }
+        orders, report = {}, self.watcher.bar("ordering")
+        for number, (name, units) in enumerate(worth.items(), start=1):
+            orders[name] = removal_order(units.fisher, units.covariance, self.modules[name].out.weight.detach())
+            report(number, len(worth))
         counts = select(orders, price, most, self.multiples)
         if counts is None:
             raise UserError(

@@ -16,17 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
-from passes.merge_tokens import MergeBySchedule
 from passes.norms import NORMS
 from passes.plan import DeletionPlan
 from passes.stream import module_of, read_sites
 from vitfx.deploy.runtime import Session
 from vitfx.graph.verify import rewrite
 from vitfx.pruning.cost_model import Price
-from vitfx.pruning.token_merging import with_merges
 from vitfx.support.devices import synchronize
 from vitfx.support.errors import UserError
 from vitfx.support.json_files import read_json, write_json
@@ -85,7 +83,6 @@ def measure_table(
     opened: Open,
     device: torch.device,
     watcher: Watcher,
-    merging: MergeBySchedule | None = None,
 ) -> LatencyTable:
     """Times the model and its sublayers on one batch.
 
@@ -93,19 +90,18 @@ def measure_table(
     pixels: the batch (N, C, H, W), on the CPU
     plain: the model's plain export
     opened: how an artifact is exported
-    merging: merges tokens of the artifacts; that is no sublayer's time
     """
     example = torch.cat([pixels, pixels])[: max(2, len(pixels))]
     sessions: dict[str, Callable[[], None]] = {
         "plain": plain.bind(pixels),
-        "whole": opened(deploy(with_merges(original, merging)), example).bind(pixels),
+        "whole": opened(deploy(original), example).bind(pixels),
     }
     places: dict[str, list[tuple[int, str]]] = {}
     for share in range(1, STEPS + 1):
         watcher.say(f"exporting sublayers at {share} of {STEPS} sizes")
         small = _shrunk(original, share / STEPS)
         counts = {site.name: site.module.units for site in read_sites(small)}
-        for name, graph, stream in _cut_out(deploy(with_merges(small, merging)), example, tuple(counts)):
+        for name, graph, stream in _cut_out(deploy(small), example, tuple(counts)):
             key = f"{graph.get_submodule(name)} of {tuple(stream.shape[1:])}"
             if key not in sessions:
                 sessions[key] = opened(graph, stream).bind(stream[: len(pixels)].contiguous())
@@ -153,26 +149,10 @@ def _alone(graph_module: GraphModule, stream: Node, norm: Node, node: Node, add:
     copies = {stream: graph.placeholder("pixels")}
     added = [part for part in add.all_input_nodes if part is node or node in part.all_input_nodes]
     carried = [part for part in add.all_input_nodes if part not in (stream, *added)]
-    for name in ("sizes", "positions"):
-        if isinstance(beside := node.kwargs.get(name), Node):
-            graph_module.add_submodule(f"any_{name}", _Any(torch.int64 if name == "positions" else None))
-            copies[beside] = graph.call_module(f"any_{name}", (copies[stream],))
     for part in (norm, *carried, node, *(part for part in added if part is not node), add):
         copies[part] = graph.node_copy(part, lambda old: copies[old])
     graph.output(copies[add])
     return GraphModule(graph_module, graph)
-
-
-class _Any(nn.Module):
-    """Stands for sizes or positions of merged tokens, (B, T, D) -> (B, T): times do not depend on their values."""
-
-    def __init__(self, dtype: torch.dtype | None) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def forward(self, x: Tensor) -> Tensor:
-        sizes = x[:, :, 0].abs() + 1
-        return sizes if self.dtype is None else (sizes * 0).to(self.dtype)
 
 
 class _NormInputs(Interpreter):

@@ -11,7 +11,6 @@ from torch import nn
 from torch.fx import GraphModule
 
 from passes.cost import measure_cost
-from passes.merge_tokens import MergeBySchedule
 from passes.plan import DeletionPlan
 from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer
 from vitfx.circuits.details import Details
@@ -28,6 +27,7 @@ from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal import DROP, PARAMETERS, PROMISED, Goal
 from vitfx.pruning.goal_search import GoalResult, check_goal, reach_goal
 from vitfx.pruning.iterative_pruner import IterativePruner
+from vitfx.pruning.merge_prices import MergePrices
 from vitfx.pruning.prune_by_circuit import Pruned, carry_out
 from vitfx.pruning.target_bench import GoalRequest, TargetBench
 from vitfx.pruning.token_merging import AUTO, choose_merging, merging_note
@@ -77,7 +77,7 @@ def compile_for_goal(
     check_goal(asked.goal, kind.name)
     merging = None if asked.tokens == AUTO else choose_merging(front, asked.tokens, images.pixels)
     facts = origins(original, images)
-    bench = TargetBench(module, original, images.pixels, asked, watcher, merging)
+    bench = TargetBench(module, original, images.pixels, asked, watcher)
     price = bench.price()
     searched = images if more is None else _with_further(images, more, original)
     pruner = IterativePruner(
@@ -90,10 +90,13 @@ def compile_for_goal(
         watcher=watcher,
         align=asked.target.align,
         task=kind.name,
-        merging=merging,
     )
+    prices = MergePrices(bench, price)
     if asked.tokens == AUTO:
-        merging, price = _chosen_tokens(bench, pruner, price)
+        share, example = bench.share_to_keep(price), bench.examples[:2]
+        merging = search_schedule(pruner, prices, asked.goal, share, example, watcher)
+    pruner.merging = bench.merging = merging
+    price = prices.price(merging)
     aim, rounding = _aim(bench, pruner)
     result = reach_goal(pruner, aim, price, watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole)
     plan = result.state.plan
@@ -119,14 +122,6 @@ def _check_images(images: Images, goal: Goal) -> None:
 @torch.no_grad()
 def _check_answers(original: GraphModule, images: Images) -> None:
     check_answers_differ(original(images.pixels[:_COMPARED]))
-
-
-def _chosen_tokens(bench: TargetBench, pruner: IterativePruner, price: Price) -> tuple[MergeBySchedule | None, Price]:
-    """The merges that suit the goal, which bench and pruner then have, and the price of the model with them."""
-    share, example = bench.share_to_keep(price), bench.examples[:2]
-    merging = search_schedule(bench.original, pruner, bench.asked.goal, share, example, bench.watcher)
-    pruner.merging = bench.merging = merging
-    return merging, price if merging is None else bench.price()
 
 
 def _aim(bench: TargetBench, pruner: IterativePruner) -> tuple[Goal, tuple[str, ...]]:

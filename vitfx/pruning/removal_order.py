@@ -22,6 +22,8 @@ SHRINKAGE = 1e-2
 counted on here either."""
 _SHARE = 1 / 128
 """Share of the units deleted between two updates of the inverse."""
+_COMPACT = 3 / 4
+"""Once less than this share of the inverse belongs to survivors, the rest is dropped: updates cost its square."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +46,39 @@ def removal_order(fisher: Tensor, covariance: Tensor, weight: Tensor) -> Removal
     channels = width // units
     scale = float(covariance.diagonal().mean()) or 1.0
     damped = covariance + SHRINKAGE * scale * torch.eye(width, dtype=torch.float64)
-    inverse = torch.linalg.inv(damped)
-    metric = _blocks(weight.double().T @ weight.double(), channels).cpu()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    metric = _own_metric(weight.cpu(), channels)
     whole = _through(metric, _blocks(damped, channels))
     alive = torch.ones(units, dtype=torch.bool)
+    members = torch.arange(units)  # whose channels the inverse has
     order: list[int] = []
     costs: list[float] = [0.0]
     step = max(1, int(units * _SHARE))
     while len(order) < units:
-        left = _through(metric, torch.linalg.inv(_blocks(inverse, channels)))
-        cost = torch.where(alive, fisher * (left / whole).clamp(0, 1), torch.inf)
+        left = _through(metric[members], torch.linalg.inv(_blocks(inverse, channels)))
+        cost = torch.where(alive[members], fisher[members] * (left / whole[members]).clamp(0, 1), torch.inf)
         going = cost.topk(min(step, units - len(order)), largest=False).indices
-        for unit in going.tolist():
+        for unit, each in zip(members[going].tolist(), cost[going].tolist(), strict=True):
             order.append(unit)
-            costs.append(costs[-1] + float(cost[unit]))
-        alive[going] = False
-        _leave_out(inverse, (going[:, None] * channels + torch.arange(channels)).flatten())
+            costs.append(costs[-1] + each)
+        alive[members[going]] = False
+        _leave_out(inverse, _channels_of(going, channels))
+        if int(alive.sum()) < _COMPACT * len(members):
+            staying = alive[members].nonzero().flatten()
+            rows = _channels_of(staying, channels)
+            inverse, members = inverse[rows][:, rows], members[staying]
     return RemovalOrder(tuple(order), torch.tensor(costs, dtype=torch.float64))
+
+
+def _own_metric(weight: Tensor, channels: int) -> Tensor:
+    """W_uᵀ W_u of each unit's columns of the projection, float64 (units, channels, channels)."""
+    columns = weight.double().T.unflatten(0, (-1, channels))
+    own: Tensor = columns @ columns.mT
+    return own
+
+
+def _channels_of(units: Tensor, channels: int) -> Tensor:
+    return (units[:, None] * channels + torch.arange(channels)).flatten()
 
 
 def _blocks(matrix: Tensor, channels: int) -> Tensor:
@@ -76,9 +94,8 @@ def _through(metric: Tensor, covariances: Tensor) -> Tensor:
 
 
 def _leave_out(inverse: Tensor, channels: Tensor) -> None:
-    """In place: the inverse covariance without these channels, whose own rows and columns become the identity's."""
-    columns = inverse[:, channels]
-    inverse.addmm_(columns, torch.linalg.solve(columns[channels], columns.T), alpha=-1)
-    inverse[channels, :] = 0
-    inverse[:, channels] = 0
-    inverse[channels, channels] = 1
+    """In place: the inverse covariance without these channels, which become independent of all others."""
+    rows = inverse[channels]
+    inverse.addmm_(rows.T, torch.linalg.solve(rows[:, channels], rows), alpha=-1)
+    # The update left rounding there, which no solver inverts.
+    inverse[channels[:, None], channels] = torch.eye(len(channels), dtype=inverse.dtype)

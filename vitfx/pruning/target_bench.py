@@ -27,7 +27,7 @@ from vitfx.deploy.runtime import Session, open_session
 from vitfx.graph.stages import read_stages
 from vitfx.graph.verify import rewrite, tokens_of
 from vitfx.pruning.cost_model import Price, flops_price, parameters_price
-from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, PROMISED, SPEEDUP, Goal, Target
+from vitfx.pruning.goal import FLOPS, PARAMETERS, PROMISED, SPEEDUP, Goal, Target
 from vitfx.pruning.iterative_pruner import State
 from vitfx.pruning.latency_table import LatencyTable, measure_table
 from vitfx.pruning.token_merging import with_merges
@@ -78,10 +78,11 @@ class TargetBench:
         pixels: Tensor,
         asked: GoalRequest,
         watcher: Watcher,
-        merging: MergeBySchedule | None = None,
     ) -> None:
-        """module: the user's own. original: its canonical graph. merging: merges tokens of what is priced and timed."""
-        self.original, self.asked, self.watcher, self.merging = original, asked, watcher, merging
+        """module: the user's own. original: its canonical graph."""
+        self.original, self.asked, self.watcher = original, asked, watcher
+        self.merging: MergeBySchedule | None = None
+        """Merges tokens of what is measured; it may be set at any time."""
         self.reference = asked.reference or ReferenceModel(module, original)
         self.examples = pixels[:_EXAMPLES]
         self.device = pick_device(asked.target.device)
@@ -92,25 +93,27 @@ class TargetBench:
         self.whole: float | None = None
 
     def price(self) -> Price:
-        """What the model costs in the goal's unit. Also sets what the goal is counted from: `plain`, the plain
-        export's time, or `whole`, the price that shares are of."""
-        kind = self.asked.goal.kind
-        if kind in (PARAMETERS, FLOPS):
-            self.whole = self._counted(self.reference.graph).whole
-            return self._counted(with_merges(self.original, self.merging))
-        assert kind in (SPEEDUP, DROP, KL)
+        """What the model in which no tokens merge costs in the goal's unit. Also sets what the goal is counted from:
+        `plain`, the plain export's time, or `whole`, the price that shares are of."""
+        if self.counts:
+            self.whole = self.counted(self.reference.graph).whole
+            return self.counted(self.original)
         table = self._table()
         self.plain = table.plain
         speed = f"{table.plain / table.whole:.2f}×"
         if self.asked.reference is None:
-            what = "exact rewrites alone make" if self.merging is None else "exact rewrites and merged tokens make"
-            self.watcher.say(f"on {self.asked.target} {what} it {speed} as fast")
+            self.watcher.say(f"on {self.asked.target} exact rewrites alone make it {speed} as fast")
         else:
             self.watcher.say(f"on {self.asked.target} it is already {speed} as fast as the original's plain export")
         return table.price()
 
+    @property
+    def counts(self) -> bool:
+        """Whether prices are counted; otherwise they are times."""
+        return self.asked.goal.kind in (PARAMETERS, FLOPS)
+
     def share_to_keep(self, price: Price) -> float | None:
-        """Of the model's FLOPs, which times follow, what a goal leaves; None for a limit on what is lost."""
+        """What a goal leaves of this price; None for a limit on what is lost."""
         goal = self.asked.goal
         if goal.kind == SPEEDUP:
             assert self.plain is not None
@@ -120,17 +123,24 @@ class TargetBench:
     def measure(self, state: State) -> SpeedUp:
         """How many times faster than the plain export: both timed in turns, until that is known well enough."""
         pruned = rewrite(self.original, state.plan, self.merging).graph_module.eval()
-        model = deploy(pruned, self.asked.deployment, self.examples, {}).model
-        return speed_up(*self.timings(self.open_plain(), self.open(model)))
+        return speed_up(*self.timings(self.open_plain(), self._deployed(pruned)))
+
+    def time_share(self, merging: MergeBySchedule) -> float:
+        """The time that this leaves of the whole model's, both timed in turns."""
+        merged = with_merges(self.original, merging)
+        return 1 / speed_up(*self.timings(self._deployed(self.original), self._deployed(merged))).value
 
     def answers(self, pixels: Tensor, calibration: Tensor) -> Tensor:
         """Of the whole model as it is deployed on the target, but for merged tokens.
 
         pixels: (N, C, H, W). calibration: images for int8's ranges.
         """
-        model = deploy(self.original, self.asked.deployment, self.examples, {}).model
-        session = self.open(model, calibration=calibration)
+        session = self._deployed(self.original, calibration)
         return torch.cat([session.run(part) for part in pixels.cpu().split(_RUN_AT_ONCE)])
+
+    def _deployed(self, graph_module: GraphModule, calibration: Tensor | None = None) -> Session:
+        model = deploy(graph_module, self.asked.deployment, self.examples, {}).model
+        return self.open(model, calibration=calibration)
 
     def timings(self, plain: Session, pruned: Session) -> tuple[Timing, Timing]:
         """Their times for one batch, taken in turns."""
@@ -179,7 +189,9 @@ class TargetBench:
     def _plain_export(self) -> onnx.ModelProto:
         return export_plain(self.reference.module, self.reference.graph, self.examples[:2], {})[0]
 
-    def _counted(self, graph_module: GraphModule) -> Price:
+    def counted(self, graph_module: GraphModule) -> Price:
+        """Raises AssertionError where prices are times."""
+        assert self.counts
         if self.asked.goal.kind == PARAMETERS:
             return parameters_price(graph_module)
         return flops_price(graph_module, self.examples.shape[1:], tokens_of(graph_module, self.examples[:2]))
@@ -200,9 +212,7 @@ class TargetBench:
             model = deployment.formed(to_onnx(graph_module, example[:2], {}, deployment.opset)).model
             return self.open(model, None if example.dim() == self.examples.dim() else example)
 
-        table = measure_table(
-            self.original, self.batch, lowered, self.open_plain(), opened, self.device, self.watcher, self.merging
-        )
+        table = measure_table(self.original, self.batch, lowered, self.open_plain(), opened, self.device, self.watcher)
         try:
             with writing(cached):
                 cached.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +234,6 @@ class TargetBench:
             "deployment": self.asked.deployment.to_json(),
             "image": list(self.examples.shape[1:]),
             "shapes": [(stage.name, repr(stage.module), repr(stage.norm)) for stage in read_stages(self.original)],
-            **({} if self.merging is None else {"tokens": str(self.merging.schedule)}),
             "plain": [
                 [node.op_type for node in plain.node],
                 [list(weight.dims) for weight in plain.initializer],

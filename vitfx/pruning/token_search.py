@@ -1,8 +1,9 @@
 """Which tokens to merge for a goal: a few schedules, each judged by what the merged model really loses.
 
-A schedule's price is counted, and its divergence evaluated, exactly; schedules that another beats in both are dropped.
-How much of a goal tokens pay and how much units is tried as well: for a share of the FLOPs by a first cut of the units
-for each of a few schedules, and for a limit on what is lost by the cheapest schedule that takes half of it.
+A schedule's divergence is evaluated, and its FLOPs are counted, exactly, and of times what the operators of merges
+take is measured once; schedules that another beats in both price and divergence are dropped. How much of a goal tokens
+pay and how much units is tried as well: for a price by a first cut of the units for each of a few schedules, at the
+price that was measured, and for a limit on what is lost by the cheapest schedule that takes half of it.
 """
 
 from __future__ import annotations
@@ -10,19 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.fx import GraphModule
 
 from passes.base import PassError
-from passes.cost import measure_cost
 from passes.merge_tokens import MergeBySchedule, token_counts
 from passes.plan import DeletionPlan
 from passes.token_schedule import TokenCounts, TokenSchedule
-from vitfx.graph.verify import tokens_of
 from vitfx.pruning.compensation import divergence
-from vitfx.pruning.cost_model import flops_price
 from vitfx.pruning.goal import DROP, PARAMETERS, Goal
 from vitfx.pruning.iterative_pruner import IterativePruner
-from vitfx.pruning.token_merging import with_merges
+from vitfx.pruning.merge_prices import MergePrices
 from vitfx.support.progress import Watcher
 
 _JUDGED = 128
@@ -32,7 +29,7 @@ _EVERY = (0.25, 0.375, 0.5, 0.625, 0.75)
 _PLACES = (0.15, 0.25, 0.35, 0.45)
 """Shares of the tokens that are left, which merge in each of three places."""
 _TRIED = (1 / 3, 1 / 2, 2 / 3)
-"""What tokens pay of the FLOPs that are to go."""
+"""What tokens pay of the price that is to go."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Candidate:
     """A schedule, and what the model costs and loses by it before anything is deleted."""
 
     merging: MergeBySchedule | None  #: None where nothing merges
-    flops: float  #: the share that is left
+    cost: float  #: the share of the price that is left
     kl: float  #: nats an image from the original, or another kind of divergence
 
     @property
@@ -63,76 +60,78 @@ def schedules(counts: TokenCounts) -> list[TokenSchedule]:
     return [schedule for schedule in dict.fromkeys(found) if schedule]
 
 
-def front(original: GraphModule, pruner: IterativePruner, example: Tensor) -> list[Candidate]:
-    """The candidates that none beats both in FLOPs and in divergence, the dearest, in which nothing merges, first."""
-    image, device = example.shape[1:], next(pruner.original.parameters()).device
-    whole = measure_cost(original, image).flops
-    found = [Candidate(None, 1.0, 0.0)]
-    for schedule in schedules(token_counts(original, example)):
+def front(pruner: IterativePruner, prices: MergePrices, example: Tensor) -> list[Candidate]:
+    """The candidates that none beats both in price and in divergence, the dearest, in which nothing merges, first."""
+    judged = pruner.scored[:_JUDGED]
+    candidates = [Candidate(None, 1.0, 0.0)]
+    for schedule in schedules(token_counts(pruner.original, example)):
         merging = MergeBySchedule(schedule, example)
         try:
-            flops = measure_cost(with_merges(original, merging), image).flops / whole
+            kl = divergence(pruner.original, DeletionPlan(), judged, pruner.measure, merging)
         except PassError:
             continue
-        judged = pruner.scored[:_JUDGED].to(device)
-        found.append(
-            Candidate(merging, flops, divergence(pruner.original, DeletionPlan(), judged, pruner.measure, merging))
-        )
-    found.sort(key=lambda candidate: (-candidate.flops, candidate.kl))
+        candidates.append(Candidate(merging, prices.estimate(merging), kl))
+    candidates.sort(key=lambda candidate: (-candidate.cost, candidate.kl))
     return [
         candidate
-        for index, candidate in enumerate(found)
-        if not any(other.kl <= candidate.kl and other.flops < candidate.flops for other in found[index + 1 :])
+        for index, candidate in enumerate(candidates)
+        if not any(other.kl <= candidate.kl and other.cost < candidate.cost for other in candidates[index + 1 :])
     ]
 
 
 def search_schedule(
-    original: GraphModule, pruner: IterativePruner, goal: Goal, share: float | None, example: Tensor, watcher: Watcher
+    pruner: IterativePruner, prices: MergePrices, goal: Goal, share: float | None, example: Tensor, watcher: Watcher
 ) -> MergeBySchedule | None:
     """The schedule for a goal, None where merges do not help.
 
-    share: of the model's FLOPs that are to be left, None for a limit on what is lost. example: two images.
+    share: of the model's price that is to be left, None for a limit on what is lost. example: two images.
     """
     if goal.kind == PARAMETERS:
         return None
-    found = front(original, pruner, example)
-    for candidate in found:
-        watcher.say(f"tokens {candidate.name}: {candidate.flops:.1%} of the FLOPs, divergence {candidate.kl:.4f}")
-    if len(found) == 1:
+    candidates = front(pruner, prices, example)
+    for candidate in candidates:
+        watcher.say(
+            f"tokens {candidate.name}: about {candidate.cost:.1%} of the {prices.unmerged.unit}, divergence "
+            f"{candidate.kl:.4f}"
+        )
+    if len(candidates) == 1:
         watcher.say("no tokens merge: the model has none that can")
-    chosen = _within_half(found, pruner, goal) if share is None else _by_trial(found, pruner, share, example, watcher)
+        return None
+    if share is None:
+        chosen = _within_half(candidates, pruner, goal)
+    else:
+        chosen = _by_trial(candidates, pruner, prices, share, watcher)
     watcher.say(f"tokens merge by {chosen.name}")
     return chosen.merging
 
 
-def _within_half(found: list[Candidate], pruner: IterativePruner, goal: Goal) -> Candidate:
+def _within_half(candidates: list[Candidate], pruner: IterativePruner, goal: Goal) -> Candidate:
     """The cheapest that takes no more than half of the limit."""
-    for candidate in reversed(found[1:]):
+    for candidate in reversed(candidates[1:]):
+        if goal.kind != DROP and candidate.kl > goal.value:
+            continue
         pruner.merging = candidate.merging
         loss = pruner.held_out_loss(pruner.start())
         lost = loss.drop if goal.kind == DROP else loss.kl
         if lost is not None and lost <= goal.value / 2:
             return candidate
-    return found[0]
+    return candidates[0]
 
 
 def _by_trial(
-    found: list[Candidate], pruner: IterativePruner, share: float, example: Tensor, watcher: Watcher
+    candidates: list[Candidate], pruner: IterativePruner, prices: MergePrices, share: float, watcher: Watcher
 ) -> Candidate:
     """Of a few candidates the one that loses least with units cut to what is left to pay."""
     wanted = [1 - part * (1 - share) for part in _TRIED]
-    tried = [found[0], *(min(found, key=lambda candidate: abs(candidate.flops - flops)) for flops in wanted)]
-    whole = measure_cost(pruner.original, example.shape[1:]).flops
+    tried = [candidates[0], *(min(candidates, key=lambda candidate: abs(candidate.cost - cost)) for cost in wanted)]
+    most, unit = share * prices.unmerged.whole, prices.unmerged.unit
     losses = []
     for candidate in dict.fromkeys(tried):
-        pruner.merging = candidate.merging
-        merged = with_merges(pruner.original, candidate.merging)
-        price = flops_price(merged, example.shape[1:], tokens_of(pruner.original, example.to(pruner.scored)))
-        most = share * whole
-        state = pruner.start()
+        pruner.merging, price = candidate.merging, prices.price(candidate.merging)
         if most < price.floor:
             continue
+        state = pruner.start()
         state = pruner.cut(state, price, most) if most < price.whole else state
         losses.append((pruner.held_out_loss(state).kl, candidate))
-        watcher.say(f"tokens {candidate.name}, units cut to {share:.1%} of the FLOPs: divergence {losses[-1][0]:.4f}")
-    return min(losses, key=lambda pair: pair[0])[1] if losses else found[0]
+        watcher.say(f"tokens {candidate.name}, units cut to {share:.1%} of the {unit}: divergence {losses[-1][0]:.4f}")
+    return min(losses, key=lambda pair: pair[0])[1] if losses else candidates[0]
