@@ -16,6 +16,9 @@ from torch import Tensor
 SHRINKAGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 1e-4)
 """λ divided by the mean variance of the inputs, the strongest first."""
 
+_BLOCK = 384
+"""Columns multiplied at a time."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -31,7 +34,7 @@ class Moments:
         thousand rows, accurate enough; they are added up in float64."""
         ones = inputs.new_ones(len(inputs), 1)
         rows = torch.cat([inputs, ones], dim=1)
-        return Moments((rows.T @ rows).double(), (rows.T @ missing).double(), missing.square().sum().double())
+        return Moments(_gram(rows), (rows.T @ missing).double(), missing.square().sum().double())
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.gram + other.gram, self.cross + other.cross, self.square + other.square)
@@ -78,6 +81,17 @@ def ridge(fitted: Moments, held_out: Moments) -> Ridge:
         return Ridge(None, _shift(both, none), None, before, least)
     change = _solve(both, best)
     return Ridge(change, _shift(both, change), best, before, least)
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """rowsᵀ · rows in float64. Of wide ones only what is on and above the diagonal's blocks is multiplied."""
+    width = rows.shape[1]
+    gram = rows.new_empty(width, width, dtype=torch.float64)
+    for start in range(0, width, _BLOCK):
+        stop = min(start + _BLOCK, width)
+        gram[:stop, start:stop] = rows[:, :stop].T @ rows[:, start:stop]
+        gram[start:stop, :start] = gram[:start, start:stop].T
+    return gram
 
 
 def _solve(moments: Moments, shrinkage: float) -> Tensor:

@@ -63,10 +63,10 @@ class TokenSchedule:
         return schedule
 
     @staticmethod
-    def constant(each: int, counts: TokenCounts) -> TokenSchedule:
-        """As many in every block, fewer where fewer can."""
+    def constant(each: int, counts: TokenCounts, first: int = 0) -> TokenSchedule:
+        """As many in every block from the `first` on, fewer where fewer can."""
         left, merges = counts.tokens - counts.protected, []
-        for block in range(counts.blocks):
+        for block in range(first, counts.blocks):
             merged = min(each, left // 2)
             left -= merged
             merges += [(block, merged)] if merged else []

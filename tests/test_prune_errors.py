@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import quantize_dynamic
 
-from tests.support.prune_runs import GREY, SIZES, artifact, checkpoint, model, picture, run
+from tests.support.prune_runs import GREY, SIZES, artifact, checkpoint, model, picture, run, run_circuit
 from vitfx.images.splits import open_data
 from vitfx.prune import main
 from vitfx.runs.prune_files import RESULTS
@@ -144,6 +144,22 @@ SETTINGS: dict[str, tuple[tuple[object, ...], str]] = {
     "one image to fit on": (("--compensate-samples", 1), "--compensate-samples 1 is too small: give 2 or more"),
     "no device": (("--device", "abacus"), "device 'abacus' is not one of"),
 }
+GOALS: dict[str, tuple[tuple[object, ...], str]] = {
+    "negative healing": (
+        ("--max-drop", 1, "--heal-minutes", -2),
+        "--heal-minutes -2 is no length of time: give a number of minutes, 0 for none",
+    ),
+    "endless healing": (("--max-drop", 1, "--heal-minutes", "inf"), "--heal-minutes inf is no length of time"),
+    "healing without a goal": (("--tau", 0.1, "--heal-minutes", 2), "--heal-minutes 2.0 is for a goal: give one"),
+    "healing of several": (
+        ("--sweep", "1.2:1.5:2", "--heal-minutes", 2),
+        "--heal-minutes 2.0 is for one model: leave out --sweep",
+    ),
+    "tokens of several": (
+        ("--target-speedup", 1.5, "--rounds", 2, "--recover-minutes", 1, "--tokens", "r=2"),
+        "--tokens r=2 is for one model: leave out --rounds",
+    ),
+}
 DATA: dict[str, tuple[Make, str]] = {
     "no folder": (lambda t: (t / "none",), "none"),
     "empty folder": (lambda t: (folder(t / "empty"),), "empty"),
@@ -160,11 +176,13 @@ def pickled_weights(path: Path) -> Path:
     return path
 
 
-def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: object) -> str:
+def refused(
+    capsys: pytest.CaptureFixture[str], out: Path, *arguments: object, command: Callable[..., int] = run
+) -> str:
     """The sentence, without `error: `, of a run that must end with exit code 2 and write nothing."""
     before = sorted(out.parent.rglob("*"))
     first, *options = map(str, arguments)
-    assert run(first, out, *options) == 2
+    assert command(first, out, *options) == 2
     said = capsys.readouterr()
     assert "Traceback" not in said.out + said.err
     assert said.err.startswith("error: ")
@@ -183,6 +201,13 @@ def test_models(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_settings(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options, sentence = SETTINGS[case]
     assert refused(capsys, tmp_path / "out", checkpoint(tmp_path / "m.pt"), *options).startswith(sentence)
+
+
+@pytest.mark.parametrize("case", GOALS)
+def test_what_goes_with_no_such_goal(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options, sentence = GOALS[case]
+    path = checkpoint(tmp_path / "m.pt")
+    assert refused(capsys, tmp_path / "out", path, *options, command=run_circuit).startswith(sentence)
 
 
 @pytest.mark.parametrize("case", DATA)

@@ -27,6 +27,7 @@ from vitfx.discovery.basis.settings import RANKING, Settings
 from vitfx.pruning.compensation import KINDS
 from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, parse_target
 from vitfx.pruning.prune_for_goal import MOST_IMAGES
+from vitfx.pruning.token_merging import AUTO
 from vitfx.reports.prune_text import to_table
 from vitfx.runs.in_memory import (
     DiscoverySettings,
@@ -107,7 +108,8 @@ def prune(
     output: the answer's name, for a model that returns several tensors: a key or a position, "hidden_states.3".
     circuit: deletes what is dead in it, in place of discovery; images must be those that it was found on.
     compensate: what makes up for deletions, "none", "mean" or "ridge", which refits survivors and goals always have.
-    tokens: by what schedule tokens merge: "r=4", "3:8,6:8", "off" or, for a goal, "auto"; None as in the model given.
+    tokens: by what schedule tokens merge: "r=4", "3:8,6:8", "off" or, for a goal, "auto", which is its default;
+        otherwise None is as in the model given.
     progress: shows bars on standard error.
     settings: how the circuit is found, see `vitfx.runs.in_memory.DiscoverySettings`.
     """
@@ -120,7 +122,7 @@ def prune(
     with watching(progress) as watcher:
         if goal is not None:
             given, seed = (module, calibration, goal, parse_target(target)), settings.get("seed", 0)
-            return prune_for_goal(*given, device=place, seed=seed, watcher=watcher, task=kind, tokens=tokens)
+            return prune_for_goal(*given, device=place, seed=seed, watcher=watcher, task=kind, tokens=tokens or AUTO)
         replayed = None if circuit is None else Settings.from_json(circuit.settings)
         chosen = replayed or make_settings(calibration, settings, tau=tau, max_kl=values[KL])
         asked = (module, calibration, chosen)
@@ -227,8 +229,8 @@ def _parser() -> argparse.ArgumentParser:
         "--tokens",
         metavar="SCHEDULE",
         help="merge alike tokens between attention and MLP (ToMe), on top of what is deleted: r=4, so many in every "
-        "block; 3:8,6:8, block:tokens, blocks from 0; auto, for a goal, where that loses least; off (default: as in "
-        "the model given)",
+        "block; 3:8,6:8, block:tokens, blocks from 0; auto, for a goal, where that loses least; off (default auto for "
+        "a goal; otherwise, and where tokens merge already, as in the model given)",
     )
     parser.add_argument(
         "--precision",

@@ -9,6 +9,7 @@ from typing import Any
 
 from vitfx.deploy.precisions import FP32
 from vitfx.pruning.goal import DROP, FLOPS, GOALS, KL, PARAMETERS, SPEEDUP, Goal, Target, default_goal, parse_target
+from vitfx.recovery.heal import MINUTES
 from vitfx.runs.inputs import Inputs
 from vitfx.runs.sweep_points import read_speeds
 from vitfx.support.errors import UserError
@@ -59,6 +60,13 @@ def add_goal(parser: argparse.ArgumentParser) -> None:
         f"not; --precision says the same (default {Target()})",
     )
     add(
+        "--heal-minutes",
+        type=float,
+        metavar="MIN",
+        help="train what is left towards the original for so long by the clock, without labels, and keep that where "
+        f"held-out images say that it helps; 0 for not at all (default {MINUTES:g})",
+    )
+    add(
         "--align",
         type=int,
         metavar="N",
@@ -84,9 +92,11 @@ def read_goal(options: argparse.Namespace, given: Mapping[str, Any]) -> GoalOpti
     if assumed:
         goals = [default_goal(labelled=True)]
     if not goals:
-        for name, default in (("target", str(Target())), ("align", None)):
+        for name, default in (("target", str(Target())), ("align", None), ("heal_minutes", None)):
             if (value := getattr(options, name)) != default:
-                raise UserError(f"--{name} {value} is for a goal: give one, such as --target-speedup 1.5")
+                raise UserError(
+                    f"--{name.replace('_', '-')} {value} is for a goal: give one, such as --target-speedup 1.5"
+                )
         return None
     if len(goals) > 1 or (values[KL] is not None and goals[0].kind != KL):
         names = " and ".join(f"--{kind}" for kind, value in values.items() if value is not None)

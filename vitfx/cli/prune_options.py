@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from vitfx.deploy.precisions import FP32
 from vitfx.discovery.basis.settings import Settings
 from vitfx.images.image_set import ImageSet
 from vitfx.pruning.goal import Target
+from vitfx.pruning.token_merging import AUTO
+from vitfx.recovery.heal import MINUTES
 from vitfx.runs.inputs import Inputs, open_inputs
 from vitfx.runs.prune_run import CircuitRun, GoalRun, PruneRun, RoundsRun, SweepRun
 from vitfx.support.devices import pick_device
@@ -61,14 +64,9 @@ def open_run(options: argparse.Namespace, command: str) -> PruneRun:
     goal = None if asked is None else asked.goal
     rounds = read_rounds(options, goal)
     circuit, settings = _settings(options, given, asked)
-    if options.eval_samples < 0:
-        raise UserError(f"--eval-samples {options.eval_samples} is negative: give a number of images, 0 for all")
-    if options.compensate_samples is not None and options.compensate_samples < 2:
-        raise UserError(f"--compensate-samples {options.compensate_samples} is too small: give 2 or more")
+    _check_numbers(options)
     precision = _precision(options, asked)
-    if options.tokens is not None and (several := options.sweep or options.rounds):
-        name = "--sweep" if several is options.sweep else "--rounds"
-        raise UserError(f"--tokens {options.tokens} is for one model: leave out {name}")
+    _check_of_one_model(options)
     out = _out(options, settings, asked)
     check_output(out, force=options.force, unfinished=unfinished_file(options))
     device = pick_device(options.device)
@@ -108,7 +106,28 @@ def open_run(options: argparse.Namespace, command: str) -> PruneRun:
         return RoundsRun(**timed, goal=asked.goal, rounds=rounds, command=command)
     if asked.speedups:
         return SweepRun(**timed, speedups=asked.speedups)
-    return GoalRun(**timed, goal=asked.goal, precision=precision, further="samples" not in given)
+    minutes = MINUTES if options.heal_minutes is None else options.heal_minutes
+    timed["tokens"] = options.tokens or AUTO
+    return GoalRun(**timed, goal=asked.goal, precision=precision, heal_minutes=minutes, further="samples" not in given)
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    if options.eval_samples < 0:
+        raise UserError(f"--eval-samples {options.eval_samples} is negative: give a number of images, 0 for all")
+    if options.compensate_samples is not None and options.compensate_samples < 2:
+        raise UserError(f"--compensate-samples {options.compensate_samples} is too small: give 2 or more")
+    minutes = options.heal_minutes
+    if minutes is not None and not (minutes >= 0 and math.isfinite(minutes)):
+        raise UserError(f"--heal-minutes {minutes:g} is no length of time: give a number of minutes, 0 for none")
+
+
+def _check_of_one_model(options: argparse.Namespace) -> None:
+    """Refuses beside a sweep or rounds what is not for several models."""
+    for name in ("tokens", "heal_minutes"):
+        value = getattr(options, name)
+        if value is not None and (several := options.sweep or options.rounds):
+            other = "--sweep" if several is options.sweep else "--rounds"
+            raise UserError(f"--{name.replace('_', '-')} {value} is for one model: leave out {other}")
 
 
 def unfinished_file(options: argparse.Namespace) -> str:

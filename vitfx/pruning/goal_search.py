@@ -128,12 +128,12 @@ class GoalSearch:
             if price - most < _FINEST * whole:
                 break
             state, loss = self._cut(state, most)
-            if _keeps(loss, goal):
+            if keeps(loss, goal):
                 good.append((state, most))
             else:
                 bad = most
         finished = (self.pruner.finish(state) for state, _ in reversed(good[1:]))
-        return next((state for state in finished if _keeps(self.pruner.held_out_loss(state), goal)), good[0][0])
+        return next((state for state in finished if keeps(self.pruner.held_out_loss(state), goal)), good[0][0])
 
     def cut(self, state: State, most: float) -> State:
         return self._cut(state, most)[0]
@@ -154,8 +154,8 @@ def _shortfall(measured: float, asked: float) -> tuple[bool, float]:
     return not reaches(measured, asked), abs(math.log(measured / asked))
 
 
-def _keeps(loss: HeldOutLoss, goal: Goal) -> bool:
-    """By more than chance says: of many models tried, some lose little by luck alone."""
+def keeps(loss: HeldOutLoss, goal: Goal) -> bool:
+    """Whether a limit is kept, by more than chance says: of many models tried, some lose little by luck alone."""
     if goal.kind != DROP:
         return loss.kl <= goal.value
     assert loss.drop is not None

@@ -66,8 +66,9 @@ class HeldOutLoss:
 class IterativePruner:
     """Prunes one model to ever lower prices, on one set of images.
 
-    The last quarter of the images (N, C, H, W) is held out from all fitting and scoring. The first `scored` of the
-    others score the units, and survivors are refitted on them between cuts; the final refit uses all of the others.
+    The last of the images (N, C, H, W) are held out from all fitting and scoring. The first `scored` of the others
+    score the units, and survivors are refitted on them between cuts; the final refit uses all of the others.
+    held_out: how many are held out, a quarter where it is None.
     align: the widths of pruned MLPs are multiples of it.
     task: the model's kind of answers, one of `vitfx.graph.kinds.KINDS`.
     merging: merges tokens of what is judged on the held-out images, see `vitfx.pruning.token_merging`.
@@ -82,11 +83,12 @@ class IterativePruner:
         scored: int,
         seed: int,
         watcher: Watcher,
+        held_out: int | None = None,
         align: int = 1,
         task: str = "classes",
         merging: MergeBySchedule | None = None,
     ) -> None:
-        held = max(1, len(pixels) // 4)
+        held = max(1, len(pixels) // 4) if held_out is None else held_out
         self.original, self.watcher, self.seed, self.merging = original, watcher, seed, merging
         self.fitted, self.held_out = pixels[:-held], pixels[-held:]
         self.labels = None if labels is None else labels[-held:]
@@ -139,9 +141,11 @@ class IterativePruner:
         return replace(state, plan=refitted)
 
     def held_out_loss(self, state: State) -> HeldOutLoss:
-        return self.loss_of(
-            _logits(rewrite(self.original, state.plan, self.merging).graph_module.eval(), self.held_out)
-        )
+        return self.loss_of(self.answers(rewrite(self.original, state.plan, self.merging).graph_module.eval()))
+
+    def answers(self, graph_module: GraphModule) -> Tensor:
+        """Of any model, on the CPU or where the images are, to the held-out images."""
+        return _logits(graph_module, self.held_out.to(next(graph_module.parameters()).device))
 
     def loss_of(self, logits: Tensor) -> HeldOutLoss:
         """Of answers to the held-out images."""

@@ -32,7 +32,7 @@ from vitfx.support.progress import Watcher
 from vitfx.support.timing import time_interleaved
 
 MILLISECONDS = "ms"
-STEPS = 6
+STEPS = 4
 """How many counts of a sublayer's units are timed; times between them are interpolated."""
 _ROUNDS, _SECONDS, _MOST_SECONDS = 25, 20.0, 180.0
 _FORMAT = "vitfx-latency/1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -12,20 +12,19 @@ from torch.fx import GraphModule
 
 from passes.cost import measure_cost
 from passes.plan import DeletionPlan
-from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer
-from vitfx.circuits.details import Details
 from vitfx.deploy.precision_file import CALIBRATED_IMAGES
 from vitfx.deploy.precisions import INT8
 from vitfx.discovery.run import origins
 from vitfx.graph.answers import Kind
 from vitfx.graph.canonical import check_answers_differ, read_module
-from vitfx.graph.stages import read_stages
 from vitfx.graph.verify import Verification
 from vitfx.images.image_set import Images
 from vitfx.pruning.compensation import Compensated, divergence, with_means
 from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal import DROP, PARAMETERS, PROMISED, Goal
-from vitfx.pruning.goal_search import GoalResult, check_goal, reach_goal
+from vitfx.pruning.goal_circuit import goal_circuit
+from vitfx.pruning.goal_search import GoalResult, check_goal, keeps, reach_goal
+from vitfx.pruning.healing import Heal, Healed, aims, healed
 from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.pruning.merge_prices import MergePrices
 from vitfx.pruning.prune_by_circuit import Pruned, carry_out
@@ -36,10 +35,10 @@ from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 
 SCORED = 256
-MOST_IMAGES = 4096
-"""Where there are so many: what a few hundred say by chance costs a tenth of the KL divergence in the final refit, and
-judges half a point of top-1 by its standard error."""
-_MOST_FLOPS = 1.3e13
+MOST_IMAGES = 2560
+"""Where there are so many: of what goes beyond the search's own, half serves the final refit, where a few hundred
+images cost a tenth of the KL divergence, and half judges, which a thousand do to half a point of top-1."""
+_MOST_FLOPS = 0.8e13
 """Of the original, in one run over these images: large models get by with fewer."""
 _FEWEST = 3
 """One image is held out, one fits the survivors, and one chooses the shrinkage."""
@@ -57,6 +56,7 @@ def compile_for_goal(
     accept: Callable[[GraphModule], object] | None = None,
     task: Kind | None = None,
     more: Callable[[int], Images] | None = None,
+    heal: Heal | None = None,
 ) -> Pruned:
     """Traces, prices, prunes in rounds, measures and verifies. The module stays as it is.
 
@@ -64,6 +64,7 @@ def compile_for_goal(
     device: where scoring and fitting run; the artifact is timed on the target
     accept, task: as in `vitfx.pruning.prune_by_circuit.compile_model`
     more: gives up to so many further images, for the final refit and for judging what is lost
+    heal: trains what is left towards the original, once the proof is done
 
     Raises UserError where the model can't be used or the goal is out of reach, VerificationError where a proof fails.
     """
@@ -75,41 +76,94 @@ def compile_for_goal(
         accept(original)
     kind = front.kind(images.labels, task, watcher)
     check_goal(asked.goal, kind.name)
-    merging = None if asked.tokens == AUTO else choose_merging(front, asked.tokens, images.pixels)
+    merging = choose_merging(front, None if asked.tokens == AUTO else asked.tokens, images.pixels)
     facts = origins(original, images)
     bench = TargetBench(module, original, images.pixels, asked, watcher)
-    price = bench.price()
+    prices = MergePrices(bench, bench.price())
     searched = images if more is None else _with_further(images, more, original)
-    pruner = IterativePruner(
+    pruner = _make_pruner(original, images, searched, kind.name, asked, device, watcher)
+    if asked.tokens == AUTO and merging is None:
+        share, example = bench.share_to_keep(prices.unmerged), bench.examples[:2]
+        merging = search_schedule(pruner, prices, asked.goal, share, example, watcher)
+    pruner.merging = bench.merging = merging
+    price = prices.price(merging)
+    aim, rounding = _aim(bench, pruner)
+    ended = _search(bench, pruner, aim, price, images, searched.names, heal)
+    result, verification = ended.result, ended.verification
+    reached = _reached(asked.goal, result, verification, bench)
+    missed = None if reached is None else asked.goal.shortfall(reached)
+    circuit = goal_circuit(original, result, price, asked, facts, kind.name, met=missed is None)
+    notes = (
+        *front.notes,
+        *kind.note,
+        *merging_note(original, merging),
+        _note(asked, result, len(pruner.held_out), reached, missed),
+        *ended.healed.notes,
+        *rounding,
+        *_noise(result),
+        *_nothing_deleted(result.state.plan, asked.goal),
+    )
+    plan, kl = result.state.plan, result.held_out_loss.kl
+    delivered = (ended.healed.module, original, circuit, plan, verification, notes, ended.compensated)
+    return Pruned(*delivered, artifact_kl=kl, missed=missed, divergence=pruner.measure)
+
+
+def _make_pruner(
+    original: GraphModule,
+    images: Images,
+    searched: Images,
+    task: str,
+    asked: GoalRequest,
+    device: torch.device,
+    watcher: Watcher,
+) -> IterativePruner:
+    """searched: the images, and further ones behind them, of which half judge as well."""
+    return IterativePruner(
         # Meanwhile the bench exports the same model from the CPU.
         copy.deepcopy(original).to(device),
         searched.pixels.to(device),
         None if searched.labels is None else searched.labels.to(device),
         scored=SCORED,
+        held_out=max(1, len(images) // 4) + (len(searched) - len(images)) // 2,
         seed=asked.seed,
         watcher=watcher,
         align=asked.target.align,
-        task=kind.name,
+        task=task,
     )
-    prices = MergePrices(bench, price)
-    if asked.tokens == AUTO:
-        share, example = bench.share_to_keep(price), bench.examples[:2]
-        merging = search_schedule(pruner, prices, asked.goal, share, example, watcher)
-    pruner.merging = bench.merging = merging
-    price = prices.price(merging)
-    aim, rounding = _aim(bench, pruner)
-    result = reach_goal(pruner, aim, price, watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole)
-    plan = result.state.plan
-    artifact, verification = carry_out(original, plan, images, merging)
-    reached = _reached(asked.goal, result, verification, bench)
-    missed = None if reached is None else asked.goal.shortfall(reached)
-    circuit = _circuit(original, result, price, asked, facts, kind.name, met=missed is None)
-    note = _note(asked, result, len(pruner.held_out), reached, missed)
-    inferred = (*front.notes, *kind.note, *merging_note(original, merging))
-    notes = (*inferred, note, *rounding, *_noise(result), *_nothing_deleted(plan, asked.goal))
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """The end of a search."""
+
+    result: GoalResult  #: with the loss of what is delivered
+    verification: Verification  #: of the artifact before it was healed
+    compensated: Compensated  #: likewise
+    healed: Healed  #: what is delivered
+
+
+def _search(
+    bench: TargetBench,
+    pruner: IterativePruner,
+    aim: Goal,
+    price: Price,
+    images: Images,
+    names: tuple[str, ...],
+    heal: Heal | None,
+) -> _Ended:
+    """Searches, proves and heals, until the limit is kept by what is delivered. names: of all images of the pruner."""
+    original, held_out = bench.original, names[-len(pruner.held_out) :]
+    for each in aims(aim, bench.asked.target.precision, heal):
+        result = reach_goal(
+            pruner, each, price, bench.watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole
+        )
+        artifact, verification = carry_out(original, result.state.plan, images, bench.merging)
+        changed = bool(result.state.plan.deletions) or bench.merging is not None
+        delivered = healed(artifact, pruner, original, held_out, result.held_out_loss, heal if changed else None)
+        if aim.priced or keeps(delivered.loss, aim):
+            break
     compensated = _compensated(original, pruner, result)
-    loss, measure = result.held_out_loss.kl, pruner.measure
-    return Pruned(artifact, original, circuit, plan, verification, notes, compensated, loss, missed, measure)
+    return _Ended(replace(result, held_out_loss=delivered.loss), verification, compensated, delivered)
 
 
 def _check_images(images: Images, goal: Goal) -> None:
@@ -205,48 +259,3 @@ def _noise(result: GoalResult) -> tuple[str, ...]:
         f"this machine is too noisy to promise a speed: it measured anything from {result.speedup.low:.2f}× to "
         f"{result.speedup.high:.2f}×, so measure again while nothing else runs",
     )
-
-
-def _circuit(
-    original: GraphModule,
-    result: GoalResult,
-    price: Price,
-    asked: GoalRequest,
-    facts: dict[str, str],
-    task: str,
-    *,
-    met: bool,
-) -> Circuit:
-    """The model as a circuit of the head graph: every head, and for each MLP one path kept and one deleted."""
-    deletions = {deletion.name: deletion for deletion in result.state.plan.deletions}
-    decisions = [Decision(Edge(Writer(EMBED)), True, 0.0, None, ATTRIBUTED)]
-    for stage in read_stages(original):
-        module = stage.sublayer
-        if module is None:
-            continue
-        deletion = deletions.get(stage.name)
-        dead = () if deletion is None else deletion.units
-        kept = tuple(range(module.units)) if deletion is None else deletion.kept
-        each = result.state.costs.get(stage.name, 0.0) / max(1, len(dead))
-        groups: list[tuple[tuple[int, ...], bool]] = [(kept, True), (dead, False)]
-        if module.kind == "head":
-            groups = [((head,), head not in dead) for head in range(module.units)]
-        decisions += [
-            Decision(
-                Edge(Writer(stage.name, index, units)), alive, 0.0 if alive else each * len(units), None, ATTRIBUTED
-            )
-            for index, (units, alive) in enumerate(group for group in groups if group[0])
-        ]
-    settings = {"method": "goal", "granularity": "head", "ablation": "mean", **asked.to_json()}
-    if task != "classes":
-        settings["task"] = task
-    speedup = result.speedup
-    measured = {
-        "speed-up": None if speedup is None else speedup.value,
-        "interval": None if speedup is None else [speedup.low, speedup.high],
-        "predicted": result.predicted,
-        "met": met,
-    }
-    steps = {"unit": price.unit, "whole": price.whole, "steps": list(result.steps), **measured}
-    details: Details = {"price": steps, "held out": result.held_out_loss.to_json()}
-    return Circuit(tuple(decisions), result.held_out_loss.kl, settings, facts, details)

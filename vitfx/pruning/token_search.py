@@ -25,7 +25,10 @@ from vitfx.support.progress import Watcher
 _JUDGED = 128
 """Images on which schedules are compared."""
 _EVERY = (0.25, 0.375, 0.5, 0.625, 0.75)
-"""Shares of the tokens that merge in all blocks together, as many in each."""
+"""Shares of the tokens that merge in all blocks together, as many in each from one of the first on."""
+_FIRST = (0, 1 / 4, 1 / 3)
+"""Of the blocks. Tokens that merge late cost less divergence for each FLOP: on a ViT-S at 72 % of the FLOPs .052 where
+merges begin in the fourth of twelve blocks and .065 where they begin in the first."""
 _PLACES = (0.15, 0.25, 0.35, 0.45)
 """Shares of the tokens that are left, which merge in each of three places."""
 _TRIED = (1 / 3, 1 / 2, 2 / 3)
@@ -47,8 +50,10 @@ class Candidate:
 
 def schedules(counts: TokenCounts) -> list[TokenSchedule]:
     """Merges of a few tokens in every block, and of many in three places: the latter cost fewer operators."""
-    free = counts.tokens - counts.protected
-    found = [TokenSchedule.constant(max(1, round(free * share / counts.blocks)), counts) for share in _EVERY]
+    free, found = counts.tokens - counts.protected, []
+    for first in sorted({int(part * counts.blocks) for part in _FIRST}):
+        each = [max(1, round(free * share / (counts.blocks - first))) for share in _EVERY]
+        found += [TokenSchedule.constant(merged, counts, first) for merged in each]
     places = sorted({max(0, round(counts.blocks * part / 4) - 1) for part in (1, 2, 3)})
     for share in _PLACES:
         left, merges = free, []

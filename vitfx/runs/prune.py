@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx import GraphModule
 
 from passes.merge_tokens import schedule_of
 from vitfx.deploy.precision_file import slower, write_precision
 from vitfx.discovery.basis.journal import FileJournal
+from vitfx.graph.divergence import Divergence
 from vitfx.graph.kinds import WORDS
 from vitfx.images.image_set import Images
+from vitfx.images.pixel_cache import default_cache
 from vitfx.models.graph_json import encode
 from vitfx.pruning.goal import DROP, KL, Goal
+from vitfx.pruning.healing import Training
 from vitfx.pruning.prune_by_circuit import Compensation, Pruned, compile_model
 from vitfx.pruning.prune_for_goal import compile_for_goal
 from vitfx.pruning.target_bench import GoalRequest
+from vitfx.recovery.heal import heal
 from vitfx.reports.attention_maps import attention_maps
 from vitfx.reports.pages import prune_page
 from vitfx.reports.prune_text import to_markdown
@@ -72,9 +78,34 @@ def run_goal(run: GoalRun, watcher: Watcher) -> PruneResult:
         accept=encode,
         task=run.inputs.task,
         more=partial(further_images, run, watcher) if run.further else None,
+        heal=partial(_heal, run, watcher) if run.heal_minutes else None,
     )
     report = _deliver(run, pruned, images, watcher)
     return PruneResult(report, None if pruned.missed is None else f"asked for {run.goal}, {pruned.missed}")
+
+
+def _heal(
+    run: GoalRun,
+    watcher: Watcher,
+    artifact: GraphModule,
+    original: GraphModule,
+    held_out: Collection[str],
+    measure: Divergence,
+) -> Training:
+    """On all calibration images but those that judge what is lost."""
+    calibration, judging = run.inputs.splits.calibration, set(held_out)
+    rest = calibration.subset([index for index, name in enumerate(calibration.names) if name not in judging])
+    return heal(
+        artifact,
+        original,
+        rest,
+        run.heal_minutes,
+        cache=default_cache(),
+        device=run.device,
+        watcher=watcher,
+        measure=measure,
+        seed=run.seed,
+    )
 
 
 def further_images(run: GoalRun, watcher: Watcher, count: int) -> Images:

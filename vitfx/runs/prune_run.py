@@ -142,6 +142,7 @@ class GoalRun(_TargetRun):
 
     goal: Goal
     precision: str = FP32  #: of a third ONNX file, none for "fp32"
+    heal_minutes: float = 0.0  #: for which what is left is trained towards the original; 0 for not at all
     further: bool = False  #: whether the final refit and the verdict may take more images than `samples`
     reference: ReferenceModel | None = None  #: what the goal is counted from, None for the model itself
 
