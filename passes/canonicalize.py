@@ -22,9 +22,9 @@ from passes.aten import aten, attribute_tensor, backward_slice, cut_points, data
 from passes.base import Pass, PassError, PassResult
 from passes.dialect import AddConstant, Attention, Sublayer
 from passes.extract import extract
+from passes.known_forms import attends, attention_beside, known_form
 from passes.layout import Mismatch, Walker
 from passes.match_attention import match_attention
-from passes.match_core import SDPA, SOFTMAX_OPS
 from passes.match_mlp import match_mlp
 from passes.match_norm import match_norm, match_single_norm
 from passes.match_pooling import match_pooling
@@ -47,6 +47,7 @@ class _Segment:
     norm: Norm | None = None
     module: Sublayer | None = None
     reason: str = ""  #: why it has no module
+    known: bool = False  #: the reason is a form that has a name
 
 
 class Canonicalize(Pass):
@@ -80,6 +81,7 @@ class Canonicalize(Pass):
         _name(walker, inside)
         result = _Builder(graph_module, walker).build(segments, first, last)
         notes = [f"{segment.name} is not prunable: {segment.reason}" for segment in inside if segment.reason]
+        notes += attention_beside(walker, inside[0].start, inside[-1].end)
         return PassResult(result, True, tuple(notes))
 
 
@@ -127,7 +129,8 @@ def _match(walker: Walker, segment: _Segment, tokens: int) -> None:
     try:
         segment.norm, segment.module = _matched(walker, segment, tokens)
     except Mismatch as mismatch:
-        segment.reason = str(mismatch)
+        form = None if segment.branch is None else known_form(walker, segment.start, segment.branch, segment.end)
+        segment.reason, segment.known = form or str(mismatch), form is not None
 
 
 def _matched(walker: Walker, segment: _Segment, tokens: int) -> tuple[Norm, Sublayer]:
@@ -152,11 +155,11 @@ def _matched(walker: Walker, segment: _Segment, tokens: int) -> tuple[Norm, Subl
 
 def _recognised(walker: Walker, stream: Node, branch: Node, *, pools: bool = False) -> tuple[Norm, Sublayer]:
     """pools: the branch takes the stream's place."""
-    attends = any(node.target in (SDPA, *SOFTMAX_OPS) for node in backward_slice(branch, stream))
-    if pools and not attends:
+    attention = attends(branch, stream)
+    if pools and not attention:
         raise Mismatch("it replaces the stream and adds nothing to it")
     norm_node, norm = match_norm(walker, stream, branch)
-    match = match_pooling if pools else match_attention if attends else match_mlp
+    match = match_pooling if pools else match_attention if attention else match_mlp
     return norm, match(walker, norm_node, branch)
 
 
@@ -169,7 +172,8 @@ def _side_by_side(walker: Walker, stream: Node, branch: Node) -> tuple[Norm, Sub
 def _refuse_the_unrecognisable(inside: list[_Segment]) -> None:
     if any(isinstance(segment.module, Attention) for segment in inside):
         return
-    reasons = list(dict.fromkeys(segment.reason for segment in inside if segment.reason))
+    named = any(segment.known for segment in inside)
+    reasons = list(dict.fromkeys(part.reason for part in inside if part.reason and part.known >= named))
     raise PassError(
         "no attention sublayer of a pre-LN ViT is recognised in this model: " + "; ".join(reasons[:3])
         if reasons
@@ -184,8 +188,7 @@ def _name(walker: Walker, inside: list[_Segment]) -> None:
         if segment.branch is None and segment.module is None:
             segment.name = f"between_{segment.end.name}"
             continue
-        stretch = backward_slice(segment.branch or segment.end, segment.start)
-        kind = "a" if any(node.target in (SDPA, *SOFTMAX_OPS) for node in stretch) else "m"
+        kind = "a" if attends(segment.branch or segment.end, segment.start) else "m"
         segment.name = f"{kind}{counts[kind]}" + ("_opaque" if segment.module is None else "")
         counts[kind] += 1
 

@@ -15,7 +15,7 @@ from passes.layout import Mismatch, Walker, element_ids
 SOFTMAX_OPS = (aten.softmax.int, aten._softmax.default)
 SDPA = aten.scaled_dot_product_attention.default
 CASTS = (aten.to.dtype, aten._to_copy.default)
-_PRODUCTS = (aten.matmul.default, aten.bmm.default)
+PRODUCTS = (aten.matmul.default, aten.bmm.default)
 
 
 @dataclass
@@ -60,7 +60,7 @@ def _written_core(walker: Walker, softmax: Node, inside: set[Node]) -> Core:
         raise Mismatch(f"{softmax.name} is not over the last axis")
     scores, scale = cast(Node, softmax.args[0]), 1.0
     bias: Tensor | None = None
-    while scores.target not in _PRODUCTS:
+    while scores.target not in PRODUCTS:
         trail = walker.trail(scores)
         if trail.start is not scores:
             _check_order(walker, trail.start, trail.path)
@@ -88,7 +88,7 @@ def _product_with_values(walker: Walker, softmax: Node, inside: set[Node]) -> No
         users = [user for user in pattern.users if user in inside]
         if len(users) != 1:
             raise Mismatch(f"the attention pattern {pattern.name} is read {len(users)} times")
-        if users[0].target in _PRODUCTS and users[0].args[0] is pattern:
+        if users[0].target in PRODUCTS and users[0].args[0] is pattern:
             _check_order(walker, softmax, path)
             return users[0]
         if users[0].target not in SHAPE_OPS and users[0].target not in CASTS:

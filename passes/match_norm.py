@@ -22,7 +22,7 @@ _FARTHEST = 6
 def match_norm(walker: Walker, stream: Node, branch: Node) -> tuple[Node, Norm]:
     """The node that is the normalised stream, which everything in the sublayer reads, and its norm. Raises Mismatch."""
     node, first = match_single_norm(walker, stream, branch)
-    second = _single_norm(walker, node, branch)
+    second = find_norm(walker, node, branch)
     if second is None:
         return node, first
     return second[0], NormOnNorm(first, _module(second[1], walker.values[node]))
@@ -30,7 +30,7 @@ def match_norm(walker: Walker, stream: Node, branch: Node) -> tuple[Node, Norm]:
 
 def match_single_norm(walker: Walker, stream: Node, branch: Node) -> tuple[Node, SingleNorm]:
     """The same, of the first norm alone. Raises Mismatch."""
-    matched = _single_norm(walker, stream, branch)
+    matched = find_norm(walker, stream, branch)
     if matched is None:
         raise Mismatch(_why_none(_readers(walker, stream, branch)))
     return matched[0], _module(matched[1], walker.values[stream])
@@ -41,7 +41,8 @@ def _readers(walker: Walker, stream: Node, branch: Node) -> list[Node]:
     return [user for user in stream.users if user in inside and walker.carries_data(user)]
 
 
-def _single_norm(walker: Walker, stream: Node, branch: Node) -> tuple[Node, Normalisation] | None:
+def find_norm(walker: Walker, stream: Node, branch: Node) -> tuple[Node, Normalisation] | None:
+    """The node that is the normalised stream, which everything up to `branch` reads, and its norm; None without one."""
     readers = _readers(walker, stream, branch)
     if len(readers) == 1 and readers[0].target is aten.layer_norm.default:
         _, weight, bias, eps = walker.norm_parameters(readers[0])

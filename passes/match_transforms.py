@@ -48,7 +48,7 @@ def find_normalisation(walker: Walker, start: Node, end: Node, kinds: tuple[str,
     """The norm over the last axis that makes `end` of `start`, if one does. kinds: those to try."""
     stretch = [node for node in backward_slice(end, start) if node is not start]
     before, after = walker.values[start], walker.values[end]
-    if before.shape != after.shape or not any(node.target in _NORM_PARTS for node in stretch):
+    if before.shape != after.shape or not any(node.target in NORM_PARTS for node in stretch):
         return None
     if any(node.target is aten.linear.default for node in stretch):
         return None
@@ -86,7 +86,7 @@ def _apply(norm: Normalisation, x: Tensor) -> Tensor:
     return result if norm.bias is None else result + norm.bias
 
 
-_NORM_PARTS = frozenset(
+NORM_PARTS = frozenset(
     {
         aten.layer_norm.default,
         aten.rms_norm.default,

@@ -252,14 +252,14 @@ POOLED: dict[str, Callable[[], nn.Module]] = {
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "resnet": (lambda: torchvision.models.resnet18(num_classes=CLASSES), "no pre-LN ViT"),
-    "post-norm": (PostNorm, "no LayerNorm before it"),
+    "post-norm": (PostNorm, "post-LN"),
     "swin": (
         lambda: torchvision.models.SwinTransformer([2, 2], 16, [2, 2], [2, 4], [4, 4], num_classes=CLASSES),
         "no pre-LN ViT",
     ),
     "hf-swin": (
         lambda: _hf_swin(),
-        "does not read the normalised stream",
+        r"runs over 16 positions at a time where the stream has 256 tokens \(windows\)",
     ),
     "mixer": (
         lambda: timm.models.MlpMixer(img_size=SIZE, patch_size=8, num_blocks=2, embed_dim=32, num_classes=CLASSES),
