@@ -10,30 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from passes.aten import aten, backward_slice
+from passes.aten import aten, backward_slice, cut_points
 from passes.attention_core import InnerNorm
 from passes.dialect import Projection
 from passes.layout import Mismatch, Walker, element_ids
+from passes.match_activation import match_activation
 from passes.match_transforms import find_inner_norm
-from passes.mlp import ACTIVATIONS, GatedMlp, Mlp, Neurons
-
-_POINTWISE = frozenset(
-    {
-        aten.gelu.default,
-        aten.relu.default,
-        aten.silu.default,
-        aten.hardswish.default,
-        aten.sigmoid.default,
-        aten.tanh.default,
-        aten.erf.default,
-        aten.pow.Tensor_Scalar,
-        aten.mul.Tensor,
-        aten.mul.Scalar,
-        aten.div.Tensor,
-        aten.add.Tensor,
-        aten.add.Scalar,
-    }
-)
+from passes.mlp import GatedMlp, Mlp, Neurons
 
 
 def match_mlp(walker: Walker, norm: Node, result: Node) -> Neurons:
@@ -65,7 +48,7 @@ def _plain(walker: Walker, norm: Node, hidden_node: Node, out_bias: Tensor | Non
     weight, bias = walker.weights(first)
     if first.args[0] is not norm:
         raise Mismatch(f"{first.name} reads {first.args[0]} and not the norm {norm.name}")
-    activation = _activation(walker.values[first], walker.values[hidden_node])
+    activation = match_activation(walker, first, hidden_node)
     hidden, width = weight.shape
     module = Mlp(width, hidden, activation, bias is not None, None if out_bias is None else (width,))
     module = module.to(weight.dtype)
@@ -86,12 +69,12 @@ def _gated(walker: Walker, norm: Node, hidden: Node) -> GatedMlp | None:
         return None
     factors = cast(tuple[Node, Node], hidden.args[:2])
     for gate, up in (factors, factors[::-1]):
-        source = _before_pointwise(walker, norm, gate)
+        source = _last_rows(walker, norm, gate)
         parts = [None if node is None else _rows(walker, norm, node) for node in (source, up)]
         # x · σ(x) is an activation, and no gate.
         if source is None or source is up or parts[0] is None or parts[1] is None:
             continue
-        activation = _activation(walker.values[source], walker.values[gate])
+        activation = match_activation(walker, source, gate)
         (gate_weight, gate_bias), (up_weight, up_bias) = parts[0], parts[1]
         neurons, width = gate_weight.shape
         module = GatedMlp(width, neurons, activation, (gate_bias is not None, up_bias is not None))
@@ -102,16 +85,11 @@ def _gated(walker: Walker, norm: Node, hidden: Node) -> GatedMlp | None:
     return None
 
 
-def _before_pointwise(walker: Walker, norm: Node, end: Node) -> Node | None:
-    """The node from which pointwise operators alone lead to `end`, or itself; None where they are several."""
-    waiting, sources = [end], set()
-    while waiting:
-        node = waiting.pop()
-        if node.target in _POINTWISE and node is not norm:
-            waiting.extend(source for source in node.all_input_nodes if walker.carries_data(source))
-        else:
-            sources.add(node)
-    return sources.pop() if len(sources) == 1 else None
+def _last_rows(walker: Walker, norm: Node, end: Node) -> Node | None:
+    """The last node that all of `end` is computed from and that is rows of a linear map of the stream, or itself."""
+    inside = set(backward_slice(end, norm))
+    cuts = cut_points([norm, *(node for node in walker.data if node in inside)])
+    return next((node for node in reversed(cuts[1:]) if _rows(walker, norm, node) is not None), None)
 
 
 def _rows(walker: Walker, norm: Node, node: Node) -> tuple[Tensor, Tensor | None] | None:
@@ -134,21 +112,9 @@ def _rows(walker: Walker, norm: Node, node: Node) -> tuple[Tensor, Tensor | None
 
 
 def _first_linear(walker: Walker, norm: Node, hidden: Node) -> Node:
-    """The one linear from which only pointwise operators lead to the hidden activation."""
+    """The one linear before the hidden activation."""
     between = [node for node in backward_slice(hidden, norm) if walker.carries_data(node)]
     linears = [node for node in between if node.target is aten.linear.default]
     if len(linears) != 1:
         raise Mismatch(f"{len(linears)} linear projections before the last one of an MLP")
-    foreign = [node for node in between if node is not linears[0] and node.target not in _POINTWISE]
-    if foreign:
-        raise Mismatch(f"{foreign[0].name} ({foreign[0].target}) is not part of an MLP")
     return linears[0]
-
-
-def _activation(before: Tensor, after: Tensor) -> str:
-    """The activation function is recognised by its values: implementations differ, functions do not."""
-    tolerance = 1e-5 if before.dtype == torch.float32 else 1e-9
-    for name, function in ACTIVATIONS.items():
-        if before.shape == after.shape and torch.allclose(function(before), after, rtol=tolerance, atol=tolerance):
-            return name
-    raise Mismatch("the activation is none of " + ", ".join(ACTIVATIONS))

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from passes.attention_core import InnerNorm, with_part
@@ -28,12 +29,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+Activation = str | GraphModule
+"""A name in `ACTIVATIONS`, or a graph of one input that is elementwise and the same for every neuron."""
+
+
 class Neurons(Sublayer):
     """An MLP of any kind: a unit is one hidden neuron, a function of its own rows alone."""
 
     kind = "neuron"
     channels = 1
-    activation: str
+    activation: Activation
     hidden_norm: InnerNorm | None
 
     @property
@@ -51,6 +56,18 @@ class Neurons(Sublayer):
     def without_inner_norm(self) -> Self:
         return with_part(self, "hidden_norm", None)
 
+    def activated(self, x: Tensor) -> Tensor:
+        """The activation function alone, elementwise."""
+        made: Tensor = ACTIVATIONS[self.activation](x) if isinstance(self.activation, str) else self.activation(x)
+        return made
+
+    @property
+    def activation_name(self) -> str:
+        """For people."""
+        if isinstance(self.activation, str):
+            return self.activation
+        return " ".join(node.name for node in self.activation.graph.nodes if node.op == "call_function")
+
     def _norm_config(self) -> dict[str, Any]:
         return {} if self.hidden_norm is None else {"hidden_norm": self.hidden_norm.config()}
 
@@ -67,7 +84,7 @@ class Mlp(Neurons):
         self,
         width: int,
         hidden: int,
-        activation: str,
+        activation: Activation,
         bias: bool = True,
         out_bias: tuple[int, ...] | None = None,
         hidden_norm: Mapping[str, Any] | None = None,
@@ -80,7 +97,7 @@ class Mlp(Neurons):
         self.hidden_norm = None if hidden_norm is None else InnerNorm(**hidden_norm)
 
     def activate(self, *hidden: Tensor) -> Tensor:
-        return ACTIVATIONS[self.activation](hidden[0])
+        return self.activated(hidden[0])
 
     def config(self) -> dict[str, Any]:
         return {
@@ -93,7 +110,9 @@ class Mlp(Neurons):
         }
 
     def extra_repr(self) -> str:
-        return f"{self.units} neurons, {self.activation}{self._norm_repr()}, {biases_of(fc1=self.fc1, out=self.out)}"
+        return (
+            f"{self.units} neurons, {self.activation_name}{self._norm_repr()}, {biases_of(fc1=self.fc1, out=self.out)}"
+        )
 
 
 class GatedMlp(Neurons):
@@ -106,7 +125,7 @@ class GatedMlp(Neurons):
         self,
         width: int,
         hidden: int,
-        activation: str,
+        activation: Activation,
         biases: tuple[bool, bool] = (True, True),
         out_bias: tuple[int, ...] | None = None,
         hidden_norm: Mapping[str, Any] | None = None,
@@ -121,7 +140,7 @@ class GatedMlp(Neurons):
 
     def activate(self, *hidden: Tensor) -> Tensor:
         gate, up = hidden
-        return ACTIVATIONS[self.activation](gate) * up
+        return self.activated(gate) * up
 
     def config(self) -> dict[str, Any]:
         return {
@@ -135,4 +154,4 @@ class GatedMlp(Neurons):
 
     def extra_repr(self) -> str:
         biases = biases_of(gate=self.gate, up=self.up, out=self.out)
-        return f"{self.units} gated neurons, {self.activation}{self._norm_repr()}, {biases}"
+        return f"{self.units} gated neurons, {self.activation_name}{self._norm_repr()}, {biases}"

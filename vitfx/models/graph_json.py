@@ -20,7 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from passes.aten import attribute_tensor
 from passes.dialect import AddConstant, Attention
 from passes.merging import MergeTokens, RestoreTokens
-from passes.mlp import GatedMlp, Mlp
+from passes.mlp import GatedMlp, Mlp, Neurons
 from passes.norms import SINGLE, NormOnNorm
 from passes.pooled_attention import FreshTokens, PooledAttention
 from vitfx.support.errors import UserError, in_a_line
@@ -84,7 +84,10 @@ def _encode_module(name: str, module: nn.Module) -> dict[str, Any]:
     if isinstance(module, NormOnNorm):
         return {"type": "NormOnNorm", **{part: _encode_module(part, norm) for part, norm in module.named_children()}}
     if isinstance(module, _DIALECT):
-        return {"type": type(module).__name__, **module.config()}
+        record = {"type": type(module).__name__, **module.config()}
+        if isinstance(module, Neurons) and isinstance(module.activation, GraphModule):
+            record["activation"] = _encode_graph(module.activation)
+        return record
     raise UserError(f"module {name} is a {type(module).__name__}, which an artifact can't hold")
 
 
@@ -96,7 +99,10 @@ def _decode_module(record: dict[str, Any]) -> nn.Module:
         if not isinstance(first, SINGLE) or not isinstance(second, SINGLE):
             raise UserError("the artifact's graph has a norm on a norm that is none: give a file that vitfx wrote")
         return NormOnNorm(first, second)
-    return _MODULES[record["type"]](**{key: value for key, value in record.items() if key != "type"})
+    settings = {key: value for key, value in record.items() if key != "type"}
+    if isinstance(graph := settings.get("activation"), dict):
+        settings["activation"] = _decode_graph(graph)
+    return _MODULES[record["type"]](**settings)
 
 
 def _encode_node(node: Node) -> dict[str, Any]:
