@@ -12,16 +12,18 @@ import onnxruntime
 import pytest
 import torch
 
+import vitfx.runs.inputs
 import vitfx.runs.optimize_bench
 from tests.support.prune_runs import GREY, SIZES, artifact, checkpoint, model
 from vitfx.deploy.export import ExportMismatch
 from vitfx.graph.verify import VerificationError
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.checkpoint import save_checkpoint
-from vitfx.optimize import main
+from vitfx.optimize import _open, _parser, main
 from vitfx.runs.optimize import INT8_FILE, RESULTS
 from vitfx.runs.optimize_bench import fastest
 from vitfx.runs.optimize_text import to_markdown
+from vitfx.support.progress import Silent
 from vitfx.support.timing import Ratio
 
 
@@ -102,6 +104,30 @@ def test_int8_is_a_third_file_in_the_form_that_suits_it(tmp_path: Path, capsys: 
     assert "all, form standard in int8" in capsys.readouterr().out
     slow = report | {"precision": found | {"time_of_fp32": {"1": 0.5, "8": 1.25}}}
     assert f"{INT8_FILE} is slower here than the float32 file at batch 8 (1.25 of its time)" in to_markdown(slow)
+
+
+def test_int8_is_judged_by_the_task_and_the_model_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reads: list[str] = []
+    load = vitfx.runs.inputs.load_model
+    monkeypatch.setattr("vitfx.runs.inputs.load_model", lambda *of, **more: reads.append(*of) or load(*of, **more))
+    path, out = checkpoint(tmp_path / "vit.pt"), tmp_path / "out"
+    command = [str(path), "--out", str(out), "--batch", "1", "--quick", "--precision", "int8", "--form", "standard"]
+    assert main([*command, "--task", "embedding"]) == 0
+    assert reads == [str(path)]
+    report = json.loads((out / "report.json").read_text())
+    assert report["precision"]["task"] == "embedding" and 0 < report["precision"]["divergence"] < 0.5
+    assert "cosine distance from optimized.onnx" in (out / "report.md").read_text()
+    assert "task embedding" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", ["classes", "labels", "values", None])
+def test_the_task_comes_from_the_command(tmp_path: Path, task: str | None) -> None:
+    path = checkpoint(tmp_path / "vit.pt")
+    given = [str(path), "--out", str(tmp_path / "out"), *(() if task is None else ("--task", task))]
+    job = _open(_parser().parse_args(given), Silent())
+    assert job.task is None if task is None else job.task is not None and job.task.name == task
 
 
 def test_plain_pixels(tmp_path: Path) -> None:

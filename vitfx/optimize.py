@@ -27,6 +27,7 @@ from vitfx.runs.optimize import INT8_FILE, OptimizeJob, run_optimize
 from vitfx.runs.optimize_int8 import INT8_IMAGES
 from vitfx.runs.optimize_passes import PassesRun, passes_table, read_passes, run_named_passes
 from vitfx.runs.optimize_text import to_table
+from vitfx.runs.tasks import known_task
 from vitfx.support.callable_module import make_callable
 from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.devices import pick_device
@@ -130,10 +131,21 @@ def _open(options: argparse.Namespace, watcher: Watcher) -> OptimizeJob:
     check_precision(options.precision, device)
     model = open_model(options)
     pixels, images = _images(options, model, watcher)
-    alone = not options.quick
-    plain, opset = options.plain_pixels, options.opset
-    precision = options.precision
-    return OptimizeJob(model, pixels, images, rewrites, forms, plain, batches, alone, device, out, opset, precision)
+    return OptimizeJob(
+        model=model,
+        pixels=pixels,
+        images=images,
+        rewrites=rewrites,
+        forms=forms,
+        plain=options.plain_pixels,
+        batches=batches,
+        alone=not options.quick,
+        device=device,
+        out=out,
+        opset=options.opset,
+        precision=options.precision,
+        task=known_task(options, model),
+    )
 
 
 def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -> tuple[Tensor, str]:
@@ -144,7 +156,7 @@ def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -
     int8 = options.precision == INT8
     if options.data or model.data:
         try:
-            inputs = open_inputs(options)
+            inputs = open_inputs(options, model)
             count = inputs.available(INT8_IMAGES if int8 else _IMAGES)
             return inputs.calibration(count, 0, watcher.bar("loading")).pixels, inputs.data
         except UserError as error:

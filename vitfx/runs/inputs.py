@@ -63,12 +63,13 @@ class Inputs:
         return images
 
 
-def open_inputs(options: argparse.Namespace) -> Inputs:
+def open_inputs(options: argparse.Namespace, model: LoadedModel | None = None) -> Inputs:
     """Loads the model and opens its data; raises UserError.
 
     options: with the arguments of `vitfx.cli.options.add_inputs` and `add_loading`
+    model: of `open_model`, where it is loaded already
     """
-    model = open_model(options)
+    model = open_model(options) if model is None else model
     data = options.data or model.data
     if data is None:
         raise UserError(f"{options.model} does not name its data: give images with `data`, a folder, an .npz or digits")

@@ -17,6 +17,7 @@ from vitfx.deploy.lowering import Normalising, plain_pixels
 from vitfx.deploy.onnx_forms import FORMS, Form
 from vitfx.deploy.precisions import FP32, INT8
 from vitfx.deploy.program_file import write_program
+from vitfx.graph.answers import Kind
 from vitfx.graph.canonical import read_module
 from vitfx.models.checkpoint import LoadedModel
 from vitfx.reports.records import OPTIMIZE_REPORT, OptimizeReport, RewriteRecord
@@ -50,6 +51,7 @@ class OptimizeJob:
     out: Path
     opset: int = OPSET  #: of both ONNX files
     precision: str = FP32  #: with "int8" there is a third ONNX file, and the form is the one that it is fastest in
+    task: Kind | None = None  #: of the answers, where the user or the model's file says
 
     @property
     def deployment(self) -> Deployment:
@@ -89,7 +91,7 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
     files, made = {"optimized": job.out / OPTIMIZED}, None
     if int8:
         path = job.out / INT8_FILE
-        kind = front.kind(None, None, watcher).name
+        kind = front.kind(None, job.task, watcher).name
         made = write_and_compare(int8[chosen], path, job.out / OPTIMIZED, job.file_pixels, kind)
         files[path.stem] = path
     final = bench.final(job.out / BASELINE, files)
