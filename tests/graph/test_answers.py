@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from transformers import Dinov2Config, Dinov2ForImageClassification, ViTConfig, ViTForImageClassification
 
-from tests.support.families import images
-from tests.support.kinds import KIND, MODELS, make, vit
-from vitfx.graph.answers import Kind, declared_kind, find_kind
+from tests.support.families import images, randomised
+from tests.support.kinds import KIND, MODELS, Behind, make, vit
+from vitfx.graph.answers import Kind, declared_kind, ends_without_bias, find_kind, projection_kind
 from vitfx.graph.outputs import OneOutput
 from vitfx.graph.trace import to_canonical
 from vitfx.support.errors import UserError
@@ -22,7 +22,10 @@ _HF = {
 def found(model, labels=None, asked=None):
     graph_module = to_canonical(model, PIXELS).graph_module
     with torch.no_grad():
-        return find_kind(graph_module, graph_module(PIXELS), labels, asked=asked, declared=declared_kind(model))
+        answers = graph_module(PIXELS)
+        bare = ends_without_bias(graph_module)
+        declared = declared_kind(model) or (projection_kind(model, answers) if bare else None)
+        return find_kind(graph_module, answers, labels, asked=asked, declared=declared)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ("labels", "values", "one value")])
@@ -117,3 +120,70 @@ def test_labels_that_no_answer_can_meet_are_refused(name, labels, reason):
 def test_an_unknown_task_is_refused():
     with pytest.raises(UserError, match="task boxes is not known: choose one of classes, labels"):
         Kind("boxes", "as asked")
+
+
+class Tower(nn.Module):
+    """A ViT whose features are multiplied by a matrix of this name."""
+
+    def __init__(self, name, bias=False):
+        super().__init__()
+        self.body, self.name, self.rows = vit(0), name, nn.Parameter(torch.randn(6)) if bias else None
+        self.register_parameter(name, nn.Parameter(torch.randn(32, 6)))
+
+    def forward(self, x):
+        answers = self.body(x) @ getattr(self, self.name)
+        return answers if self.rows is None else answers + self.rows
+
+
+class Named(nn.Module):
+    """A ViT under a bias-free linear map of this name."""
+
+    def __init__(self, name, **attributes):
+        super().__init__()
+        self.body, self.name = vit(0), name
+        self.add_module(name, nn.Linear(32, 6, bias=False))
+        for attribute, value in attributes.items():
+            setattr(self, attribute, value)
+
+    def forward(self, x):
+        return getattr(self, self.name)(self.body(x))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Tower("proj"),
+        Named("visual_projection"),
+        nn.Sequential(Named("image_projection")),
+        Behind(Tower("proj"), nn.Identity()),
+    ],
+)
+def test_a_projection_as_clips_is_an_embedding(model):
+    kind = found(randomised(_unnamed(model)))
+    assert kind.name == "embedding" and "without a bias, as in CLIP's towers" in kind.sentence
+
+
+@pytest.mark.parametrize("model", [Tower("weights"), Named("last"), Named("head"), Behind(Named("fc"), nn.Identity())])
+def test_what_a_projection_without_a_bias_gives_is_asked_for(model):
+    model = randomised(_unnamed(model))
+    with pytest.raises(
+        UserError, match="nothing says whether its 6 numbers are an embedding, as CLIP's are, or logits"
+    ):
+        found(model)
+    assert found(model, torch.tensor([0, 4, 2, 1])).name == "classes"
+    assert found(model, asked=Kind("embedding", "--task")).name == "embedding"
+
+
+@pytest.mark.parametrize(
+    "model", [Named("proj", num_classes=6), Named("head", num_classes=6), Tower("proj", bias=True)]
+)
+def test_a_classifier_without_a_bias_that_says_so(model):
+    assert found(randomised(_unnamed(model))).name == "classes"
+
+
+def _unnamed(model):
+    """Without timm's own word for models that have no classifier."""
+    for part in model.modules():
+        if getattr(part, "num_classes", None) == 0:
+            part.num_classes = None
+    return model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -62,7 +64,7 @@ def find_kind(
     asked: what the user or an earlier run of vitfx says. declared: see `declared_kind`.
     Raises UserError where the answers or the labels can't be of the kind.
     """
-    kind = asked or _known(answers, labels, declared) or _seen(graph_module, answers)
+    kind = asked or _known(answers, labels, declared) or _seen(graph_module, answers, labels)
     _check(kind, answers)
     if labels is not None:
         _check_labels(kind.name, answers, labels)
@@ -73,6 +75,7 @@ def find_kind(
 def declared_kind(module: nn.Module) -> Kind | None:
     """What a Hugging Face model's configuration says of its task: its `problem_type`, and for a single label without
     one regression, as transformers trains it; what timm says of a model without a classifier."""
+    outermost = True
     for part in module.modules():
         config = getattr(part, "config", None)
         problem, count = getattr(config, "problem_type", None), getattr(config, "num_labels", None)
@@ -80,9 +83,38 @@ def declared_kind(module: nn.Module) -> Kind | None:
             return Kind(_PROBLEMS[problem], f"its configuration's problem_type is {problem}")
         if count == 1 and type(part).__name__.endswith("ForImageClassification"):
             return Kind("values", "transformers trains a single label without a problem_type as regression")
+        if hasattr(config, "model_type"):
+            if outermost and type(part).__name__.endswith(_HEADLESS):
+                return Kind("embedding", f"a {type(part).__name__} has no classifier")
+            outermost = False
         if getattr(part, "num_classes", None) == 0 and hasattr(part, "reset_classifier"):
             return Kind("embedding", "timm built it without a classifier, num_classes=0")
     return None
+
+
+def projection_kind(module: nn.Module, answers: Tensor) -> Kind | None:
+    """What attributes and names say of answers (N, K) that a projection without a bias gives, if one does: classes
+    where the model counts K of them, an embedding where the projection is called as in CLIP's towers."""
+    if answers.dim() != 2:
+        return None
+    count = answers.shape[1]
+    parameters = dict(module.named_parameters())
+    # Those of blocks differ in a number alone.
+    alike = Counter(re.sub(r"\d+", "", name) for name in parameters)
+    outside = [name for name in parameters if alike[re.sub(r"\d+", "", name)] == 1]
+    for name in outside:
+        owner = name.removesuffix(".weight")
+        if parameters[name].dim() != 2 or count not in parameters[name].shape or f"{owner}.bias" in parameters:
+            continue
+        if any(getattr(part, "num_classes", None) == count for part in module.modules()):
+            return Kind("classes", f"{owner} has no bias, and its model says that it has {count} classes")
+        if owner.rpartition(".")[2] in _PROJECTIONS:
+            return Kind("embedding", f"{owner} projects to them without a bias, as in CLIP's towers")
+    return None
+
+
+_HEADLESS = ("Model", "Backbone", "WithProjection")
+_PROJECTIONS = ("proj", "visual_projection", "vision_projection", "image_projection", "projection")
 
 
 _PROBLEMS = {
@@ -107,24 +139,42 @@ def _known(answers: Tensor, labels: Tensor | None, declared: Kind | None) -> Kin
     return Kind("values", "so the images' labels say, which are numbers") if fits else None
 
 
-def _seen(graph_module: GraphModule, answers: Tensor) -> Kind:
+def _seen(graph_module: GraphModule, answers: Tensor, labels: Tensor | None) -> Kind:
+    """Raises UserError where a look does not tell."""
     if answers.dim() == 1 or answers.shape[1] == 1:
         return Kind("labels", "one logit says yes or no")
     if are_distributions(answers):
         return Kind("classes", "none is negative and they add up to 1")
     if bool(((answers.norm(dim=1) - 1).abs() < 1e-4).all()):
         return Kind("embedding", "each has the length 1")
-    if not _ends_in_projection(graph_module):
+    last = _last_weights(graph_module)
+    if last == _OTHER:
         return Kind("embedding", "no classifier's projection comes last")
     if are_shares(answers):
         return Kind("labels", "all are from 0 to 1 and they do not add up to 1")
+    if labels is None and ends_without_bias(graph_module):
+        raise UserError(
+            f"the model's last projection has no bias, and nothing says whether its {answers.shape[1]} numbers are an "
+            "embedding, as CLIP's are, or logits of classes: say it with `task`, embedding or classes"
+        )
     return Kind("classes", "as a classifier's last projection gives them")
 
 
-def _ends_in_projection(graph_module: GraphModule) -> bool:
-    """Whether the last operation with weights, behind the last sublayer, is a linear map."""
-    weighted = [linear for node in _from_last(graph_module) for linear in _maps(graph_module, node)]
-    return bool(weighted) and weighted[0]
+def ends_without_bias(graph_module: GraphModule) -> bool:
+    """Whether the last operation with weights is a linear map without a bias."""
+    return _last_weights(graph_module) == _UNBIASED
+
+
+def _last_weights(graph_module: GraphModule) -> str:
+    """What the last operation with weights, behind the last sublayer, is: a linear map, one without a bias, or
+    another."""
+    weighted = [kind for node in _from_last(graph_module) for kind in _weights(graph_module, node)]
+    if weighted[:1] == [_SHIFT]:
+        return _BIASED if weighted[1:2] == [_UNBIASED] else _OTHER
+    return weighted[0] if weighted else _OTHER
+
+
+_BIASED, _UNBIASED, _SHIFT, _OTHER = "linear map", "linear map without a bias", "shift", "other"
 
 
 def _from_last(graph_module: GraphModule) -> list[Node]:
@@ -137,17 +187,22 @@ def _from_last(graph_module: GraphModule) -> list[Node]:
     return behind
 
 
-def _maps(graph_module: GraphModule, node: Node) -> list[bool]:
-    """Of a node's operations with weights, last first, whether each is a linear map."""
+def _weights(graph_module: GraphModule, node: Node) -> list[str]:
+    """Of a node's operations with weights, last first, what each is."""
     if node.op == "call_module":
         module = graph_module.get_submodule(str(node.target))
         if isinstance(module, GraphModule):
-            return [is_map for own in reversed(list(module.graph.nodes)) for is_map in _maps(module, own)]
-        return [isinstance(module, nn.Linear | nn.Conv2d)] if list(module.parameters()) else []
+            return [kind for own in reversed(list(module.graph.nodes)) for kind in _weights(module, own)]
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            return [_UNBIASED if module.bias is None else _BIASED]
+        return [_OTHER] if list(module.parameters()) else []
     name = str(node.target)
     if node.op != "call_function" or not any(source.op == "get_attr" for source in node.all_input_nodes):
         return []
-    return [any(word in name for word in ("linear", "addmm", "matmul", ".mm.", "einsum", "conv"))]
+    if any(word in name for word in ("linear", "addmm", "matmul", ".mm.", "einsum", "conv")):
+        biased = "addmm" in name or sum(source.op == "get_attr" for source in node.all_input_nodes) > 1
+        return [_BIASED if biased else _UNBIASED]
+    return [_SHIFT if "aten.add" in name else _OTHER]
 
 
 def _check(kind: Kind, answers: Tensor) -> None:

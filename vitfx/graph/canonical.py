@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from passes.base import run_passes
 from passes.merge_tokens import UndoMerges, schedule_of
 from passes.token_schedule import TokenSchedule
-from vitfx.graph.answers import AnswerKind, Kind, declared_kind, find_kind
+from vitfx.graph.answers import AnswerKind, Kind, declared_kind, ends_without_bias, find_kind, projection_kind
 from vitfx.graph.float64 import logits_in_float64
 from vitfx.graph.trace import at_rest, first_line, to_canonical
 from vitfx.graph.verify import VerificationError
@@ -62,7 +62,10 @@ def read_module(module: nn.Module, pixels: Tensor, watcher: Watcher, *, merged: 
         notes += (f"tokens merge in the model given, by the schedule {schedule}: it is judged without that",)
     for note in notes:
         watcher.say(f"note: {note}")
-    return Canonical(graph_module, notes, answers, declared_kind(module), schedule)
+    declared = declared_kind(module)
+    if declared is None and ends_without_bias(graph_module):
+        declared = projection_kind(module, answers)
+    return Canonical(graph_module, notes, answers, declared, schedule)
 
 
 def check_answers_differ(answers: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Image classifiers from a local Hugging Face folder."""
+"""Image classifiers and backbones from a local Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 from vitfx.graph.plain_module import other_inputs
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.factory import import_extra, to_size
+from vitfx.models.hf_backbone import backbone_class, load_backbone
 from vitfx.models.model_file import read_model_file, refuse_adapter_folder, weights_file
 from vitfx.models.processors import processor_recipe
 from vitfx.models.state_dicts import choose_weights
@@ -27,23 +28,23 @@ _ELSEWHERE = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_
 def load_folder(
     folder: Path, contents: Any, source: str, which: str | None = None
 ) -> tuple[nn.Module, Preprocess | None, tuple[str, ...] | None, str | None]:
-    """The classifier, its preprocessing, its class names and which weights it has, from `folder`.
+    """The model, its preprocessing, its class names and which weights it has, from `folder`.
 
     folder: with config.json and weights
     contents: a file's, with a state_dict to load instead of the folder's own, or None
     which: "ema" or "raw", where the file has both
 
-    Raises UserError where the folder holds no image classifier, or one whose weights are missing or do not fit.
+    Raises UserError where the folder holds no image classifier and no backbone, or one whose weights are missing or do
+    not fit.
     """
     transformers = import_extra("transformers", "hf")
-    # What a folder holds stays data: transformers looks for nothing elsewhere, and asks nobody whether to run code.
-    safely = {"local_files_only": True, "trust_remote_code": False, "weights_only": True, "output_loading_info": True}
     record = _read_config(folder, transformers)
-    factory = transformers.AutoModelForImageClassification
+    backbone = backbone_class(record, transformers)
+    kind = "an image classifier" if backbone is None else f"a {backbone.__name__}"
     try:
         config = transformers.CONFIG_MAPPING[record["model_type"]].from_dict(record)
-        classes = _class_names(config)
-        classifier = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+        classes = _class_names(config) if backbone is None else None
+        classifier = backbone or transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
         if isinstance(classifier, type) and (others := other_inputs(classifier, "self")):
             raise UserError(
                 f"{folder} is a {classifier.__name__}, which takes more than images ({', '.join(others)}): "
@@ -51,16 +52,13 @@ def load_folder(
             )
         with _quiet(transformers):
             preprocess = _preprocess(folder, config, transformers)
-            if contents is None:
-                module, info = factory.from_pretrained(folder, config=config, **safely)
-            else:
-                module, info = factory.from_config(config, trust_remote_code=False), {}
+            module, info = _made(folder, config, backbone, transformers, fresh=contents is not None)
         module = module.float()
     except UserError:
         raise
     except Exception as error:  # transformers refuses with many kinds of exception.
         raise UserError(
-            f"{folder} cannot be loaded as an image classifier ({in_a_line(error)}): check its config.json and weights"
+            f"{folder} cannot be loaded as {kind} ({in_a_line(error)}): check its config.json and weights"
         ) from error
     absent = sorted(info.get("missing_keys", ()))
     if absent and (file := weights_file(folder)):
@@ -74,7 +72,7 @@ def load_folder(
     if absent:
         raise UserError(
             f"{folder} has no weights for {len(absent)} tensors (first: {absent[0]}): "
-            "give a model fine-tuned for image classification"
+            f"give {'a model fine-tuned for image classification' if backbone is None else 'a whole folder'}"
         )
     if contents is None:
         check_finite(module.state_dict(), source)
@@ -82,6 +80,21 @@ def load_folder(
     chosen = choose_weights(contents, module.state_dict().keys(), f"hf:{folder}", source, which)
     load_weights(module, chosen.weights, f"hf:{folder}", chosen.source)
     return module, preprocess, classes, chosen.note
+
+
+def _made(
+    folder: Path, config: Any, backbone: Any, transformers: Any, *, fresh: bool
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model and transformers' report of its weights. fresh: without the folder's own."""
+    factory = transformers.AutoModelForImageClassification
+    if fresh:
+        return factory.from_config(config, trust_remote_code=False) if backbone is None else backbone(config), {}
+    # What a folder holds stays data: transformers looks for nothing elsewhere, and asks nobody whether to run code.
+    safely = {"config": config, "local_files_only": True, "weights_only": True, "output_loading_info": True}
+    if backbone is not None:
+        return load_backbone(backbone, folder, safely)
+    module, info = factory.from_pretrained(folder, trust_remote_code=False, **safely)
+    return module, info
 
 
 def _read_config(folder: Path, transformers: Any) -> dict[str, Any]:
@@ -96,7 +109,8 @@ def _read_config(folder: Path, transformers: Any) -> dict[str, Any]:
     model_type = record.get("model_type")
     configs, classifiers = transformers.CONFIG_MAPPING, transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     # Others, such as depth estimators, load their backbone from elsewhere when they are only configured.
-    if not (isinstance(model_type, str) and model_type in configs and configs[model_type] in classifiers):
+    classifies = isinstance(model_type, str) and model_type in configs and configs[model_type] in classifiers
+    if not classifies and backbone_class(record, transformers) is None:
         raise UserError(
             f"{path} is of the model_type {in_a_line(model_type)!r}, of which transformers {transformers.__version__} "
             "has no image classifier (code in the folder is never run): export the model with torch.export.save instead"

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vitfx.graph.answers import Kind, declared_kind
+from vitfx.graph.answers import Kind, declared_kind, projection_kind
 from vitfx.images.splits import Splits
 from vitfx.models.checkpoint import LoadedModel
 from vitfx.support.errors import UserError
@@ -23,13 +23,13 @@ def known_task(options: argparse.Namespace, model: LoadedModel) -> Kind | None:
     if (given := getattr(options, "task", None)) is not None:
         return Kind(given, "--task", asked=True)
     recorded = model.provenance.get("settings")
-    task = recorded.get("task") if isinstance(recorded, dict) else None
-    return None if task is None else Kind(task, "as its file says")
+    # A file's settings name a task unless it is `classes`.
+    return Kind(recorded.get("task", "classes"), "as its file says") if isinstance(recorded, dict) else None
 
 
 def is_classless(task: Kind | None, model: LoadedModel, answers: Callable[[], Tensor]) -> bool:
     """Whether the answers are no classes or labels, as far as that shows without a trace. answers: to blank images."""
-    kind = task or declared_kind(model.module)
+    kind = task or declared_kind(model.module) or projection_kind(model.module, answers())
     return kind.name in _CLASSLESS if kind is not None else answers().dim() > 2
 
 
