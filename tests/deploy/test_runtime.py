@@ -2,6 +2,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import nn
 
 from vitfx.deploy.export import export_onnx
@@ -125,3 +127,49 @@ def test_models_of_another_form_are_refused():
         open_session(model(1, onnx.TensorProto.INT64), CPU)
     with pytest.raises(UserError, match="only the batch may vary"):
         open_session(model(1, onnx.TensorProto.FLOAT), CPU).bind(torch.zeros(3, 2))
+
+
+def huge(rows: int) -> bytes:
+    """A model that needs 4 PiB for an image, more than any machine can address."""
+    shape = [1, 2**16, 2**16, rows]
+    nodes = [
+        helper.make_node("Expand", ["pixels", "shape"], ["wide"]),
+        helper.make_node("ReduceSum", ["wide", "axes"], ["sum"]),
+        helper.make_node("Reshape", ["sum", "rows"], ["logits"]),
+    ]
+    values = {"shape": shape, "rows": [-1, 1], "axes": [1, 2, 3]}
+    constants = [numpy_helper.from_array(np.array(value), name) for name, value in values.items()]
+    pixels = helper.make_tensor_value_info("pixels", 1, ["batch", 1, 1, 1])
+    logits = helper.make_tensor_value_info("logits", 1, ["batch", 1])
+    graph = helper.make_graph(nodes, "huge", [pixels], [logits], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_lack_of_memory_is_one_sentence(batch, capfd):
+    model = open_session(huge(2**18), CPU)
+    for refused in (model.run, model.bind):
+        with pytest.raises(
+            UserError, match=rf"out of memory on cpu with a batch of \[{batch}, 1, 1, 1\]: give a smaller"
+        ):
+            refused(torch.ones(batch, 1, 1, 1))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (MemoryError("std::bad_alloc"), "ran out of memory on cpu while it opened the ONNX model: end other programs"),
+        (RuntimeError("Exception: std::bad_alloc"), "ran out of memory on cpu while it opened"),
+        (ort_errors.RuntimeException("Failed to allocate memory for requested buffer"), "ran out of memory on cpu"),
+        (ort_errors.EPFail("no kernel"), "cannot open the ONNX model: no kernel"),
+        (ort_errors.NotFound("no library"), "cannot open the ONNX model: no library"),
+    ],
+)
+def test_a_session_that_can_not_be_made_is_one_sentence(error, sentence, monkeypatch):
+    def refuse(*given, **named):
+        raise error
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    with pytest.raises(UserError, match=sentence):
+        open_session(huge(1), CPU)

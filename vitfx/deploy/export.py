@@ -23,6 +23,7 @@ from vitfx.images.preprocess import Preprocess
 from vitfx.models.checkpoint import LoadedModel
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
+from vitfx.support.quiet import quietly
 from vitfx.version import VERSION
 
 OPSET = 23
@@ -122,7 +123,7 @@ def to_onnx(module: nn.Module, example: Tensor, metadata: Mapping[str, str], ops
     metadata: goes to the file's `metadata_props`, keys and values as they are.
     """
     program = to_program(module, example)
-    with _evaluating(module):
+    with quietly(), _evaluating(module):
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -156,7 +157,7 @@ def to_program(module: nn.Module, example: Tensor) -> ExportedProgram:
         raise UserError(
             f"the model's weights take {size / 2**30:.1f} GiB and one ONNX file holds 2 GiB: prune more of it first"
         )
-    with _evaluating(module):
+    with quietly(), _evaluating(module):
         return export_program(module, example, torch.export.Dim(BATCH, min=1))
 
 

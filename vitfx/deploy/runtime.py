@@ -22,17 +22,24 @@ CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
 _DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(double)": torch.float64}
-# ONNX Runtime's exceptions have no base class of their own.
-_UNREADABLE = (
+# ONNX Runtime's exceptions have no base class of their own; with IO binding they are plain RuntimeErrors.
+_REFUSALS = (
+    ort_errors.EngineError,
+    ort_errors.EPFail,
     ort_errors.Fail,
     ort_errors.InvalidArgument,
     ort_errors.InvalidGraph,
     ort_errors.InvalidProtobuf,
+    ort_errors.NoModel,
     ort_errors.NoSuchFile,
+    ort_errors.NotFound,
     ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    MemoryError,
+    RuntimeError,
+    ValueError,
 )
-# With IO binding they are plain RuntimeErrors.
-_UNRUNNABLE = (ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.RuntimeException, RuntimeError)
+_NO_MEMORY = ("bad_alloc", "failed to allocate memory", "out of memory", "available memory", "bfcarena", "bfc_arena")
 
 ProviderOptions = tuple[str, dict[str, str]]
 
@@ -104,7 +111,7 @@ class OnnxModel:
         images = torch.as_tensor(pixels).detach().to("cpu", self.dtype)
         try:
             (logits,) = self.session.run([self._output.name], {self._input.name: images.numpy()})
-        except _UNRUNNABLE as error:
+        except _REFUSALS as error:
             raise self._refusal(images, error) from error
         return torch.from_numpy(logits)
 
@@ -126,11 +133,16 @@ class OnnxModel:
         bound = BoundRun(self.session, binding, buffer, logits)
         try:
             bound()
-        except _UNRUNNABLE as error:
+        except _REFUSALS as error:
             raise self._refusal(buffer, error) from error
         return bound
 
     def _refusal(self, images: Tensor, error: Exception) -> UserError:
+        if _lacks_memory(error):
+            return UserError(
+                f"ONNX Runtime ran out of memory on {self.device} with a batch of {list(images.shape)}: "
+                "give a smaller batch, or end other programs"
+            )
         reason = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ").removeprefix("Error in execution: ")
         return UserError(
             f"the ONNX model takes {list(self.input_shape)} and refused {list(images.shape)} (ONNX Runtime: {reason})"
@@ -168,6 +180,8 @@ def open_session(
     # Its threads otherwise spin on after a run and take the cores from whatever is timed next: on two cores
     # that doubled the times of models that ran in turns.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # It logs its errors before it raises them.
+    options.log_severity_level = 4
     if not layouts:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     if threads is not None:
@@ -186,10 +200,20 @@ def open_session(
             providers=[name for name, _ in asked],
             provider_options=[settings for _, settings in asked],
         )
-    except _UNREADABLE as error:
+    except _REFUSALS as error:
+        if _lacks_memory(error):
+            raise UserError(
+                f"ONNX Runtime ran out of memory on {device} while it opened {label}: end other programs, "
+                "or give a smaller model"
+            ) from error
         raise UserError(f"ONNX Runtime cannot open {label}: {' '.join(str(error).split())}") from error
     _require_provider(asked[0][0], session.get_providers(), device)
     return OnnxModel(session, device)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether memory is what an exception of ONNX Runtime is about, which its class does not tell."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 def _require_provider(asked: str, taken: Sequence[str], device: torch.device) -> None:

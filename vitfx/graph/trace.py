@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from passes.canonicalize import Canonicalize
 from passes.remove_no_ops import RemoveNoOps
 from passes.stream import is_canonical
 from vitfx.support.errors import UserError
+from vitfx.support.quiet import quietly
 
 _GREATEST_BATCH = 4096
 _DTYPES = (torch.float32, torch.float64)
@@ -45,7 +44,7 @@ def trace(module: nn.Module, example: Tensor) -> GraphModule:
     module = at_rest(module)
     _try(module, example)
     batch = Dim("batch", min=1, max=_GREATEST_BATCH)
-    with _quiet(), _no_fast_path(), torch.no_grad():
+    with quietly(), _no_fast_path(), torch.no_grad():
         try:
             program = export_program(module, example, batch)
         except UserError:
@@ -141,7 +140,7 @@ def _try(module: nn.Module, example: Tensor) -> None:
         )
     size = "×".join(str(n) for n in example.shape[1:])
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quietly():
             logits = module(example)
     except Exception as error:
         raise UserError(
@@ -172,16 +171,3 @@ def _no_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("torch.export")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from vitfx.models.exported_safety import GRAPH_MEMBER, UnsafeError, without_code
 from vitfx.models.model_file import check_whole, zip_members
 from vitfx.models.weights import check_finite
 from vitfx.support.errors import UserError, in_a_line
+from vitfx.support.quiet import quietly
 
 
 def is_exported(path: Path) -> bool:
@@ -51,7 +49,7 @@ def load_exported(path: Path, *, trust_pickle: bool) -> tuple[nn.Module, Preproc
             f"{path} is a broken torch.export program ({in_a_line(error)}): export the model again"
         ) from error
     try:
-        with _unlogged():
+        with quietly():
             program = torch.export.load(archive)
         shapes = _input_shapes(program)
         exported = program.module(check_guards=False)
@@ -82,17 +80,6 @@ def _noted(path: Path, name: str) -> Any:
             return json.loads(archive.read(member))
     except ValueError:
         return None
-
-
-@contextmanager
-def _unlogged() -> Iterator[None]:
-    """Without torch's log of what it can't load, a traceback: the error says the same."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(level)
 
 
 def _input_shapes(program: ExportedProgram) -> list[torch.Size]:
