@@ -30,7 +30,7 @@ from torchvision.models import VisionTransformer
 from benchmarks.peer_units import Given
 from passes.dialect import Attention, Projection, Sublayer
 from passes.mlp import Mlp
-from passes.stream import read_sites
+from passes.stream import Site, read_sites
 from vitfx.discovery.basis.metric import log_probability
 from vitfx.graph.trace import to_canonical
 from vitfx.support.errors import UserError
@@ -201,9 +201,10 @@ def _run(module: nn.Module, example: Tensor, **settings: Any) -> dict[nn.Module,
 
 
 def _plain(graph_module: GraphModule) -> GraphModule:
-    """The graph with linears for projections, which the package does not know."""
+    """The graph with linears for projections, which the package does not know. Raises UserError."""
     plain = copy.deepcopy(graph_module)
     for site in read_sites(plain):
+        _check_plain(site)
         out = site.module.out
         if out.bias is not None and out.bias.dim() != 1:
             raise UserError(f"{PACKAGE} takes no bias for each token, which {site.name} has: give an unpruned model")
@@ -211,6 +212,20 @@ def _plain(graph_module: GraphModule) -> GraphModule:
         linear.load_state_dict(out.state_dict())
         site.module.out = linear  # type: ignore[assignment]
     return plain
+
+
+def _check_plain(site: Site) -> None:
+    """Raises UserError for a sublayer that the package would prune without knowing all of what it computes."""
+    module = site.module
+    if isinstance(module, Attention):
+        more = ", ".join(module.core.extras)
+    else:
+        more = "" if isinstance(module, Mlp) and module.hidden_norm is None else type(module).__name__
+    if more or (isinstance(module, Attention) and not module.core.plain):
+        raise UserError(
+            f"{PACKAGE} is compared on plain attention and MLPs alone, and {site.name} has more ({more or 'a norm'}): "
+            "leave it out of --peers"
+        )
 
 
 def _canonical(module: nn.Module, heads: int) -> Sublayer:

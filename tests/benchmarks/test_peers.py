@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks import peer_models
 from benchmarks.match import Remembered
 from benchmarks.peer_models import PACKAGED, PEERS
+from benchmarks.peer_package import make_bottleneck, make_heads
 from benchmarks.peer_units import (
     Given,
     corp_refit,
@@ -24,6 +25,7 @@ from passes.least_squares import SHRINKAGES
 from passes.plan import SublayerDeletion
 from passes.stream import is_canonical, read_sites
 from tests.support.benchmark_folder import write_checkpoint
+from tests.support.checks import traced
 from tests.support.speeds import exactly
 from vitfx.graph.stages import read_stages
 from vitfx.graph.trace import at_rest, to_canonical
@@ -264,3 +266,18 @@ def test_the_original_is_asked_once_for_each_batch():
     for pixels in (first, second, first.clone(), second.clone()):
         assert torch.equal(model(pixels), pixels.sum(dim=1))
     assert calls == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("timm-grouped-queries", "queries to each key"),
+        ("hf-dinov3", "rotary"),
+        ("timm-rms-swiglu-qk-norm", "norm of q and k"),
+        ("timm-norm-inside-mlp", "GatedMlp"),
+    ],
+)
+@pytest.mark.parametrize("make", [make_bottleneck, make_heads])
+def test_the_package_is_not_asked_for_what_it_would_get_wrong(given, make, family, more):
+    with pytest.raises(UserError, match=rf"is compared on plain attention and MLPs alone, and \w+ has more \(.*{more}"):
+        make(replace(given, graph_module=traced(family).graph_module))
