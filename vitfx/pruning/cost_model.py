@@ -14,7 +14,7 @@ from passes.cost import measure_cost, shared_parameters, tokens_at, unit_flops, 
 from passes.dialect import Sublayer
 from passes.stream import module_of, read_sites
 
-FLOPS, PARAMETERS = "FLOPs", "parameters"
+FLOPS, PARAMETERS, MILLISECONDS = "FLOPs", "parameters", "ms"
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Price:
     unit: str  #: what is counted, such as "FLOPs"
     rest: float  #: the cost of everything but the prunable sublayers
     sublayers: Mapping[str, Tensor]  #: by name: the cost with 0, 1, … all units, float64 (units + 1,), never falling
+
+    @property
+    def noun(self) -> str:
+        """What a share of it is a share of."""
+        return "time" if self.unit == MILLISECONDS else self.unit
 
     @property
     def whole(self) -> float:

@@ -144,7 +144,7 @@ class GoalSearch:
         total = self.price.total(state.kept)
         share = total / self.price.whole
         self.steps.append({"price": total, "share": share, "kl": loss.kl, "drop": loss.drop})
-        of = self.price.unit if self.pruner.merging is None else f"{self.price.unit} that merged tokens leave"
+        of = self.price.noun if self.pruner.merging is None else f"{self.price.noun} that merged tokens leave"
         self.watcher.say(f"{share:.1%} of the {of}: {loss}")
         return state, loss
 
@@ -220,7 +220,7 @@ def check_reach(goal: Goal, price: Price, *, plain: float | None = None, whole: 
         possible, best = goal.value <= limit, f"{limit:.2f}× as fast as its plain export"
     else:
         least = price.least / (price.whole if whole is None else whole)
-        possible, best = goal.value >= least, f"left with {least:.0%} of its {price.unit}"
+        possible, best = goal.value >= least, f"left with {least:.0%} of its {price.noun}"
     if not possible:
         raise UserError(
             f"{goal.parameter} {goal.value:g} is out of reach, for even without any attention or MLP the model is "

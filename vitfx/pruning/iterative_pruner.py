@@ -123,7 +123,7 @@ class IterativePruner:
         counts = select(orders, price, most, self.multiples)
         if counts is None:
             raise UserError(
-                f"without any attention or MLP the model still has {price.least / price.whole:.0%} of its {price.unit} "
+                f"without any attention or MLP the model still has {price.least / price.whole:.0%} of its {price.noun} "
                 f"and not the {most / price.whole:.0%} asked for: ask for less"
             )
         plan = DeletionPlan.deleting(self.original, {name: orders[name].units[:n] for name, n in counts.items()})

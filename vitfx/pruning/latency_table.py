@@ -24,14 +24,13 @@ from passes.plan import DeletionPlan
 from passes.stream import module_of, read_sites
 from vitfx.deploy.runtime import Session
 from vitfx.graph.verify import rewrite
-from vitfx.pruning.cost_model import Price
+from vitfx.pruning.cost_model import MILLISECONDS, Price
 from vitfx.support.devices import synchronize
 from vitfx.support.errors import UserError
 from vitfx.support.json_files import read_json, write_json
 from vitfx.support.progress import Watcher
 from vitfx.support.timing import time_interleaved
 
-MILLISECONDS = "ms"
 STEPS = 4
 """How many counts of a sublayer's units are timed; times between them are interpolated."""
 _ROUNDS, _SECONDS, _MOST_SECONDS = 25, 20.0, 180.0

@@ -160,6 +160,8 @@ def _search(
         artifact, verification = carry_out(original, result.state.plan, images, bench.merging)
         changed = bool(result.state.plan.deletions) or bench.merging is not None
         delivered = healed(artifact, pruner, original, held_out, result.held_out_loss, heal if changed else None)
+        for note in delivered.notes:
+            bench.watcher.say(note)
         if aim.priced or keeps(delivered.loss, aim):
             break
     compensated = _compensated(original, pruner, result)

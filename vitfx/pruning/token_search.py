@@ -94,9 +94,9 @@ def search_schedule(
     if goal.kind == PARAMETERS:
         return None
     candidates = front(pruner, prices, example)
-    for candidate in candidates:
+    for candidate in candidates[1:]:
         watcher.say(
-            f"tokens {candidate.name}: about {candidate.cost:.1%} of the {prices.unmerged.unit}, divergence "
+            f"tokens {candidate.name}: about {candidate.cost:.1%} of the {prices.unmerged.noun}, divergence "
             f"{candidate.kl:.4f}"
         )
     if len(candidates) == 1:
@@ -129,7 +129,7 @@ def _by_trial(
     """Of a few candidates the one that loses least with units cut to what is left to pay."""
     wanted = [1 - part * (1 - share) for part in _TRIED]
     tried = [candidates[0], *(min(candidates, key=lambda candidate: abs(candidate.cost - cost)) for cost in wanted)]
-    most, unit = share * prices.unmerged.whole, prices.unmerged.unit
+    most, noun = share * prices.unmerged.whole, prices.unmerged.noun
     losses = []
     for candidate in dict.fromkeys(tried):
         pruner.merging, price = candidate.merging, prices.price(candidate.merging)
@@ -138,5 +138,5 @@ def _by_trial(
         state = pruner.start()
         state = pruner.cut(state, price, most) if most < price.whole else state
         losses.append((pruner.held_out_loss(state).kl, candidate))
-        watcher.say(f"tokens {candidate.name}, units cut to {share:.1%} of the {unit}: divergence {losses[-1][0]:.4f}")
+        watcher.say(f"tokens {candidate.name}, units cut to {share:.1%} of the {noun}: divergence {losses[-1][0]:.4f}")
     return min(losses, key=lambda pair: pair[0])[1] if losses else candidates[0]

@@ -36,7 +36,7 @@ def to_table(report: PruneReport) -> Table:
         more = _answers(report, third, third["kl"], third["agreement"])
         more += _times(old, third, third["speedup_by_batch"])
         rows += [(f"{third['name']}: {what}", before, after, compared) for what, before, after, compared in more]
-    title = f"{report['settings']['model']} at {_threshold(report['settings'])}, {report['runtime']}"
+    title = f"{report['settings']['model']}{_by(report['settings'])}, {report['runtime']}"
     return Table(("", "baseline", "pruned", ""), rows, title)
 
 
@@ -74,7 +74,7 @@ def _times(old: Side, new: Side | PrecisionRecord, speedups: dict[str, float]) -
 
 def title_of(report: PruneReport) -> str:
     """Which model, and by what it was pruned."""
-    return f"{report['settings']['model']}, pruned by vitfx at {_threshold(report['settings'])}"
+    return f"{report['settings']['model']}, pruned by vitfx{_by(report['settings'])}"
 
 
 def facts(report: PruneReport) -> list[str]:
@@ -130,8 +130,9 @@ def _circuit_fact(report: PruneReport) -> list[str]:
     ]
 
 
-def _threshold(settings: Facts) -> str:
+def _by(settings: Facts) -> str:
+    """The goal or the threshold, behind the model's name."""
     if settings.get("goal"):
         missed = settings.get("missed")
-        return f"{settings['goal']}" + (f" (missed: {missed})" if missed else "")
-    return f"τ = {settings['tau']:g}" if settings["remove"] is None else f"{settings['remove']:.0%} to remove"
+        return f": {settings['goal']}" + (f" (missed: {missed})" if missed else "")
+    return f" at τ = {settings['tau']:g}" if settings["remove"] is None else f" at {settings['remove']:.0%} to remove"
