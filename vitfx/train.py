@@ -17,13 +17,15 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from vitfx.cli.exit_codes import ending, going_on
+from vitfx.cli.options import image_size
 from vitfx.images.pixel_cache import default_cache
 from vitfx.models.state_dicts import WEIGHTS
 from vitfx.runs.train import run_training
@@ -56,7 +58,7 @@ with the same batches and the same curve. With several nodes, all must see the f
 """
 
 # Options that stand for a key of the configuration.
-_KEYS = {
+_KEYS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "epochs": ("training.epochs", int, "passes over the training images"),
     "batch": ("training.batch", int, "images a step, over all processes"),
     "lr": ("training.lr", float, "the highest learning rate"),
@@ -70,7 +72,11 @@ _KEYS = {
     "dropout": ("model.dropout", float, "chance that a value is dropped in training"),
     "drop_path": ("model.drop_path", float, "chance that the last block's sublayers are skipped in training"),
     "arch": ("model.arch", str, "vit (vitfx's own), timm:NAME or torchvision:NAME"),
-    "image_size": ("model.image_size", int, "side in pixels to which images are resized, by default that of --init"),
+    "image_size": (
+        "model.image_size",
+        image_size,
+        "side in pixels to which images are resized, or HEIGHTxWIDTH; by default that of --init",
+    ),
 }
 _SIZES = ("width", "depth", "heads", "mlp", "patch")
 
@@ -173,7 +179,7 @@ def _check(options: argparse.Namespace, command: str) -> TrainJob:
         init=options.init,
         weights=options.weights,
         arch=arch,
-        image_size=config.model.image_size if own_size else None,
+        image_size=config.model.size if own_size else None,
         tensorboard=options.tensorboard,
         force=options.force,
         command=command,

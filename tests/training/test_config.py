@@ -106,3 +106,19 @@ def test_what_is_missing_or_not_there_is_told(tmp_path: Path) -> None:
         read_config("digits", ["epochs=3"])
     with pytest.raises(UserError, match=r"unknown key training\.epoch"):
         read_config("digits", ["training.epoch=3"])
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [("32", (32, 32)), ("[32, 64]", (32, 64)), ("[64, 64]", (64, 64))],
+)
+def test_images_may_have_two_sides(given: str, size: tuple[int, int]) -> None:
+    config = read_config("digits", [f"model.image_size={given}"])
+    assert config.model.size == config.preprocess.size == size
+    assert isinstance(config.model.image_size, int) == (size[0] == size[1])
+
+
+@pytest.mark.parametrize("given", ["[32]", "[32, 64, 3]", "[32, 6.5]", "32.5", "big", "[0, 8]", "true"])
+def test_what_is_no_size_is_refused(given: str) -> None:
+    with pytest.raises(UserError, match=r"model\.image_size is "):
+        read_config("digits", [f"model.image_size={given}"])

@@ -11,6 +11,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from tests.support.records import model_record
@@ -90,6 +91,37 @@ def test_libraries_architectures(name: str, size: int, tmp_path: Path) -> None:
     else:
         assert said == "resnet10t takes no attn_drop_rate"
         assert made.module.drop_rate == 0.1
+
+
+@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "torchvision:resnet18"])
+@pytest.mark.parametrize("size", [(32, 64), (64, 16)])
+def test_images_that_are_not_square(name: str, size: tuple[int, int], tmp_path: Path) -> None:
+    made = new_model(arch(name, image_size=size), replace(PREPROCESS, size=size), 3)
+    loaded = saved(made, tmp_path / "model.pt")
+    images = torch.randn(2, 3, *size)
+    assert torch.equal(loaded(images), made.module.eval()(images))
+    again = model_from(str(tmp_path / "model.pt"), None, CONFIG, CLASSES, (32, 32))
+    assert again.preprocess.size == (32, 32) and again.module.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+    assert again.notes[-1 if name.startswith("timm") else 1].endswith("to 32×32")
+    if name.startswith("timm"):
+        before, after = (module.pos_embed[0, 1:] for module in (loaded, again.module))
+        grid = before.T.reshape(1, -1, size[0] // 16, size[1] // 16)
+        resized = F.interpolate(grid, (2, 2), mode="bicubic", antialias=True)
+        torch.testing.assert_close(after, resized[0].flatten(1).T)
+    same = model_from(str(tmp_path / "model.pt"), None, CONFIG, CLASSES, None)
+    assert same.preprocess.size == size and torch.equal(same.module.eval()(images), loaded(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("vit", "vitfx's own ViT takes square images, not 32×64: give one side as `image_size`, or a timm model"),
+        ("torchvision:vit_b_16", r"vit_b_16 does not take images of 3×32×64 \(.*\): give its `image_size`"),
+    ],
+)
+def test_models_of_square_images_say_so(name: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        new_model(arch(name, image_size=(32, 64)), replace(PREPROCESS, size=(32, 64)), 3)
 
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")

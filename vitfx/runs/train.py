@@ -89,7 +89,9 @@ def prepare(job: TrainJob, share: Share, watcher: Watcher) -> tuple[TrainModel, 
     made, train, validation, classes, description = on_each(share, make)
     for sentence in (description, *made.notes):
         watcher.say(sentence)
-    stored = (job.config.images.stored_size,) * 2 if job.config.images.stored_size else made.preprocess.size
+    stored = made.preprocess.size
+    if shorter := job.config.images.stored_size:
+        stored = (stored[0] * shorter // min(stored), stored[1] * shorter // min(stored))
     pixels = [
         on_first(share, partial(open_pixels, images, size, job.cache, progress=watcher.bar(title)))
         for images, size, title in (

@@ -26,7 +26,7 @@ class TrainJob:
     init: str | None  #: see `vitfx.training.model`
     arch: str | None  #: likewise
     weights: str | None  #: likewise, "ema" or "raw"
-    image_size: int | None  #: None where the user gave none
+    image_size: tuple[int, int] | None  #: (height, width); None where the user gave none
     tensorboard: bool
     force: bool
     command: str  #: as a user would type it

@@ -22,7 +22,7 @@ class ModelConfig:
     """vitfx/training/configs/tiny-imagenet.toml explains each value, here and below."""
 
     arch: str
-    image_size: int
+    image_size: int | tuple[int, ...]
     patch: int
     width: int
     depth: int
@@ -31,6 +31,13 @@ class ModelConfig:
     dropout: float
     attention_dropout: float
     drop_path: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its images."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        return self.image_size[0], self.image_size[1]
 
 
 @dataclass(frozen=True)
@@ -101,8 +108,7 @@ class TrainConfig:
 
     @property
     def preprocess(self) -> Preprocess:
-        size = (self.model.image_size, self.model.image_size)
-        return Preprocess(size, self.images.interpolation, mean=self.images.mean, std=self.images.std)
+        return Preprocess(self.model.size, self.images.interpolation, mean=self.images.mean, std=self.images.std)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -125,6 +131,7 @@ _RANGES: tuple[tuple[str, str, float, float], ...] = (
 def _check_ranges(config: TrainConfig) -> None:
     for section, name, least, most in _RANGES:
         value = getattr(getattr(config, section), name)
+        value = min(value) if isinstance(value, tuple) else value
         if not (least <= value <= most and math.isfinite(value)):
             if most == math.inf:
                 wanted = "a number above 0" if 0 < least < 1 else f"{least:g} or more"
@@ -229,6 +236,8 @@ def _check_keys(given: Mapping[str, Any], known: Mapping[str, Any], name: str, n
 
 def _typed(key: str, kind: Any, value: Any) -> Any:
     """The value as its field has it: TOML has whole numbers for floats and lists for tuples."""
+    if kind == int | tuple[int, ...]:
+        return _side_or_size(key, value)
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_typed(key, get_args(kind)[0], item) for item in value)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -237,3 +246,11 @@ def _typed(key: str, kind: Any, value: Any) -> Any:
         words = {int: "a whole number", float: "a number", str: "a string in quotes"}
         raise UserError(f"{key} is {value!r}: give {words.get(kind, 'a list of numbers')}")
     return value
+
+
+def _side_or_size(key: str, value: Any) -> int | tuple[int, int]:
+    """A side in pixels, or [height, width], which is a side where the two are one."""
+    sides = value if isinstance(value, list | tuple) else [value, value]
+    if len(sides) != 2 or any(type(side) is not int for side in sides):
+        raise UserError(f"{key} is {value!r}: give a whole number, or [height, width]")
+    return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])

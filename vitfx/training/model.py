@@ -16,6 +16,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.architectures import arch_factory, arch_sizes, build_from_arch, choose_for_arch
 from vitfx.models.factory import build_from_factory, import_extra
+from vitfx.models.image_size import Size, shown
 from vitfx.models.model_file import read_model_file
 from vitfx.models.record import CHECKPOINT_FORMAT, read_record
 from vitfx.models.weights import check_finite
@@ -44,7 +45,7 @@ def new_model(config: ModelConfig, preprocess: Preprocess, classes: int) -> Trai
     """
     if config.arch == "vit":
         kwargs: dict[str, Any] = {
-            "image_size": config.image_size,
+            "image_size": _side(config.size),
             "patch_size": config.patch,
             "channels": preprocess.channels,
             "classes": classes,
@@ -73,7 +74,7 @@ def model_from(
     arch: str | None,
     config: ModelConfig,
     classes: Sequence[str],
-    image_size: int | None,
+    image_size: int | Size | None,
     which: str | None = None,
 ) -> TrainModel:
     """A model with the weights in the file `init`, and a new classifier if the classes differ.
@@ -90,6 +91,7 @@ def model_from(
             f"`init` {init} is not a file: give a vitfx checkpoint or weights saved with torch or safetensors"
         )
     contents = read_model_file(path, trust_pickle=False)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     known: Sequence[str] | None = None
     taken: str | None = None
     if isinstance(contents, Mapping) and "format" in contents:
@@ -103,7 +105,6 @@ def model_from(
         chosen = choose_for_arch(arch, contents, init, which)
         weights, taken = chosen.weights, chosen.note
         factory, named = arch_factory(arch)
-        size = None if image_size is None else (image_size, image_size)
         built = build_from_arch(arch, weights, chosen.source, size, at_most=True)
         kwargs, preprocess = named | built.sizes, built.preprocess
         taken = "; ".join(text for text in (taken, built.image_size.note) if text) or None
@@ -112,13 +113,13 @@ def model_from(
     notes = [f"{init}: {len(weights)} tensors, trained on images {preprocess} ({preprocess.origin})"]
     kwargs = kwargs | {"classes" if factory == _OWN else "num_classes": len(classes)}
     notes += [taken] if taken else []
-    if image_size is None or (image_size, image_size) == preprocess.size:
+    if size is None or size == preprocess.size:
         made = _built(factory, kwargs, config, preprocess)
     else:
-        made = _sized(factory, kwargs, config, preprocess.at((image_size, image_size)))
+        made = _sized(factory, kwargs, config, preprocess.at(size))
         changed = "positions are interpolated" if any(name in weights for name in _POSITIONS) else "images are resized"
-        notes.append(f"{changed} to {image_size}×{image_size}")
-    fresh = _load(made.module, weights, init, image_size, keep_classifier=same)
+        notes.append(f"{changed} to {shown(size)}")
+    fresh = _load(made.module, weights, init, None if size is None else preprocess.size, keep_classifier=same)
     if fresh:
         notes.append(f"the classifier ({', '.join(fresh)}) is new, for {len(classes)} classes")
     return replace(made, notes=(*notes, *made.notes))
@@ -126,14 +127,32 @@ def model_from(
 
 def _sized(factory: str, kwargs: dict[str, Any], config: ModelConfig, preprocess: Preprocess) -> TrainModel:
     """The model for images of the preprocessing's size, which its factory is given if it takes one."""
-    side = "img_size" if factory.startswith("timm") else "image_size"
+    height, width = preprocess.size
+    own: dict[str, Any] = {"image_size": height}
+    if factory.startswith("timm"):
+        own = {"img_size": height if height == width else [height, width]}
+    elif factory == _OWN:
+        own = {"image_size": _side(preprocess.size)}
+    elif height != width:
+        # torchvision's ViTs are square; its other models take images of any size.
+        return _built(factory, kwargs, config, preprocess)
     try:
-        return _built(factory, kwargs | {side: preprocess.size[0]}, config, preprocess)
+        return _built(factory, kwargs | own, config, preprocess)
     except UserError as error:
         # Convolutional models take images of any size and have no such argument.
         if not isinstance(error.__cause__, TypeError):
             raise
         return _built(factory, kwargs, config, preprocess)
+
+
+def _side(size: Size) -> int:
+    """Of vitfx's own model's images. Raises UserError for those that are not square."""
+    if size[0] != size[1]:
+        raise UserError(
+            f"vitfx's own ViT takes square images, not {shown(size)}: give one side as `image_size`, or a timm model "
+            "as `arch`"
+        )
+    return size[0]
 
 
 def _from_record(
@@ -209,14 +228,19 @@ def _answering(module: nn.Module, preprocess: Preprocess, name: str) -> nn.Modul
 
 
 def _load(
-    module: nn.Module, weights: Mapping[str, Tensor], init: str, image_size: int | None, *, keep_classifier: bool
+    module: nn.Module, weights: Mapping[str, Tensor], init: str, trained: Size | None, *, keep_classifier: bool
 ) -> list[str]:
-    """Loads everything, except the classifier if it differs, and returns the names that were not loaded."""
+    """Loads everything, except the classifier if it differs, and returns the names that were not loaded.
+
+    trained: the size of the weights' own images, where these may be others.
+    """
     own = module.state_dict()
     given = dict(weights)
-    if image_size is not None:
+    if trained is not None:
         given |= {
-            name: _resampled(module, given[name], own[name]) for name in _POSITIONS if name in given and name in own
+            name: _resampled(module, given[name], own[name], trained)
+            for name in _POSITIONS
+            if name in given and name in own
         }
     classifier = _classifier(module)
     fresh = [
@@ -244,16 +268,19 @@ def _classifier(module: nn.Module) -> set[str]:
     return {f"{layer}.{name}" for layer in layers for name in ("weight", "bias")}
 
 
-def _resampled(module: Any, positions: Tensor, own: Tensor) -> Tensor:
-    """(1, 1 + n², D) -> the shape of `own`, bicubic, by the model's own library."""
-    if positions.shape == own.shape:
-        return positions
+def _resampled(module: Any, positions: Tensor, own: Tensor, trained: Size) -> Tensor:
+    """(1, 1 + n², D) -> the shape of `own`, bicubic, by the model's own library. trained: the size of its images."""
     if hasattr(module, "num_prefix_tokens"):
         layers = import_extra("timm", "timm").layers
-        grid = module.patch_embed.grid_size
+        grid, patch = module.patch_embed.grid_size, module.patch_embed.patch_size
+        before = [side // of for side, of in zip(trained, patch, strict=True)]
         prefix = 0 if getattr(module, "no_embed_class", False) else module.num_prefix_tokens
-        resampled: Tensor = layers.resample_abs_pos_embed(positions, list(grid), num_prefix_tokens=prefix)
+        if before == list(grid) or positions.ndim != 3 or positions.shape[1] != prefix + before[0] * before[1]:
+            return positions
+        resampled: Tensor = layers.resample_abs_pos_embed(positions, list(grid), before, num_prefix_tokens=prefix)
         return resampled
+    if positions.shape == own.shape:
+        return positions
     side = round((own.shape[1] - 1) ** 0.5)
     # In units of patches: lengths alone give their number.
     key = "encoder.pos_embedding"
