@@ -23,9 +23,9 @@ from vitfx.discovery.replay import paths_of
 from vitfx.discovery.run import Setup, origins, prepare
 from vitfx.graph.trace import at_rest, to_canonical
 from vitfx.images.image_set import Images, ImageSet
-from vitfx.images.splits import Splits, open_data
+from vitfx.images.splits import Splits
 from vitfx.models.checkpoint import LoadedModel, load_model
-from vitfx.runs.inputs import count_logits
+from vitfx.runs.inputs import count_logits, open_splits
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 
@@ -52,7 +52,7 @@ def open_model_and_data(model: str, data: str | None, samples: int, seed: int, w
     source = data or loaded.data
     if source is None:
         raise UserError(f"{model} does not name its data: pass images with --data, a folder, .npz or digits")
-    splits = open_data(source, loaded.preprocess, loaded.classes, partial(count_logits, loaded))
+    loaded, splits = open_splits(loaded, source, partial(count_logits, loaded))
     sample = splits.calibration.sample(samples, seed)
     return Opened(model, loaded, splits, sample, sample.load(watcher.bar("loading")), seed)
 

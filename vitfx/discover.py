@@ -35,6 +35,7 @@ from vitfx.discovery.run import check_settings
 from vitfx.discovery.stability import Outcome
 from vitfx.graph.canonical import read_module
 from vitfx.graph.kinds import words_of
+from vitfx.runs.choose_classes import Asked
 from vitfx.runs.discover import Discoveries
 from vitfx.runs.in_memory import DiscoverySettings, asked_task, find_circuit, read_limit, watching
 from vitfx.runs.in_memory import make_settings as settings_in_memory
@@ -88,6 +89,7 @@ def discover(
     max_divergence: float | None = None,
     max_kl: float | None = None,
     task: str | None = None,
+    classes: Asked | None = None,
     output: str | None = None,
     device: str = "auto",
     progress: bool = False,
@@ -102,13 +104,14 @@ def discover(
     tau: the KL divergence, in nats an image, that removing an edge may cost (default 0.05).
     max_divergence: what all removals together may cost, in the unit of the task's divergence; also called max_kl.
     task: what the model answers, one of `vitfx.graph.kinds.KINDS`; by default found by looking at it.
+    classes: those that are needed, names or numbers of logits: the others' logits go, and only images of these count.
     output: the answer's name, for a model that returns several tensors: a key or a position, "hidden_states.3".
     progress: shows bars on standard error.
     settings: method, granularity and more, see `vitfx.runs.in_memory.DiscoverySettings`.
 
     `circuit.to_json()` is what the command writes; `vitfx.prune(…, circuit=circuit)` deletes what is dead in it.
     """
-    module, calibration = open_given(model, images, labels, output)
+    module, calibration = open_given(model, images, labels, output, classes)
     chosen = settings_in_memory(calibration, settings, tau=tau, max_kl=read_limit(max_divergence, max_kl))
     with watching(progress) as watcher:
         return find_circuit(
@@ -181,7 +184,8 @@ def _run(task: _Task, share: Share, watcher: Watcher) -> list[RenderableType]:
     images = on_each(share, lambda: inputs.calibration(settings.samples, settings.seed, watcher.bar("loading")))
     with first_says(share.rank == 0):
         front = read_module(inputs.model.module, images.pixels, watcher)
-        settings = replace(settings, task=front.kind(images.labels, inputs.task, watcher).name)
+        kind = front.kind(images.labels, inputs.task, watcher)
+        settings = replace(settings, task=kind.name, classes=front.classes)
         check_settings(settings)
         graph_module = front.graph_module.to(task.device)
         needed = memory_needed(graph_module, images, settings, share.world)
@@ -237,6 +241,7 @@ def _next(options: argparse.Namespace, out: Path) -> list[str]:
         for part in (f"--{name}", value)
     ]
     more += ["--trust-pickle"] if options.trust_pickle else []
+    # The circuit itself says which classes were chosen.
     for name in ("class_names", *OF_IMAGES):
         if (value := getattr(options, name)) is not None:
             texts = [str(part) for part in (value if isinstance(value, list | tuple) else [value])]

@@ -19,9 +19,11 @@ from vitfx.deploy.lowering import PASSES
 from vitfx.deploy.onnx_forms import FORMS, Form
 from vitfx.deploy.precision_file import check_precision
 from vitfx.deploy.precisions import FP32, INT8
+from vitfx.images.selection import list_names
 from vitfx.models.checkpoint import LoadedModel
+from vitfx.runs.choose_classes import Asked, choose
 from vitfx.runs.in_memory import OptimizedModel, rewrite_exactly, watching
-from vitfx.runs.inputs import open_inputs, open_model
+from vitfx.runs.inputs import count_logits, open_inputs, open_model
 from vitfx.runs.memory_inputs import open_given
 from vitfx.runs.optimize import INT8_FILE, OptimizeJob, run_optimize
 from vitfx.runs.optimize_int8 import INT8_IMAGES
@@ -56,6 +58,7 @@ def optimize(
     *,
     rewrites: str = "all",
     portable: bool = False,
+    classes: Asked | None = None,
     output: str | None = None,
     device: str = "auto",
     progress: bool = False,
@@ -67,12 +70,13 @@ def optimize(
         in float64.
     rewrites: "all", "none", or names separated by commas, as the command's --rewrites.
     portable: ONNX files use only standard operators.
+    classes: those that are needed, names or numbers of logits: the others' logits go.
     output: the answer's name, for a model that returns several tensors: a key or a position, "hidden_states.3".
     device: where ONNX files are to run.
     progress: shows bars on standard error.
     """
     names = read_rewrites(rewrites)
-    module, calibration = open_given(model, images, None, output)
+    module, calibration = open_given(model, images, None, output, classes)
     with watching(progress) as watcher:
         return rewrite_exactly(
             module, calibration, names, portable=portable, device=pick_device(device), watcher=watcher
@@ -114,8 +118,7 @@ def _look(options: argparse.Namespace, parser: argparse.ArgumentParser, console:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     with console_watcher(console) as watcher:
-        model = open_model(options)
-        pixels, _ = _images(options, model, watcher)
+        model, pixels, _ = _images(options, open_model(options), watcher)
         lowered = run_named_passes(PassesRun(model, pixels, names, printed), show, watcher)
     console.print(passes_table(lowered))
 
@@ -129,8 +132,7 @@ def _open(options: argparse.Namespace, watcher: Watcher) -> OptimizeJob:
     check_output(out, force=options.force)
     device = pick_device(options.device)
     check_precision(options.precision, device)
-    model = open_model(options)
-    pixels, images = _images(options, model, watcher)
+    model, pixels, images = _images(options, open_model(options), watcher)
     return OptimizeJob(
         model=model,
         pixels=pixels,
@@ -148,9 +150,9 @@ def _open(options: argparse.Namespace, watcher: Watcher) -> OptimizeJob:
     )
 
 
-def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -> tuple[Tensor, str]:
-    """The images of proofs and timings, and where they come from. Without data it is noise: the rewrites are exact for
-    any image."""
+def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -> tuple[LoadedModel, Tensor, str]:
+    """The model of the classes that were asked for, the images of proofs and timings, and where they come from. Without
+    data it is noise: the rewrites are exact for any image."""
     for line in model.first_lines:
         watcher.say(line)
     int8 = options.precision == INT8
@@ -158,15 +160,20 @@ def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -
         try:
             inputs = open_inputs(options, model)
             count = inputs.available(INT8_IMAGES if int8 else _IMAGES)
-            return inputs.calibration(count, 0, watcher.bar("loading")).pixels, inputs.data
+            for line in inputs.splits.remarks if options.classes else ():
+                watcher.say(line)
+            return inputs.model, inputs.calibration(count, 0, watcher.bar("loading")).pixels, inputs.data
         except UserError as error:
-            if options.data or int8:
+            if options.data or int8 or options.classes:
                 raise
             watcher.say(f"{as_options(str(error))}; until then proofs and timings run on noise")
     if int8:
         raise UserError("int8 takes its ranges from images, and none are given: give --data, or leave out --precision")
     shape = (_IMAGES, model.preprocess.channels, *model.preprocess.size)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)), "noise"
+    if options.classes is not None:
+        model = choose(model, options.classes, model.classes, count_logits(model))
+        watcher.say(f"{len(model.classes or ())} classes are kept, {list_names(model.classes or ())}")
+    return model, torch.randn(shape, generator=torch.Generator().manual_seed(0)), "noise"
 
 
 def _forms(name: str, portable: bool, rewrites: tuple[str, ...], opset: int) -> tuple[Form, ...]:

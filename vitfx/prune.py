@@ -29,6 +29,7 @@ from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, parse_targe
 from vitfx.pruning.prune_for_goal import MOST_IMAGES
 from vitfx.pruning.token_merging import AUTO
 from vitfx.reports.prune_text import to_table
+from vitfx.runs.choose_classes import Asked
 from vitfx.runs.in_memory import (
     DiscoverySettings,
     PrunedModel,
@@ -84,6 +85,7 @@ def prune(
     max_kl: float | None = None,
     target: str = "cpu:batch=8",
     task: str | None = None,
+    classes: Asked | None = None,
     output: str | None = None,
     circuit: Circuit | None = None,
     compensate: str = "ridge",
@@ -105,6 +107,7 @@ def prune(
         Where nothing is asked for, the goal is max_drop=1, or max_divergence=0.02 without labels.
     target: where a speed-up is measured, such as "cpu:batch=8".
     task: what the model answers, one of `vitfx.graph.kinds.KINDS`; by default found by looking at it.
+    classes: those that are needed, names or numbers of logits: the others' logits go, and only images of these count.
     output: the answer's name, for a model that returns several tensors: a key or a position, "hidden_states.3".
     circuit: deletes what is dead in it, in place of discovery; images must be those that it was found on.
     compensate: what makes up for deletions, "none", "mean" or "ridge", which refits survivors and goals always have.
@@ -113,18 +116,17 @@ def prune(
     progress: shows bars on standard error.
     settings: how the circuit is found, see `vitfx.runs.in_memory.DiscoverySettings`.
     """
-    module, calibration = open_given(model, images, labels, output)
+    own, place, kind = {} if circuit is None else circuit.settings, pick_device(device), asked_task(task)
+    module, calibration = open_given(model, images, labels, output, own.get("classes") if classes is None else classes)
     values = {SPEEDUP: target_speedup, FLOPS: target_flops, PARAMETERS: target_params, DROP: max_drop}
     values[KL] = read_limit(max_divergence, max_kl)
     by_circuit = circuit is not None or compensate != "ridge"
     goal = choose_goal(values, tau=tau, settings=settings, by_circuit=by_circuit, labelled=labels is not None)
-    place, kind = pick_device(device), asked_task(task)
     with watching(progress) as watcher:
         if goal is not None:
             given, seed = (module, calibration, goal, parse_target(target)), settings.get("seed", 0)
             return prune_for_goal(*given, device=place, seed=seed, watcher=watcher, task=kind, tokens=tokens or AUTO)
-        replayed = None if circuit is None else Settings.from_json(circuit.settings)
-        chosen = replayed or make_settings(calibration, settings, tau=tau, max_kl=values[KL])
+        chosen = Settings.from_json(own) if own else make_settings(calibration, settings, tau=tau, max_kl=values[KL])
         asked = (module, calibration, chosen)
         return prune_by_circuit(
             *asked, device=place, compensate=compensate, circuit=circuit, watcher=watcher, task=kind, tokens=tokens

@@ -17,12 +17,13 @@ from vitfx.deploy.deployment import default_deployment, read_rewrites
 from vitfx.images.pixel_cache import default_cache
 from vitfx.models.architectures import KNOWN_ARCHES
 from vitfx.models.checkpoint import load_model
+from vitfx.models.chosen import chosen_of, keep_same
 from vitfx.models.state_dicts import WEIGHTS
 from vitfx.recovery.distill import LOSSES
 from vitfx.recovery.settings import AUGMENTS, HIDDEN, SAMPLES, SAVE_SECONDS, RecoverSettings
 from vitfx.recovery.trainable import ONLY
 from vitfx.reports.recover_text import to_table
-from vitfx.runs.inputs import open_inputs
+from vitfx.runs.inputs import count_logits, open_inputs
 from vitfx.runs.recover import STATE, run_recover
 from vitfx.runs.recover_job import RecoverJob
 from vitfx.support.console import HelpFormatter, entry_point
@@ -180,6 +181,8 @@ def _open(options: argparse.Namespace, command: str) -> RecoverJob:
         weights=options.weights,
         output=options.output,
     )
+    if (chosen := chosen_of(inputs.model)) is not None:
+        teacher = keep_same(teacher, chosen, count_logits(teacher))
     named = options.class_names is None and inputs.model.classes and teacher.classes
     if named and inputs.model.classes != teacher.classes:
         raise UserError(

@@ -20,6 +20,8 @@ from vitfx.cli.exit_codes import ending
 from vitfx.cli.options import OF_IMAGES, add_reading, refuse_given
 from vitfx.deploy.onnx_file import describe, read_onnx
 from vitfx.graph.trace import to_canonical
+from vitfx.images.selection import Selection
+from vitfx.models.chosen import CHOSEN
 from vitfx.runs.inputs import open_model
 from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.errors import UserError
@@ -82,6 +84,8 @@ def _show_model(options: argparse.Namespace, parser: argparse.ArgumentParser, co
 def _origin(provenance: Mapping[str, Any]) -> tuple[str, ...]:
     """Of an artifact, whose digest was checked when it was loaded."""
     facts = {name: value for name, value in provenance.items() if value not in (None, {}, "")}
+    if CHOSEN in facts:
+        facts[CHOSEN] = list(Selection.from_json(facts[CHOSEN]).names)
     return (f"made from: {json.dumps(facts, ensure_ascii=False)}",) if facts else ()
 
 

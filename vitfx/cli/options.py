@@ -49,6 +49,12 @@ def add_class_names(parser: argparse.ArgumentParser) -> None:
         help="names of the model's classes, one a line in the order of its logits, where the model has none or others "
         "than the data",
     )
+    parser.add_argument(
+        "--classes",
+        metavar="FILE|NAME,NAME",
+        help="the classes that are needed: the others' logits go, and only images of these count; names, WordNet ids, "
+        "words for them, or numbers of logits from 0, between commas or in a file, one a line (default: all)",
+    )
 
 
 def add_task(parser: argparse.ArgumentParser) -> None:
@@ -188,8 +194,9 @@ def refuse_given(
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The discovery arguments that the user gave."""
-    # The task is found when the model has been seen.
-    values = {field.name: getattr(options, field.name) for field in fields(Settings) if field.name != "task"}
+    # The task and the names of classes are found when the model has been seen.
+    later = ("task", "classes")
+    values = {field.name: getattr(options, field.name) for field in fields(Settings) if field.name not in later}
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -74,7 +74,7 @@ def open_run(options: argparse.Namespace, command: str) -> PruneRun:
     check_precision(precision, onnx_device)
     if asked is not None and asked.target.runtime == OPENVINO:
         require_openvino()
-    inputs = open_inputs(options)
+    inputs = open_inputs(_with_classes(options, circuit))
     if asked is not None:
         asked, inputs = settle_goal(asked, inputs)
     if circuit is None and "samples" not in given:
@@ -150,6 +150,13 @@ def _settings(
         raise UserError(f"--circuit {options.circuit} brings its own settings: leave out --{name}, or discover again")
     circuit = read_circuit(options.circuit)
     return circuit, Settings.from_json(circuit.settings)
+
+
+def _with_classes(options: argparse.Namespace, circuit: Circuit | None) -> argparse.Namespace:
+    """The options, with a circuit's own classes where it was found for some."""
+    if options.classes is not None or circuit is None or "classes" not in circuit.settings:
+        return options
+    return argparse.Namespace(**{**vars(options), "classes": circuit.settings["classes"]})
 
 
 def _precision(options: argparse.Namespace, asked: GoalOptions | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from passes.base import run_passes
 from passes.merge_tokens import UndoMerges, schedule_of
 from passes.token_schedule import TokenSchedule
 from vitfx.graph.answers import AnswerKind, Kind, declared_kind, ends_without_bias, find_kind, projection_kind
+from vitfx.graph.chosen_classes import ChosenClasses
 from vitfx.graph.float64 import logits_in_float64
 from vitfx.graph.trace import at_rest, first_line, to_canonical
 from vitfx.graph.verify import VerificationError
@@ -34,12 +36,22 @@ class Canonical:
     schedule: TokenSchedule = field(
         default_factory=TokenSchedule
     )  #: by which tokens merged in the module, where they do not in the graph
+    classes: tuple[str, ...] | None = None  #: those that were chosen, where the module answers only some of its own
 
     def kind(self, labels: Tensor | None, asked: Kind | None, watcher: Watcher) -> AnswerKind:
         """Of the answers, which is told. labels: of all images. asked: by the user. Raises UserError."""
         kind = find_kind(self.graph_module, self.answers, labels, asked=asked, declared=self.declared)
+        if self.classes is not None and kind.name != "classes":
+            raise UserError(
+                f"`classes` is for models of classes, and this one's task is {kind.name} ({kind.reason}): leave it out"
+            )
         watcher.say(kind.sentence)
         return kind
+
+    def told(self, kind: Kind) -> dict[str, Any]:
+        """What a circuit's settings say of the answers: only what is not usual."""
+        task: dict[str, Any] = {} if kind.name == "classes" else {"task": kind.name}
+        return task if self.classes is None else {**task, "classes": list(self.classes)}
 
 
 def read_module(module: nn.Module, pixels: Tensor, watcher: Watcher, *, merged: bool = False) -> Canonical:
@@ -63,9 +75,16 @@ def read_module(module: nn.Module, pixels: Tensor, watcher: Watcher, *, merged: 
     for note in notes:
         watcher.say(f"note: {note}")
     declared = declared_kind(module)
+    classes, whole, all_answers = None, module, answers
+    if isinstance(module, ChosenClasses):
+        classes, whole = module.chosen.names, module.model
+        with torch.no_grad():
+            all_answers = whole(pixels[:2])
     if declared is None and ends_without_bias(graph_module):
-        declared = projection_kind(module, answers)
-    return Canonical(graph_module, notes, answers, declared, schedule)
+        declared = projection_kind(whole, all_answers)
+        if declared is None and classes is not None:
+            declared = Kind("classes", "some of them were chosen")
+    return Canonical(graph_module, notes, answers, declared, schedule, classes)
 
 
 def check_answers_differ(answers: Tensor) -> None:

@@ -18,6 +18,7 @@ from passes.base import PassError, PassResult, run_passes
 from passes.canonicalize import Canonicalize
 from passes.remove_no_ops import RemoveNoOps
 from passes.stream import is_canonical
+from vitfx.graph.chosen_classes import ChosenClasses, keep_classes
 from vitfx.support.errors import UserError
 from vitfx.support.quiet import quietly
 
@@ -82,6 +83,10 @@ def to_canonical(module: nn.Module, example: Tensor) -> Traced:
 
     Raises UserError where nothing prunable is recognised (a CNN, a post-LN transformer, windows, …).
     """
+    if isinstance(module, ChosenClasses):
+        whole = to_canonical(module.model, example)
+        graph_module, notes = keep_classes(whole.graph_module, module, example)
+        return Traced(graph_module, (*whole.notes, *notes))
     if isinstance(module, GraphModule) and _canonical(module):
         _try(module, example)
         return Traced(copy.deepcopy(module), ())

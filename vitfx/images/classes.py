@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vitfx.support.errors import UserError
 
@@ -34,7 +35,7 @@ def normal(name: str) -> str:
 def sort_names(names: Iterable[str]) -> tuple[str, ...]:
     """Numbers by their value where all names are numbers, all else as text."""
     names = sorted(names)
-    return tuple(sorted(names, key=int) if all(map(_is_index, names)) else names)
+    return tuple(sorted(names, key=int) if all(map(is_index, names)) else names)
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
@@ -76,19 +77,32 @@ def match_classes(data: Sequence[str], model: Sequence[str] | None, logits: int 
     return Matching({name: index for index, name in enumerate(data)}, tuple(data), rule)
 
 
+def find_places(names: Iterable[str], model: Sequence[str]) -> dict[str, tuple[set[int], str]]:
+    """The places of each name among the model's names, and by which rule; a name that has none is left out.
+
+    The strictest rule by which there is one place counts, else the strictest by which there are several.
+    """
+    places: dict[str, tuple[set[int], str]] = {}
+    names = tuple(names)
+    for rule, keys in _LEVELS:
+        unsettled = [name for name in names if name not in places or len(places[name][0]) > 1]
+        index = _index(model, keys) if unsettled else {}
+        for name in unsettled:
+            own = set[int]().union(*(index.get(key, set()) for key in keys(name)))
+            if len(own) == 1 or (own and name not in places):
+                places[name] = own, rule
+    return places
+
+
 def _by_name(data: Sequence[str], model: tuple[str, ...], where: str) -> Matching:
     positions: dict[str, int] = {}
     rules: list[str] = []
-    for rule, keys in _LEVELS:
-        unknown = [name for name in data if name not in positions]
-        index = _index(model, keys) if unknown else {}
-        for name in unknown:
-            places = set[int]().union(*(index.get(key, set()) for key in keys(name)))
-            if len(places) == 1:
-                positions[name] = places.pop()
-                rules.append(rule)
-            elif places and not rule:
-                raise UserError(f"the model has two classes named {name!r}: give its classes names that differ")
+    for name, (places, rule) in find_places(data, model).items():
+        if len(places) == 1:
+            positions[name] = next(iter(places))
+            rules.append(rule)
+        elif not rule:
+            raise UserError(f"the model has two classes named {name!r}: give its classes names that differ")
     unknown = [name for name in data if name not in positions]
     if unknown:
         raise UserError(
@@ -108,7 +122,7 @@ def _by_name(data: Sequence[str], model: tuple[str, ...], where: str) -> Matchin
 
 def _by_index(data: Sequence[str], logits: int | None) -> Matching | None:
     """None where the names are not the logits' indices; 1 to n are those of n + 1 logits, or of more, only perhaps."""
-    if not all(map(_is_index, data)):
+    if not all(map(is_index, data)):
         return None
     indices = [int(name) for name in data]
     size = max(indices) + 1 if logits is None else logits
@@ -143,7 +157,7 @@ def _wnid(name: str) -> str:
 # From the strictest on: what the user is told, and the keys of a name, of which one must be shared.
 _LEVELS: tuple[tuple[str, Callable[[str], set[str]]], ...] = (
     ("", lambda name: {normal(name)}),
-    ("as numbers", lambda name: {str(int(name))} if _is_index(name) else set()),
+    ("as numbers", lambda name: {str(int(name))} if is_index(name) else set()),
     ("without regard to case and punctuation", lambda name: _without_empty(_plain(name))),
     ("by WordNet id", lambda name: _without_empty(_wnid(name))),
     ("by one of several names", lambda name: _without_empty(*map(_plain, name.split(",")))),
@@ -155,11 +169,8 @@ def _imagenet(data: Sequence[str], model: Sequence[str] | None, logits: int | No
 
     timm has the list; without it the answer is None.
     """
-    if logits != _IMAGENET or not all(map(_wnid, data)) or importlib.util.find_spec("timm") is None:
+    if logits != _IMAGENET or not all(map(_wnid, data)) or (info := _imagenet_info("imagenet-1k")) is None:
         return None
-    from timm.data.imagenet_info import ImageNetInfo
-
-    info = ImageNetInfo()
     known = tuple(info.index_to_label_name(place) for place in range(_IMAGENET))
     if not {_wnid(name) for name in data} <= set(known):
         return None
@@ -169,7 +180,41 @@ def _imagenet(data: Sequence[str], model: Sequence[str] | None, logits: int | No
     return known if alike >= 0.9 * _IMAGENET else None
 
 
-def _is_index(name: str) -> bool:
+def imagenet_ids(names: Sequence[str], logits: int) -> tuple[str, ...] | None:
+    """ImageNet-1k's WordNet ids, where these names are some of them, the logits are as many, and nothing names them."""
+    return _imagenet(names, None, logits) if names else None
+
+
+def words_of(names: Sequence[str], data: str | None) -> tuple[str, ...]:
+    """What each WordNet id means in words, "" for what is none; empty where nothing is known of any.
+
+    data: a data set, whose words.txt (Tiny ImageNet's) or LOC_synset_mapping.txt (ImageNet's) is read where it has
+    one; else timm's list is, where that is installed.
+    """
+    ids = [_wnid(name) for name in names]
+    if not any(ids):
+        return ()
+    words: dict[str, str] = {}
+    for file in () if data is None else (Path(data) / "words.txt", Path(data) / "LOC_synset_mapping.txt"):
+        if file.is_file():
+            lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            words |= {parts[0]: parts[1] for line in lines if len(parts := line.split(None, 1)) == 2}
+    if not words and (info := _imagenet_info("imagenet-22k")) is not None:
+        words = info.label_descriptions(as_dict=True)
+    described = tuple(normal(words.get(own, "")) for own in ids)
+    return described if any(described) else ()
+
+
+def _imagenet_info(subset: str) -> Any:
+    """timm's record of ImageNet's classes, None where timm is not installed."""
+    if importlib.util.find_spec("timm") is None:
+        return None
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return ImageNetInfo(subset)
+
+
+def is_index(name: str) -> bool:
     return name.isascii() and name.isdigit()
 
 

@@ -171,6 +171,13 @@ def _preprocess(folder: Path, config: Any, transformers: Any) -> Preprocess | No
     return processor_recipe(record, name, config, transformers)
 
 
+def names_in_config(module: nn.Module) -> tuple[str, ...] | None:
+    """The names that a Hugging Face model in memory has for its classes; None for any other module."""
+    configs = (getattr(part, "config", None) for part in module.modules())
+    config = next((config for config in configs if isinstance(getattr(config, "id2label", None), dict)), None)
+    return None if config is None else _class_names(config)
+
+
 def _class_names(config: Any) -> tuple[str, ...] | None:
     names = tuple(str(config.id2label[index]) for index in sorted(config.id2label))
     # transformers invents these where the model was saved without names.

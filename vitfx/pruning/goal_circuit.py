@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch.fx import GraphModule
 
 from vitfx.circuits.circuit import ATTRIBUTED, EMBED, Circuit, Decision, Edge, Writer
@@ -18,11 +21,14 @@ def goal_circuit(
     price: Price,
     asked: GoalRequest,
     facts: dict[str, str],
-    task: str,
+    told: Mapping[str, Any],
     *,
     met: bool,
 ) -> Circuit:
-    """Every head, and for each MLP one path kept and one deleted. facts: see `vitfx.discovery.run.origins`."""
+    """Every head, and for each MLP one path kept and one deleted.
+
+    facts: see `vitfx.discovery.run.origins`. told: see `vitfx.graph.canonical.Canonical.told`.
+    """
     deletions = {deletion.name: deletion for deletion in result.state.plan.deletions}
     decisions = [Decision(Edge(Writer(EMBED)), True, 0.0, None, ATTRIBUTED)]
     for stage in read_stages(original):
@@ -43,8 +49,7 @@ def goal_circuit(
             for index, (units, alive) in enumerate(group for group in groups if group[0])
         ]
     settings = {"method": "goal", "granularity": "head", "ablation": "mean", **asked.to_json()}
-    if task != "classes":
-        settings["task"] = task
+    settings |= told
     speedup = result.speedup
     measured = {
         "speed-up": None if speedup is None else speedup.value,

@@ -24,6 +24,7 @@ from vitfx.graph.kinds import WORDS
 from vitfx.graph.stages import sublayers_of
 from vitfx.graph.verify import Verification, rewrite, verify
 from vitfx.images.image_set import Images
+from vitfx.images.selection import list_names
 from vitfx.pruning.compensation import Compensated, compensate, divergence
 from vitfx.pruning.token_merging import choose_merging, merging_note
 from vitfx.support.errors import UserError
@@ -95,9 +96,9 @@ def compile_model(
     if accept is not None:
         accept(front.graph_module)
     if circuit is not None:
-        task = Kind(settings.task, "as the circuit was found")
+        task = _replayed(settings, front.classes)
     kind = front.kind(images.labels, task, watcher)
-    settings = replace(settings, task=kind.name)
+    settings = replace(settings, task=kind.name, classes=front.classes)
     check_settings(settings)
     on_device = front.graph_module.to(device)
     facts = origins(on_device, images)
@@ -124,6 +125,17 @@ def compile_model(
     return Pruned(
         artifact, original, circuit, compensated.plan, verification, notes, compensated, artifact_kl, divergence=measure
     )
+
+
+def _replayed(settings: Settings, asked: tuple[str, ...] | None) -> Kind:
+    """The task of a circuit. Raises UserError where it was found for other classes than are asked for."""
+    if settings.classes != asked:
+        first, second = ("all classes" if names is None else list_names(names) for names in (settings.classes, asked))
+        raise UserError(
+            f"the circuit was found for {first}, and the model is asked for {second}: choose the same `classes`, or "
+            "discover again"
+        )
+    return Kind(settings.task, "as the circuit was found")
 
 
 def _compensated(

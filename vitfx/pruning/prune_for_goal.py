@@ -92,7 +92,7 @@ def compile_for_goal(
     result, verification = ended.result, ended.verification
     reached = _reached(asked.goal, result, verification, bench)
     missed = None if reached is None else asked.goal.shortfall(reached)
-    circuit = goal_circuit(original, result, price, asked, facts, kind.name, met=missed is None)
+    circuit = goal_circuit(original, result, price, asked, facts, front.told(kind), met=missed is None)
     notes = (
         *front.notes,
         *kind.note,

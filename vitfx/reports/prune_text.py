@@ -36,7 +36,7 @@ def to_table(report: PruneReport) -> Table:
         more = _answers(report, third, third["kl"], third["agreement"])
         more += _times(old, third, third["speedup_by_batch"])
         rows += [(f"{third['name']}: {what}", before, after, compared) for what, before, after, compared in more]
-    title = f"{report['settings']['model']}{_by(report['settings'])}, {report['runtime']}"
+    title = f"{_model(report['settings'])}{_by(report['settings'])}, {report['runtime']}"
     return Table(("", "baseline", "pruned", ""), rows, title)
 
 
@@ -74,7 +74,7 @@ def _times(old: Side, new: Side | PrecisionRecord, speedups: dict[str, float]) -
 
 def title_of(report: PruneReport) -> str:
     """Which model, and by what it was pruned."""
-    return f"{report['settings']['model']}, pruned by vitfx{_by(report['settings'])}"
+    return f"{_model(report['settings'])}, pruned by vitfx{_by(report['settings'])}"
 
 
 def facts(report: PruneReport) -> list[str]:
@@ -128,6 +128,11 @@ def _circuit_fact(report: PruneReport) -> list[str]:
         f"{settings['corruption']} corruption, seed {settings['seed']}), "
         f"{words_of(settings).divergence} {circuit['kl']:.4f} on {report['images']['calibration']} calibration images."
     ]
+
+
+def _model(settings: Facts) -> str:
+    chosen = settings.get("classes")
+    return f"{settings['model']} for {len(chosen)} classes" if chosen else f"{settings['model']}"
 
 
 def _by(settings: Facts) -> str:

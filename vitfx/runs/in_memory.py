@@ -25,15 +25,18 @@ from vitfx.discovery.basis.settings import Settings
 from vitfx.discovery.run import check_settings, discover, origins
 from vitfx.graph.answers import Kind
 from vitfx.graph.canonical import read_module
+from vitfx.graph.chosen_classes import ChosenClasses
 from vitfx.images.image_set import Images
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.checkpoint import LoadedModel
+from vitfx.models.chosen import CHOSEN
 from vitfx.models.weights import fingerprint
 from vitfx.pruning.compensation import KINDS
 from vitfx.pruning.goal import KL, Goal, Target, default_goal
 from vitfx.pruning.prune_by_circuit import Compensation, Pruned, compile_model
 from vitfx.pruning.prune_for_goal import compile_for_goal
 from vitfx.pruning.target_bench import GoalRequest
+from vitfx.runs.choose_classes import say_choice
 from vitfx.runs.prune_files import RESULTS, write_files
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
@@ -131,6 +134,7 @@ def prune_by_circuit(
     """Raises UserError and VerificationError."""
     if compensate not in KINDS:
         raise UserError(f"compensate is {compensate!r}: choose one of {', '.join(KINDS)}")
+    say_choice(module, images, watcher)
     pruned = compile_model(
         module,
         images,
@@ -161,6 +165,7 @@ def prune_for_goal(
     """Raises UserError and VerificationError; a goal that was missed is in the result's `missed`."""
     deployment = default_deployment(NAMES, pick_device(target.device), portable=False)
     request = GoalRequest(goal, target, deployment, seed, tokens=tokens)
+    say_choice(module, images, watcher)
     pruned = compile_for_goal(module, images, request, device=device, watcher=watcher, task=task)
     return _pruned_model(pruned, module, images, deployment)
 
@@ -175,8 +180,9 @@ def find_circuit(
     task: Kind | None = None,
 ) -> Circuit:
     """Raises UserError."""
+    say_choice(module, images, watcher)
     front = read_module(module, images.pixels, watcher)
-    settings = replace(settings, task=front.kind(images.labels, task, watcher).name)
+    settings = replace(settings, task=front.kind(images.labels, task, watcher).name, classes=front.classes)
     check_settings(settings)
     graph_module = front.graph_module.to(device)
     facts = origins(graph_module, images)
@@ -193,6 +199,7 @@ def rewrite_exactly(
     watcher: Watcher,
 ) -> OptimizedModel:
     """Raises UserError and VerificationError."""
+    say_choice(module, images, watcher)
     front = read_module(module, images.pixels, watcher, merged=True)
     deployment = default_deployment(rewrites, device, portable=portable)
     lowered = lower(front.graph_module, deployment.graph_rewrites, images.pixels)
@@ -269,11 +276,20 @@ def _write_onnx(
 
 
 def _opened(module: nn.Module, images: Images) -> LoadedModel:
-    """A module in memory as files describe one: its pixels come normalised, and its classes have no names."""
+    """A module in memory as files describe one: its pixels come normalised, and its classes have no names, unless some
+    were chosen."""
     channels, *size = images.pixels.shape[1:]
     preprocess = Preprocess((size[0], size[1]), mean=(0.0,) * channels, std=(1.0,) * channels)
-    name = type(module).__name__
-    return LoadedModel(module, preprocess, None, None, name, fingerprint(module.state_dict()))
+    chosen = module.chosen if isinstance(module, ChosenClasses) else None
+    return LoadedModel(
+        module,
+        preprocess,
+        None if chosen is None else chosen.names,
+        None,
+        type(module if chosen is None else module.model).__name__,
+        fingerprint(module.state_dict()),
+        {} if chosen is None else {CHOSEN: chosen.to_json()},
+    )
 
 
 def _pruned_model(pruned: Pruned, module: nn.Module, images: Images, deployment: Deployment) -> PrunedModel:

@@ -18,6 +18,8 @@ from vitfx.images.overrides import Overrides
 from vitfx.images.sources import CorruptImageError
 from vitfx.images.splits import Splits, open_data
 from vitfx.models.checkpoint import LoadedModel, load_model
+from vitfx.models.chosen import chosen_of, renamed
+from vitfx.runs.choose_classes import Asked, choose
 from vitfx.runs.tasks import blank_answers, is_classless, known_task, without_labels
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Report
@@ -76,7 +78,12 @@ def open_inputs(options: argparse.Namespace, model: LoadedModel | None = None) -
     task = known_task(options, model)
     answers = cache(partial(blank_answers, model))
     labels = getattr(options, "labels", None)
-    if is_classless(task, model, answers):
+    asked = getattr(options, "classes", None)
+    classless = is_classless(task, model, answers)
+    if asked is not None and (classless or (task is not None and task.name != "classes")):
+        kind = "none" if task is None else f"{task.name}, {task.reason}"
+        raise UserError(f"`classes` chooses among classes, and the answers of {model.source} are {kind}: leave it out")
+    if classless:
         if labels is not None:
             raise UserError(
                 f"`labels` {labels} names classes or labels, and the answers of {model.source} are none: leave it out, "
@@ -85,18 +92,28 @@ def open_inputs(options: argparse.Namespace, model: LoadedModel | None = None) -
         splits = without_labels(open_data(data, model.preprocess))
         model = replace(model, classes=None)
     else:
-        model, splits = _with_classes(model, data, options.class_names, lambda: _count(answers()), labels)
+        model, splits = open_splits(
+            model, data, lambda: _count(answers()), class_names=options.class_names, labels=labels, asked=asked
+        )
     if model.image_size.question is not None and not _all_square(splits):
         raise UserError(model.image_size.question)
     return Inputs(model, splits, data, options.arch, task, options.weights, labels, options.output)
 
 
-def _with_classes(
-    model: LoadedModel, data: str, class_names: Path | None, logits: Callable[[], int], labels: Path | None
+def open_splits(
+    model: LoadedModel,
+    data: str,
+    logits: Callable[[], int],
+    *,
+    class_names: Path | None = None,
+    labels: Path | None = None,
+    asked: Asked | None = None,
 ) -> tuple[LoadedModel, Splits]:
     """The model with the names of its logits, and the data with its labels among them. Raises UserError.
 
-    logits: how many classes the model tells apart
+    Where classes were asked for, or the model is an artifact that answers only some of the data's, these are left.
+
+    logits: how many classes the model tells apart. class_names: a file with their names. labels: of the images.
     """
     if class_names is not None:
         names = read_class_names(class_names)
@@ -104,8 +121,15 @@ def _with_classes(
             raise UserError(
                 f"`class_names` {class_names} has {len(names)} names and the model {logits()} logits: give one for each"
             )
-        model = replace(model, classes=names)
-    return model, open_data(data, model.preprocess, model.classes, logits, labels)
+        model = renamed(model, names)
+    if (known := chosen_of(model)) is not None:
+        splits = open_data(data, model.preprocess, known.every, lambda: known.count, labels)
+    else:
+        splits = open_data(data, model.preprocess, model.classes, logits, labels)
+    if asked is not None:
+        model = choose(model, asked, model.classes or splits.classes, logits(), data)
+    chosen = chosen_of(model)
+    return model, splits if chosen is None else chosen.only_images(splits)
 
 
 def _all_square(splits: Splits) -> bool:

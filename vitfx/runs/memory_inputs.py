@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitfx.graph.outputs import OneOutput, choose_output
 from vitfx.graph.plain_module import plain_module
 from vitfx.images.image_set import Images
+from vitfx.runs.choose_classes import Asked, choose_given
 from vitfx.support.errors import UserError, in_a_line
 
 _FEWEST = 2
@@ -22,12 +23,14 @@ def open_given(
     images: Tensor | ArrayLike,
     labels: Tensor | ArrayLike | None,
     output: str | None = None,
+    classes: Asked | None = None,
 ) -> tuple[nn.Module, Images]:
     """A plain copy of the model that returns one tensor, and checked pixels and labels, on the CPU.
 
     model: see `vitfx.graph.plain_module`; where it returns several tensors, `output` names the answer, or `logits` is.
     images: floats (N, C, H, W), preprocessed; N is 2 or more.
     labels: integers (N,), a 0 or 1 for each label (N, K), numbers, or None; whether they fit the answers shows later.
+    classes: those that are needed; the others' logits and images are left out.
     Raises UserError.
     """
     opened = open_images(images, labels)
@@ -42,7 +45,8 @@ def open_given(
     except Exception:  # Tracing has sentences for what goes wrong in a model.
         return module, opened
     name, _ = choose_output(answer, len(opened.pixels[:2]), output)
-    return module if name is None else OneOutput(module, name).eval(), opened
+    module = module if name is None else OneOutput(module, name).eval()
+    return (module, opened) if classes is None else choose_given(module, opened, classes)
 
 
 def open_images(images: Tensor | ArrayLike, labels: Tensor | ArrayLike | None) -> Images:

@@ -19,6 +19,7 @@ from vitfx.graph.divergence import Divergence
 from vitfx.graph.kinds import WORDS
 from vitfx.images.image_set import Images
 from vitfx.images.pixel_cache import default_cache
+from vitfx.models.chosen import chosen_record
 from vitfx.models.graph_json import encode
 from vitfx.pruning.goal import DROP, KL, Goal
 from vitfx.pruning.healing import Training
@@ -169,10 +170,10 @@ def _settings(run: CircuitRun | GoalRun, pruned: Pruned, samples: int) -> dict[s
     """For the report. samples: calibration images that are whole."""
     circuit_file, goal, target = None, None, None
     if isinstance(run, CircuitRun):
-        own = {**run.settings.to_json(), **_task(pruned)}
+        own = {**run.settings.to_json(), **_task(pruned), **chosen_record(run.inputs.model)}
         circuit_file = None if run.circuit_file is None else str(run.circuit_file)
     else:
-        own = {"samples": samples, "seed": run.seed, **_task(pruned)}
+        own = {"samples": samples, "seed": run.seed, **_task(pruned), **chosen_record(run.inputs.model)}
         goal, target = run.goal.words(pruned.divergence.kind), str(run.target)
     return {
         "model": run.inputs.model.source,

@@ -23,6 +23,7 @@ from vitfx.deploy.runtime import Session, open_session
 from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.images.image_set import Images, ImageSet
 from vitfx.models.checkpoint import LoadedModel, save_artifact
+from vitfx.models.chosen import CHOSEN
 from vitfx.pruning.goal import ONNX_RUNTIME
 from vitfx.pruning.plan_file import PLAN_FILES, write_plan
 from vitfx.pruning.prune_by_circuit import Pruned
@@ -83,7 +84,10 @@ def write_files(
     write_aside(folder / "circuit.json", pruned.circuit.to_json())
     write_plan(folder, pruned.plan)
     provenance = _provenance(pruned, model)
-    save_artifact(folder / "pruned.pt", pruned.module, model.preprocess, model.classes, model.data, provenance)
+    origin = {name: model.provenance[name] for name in (CHOSEN,) if name in model.provenance}
+    save_artifact(
+        folder / "pruned.pt", pruned.module, model.preprocess, model.classes, model.data, {**provenance, **origin}
+    )
     metadata = onnx_metadata(model, {**provenance, "precision": FP32})
     watcher.say("exporting baseline.onnx")
     baseline, source = export_plain(

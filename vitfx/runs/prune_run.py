@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
@@ -14,6 +14,7 @@ from vitfx.deploy.deployment import Deployment
 from vitfx.deploy.precisions import FP32
 from vitfx.discovery.basis.settings import Settings
 from vitfx.images.image_set import Images, ImageSet
+from vitfx.models.chosen import chosen_record
 from vitfx.pruning.goal import ONNX_RUNTIME, SPEEDUP, Goal, Target
 from vitfx.pruning.target_bench import ReferenceModel
 from vitfx.runs.inputs import Inputs
@@ -86,6 +87,7 @@ class Basis(TypedDict):
     model_fingerprint: str
     images: str  #: sha256 of the calibration images
     evaluation_fingerprint: str
+    classes: NotRequired[list[str]]  #: those that were chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,7 @@ class _TargetRun(_Run):
             "model_fingerprint": origins["model"],
             "images": origins["images"],
             "evaluation_fingerprint": self.evaluation.fingerprint(),
+            **chosen_record(self.inputs.model),  # type: ignore[typeddict-item]
         }
 
 

@@ -12,6 +12,7 @@ from vitfx.deploy.deployment import Deployment
 from vitfx.graph.divergence import Divergence
 from vitfx.images.image_set import ImageSet
 from vitfx.models.checkpoint import LoadedModel
+from vitfx.models.chosen import chosen_record
 from vitfx.recovery.allowed import check_loss
 from vitfx.recovery.settings import RecoverSettings
 from vitfx.runs.inputs import Inputs
@@ -80,6 +81,7 @@ def settings_record(job: RecoverJob, answers: Divergence) -> dict[str, Any]:
         **({"labels": str(job.inputs.labels)} if job.inputs.labels else {}),
         "preprocess": job.inputs.model.preprocess.to_json(),
         **task,
+        **chosen_record(job.inputs.model),
         **job.settings.to_json(),
         "samples": job.samples,
         "also_baseline": job.also_baseline,

@@ -40,6 +40,7 @@ class Settings:
     max_kl: float = math.inf  #: limit of D_KL(G‖H), nats an image
     seed: int = 0
     task: str = "classes"  #: the model's kind of answers, see `vitfx.graph.kinds.KINDS`
+    classes: tuple[str, ...] | None = None  #: the names of those that were chosen, None for all of the model's
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -80,10 +81,15 @@ class Settings:
         return f"τ = {self.tau:g}" if self.remove is None else f"a share of {self.remove:g} to remove"
 
     def to_json(self) -> dict[str, Any]:
-        """JSON has no infinity: a max_kl without limit is null. The task is left out where it is `classes`."""
+        """JSON has no infinity: a max_kl without limit is null. The task is left out where it is `classes`, and the
+        classes where none were chosen."""
         record = asdict(self)
         if self.task == "classes":
             del record["task"]
+        if self.classes is None:
+            del record["classes"]
+        else:
+            record["classes"] = list(self.classes)
         record["max_kl"] = None if math.isinf(self.max_kl) else self.max_kl
         return record
 
@@ -97,7 +103,10 @@ class Settings:
                     f"the circuit was found for `{goal}` {record['value']} and holds no discovery to repeat: "
                     "give that goal again in place of the circuit"
                 )
-            return Settings(**{**record, "max_kl": math.inf if record["max_kl"] is None else record["max_kl"]})
+            given = {**record, "max_kl": math.inf if record["max_kl"] is None else record["max_kl"]}
+            if "classes" in record:
+                given["classes"] = tuple(record["classes"])
+            return Settings(**given)
         except (TypeError, KeyError) as error:
             raise UserError(
                 f"the circuit's settings can't be read ({error}): give a circuit that vitfx wrote"
