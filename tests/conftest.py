@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.support.exports import EXPORTERS, export_once, program_once
+from tests.support.traces import aten_graph_once
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +33,9 @@ def _seed() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _each_export_once() -> Iterator[None]:
+def _each_trace_and_export_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitfx.graph.trace.aten_graph", aten_graph_once)
         for name in EXPORTERS:
             patch.setattr(importlib.import_module(f"vitfx.{name}"), "to_onnx", export_once)
         patch.setattr("vitfx.deploy.program_file.to_program", program_once)

@@ -8,8 +8,13 @@ from passes.base import run_passes
 from passes.remove_no_ops import RemoveNoOps
 from tests.support.checks import canonical
 from tests.support.families import HandWritten, images, make, randomised
-from vitfx.graph.trace import first_line, to_canonical, trace
+from vitfx.graph.trace import aten_graph, first_line, to_canonical, trace
 from vitfx.support.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _each_trace_anew(monkeypatch):
+    monkeypatch.setattr("vitfx.graph.trace.aten_graph", aten_graph)
 
 
 def test_a_trace_is_the_model_at_any_batch():

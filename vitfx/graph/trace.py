@@ -44,6 +44,11 @@ def trace(module: nn.Module, example: Tensor) -> GraphModule:
     """
     module = at_rest(module)
     _try(module, example)
+    return aten_graph(module, example)
+
+
+def aten_graph(module: nn.Module, example: Tensor) -> GraphModule:
+    """As `trace`, of a module in eval mode that takes the example; the graph shares its parameters."""
     batch = Dim("batch", min=1, max=_GREATEST_BATCH)
     with quietly(), _no_fast_path(), torch.no_grad():
         try:
