@@ -30,6 +30,8 @@ from vitfx.show import main as show
 from vitfx.support.errors import UserError
 
 Captured = pytest.CaptureFixture[str]
+
+
 QKV = ("--granularity", "qkv", "--tau", "0.003")
 
 
@@ -265,40 +267,6 @@ def test_circuits_that_prune_refuses(path: Path, circuit: Path, tmp_path: Path, 
     assert "and not each of the graph's" in refusal(path, "--circuit", str(shifted))
     assert "brings its own settings: leave out --tau" in refusal(path, "--circuit", str(circuit), "--tau", "0.1")
     assert "can't be read" in refusal(path, "--circuit", str(tmp_path / "none.json"))
-
-
-REFUSED = {
-    "τ twice": (("--tau", "0.1", "--tau-sweep", "1e-3:1e-1:3"), "--tau-sweep sets the thresholds: leave out --tau"),
-    "no range": (("--tau-sweep", "1:2"), "--tau-sweep 1:2 is not LOW:HIGH:COUNT"),
-    "backwards": (("--tau-sweep", "1:0.1:3"), "--tau-sweep 1:0.1:3 is not a range"),
-    "one": (("--tau-sweep", "0.1:1:1"), "--tau-sweep 0.1:1:1 is not a range"),
-    "no repeats": (("--repeats", "0"), "--repeats 0 is too small"),
-    "negative": (("--eval-samples", "-1"), "--eval-samples -1 is negative"),
-    "not measured": (
-        ("--method", "eap", "--max-kl", "1"),
-        "--max-kl is for methods that measure KL, eap only ranks edges",
-    ),
-    "not ranked": (("--remove", "0.1"), "--remove is for methods that rank edges, acdc decides by --tau"),
-    "twice": (("--remove", "0.1", "--tau", "1", "--method", "eap"), "--remove 0.1 replaces --tau"),
-    "not looked at": (("--steps", "3"), "--steps is for eap-ig, not acdc: leave it out"),
-    "no groups": (
-        ("--granularity", "block", "--paths", "4"),
-        "--paths 4 splits MLPs, which the block graph keeps whole",
-    ),
-    "memory": (("--memory", "1e-6"), "--memory 1e-06 GiB is too little for the "),
-    "no memory": (("--memory", "-1"), "--memory -1 is not an amount of memory"),
-    "device": (("--device", "abacus"), "device 'abacus' is not one of"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused(path: Path, tmp_path: Path, capsys: Captured, case: str) -> None:
-    options, sentence = REFUSED[case]
-    assert run(path, tmp_path / "out.json", *options) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {sentence}")
-    assert said.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_where_a_circuit_can_not_go(path: Path, circuit: Path, tmp_path: Path, capsys: Captured) -> None:

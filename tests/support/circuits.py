@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from xml.etree import ElementTree
 
 from vitfx.circuits.circuit import (
     BOUND,
@@ -59,3 +60,14 @@ def of_edges(*edges: tuple[str, str, bool, float]) -> Circuit:
         0.5,
         SETTINGS,
     )
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def texts(svg: str) -> set[str]:
+    """matplotlib writes text as outlines, and beside them as comments; a grid has texts and titles."""
+    builder = ElementTree.TreeBuilder(insert_comments=True)
+    tree = ElementTree.fromstring(svg, ElementTree.XMLParser(target=builder))
+    tags = (ElementTree.Comment, f"{SVG}text", f"{SVG}title")
+    return {" ".join((one.text or "").split()) for one in tree.iter() if one.tag in tags}
