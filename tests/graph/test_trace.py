@@ -12,12 +12,13 @@ from vitfx.graph.trace import aten_graph, first_line, to_canonical, trace
 from vitfx.support.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def _each_trace_anew(monkeypatch):
+@pytest.fixture
+def anew(monkeypatch):
+    """Traces are made, not taken from those of other tests."""
     monkeypatch.setattr("vitfx.graph.trace.aten_graph", aten_graph)
 
 
-def test_a_trace_is_the_model_at_any_batch():
+def test_a_trace_is_the_model_at_any_batch(anew):
     model = make("torchvision")
     traced = trace(model, images(2))
     with torch.no_grad():
@@ -56,13 +57,13 @@ def test_cut_points_are_what_every_path_passes():
     assert cut_points(nodes) == [node for node in nodes if not reached_without(node)]
 
 
-def test_nothing_is_written_in_place():
+def test_nothing_is_written_in_place(anew):
     targets = {str(node.target) for node in trace(make("careless"), images(2)).graph.nodes}
     assert not any(target.partition(".")[2].partition(".")[0].endswith("_") for target in targets), targets
     assert not targets & {"aten.einsum.default", "aten.view.default", "aten.dropout.default"}
 
 
-def test_the_fast_path_is_put_back():
+def test_the_fast_path_is_put_back(anew):
     before = torch.backends.mha.get_fastpath_enabled()
     trace(make("torchvision"), images(2))
     assert torch.backends.mha.get_fastpath_enabled() == before
