@@ -34,7 +34,7 @@ class Moments:
         thousand rows, accurate enough; they are added up in float64."""
         ones = inputs.new_ones(len(inputs), 1)
         rows = torch.cat([inputs, ones], dim=1)
-        return Moments(_gram(rows), (rows.T @ missing).double(), missing.square().sum().double())
+        return Moments(gram(rows), (rows.T @ missing).double(), missing.square().sum().double())
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.gram + other.gram, self.cross + other.cross, self.square + other.square)
@@ -83,15 +83,15 @@ def ridge(fitted: Moments, held_out: Moments) -> Ridge:
     return Ridge(change, _shift(both, change), best, before, least)
 
 
-def _gram(rows: Tensor) -> Tensor:
-    """rowsᵀ · rows in float64. Of wide ones only what is on and above the diagonal's blocks is multiplied."""
+def gram(rows: Tensor) -> Tensor:
+    """rowsᵀ · rows of (n, E), as float64. Of wide rows, only blocks on and above the diagonal are multiplied."""
     width = rows.shape[1]
-    gram = rows.new_empty(width, width, dtype=torch.float64)
+    products = rows.new_empty(width, width, dtype=torch.float64)
     for start in range(0, width, _BLOCK):
         stop = min(start + _BLOCK, width)
-        gram[:stop, start:stop] = rows[:, :stop].T @ rows[:, start:stop]
-        gram[start:stop, :start] = gram[:start, start:stop].T
-    return gram
+        products[:stop, start:stop] = rows[:, :stop].T @ rows[:, start:stop]
+        products[start:stop, :start] = products[:start, start:stop].T
+    return products
 
 
 def _solve(moments: Moments, shrinkage: float) -> Tensor:

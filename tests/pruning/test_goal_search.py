@@ -213,7 +213,7 @@ def test_a_limit_is_kept_to_behind_the_last_refit_too(pruner, price, monkeypatch
         finished.append(replace(state, costs={"finished": 1.0}))
         return finished[-1]
 
-    def stands(state):
+    def stands(state, most=None):
         found = held_out_loss(state)
         deep = sum(state.kept.values()) < 0.9 * whole
         return replace(found, kl=10 * limit) if "finished" in state.costs and deep else found

@@ -11,11 +11,10 @@ from torch import nn
 
 from tests.support.prune_runs import model
 from vitfx.deploy.deployment import NAMES, default_deployment
-from vitfx.deploy.precisions import FP32, INT8
 from vitfx.images.image_set import Images
-from vitfx.pruning.goal import DROP, FLOPS, KL, SPEEDUP, Goal, Target
+from vitfx.pruning.goal import DROP, FLOPS, KL, Goal, Target
 from vitfx.pruning.goal_search import keeps
-from vitfx.pruning.healing import SLACK, Training, aims
+from vitfx.pruning.healing import Training
 from vitfx.pruning.iterative_pruner import HeldOutLoss
 from vitfx.pruning.prune_for_goal import compile_for_goal
 from vitfx.pruning.target_bench import GoalRequest
@@ -37,8 +36,8 @@ def compiled(goal, heal):
 def scaled(factor):
     """In place of training: the last weights times a factor. It remembers what it was asked."""
 
-    def heal(artifact, original, held_out, measure):
-        heal.asked.append(SimpleNamespace(artifact=artifact, original=original, held_out=held_out))
+    def heal(artifact, original, held_out, measure, divergence):
+        heal.asked.append(SimpleNamespace(artifact=artifact, original=original, held_out=held_out, kl=divergence))
         trained = copy.deepcopy(artifact)
         last = [module for module in trained.modules() if isinstance(module, nn.Linear)][-1]
         with torch.no_grad():
@@ -50,17 +49,6 @@ def scaled(factor):
     return heal
 
 
-@pytest.mark.parametrize("kind", [KL, DROP])
-def test_a_limit_is_first_overdrawn(kind):
-    assert aims(Goal(kind, 0.5), FP32, None) == aims(Goal(kind, 0.5), INT8, scaled(1)) == (Goal(kind, 0.5),)
-    assert aims(Goal(kind, 0.5), FP32, scaled(1)) == (Goal(kind, 0.5 * SLACK), Goal(kind, 0.5))
-
-
-@pytest.mark.parametrize(("kind", "value"), [(FLOPS, 0.5), (SPEEDUP, 2.0)])
-def test_a_price_is_aimed_at_once(kind, value):
-    assert aims(Goal(kind, value), FP32, scaled(1)) == (Goal(kind, value),)
-
-
 def test_what_is_no_nearer_is_not_kept():
     heal = scaled(3.0)
     pruned = compiled(Goal(FLOPS, 0.6), heal)
@@ -69,11 +57,12 @@ def test_what_is_no_nearer_is_not_kept():
     assert pruned.artifact_kl == pytest.approx(pruned.compensation.kl)
     assert any(note.startswith("a test trained it") and "stay as they were" in note for note in pruned.notes)
     # The last quarter of the images judges.
+    assert asked.kl == pruned.artifact_kl
     assert tuple(asked.held_out) == tuple(map(str, range(36, 48)))
 
 
 def test_what_is_nearer_is_kept_and_told():
-    def heal(artifact, original, held_out, measure):
+    def heal(artifact, original, held_out, measure, divergence):
         """The original's own answers can't be beaten."""
         return Training(copy.deepcopy(original), "a test trained it")
 
@@ -85,14 +74,10 @@ def test_what_is_nearer_is_kept_and_told():
     assert "stay as they were" not in note
 
 
-def test_where_healing_does_not_keep_the_limit_the_search_does():
+def test_what_is_left_whole_is_not_trained():
     heal = scaled(3.0)
-    goal = Goal(KL, 0.04)
-    pruned = compiled(goal, heal)
-    assert len(heal.asked) == 2
-    assert pruned.artifact_kl <= goal.value
-    first, second = (sum(value.numel() for value in asked.artifact.parameters()) for asked in heal.asked)
-    assert first < second
+    pruned = compiled(Goal(KL, 1e-12), heal)
+    assert not pruned.plan.deletions and not heal.asked
 
 
 @pytest.mark.parametrize(

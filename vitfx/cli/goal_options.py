@@ -64,7 +64,7 @@ def add_goal(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="MIN",
         help="train what is left towards the original for so long by the clock, without labels, and keep that where "
-        f"held-out images say that it helps; 0 for not at all (default {MINUTES:g})",
+        f"held-out images say that it helps; 0 for not at all (default {MINUTES:g}, and 0 for a limit)",
     )
     add(
         "--align",

@@ -106,7 +106,9 @@ def open_run(options: argparse.Namespace, command: str) -> PruneRun:
         return RoundsRun(**timed, goal=asked.goal, rounds=rounds, command=command)
     if asked.speedups:
         return SweepRun(**timed, speedups=asked.speedups)
-    minutes = MINUTES if options.heal_minutes is None else options.heal_minutes
+    minutes = options.heal_minutes
+    if minutes is None:
+        minutes = MINUTES if asked.goal.priced else 0.0
     timed["tokens"] = options.tokens or AUTO
     return GoalRun(**timed, goal=asked.goal, precision=precision, heal_minutes=minutes, further="samples" not in given)
 

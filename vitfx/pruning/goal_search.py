@@ -21,9 +21,11 @@ ROUNDS = 3
 TOLERANCE = PROMISED / 2
 """Relative error in speed that is left uncorrected: the measurement has an error of its own."""
 CORRECTIONS = 4
-_STRIDE, _FINEST = 0.06, 0.007
+_STRIDE, _FINEST = 0.06, 0.015
 """Shares of the whole price: how much cheaper each next cut is, and how close to a cut too deep the search goes."""
 _MOST_CUTS = 24
+_JUDGED = 512
+"""Held-out images that judge the models on the way; all of them judge the last one."""
 
 Speed = Callable[[State], SpeedUp]
 """The plain export's time over the pruned model's, measured in turns."""
@@ -140,7 +142,7 @@ class GoalSearch:
 
     def _cut(self, state: State, most: float) -> tuple[State, HeldOutLoss]:
         state = self.pruner.cut(state, self.price, most)
-        loss = self.pruner.held_out_loss(state)
+        loss = self.pruner.held_out_loss(state, _JUDGED)
         total = self.price.total(state.kept)
         share = total / self.price.whole
         self.steps.append({"price": total, "share": share, "kl": loss.kl, "drop": loss.drop})

@@ -7,21 +7,16 @@ handed in, since it stands above this wing.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch.fx import GraphModule
 
-from vitfx.deploy.precisions import INT8
 from vitfx.graph.divergence import Divergence
-from vitfx.pruning.goal import Goal
 from vitfx.pruning.iterative_pruner import HeldOutLoss, IterativePruner
 
-Heal = Callable[[GraphModule, GraphModule, Collection[str], Divergence], "Training"]
-"""Trains a copy of the artifact towards the original, on images that have none of these names."""
-
-SLACK = 1.4
-"""By how much the search may overdraw a limit that healing is to keep: on a ViT-S a few minutes of it won back a
-quarter to a half of the KL divergence."""
+Heal = Callable[[GraphModule, GraphModule, Collection[str], Divergence, float], "Training"]
+"""Trains a copy of the artifact towards the original, on images that have none of these names. The number is the
+artifact's divergence from the original."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +36,6 @@ class Healed:
     notes: tuple[str, ...] = ()  #: for the user
 
 
-def aims(goal: Goal, precision: str, heal: Heal | None) -> tuple[Goal, ...]:
-    """What to search for, one after the other, until the healed model keeps the goal.
-
-    precision: of the target; what int8 will cost is measured before healing
-    """
-    if goal.priced or heal is None or precision == INT8:
-        return (goal,)
-    return (replace(goal, value=SLACK * goal.value), goal)
-
-
 def healed(
     artifact: GraphModule,
     pruner: IterativePruner,
@@ -65,7 +50,7 @@ def healed(
     """
     if heal is None:
         return Healed(artifact, loss)
-    training = heal(artifact, original, names, pruner.measure)
+    training = heal(artifact, original, names, pruner.measure, loss.kl)
     after = pruner.loss_of(pruner.answers(training.module))
     gained = after.kl < loss.kl
     verdict = f"from {loss} to {after}" if gained else f"from {loss} to {after}, so the weights stay as they were"

@@ -140,22 +140,25 @@ class IterativePruner:
         refitted = Compensator(self.original, self.fitted)(bare, self.watcher.bar("refitting on all images")).plan
         return replace(state, plan=refitted)
 
-    def held_out_loss(self, state: State) -> HeldOutLoss:
-        return self.loss_of(self.answers(rewrite(self.original, state.plan, self.merging).graph_module.eval()))
+    def held_out_loss(self, state: State, most: int | None = None) -> HeldOutLoss:
+        """most: how many of the held-out images are enough, None for all."""
+        pruned = rewrite(self.original, state.plan, self.merging).graph_module.eval()
+        return self.loss_of(self.answers(pruned, most))
 
-    def answers(self, graph_module: GraphModule) -> Tensor:
-        """Of any model, on the CPU or where the images are, to the held-out images."""
-        return _logits(graph_module, self.held_out.to(next(graph_module.parameters()).device))
+    def answers(self, graph_module: GraphModule, most: int | None = None) -> Tensor:
+        """Of any model, on the CPU or where the images are, to the held-out images or the first `most` of them."""
+        return _logits(graph_module, self.held_out[:most].to(next(graph_module.parameters()).device))
 
     def loss_of(self, logits: Tensor) -> HeldOutLoss:
-        """Of answers to the held-out images."""
+        """Of answers to the first of the held-out images, or to all of them."""
         logits = logits.to(self.expected.device)
-        kl = float(self.measure(self.expected, logits).mean())
+        expected = self.expected[: len(logits)]
+        kl = float(self.measure(expected, logits).mean())
         task = self.measure.kind
         if self.labels is None:
             return HeldOutLoss(kl, None, None, task)
-        labels = self.labels.to(logits.device)
-        before, after = (right(self.measure, answers, labels) for answers in (self.expected, logits))
+        labels = self.labels[: len(logits)].to(logits.device)
+        before, after = (right(self.measure, answers, labels) for answers in (expected, logits))
         if before is None or after is None:
             return HeldOutLoss(kl, None, None, task)
         if task == "labels":

@@ -33,7 +33,7 @@ from vitfx.support.timing import time_interleaved
 
 STEPS = 4
 """How many counts of a sublayer's units are timed; times between them are interpolated."""
-_ROUNDS, _SECONDS, _MOST_SECONDS = 25, 20.0, 180.0
+_ROUNDS, _SECONDS, _MOST_SECONDS = 21, 10.0, 180.0
 _FORMAT = "vitfx-latency/1"
 _ADVICE = "times are measured anew"
 

@@ -23,8 +23,8 @@ from vitfx.pruning.compensation import Compensated, divergence, with_means
 from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal import DROP, PARAMETERS, PROMISED, Goal
 from vitfx.pruning.goal_circuit import goal_circuit
-from vitfx.pruning.goal_search import GoalResult, check_goal, keeps, reach_goal
-from vitfx.pruning.healing import Heal, Healed, aims, healed
+from vitfx.pruning.goal_search import GoalResult, check_goal, reach_goal
+from vitfx.pruning.healing import Heal, Healed, healed
 from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.pruning.merge_prices import MergePrices
 from vitfx.pruning.prune_by_circuit import Pruned, carry_out
@@ -35,9 +35,9 @@ from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 
 SCORED = 256
-MOST_IMAGES = 2560
+MOST_IMAGES = 2048
 """Where there are so many: of what goes beyond the search's own, half serves the final refit, where a few hundred
-images cost a tenth of the KL divergence, and half judges, which a thousand do to half a point of top-1."""
+images cost a tenth of the KL divergence, and half judges, which 768 do to two thirds of a point of top-1."""
 _MOST_FLOPS = 0.8e13
 """Of the original, in one run over these images: large models get by with fewer."""
 _FEWEST = 3
@@ -151,19 +151,14 @@ def _search(
     names: tuple[str, ...],
     heal: Heal | None,
 ) -> _Ended:
-    """Searches, proves and heals, until the limit is kept by what is delivered. names: of all images of the pruner."""
+    """Searches, proves and heals. names: of all images of the pruner."""
     original, held_out = bench.original, names[-len(pruner.held_out) :]
-    for each in aims(aim, bench.asked.target.precision, heal):
-        result = reach_goal(
-            pruner, each, price, bench.watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole
-        )
-        artifact, verification = carry_out(original, result.state.plan, images, bench.merging)
-        changed = bool(result.state.plan.deletions) or bench.merging is not None
-        delivered = healed(artifact, pruner, original, held_out, result.held_out_loss, heal if changed else None)
-        for note in delivered.notes:
-            bench.watcher.say(note)
-        if aim.priced or keeps(delivered.loss, aim):
-            break
+    result = reach_goal(pruner, aim, price, bench.watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole)
+    artifact, verification = carry_out(original, result.state.plan, images, bench.merging)
+    changed = bool(result.state.plan.deletions) or bench.merging is not None
+    delivered = healed(artifact, pruner, original, held_out, result.held_out_loss, heal if changed else None)
+    for note in delivered.notes:
+        bench.watcher.say(note)
     compensated = _compensated(original, pruner, result)
     return _Ended(replace(result, held_out_loss=delivered.loss), verification, compensated, delivered)
 

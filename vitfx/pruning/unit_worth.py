@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from passes.least_squares import gram
 from passes.plan import DeletionPlan, channels_of
 from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.graph.stages import Stage, streams_at, sublayers_of
@@ -148,7 +149,7 @@ class _Sums:
         flat = inner.flatten(0, 1)
         self.rows += len(flat)
         self.total = self.total + flat.double().sum(dim=0).cpu()
-        self.gram = self.gram + (flat.T @ flat).double().cpu()
+        self.gram = self.gram + gram(flat).cpu()
         self.along.append((inner * slope).sum(dim=1).cpu())
         self.slopes.append(slope.sum(dim=1).cpu())
 
