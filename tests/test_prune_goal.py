@@ -37,7 +37,7 @@ def test_a_goal_that_was_missed_is_told_and_not_called_met(tmp_path, capsys, tab
     assert "the goal was missed (asked for 1.6× faster, measured 1.25×)" in capsys.readouterr().err
     found = report(out)
     assert found["settings"]["missed"] == "measured 1.25×"
-    assert "at 1.6× faster (missed: measured 1.25×)" in (out / "report.md").read_text().splitlines()[0]
+    assert "pruned by vitfx: 1.6× faster (missed: measured 1.25×)" in (out / "report.md").read_text().splitlines()[0]
     assert list(found["speedup_by_batch"]) == ["1", "2", "64"]
     assert found["speedup"] == found["speedup_by_batch"]["2"]
 
@@ -82,7 +82,7 @@ def test_the_command_writes_all_that_a_run_with_tau_writes(tmp_path):
     assert found["settings"]["goal"] == "70% of the FLOPs"
     assert "tau" not in found["settings"]
     assert found["compensation"]["kl"] < found["compensation"]["kl_mean"]
-    assert "at 70% of the FLOPs" in (out / "report.md").read_text()
+    assert "pruned by vitfx: 70% of the FLOPs" in (out / "report.md").read_text()
     assert json.loads((out / "circuit.json").read_text())["settings"]["method"] == "goal"
     again = load_model(str(out / "pruned.pt"))
     assert sum(one.numel() for one in again.module.parameters()) == found["pruned"]["params"]

@@ -21,6 +21,7 @@ from passes.fold_constants import FoldConstants
 from passes.fold_norms import FoldNorms
 from passes.fold_patches import FoldPatches
 from passes.fold_scales import FoldScales
+from passes.keep_answers import KeepAnswers
 from passes.merge_tokens import MergeBySchedule, UndoMerges
 from passes.narrow_to_cls import NarrowToCls
 from passes.pack_qkv import PackQkv
@@ -85,6 +86,7 @@ PASSES = {
         PackQkv(),
         MergeBySchedule(TokenSchedule(((0, 1),)), PIXELS),
         UndoMerges(),
+        KeepAnswers((2, 0), PIXELS),
     )
 }
 

@@ -244,6 +244,19 @@ total                                                                           
 """
 
 
+FEWER_ANSWERS = """\
+name       computes                                                         shape  parameters  FLOPs
+pixels     input                                                          1×1×8×8
+embed      conv2d                                                           1×4×8         136  1,024
+positions  AddConstant(4×8)                                                 1×4×8          32
+a0         LayerNorm → Attention(2 heads of 4, scale 0.5, bias of q k v)    1×4×8         296  2,560
+m0         LayerNorm → Mlp(6 neurons, relu, bias of fc1 out)                1×4×8         126    768
+norm       LayerNorm                                                        1×4×8          16
+head       select → linear                                                    1×2          18     32
+total                                                                                     624  4,384
+"""
+
+
 CASES = {
     "remove_no_ops": (TRACED, CLEAN),
     "canonicalize": (CLEAN, CANONICAL),
@@ -261,5 +274,6 @@ CASES = {
     "pack_qkv": (BIASES_FOLDED, QKV_PACKED),
     "merge_by_schedule": (CANONICAL, MERGED),
     "undo_merges": (MERGED, CANONICAL),
+    "keep_answers": (CANONICAL, FEWER_ANSWERS),
 }
 """Each pass's graph before and after. `plain_pixels` changes values alone."""
