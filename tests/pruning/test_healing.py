@@ -71,7 +71,7 @@ def test_what_is_nearer_is_kept_and_told():
     assert pruned.compensation.kl > 0
     assert pruned.circuit.kl == pruned.artifact_kl
     (note,) = [note for note in pruned.notes if note.startswith("a test trained it")]
-    assert "stay as they were" not in note
+    assert "stay as they were" not in note and "the proof is of the model before that" in note
 
 
 def test_what_is_left_whole_is_not_trained():

@@ -53,6 +53,7 @@ def healed(
     training = heal(artifact, original, names, pruner.measure, loss.kl)
     after = pruner.loss_of(pruner.answers(training.module))
     gained = after.kl < loss.kl
-    verdict = f"from {loss} to {after}" if gained else f"from {loss} to {after}, so the weights stay as they were"
+    verdict = f"from {loss} to {after}"
+    verdict += " (the proof is of the model before that)" if gained else ", so the weights stay as they were"
     note = f"{training.sentence}, which takes the images held out {verdict}"
     return Healed(training.module if gained else artifact, after if gained else loss, (note,))
