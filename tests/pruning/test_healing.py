@@ -1,4 +1,4 @@
-"""vitfx.pruning.healing: what training leaves is kept where it is nearer, and a limit is kept with it or without."""
+"""vitfx.pruning.healing: what training leaves is kept where it is nearer; a limit is kept by a standard error."""
 
 from __future__ import annotations
 
@@ -9,28 +9,20 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.goals import CPU, asked, goal_images
 from tests.support.prune_runs import model
-from vitfx.deploy.deployment import NAMES, default_deployment
-from vitfx.images.image_set import Images
-from vitfx.pruning.goal import DROP, FLOPS, KL, Goal, Target
+from vitfx.pruning.goal import DROP, FLOPS, KL, Goal
 from vitfx.pruning.goal_search import keeps
 from vitfx.pruning.healing import Training
 from vitfx.pruning.iterative_pruner import HeldOutLoss
 from vitfx.pruning.prune_for_goal import compile_for_goal
-from vitfx.pruning.target_bench import GoalRequest
 from vitfx.support.progress import Silent
-
-CPU = torch.device("cpu")
-
-
-def images(count=48):
-    pixels = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    return Images(pixels, torch.arange(count) % 10, tuple(map(str, range(count))))
 
 
 def compiled(goal, heal):
-    asked = GoalRequest(goal, Target("cpu", 2), default_deployment(NAMES, CPU, portable=False))
-    return compile_for_goal(model(), images(), asked, device=CPU, watcher=Silent(), heal=heal)
+    return compile_for_goal(
+        model(), goal_images(), asked(goal.kind, goal.value), device=CPU, watcher=Silent(), heal=heal
+    )
 
 
 def scaled(factor):
@@ -52,13 +44,13 @@ def scaled(factor):
 def test_what_is_no_nearer_is_not_kept():
     heal = scaled(3.0)
     pruned = compiled(Goal(FLOPS, 0.6), heal)
-    (asked,) = heal.asked
-    assert pruned.module is asked.artifact
+    (call,) = heal.asked
+    assert pruned.module is call.artifact
     assert pruned.artifact_kl == pytest.approx(pruned.compensation.kl)
     assert any(note.startswith("a test trained it") and "stay as they were" in note for note in pruned.notes)
     # The last quarter of the images judges.
-    assert asked.kl == pruned.artifact_kl
-    assert tuple(asked.held_out) == tuple(map(str, range(36, 48)))
+    assert call.kl == pruned.artifact_kl
+    assert tuple(call.held_out) == tuple(map(str, range(36, 48)))
 
 
 def test_what_is_nearer_is_kept_and_told():

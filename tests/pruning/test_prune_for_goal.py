@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.support.goals import CPU, asked, goal_images, times_by_units, without_biases
+from tests.support.goals import CPU, asked, without_biases
 from tests.support.prune_runs import model
 from tests.support.speeds import exactly
 from vitfx.circuits.circuit import Circuit
@@ -21,16 +21,6 @@ from vitfx.pruning.prune_for_goal import compile_for_goal
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Silent
 from vitfx.support.timing import SpeedUp
-
-
-@pytest.fixture
-def images():
-    return goal_images()
-
-
-@pytest.fixture
-def table(monkeypatch, tmp_path):
-    return times_by_units(monkeypatch, tmp_path / "cache")
 
 
 def compiled(images, one):

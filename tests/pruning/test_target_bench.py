@@ -6,11 +6,10 @@ import math
 from dataclasses import replace
 
 import onnx
-import pytest
 import torch
 from torch import nn
 
-from tests.support.goals import CPU, asked, goal_images, times_by_units
+from tests.support.goals import CPU, asked
 from tests.support.prune_runs import model
 from vitfx.deploy.deployment import NAMES, default_deployment, deploy
 from vitfx.deploy.export import to_onnx
@@ -21,16 +20,6 @@ from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.pruning.latency_table import LatencyTable
 from vitfx.pruning.target_bench import GoalRequest
 from vitfx.support.progress import Silent
-
-
-@pytest.fixture
-def images():
-    return goal_images()
-
-
-@pytest.fixture
-def table(monkeypatch, tmp_path):
-    return times_by_units(monkeypatch, tmp_path / "cache")
 
 
 def bench(images, one):

@@ -128,7 +128,7 @@ class TargetBench:
     def time_share(self, merging: MergeBySchedule) -> float:
         """The time that this leaves of the whole model's, both timed in turns."""
         merged = with_merges(self.original, merging)
-        return 1 / speed_up(*self.timings(self._deployed(self.original), self._deployed(merged))).value
+        return 1 / speed_up(*self.timings(self._unmerged, self._deployed(merged))).value
 
     def answers(self, pixels: Tensor, calibration: Tensor) -> Tensor:
         """Of the whole model as it is deployed on the target, but for merged tokens.
@@ -137,6 +137,11 @@ class TargetBench:
         """
         session = self._deployed(self.original, calibration)
         return torch.cat([session.run(part) for part in pixels.cpu().split(_RUN_AT_ONCE)])
+
+    @cached_property
+    def _unmerged(self) -> Session:
+        """The whole model, which every schedule is timed against."""
+        return self._deployed(self.original)
 
     def _deployed(self, graph_module: GraphModule, calibration: Tensor | None = None) -> Session:
         model = deploy(graph_module, self.asked.deployment, self.examples, {}).model
