@@ -26,6 +26,8 @@ _BY_ELEMENT = frozenset(
         aten.alias.default, aten.clone.default, aten.contiguous.default,
     }
 )  # fmt: skip
+_KEPT = "kept_answers"
+"""Where a head's `meta` has the positions that were kept of it."""
 _SOFTMAX = frozenset({aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default})
 
 
@@ -33,7 +35,8 @@ class KeepAnswers(Pass):
     """Requires and ensures a canonical graph with answers (B, K). Only some are left, in the order of `positions`; a
     softmax behind them is over them alone.
 
-    Weights are sliced where they make the answers. Where no weights are found that do, the answers are picked.
+    Weights are sliced where they make the answers. Where no weights are found that do, the answers are picked. A graph
+    that was cut to these positions stays as it is, until `forget_kept` makes what is left the answers to choose from.
 
     positions: among the K. example: pixels (B, C, H, W), which show the shapes of what is computed.
     """
@@ -51,12 +54,24 @@ class KeepAnswers(Pass):
         if not isinstance(head, GraphModule):
             raise PassError(f"the answers come from {classifier.name}, which is no classifier")
         read = record_values(graph_module, self.example)[classifier.all_input_nodes[0]]
-        slicing = _Slicing(head, record_values(head, read), torch.tensor(self.positions))
+        values = record_values(head, read)
+        (answers,) = head.graph.find_nodes(op="output")[0].all_input_nodes
+        if self.positions in (head.meta.get(_KEPT), tuple(range(values[answers].shape[-1]))):
+            return PassResult(graph_module, False)
+        slicing = _Slicing(head, values, torch.tensor(self.positions))
         slicing.run()
+        head.meta[_KEPT] = self.positions
         activations = {node.name for node in data_nodes(head)}
         picked = [name for name in slicing.picked if name in activations]
         notes = [f"the answers are picked behind {name}, which is computed whole" for name in picked]
         return PassResult(graph_module, True, tuple(notes))
+
+
+def forget_kept(graph_module: GraphModule) -> None:
+    """Further positions are among the answers that are left."""
+    for module in graph_module.modules():
+        if isinstance(module, GraphModule):
+            module.meta.pop(_KEPT, None)
 
 
 @dataclass

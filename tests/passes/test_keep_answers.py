@@ -8,11 +8,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from passes.base import run_passes
-from passes.keep_answers import KeepAnswers
+from passes.keep_answers import KeepAnswers, forget_kept
 from passes.stream import is_canonical
 from tests.support.checks import assert_equal, assert_trainable
 from tests.support.families import images, make
+from vitfx.graph.chosen_classes import ChosenClasses
 from vitfx.graph.trace import to_canonical
+from vitfx.images.selection import Selection
 from vitfx.models.graph_json import encode
 
 PIXELS = images(3)
@@ -83,6 +85,7 @@ def test_the_rows_of_the_others_go(name: str) -> None:
         assert before.keys() == after.keys()
         assert sum(map(torch.numel, after.values())) < sum(map(torch.numel, before.values()))
     assert_trainable(part, PIXELS)
+    forget_kept(part)
     again = run_passes(part, [KeepAnswers((2, 0), PIXELS[:2])]).graph_module
     with torch.no_grad():
         assert_equal(again(PIXELS), whole(PIXELS)[:, [3, 5]], 1e-6)
@@ -104,3 +107,28 @@ def test_what_mixes_the_answers_is_computed_whole() -> None:
         assert_equal(part(PIXELS), whole(PIXELS)[:, list(KEPT)], 1e-6)
     assert note.startswith("keep_answers: the answers are picked behind layer_norm")
     assert sum(weight.numel() for weight in part.parameters()) == sum(weight.numel() for weight in whole.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "positions"), [("linear", KEPT), ("texts", (0, 1)), ("written out", (7, 6, 5, 4, 3, 2, 1, 0))]
+)
+def test_twice_is_once(name: str, positions: tuple[int, ...]) -> None:
+    whole = to_canonical(HEADS[name]().eval(), PIXELS[:2]).graph_module
+    keep = KeepAnswers(positions, PIXELS[:2])
+    once = run_passes(whole, [keep])
+    twice = run_passes(once.graph_module, [keep])
+    assert once.changed and not twice.changed and not twice.notes
+    with torch.no_grad():
+        answers = once.graph_module(PIXELS)
+        assert torch.equal(twice.graph_module(PIXELS), answers)
+    assert not run_passes(once.graph_module, [KeepAnswers(tuple(range(answers.shape[1])), PIXELS[:2])]).changed
+
+
+def test_a_graph_that_was_cut_is_a_model_of_its_own() -> None:
+    """Positions are among what is left, though they are those of the first choice."""
+    module = make("timm").eval()
+    chosen = ChosenClasses(module, (1, 0), Selection((1, 0), 7, None), PIXELS[:2])
+    first = to_canonical(chosen, PIXELS[:2]).graph_module
+    again = ChosenClasses(first, (1, 0), Selection((0, 1), 7, None), PIXELS[:2])
+    with torch.no_grad():
+        assert_equal(to_canonical(again, PIXELS[:2]).graph_module(PIXELS), module(PIXELS)[:, [0, 1]], 1e-5)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from passes.base import PassError, run_passes
-from passes.keep_answers import KeepAnswers
+from passes.keep_answers import KeepAnswers, forget_kept
 from vitfx.graph.divergence import are_distributions
 from vitfx.images.selection import Selection
 from vitfx.support.errors import UserError
@@ -49,4 +49,5 @@ def keep_classes(canonical: GraphModule, chosen: ChosenClasses, example: Tensor)
         result = run_passes(canonical, [KeepAnswers(tuple(chosen.positions.tolist()), example)], consume=True)
     except PassError as error:
         raise UserError(f"`classes` can't be cut out of the model: {error.reason}") from error
+    forget_kept(result.graph_module)
     return result.graph_module, result.notes
