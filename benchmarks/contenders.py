@@ -17,7 +17,10 @@ from vitfx.deploy.lowering import normalised_pixels, plain_pixels
 from vitfx.deploy.onnx_file import read_onnx
 from vitfx.deploy.runtime import open_session
 from vitfx.images.preprocess import Preprocess
+from vitfx.images.selection import Selection
 from vitfx.models.checkpoint import load_model
+from vitfx.models.chosen import chosen_of, keep_same
+from vitfx.runs.inputs import count_logits
 from vitfx.support.errors import UserError
 
 
@@ -33,6 +36,7 @@ class Contender:
     preprocess: Preprocess | None  #: how the images are prepared that it is given
     classes: tuple[str, ...] | None
     data: str | None  #: the data set that the model names
+    chosen: Selection | None = None  #: the classes that the model answers, where it came from one of more
     own: Preprocess | None = None  #: the model's own mean and standard deviation, where they differ from `preprocess`
 
     def adapted(self, pixels: Tensor) -> Tensor:
@@ -61,8 +65,10 @@ def _from_folder(folder: Path) -> tuple[Contender, ...]:
     settings = _read_settings(report)
     pruned = replace(_from_onnx(folder / "pruned.onnx"), name="pruned")
     loaded = load_model(str(folder / "pruned.pt"))
-    data = settings.get("data") or loaded.data
-    pruned = replace(pruned, module=loaded.module, preprocess=loaded.preprocess, classes=loaded.classes, data=data)
+    data, chosen = settings.get("data") or loaded.data, chosen_of(loaded)
+    pruned = replace(
+        pruned, module=loaded.module, preprocess=loaded.preprocess, classes=loaded.classes, data=data, chosen=chosen
+    )
     baseline = replace(_from_onnx(folder / "baseline.onnx"), name="baseline", data=data)
     try:
         # The model that vitfx.recover was given is already pruned: its baseline is the teacher.
@@ -72,6 +78,8 @@ def _from_folder(folder: Path) -> tuple[Contender, ...]:
             weights=settings.get("weights"),
             preprocess=loaded.preprocess,
         )
+        if chosen is not None:
+            original = keep_same(original, chosen, count_logits(original))
     except UserError as error:
         baseline = replace(baseline, no_module=str(error))
     else:
@@ -107,6 +115,7 @@ def _from_file(model: str) -> Contender:
         preprocess=loaded.preprocess,
         classes=loaded.classes,
         data=loaded.data,
+        chosen=chosen_of(loaded),
     )
 
 

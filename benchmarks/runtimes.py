@@ -109,7 +109,11 @@ def _evaluation_images(settings: RuntimesOptions, contenders: Sequence[Contender
     classes = next((contender.classes for contender in contenders if contender.classes), None)
     preprocess = contenders[0].preprocess
     assert preprocess is not None  # load_contenders gives all of them one.
-    splits = open_data(data, preprocess, classes, partial(_count_logits, contenders[0]))
+    chosen = next((contender.chosen for contender in contenders if contender.chosen), None)
+    if chosen is None:
+        splits = open_data(data, preprocess, classes, partial(_count_logits, contenders[0]))
+    else:
+        splits = chosen.only_images(open_data(data, preprocess, chosen.every, lambda: chosen.count))
     if settings.samples is None:
         return splits.evaluation, splits.name
     return splits.evaluation.sample(settings.samples, settings.seed), splits.name

@@ -16,6 +16,7 @@ import vitfx
 import vitfx.discover
 import vitfx.recover
 import vitfx.runs.recover_measure
+from benchmarks import runtimes
 from tests.support.checks import assert_equal
 from tests.support.families import images, make
 from tests.support.prune_runs import checkpoint, discover, report, run, run_circuit
@@ -89,6 +90,16 @@ def test_its_circuit_brings_its_classes(small: Path, tmp_path: Path, capsys: Any
         "the circuit was found for '7', '3', '1', and the model is asked for '1', '3', '7': choose the same --classes"
         in capsys.readouterr().err
     )
+
+
+def test_its_folder_on_other_runtimes(small: Path, tmp_path: Path) -> None:
+    options = ["--samples", "20", "--batches", "1", "--rounds", "1", "--device", "cpu", "--runtimes", "torch"]
+    assert runtimes.main([str(small), *options, "--out", str(tmp_path / "times.json")]) == 0
+    found = json.loads((tmp_path / "times.json").read_text())
+    assert [row["model"] for row in found["latency"]] == ["baseline", "pruned"]
+    baseline, pruned = found["evaluation"]["scores"]["baseline"], found["evaluation"]["scores"]["pruned"]
+    assert {scores["images"] for scores in (baseline, pruned)} == {20}
+    assert baseline["kl"] == 0 < pruned["kl"] < 0.2
 
 
 def test_other_classes_do_not_go_on(tmp_path: Path, capsys: Any) -> None:
