@@ -13,8 +13,10 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 
 from tests.models.test_checkpoint_errors import refused
 from tests.models.test_state_dicts import ARCH, vit
+from vitfx.models.architectures import arch_sizes
 from vitfx.models.checkpoint import LoadedModel, load_model
 from vitfx.models.image_size import grid_of
+from vitfx.support.errors import UserError
 
 GRIDS = [(14, 14), (8, 8), (4, 4), (4, 16), (16, 4), (7, 28), (28, 7), (9, 16), (16, 9), (12, 48), (5, 10), (37, 37)]
 
@@ -88,7 +90,18 @@ def test_torchvision_takes_square_images(tmp_path: Path) -> None:
     model = torchvision.models.vision_transformer.VisionTransformer(64, 32, 1, 2, 8, 8, num_classes=3)
     model.encoder.pos_embedding.data = torch.zeros(1, 9, 8)
     said = refused(Path(saved(tmp_path, model)), arch="torchvision:vit_b_32")
-    assert "has positions for 8 patches of 32×32 pixels" in said
+    assert "has positions for 8 patches of 32×32 pixels, and its model takes square images" in said
+
+
+@pytest.mark.parametrize("size", [(32, 128), (64, 32)])
+def test_torchvision_needs_no_question(size: tuple[int, int]) -> None:
+    """The number of positions says the size, and other shapes are refused, of as many patches, too."""
+    weights = {"conv_proj.weight": torch.zeros(8, 3, 32, 32), "encoder.pos_embedding": torch.zeros(1, 5, 8)}
+    _, known = arch_sizes("torchvision:vit_b_32", weights, "weights.pt")
+    assert (known.size, known.question) == ((64, 64), None)
+    assert known.note == "images of 64×64 pixels, as weights.pt has positions for 4 patches"
+    with pytest.raises(UserError, match=f"square images, not {size[0]}×{size[1]}: give one side"):
+        arch_sizes("torchvision:vit_b_32", weights, "weights.pt", size)
 
 
 REGISTERS: dict[str, dict[str, Any]] = {

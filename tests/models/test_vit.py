@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch.export import Dim, export
@@ -24,6 +26,13 @@ def test_the_default_is_the_seed_projects_architecture() -> None:
 
 def test_logits_have_a_row_for_each_image() -> None:
     assert ViT(**SMALL)(torch.randn(5, 3, 16, 16)).shape == (5, 7)
+
+
+@pytest.mark.parametrize("size", [(8, 16), [16, 12], (4, 4)])
+def test_images_need_not_be_square(size: Sequence[int]) -> None:
+    model = ViT(**{**SMALL, "image_size": size})
+    assert model.positions.shape == (1, 1 + size[0] * size[1] // 16, 32)
+    assert model(torch.randn(5, 3, *size)).shape == (5, 7)
 
 
 def test_every_parameter_takes_a_gradient() -> None:

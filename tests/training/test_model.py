@@ -93,7 +93,7 @@ def test_libraries_architectures(name: str, size: int, tmp_path: Path) -> None:
         assert made.module.drop_rate == 0.1
 
 
-@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "torchvision:resnet18"])
+@pytest.mark.parametrize("name", ["vit", "timm:vit_tiny_patch16_224", "torchvision:resnet18"])
 @pytest.mark.parametrize("size", [(32, 64), (64, 16)])
 def test_images_that_are_not_square(name: str, size: tuple[int, int], tmp_path: Path) -> None:
     made = new_model(arch(name, image_size=size), replace(PREPROCESS, size=size), 3)
@@ -102,7 +102,7 @@ def test_images_that_are_not_square(name: str, size: tuple[int, int], tmp_path: 
     assert torch.equal(loaded(images), made.module.eval()(images))
     again = model_from(str(tmp_path / "model.pt"), None, CONFIG, CLASSES, (32, 32))
     assert again.preprocess.size == (32, 32) and again.module.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 3)
-    assert again.notes[-1 if name.startswith("timm") else 1].endswith("to 32×32")
+    assert again.notes[1 if name.startswith("torchvision") else -1].endswith("to 32×32")
     if name.startswith("timm"):
         before, after = (module.pos_embed[0, 1:] for module in (loaded, again.module))
         grid = before.T.reshape(1, -1, size[0] // 16, size[1] // 16)
@@ -112,16 +112,22 @@ def test_images_that_are_not_square(name: str, size: tuple[int, int], tmp_path: 
     assert same.preprocess.size == size and torch.equal(same.module.eval()(images), loaded(images))
 
 
-@pytest.mark.parametrize(
-    ("name", "sentence"),
-    [
-        ("vit", "vitfx's own ViT takes square images, not 32×64: give one side as `image_size`, or a timm model"),
-        ("torchvision:vit_b_16", r"vit_b_16 does not take images of 3×32×64 \(.*\): give its `image_size`"),
-    ],
-)
-def test_models_of_square_images_say_so(name: str, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        new_model(arch(name, image_size=(32, 64)), replace(PREPROCESS, size=(32, 64)), 3)
+@pytest.mark.parametrize("size", [(32, 64), (64, 16)])
+def test_positions_keep_their_places_in_another_grid(size: tuple[int, int], tmp_path: Path) -> None:
+    made = new_model(arch("vit", image_size=size), replace(PREPROCESS, size=size), 3)
+    rows, columns = made.module.grid
+    assert (rows, columns) == (size[0] // 4, size[1] // 4)
+    made.module.positions.data[0, 1:, 0] = torch.linspace(0, 1, columns).repeat(rows)
+    saved(made, tmp_path / "model.pt")
+    again = model_from(str(tmp_path / "model.pt"), None, CONFIG, CLASSES, (32, 24)).module
+    grid = again.positions[0, 1:, 0].unflatten(0, (8, 6))
+    torch.testing.assert_close(grid[:, [0, -1]], torch.tensor([0.0, 1.0]).repeat(8, 1))
+    assert torch.equal(again.positions[:, 0], made.module.positions[:, 0])
+
+
+def test_models_of_square_images_say_so() -> None:
+    with pytest.raises(UserError, match=r"vit_b_16 does not take images of 3×32×64 \(.*\): give its `image_size`"):
+        new_model(arch("torchvision:vit_b_16", image_size=(32, 64)), replace(PREPROCESS, size=(32, 64)), 3)
 
 
 @pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")

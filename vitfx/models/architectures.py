@@ -14,7 +14,7 @@ from torch import nn
 from vitfx.images.preprocess import ASSUMED, Preprocess
 from vitfx.models.factory import ARGUMENTS, check_arguments, import_extra, is_classifier, timm_arguments
 from vitfx.models.huggingface import default_recipe
-from vitfx.models.image_size import ImageSize, Size, infer_size, shown
+from vitfx.models.image_size import ImageSize, Size, infer_size
 from vitfx.models.recipes import timm_recipe, torchvision_recipe
 from vitfx.models.state_dicts import ChosenWeights, choose_weights, tensor_names
 from vitfx.models.weights import load_weights
@@ -113,12 +113,11 @@ def arch_sizes(
     image_size = infer_size(
         weights, positions, _PATCHES[library], prefix=prefix, usual=usual,
         given=size or (usual if argument in options else None), source=source, at_most=at_most,
+        square=library == "torchvision",
     )  # fmt: skip
     if image_size.size is None or usual is None:
         return sizes | options, image_size
     height, width = image_size.size
-    if library == "torchvision" and height != width:
-        raise UserError(f"`arch` {arch} takes square images, not {shown(image_size.size)}: give a square `image_size`")
     return sizes | options | {argument: height if height == width else [height, width]}, image_size
 
 

@@ -21,7 +21,8 @@ Arguments = Mapping[type, str]
 arguments of `NoneType` can only be switched off. None does for every argument."""
 
 _VITFX: Arguments = {
-    int: "image_size patch_size channels classes width depth heads mlp",
+    list: "image_size",
+    int: "patch_size channels classes width depth heads mlp",
     float: "dropout drop_path attention_dropout",
 }
 _TORCHVISION: Arguments = {

@@ -38,6 +38,7 @@ def infer_size(
     given: Size | None,
     source: str,
     at_most: bool = False,
+    square: bool = False,
 ) -> ImageSize:
     """The size that the user gave or the architecture has, where positions fit it; else that which positions show.
 
@@ -45,6 +46,7 @@ def infer_size(
     prefix: how many positions are not patches'.
     usual: the architecture's own size.
     at_most: whether a given size is passed over where it does not fit, as one to interpolate to.
+    square: whether the library's model takes square images alone.
 
     Raises UserError for a given size that does not fit, and where nothing speaks for any size.
     """
@@ -55,7 +57,9 @@ def infer_size(
     count = len(table)
     known = f"{source} has positions for {count} patches of {high}×{wide} pixels"
     fitting = None if given is None else (given[0] // high) * (given[1] // wide)
-    if given is not None and fitting == count:
+    if square and given is not None and given[0] != given[1] and not at_most:
+        raise UserError(f"{source} is of a model that takes square images, not {shown(given)}: give one side")
+    if given is not None and fitting == count and (not square or given[0] == given[1]):
         return ImageSize(given)
     if given is not None and not at_most:
         raise UserError(
@@ -63,15 +67,19 @@ def infer_size(
         )
     if usual is not None and (usual[0] // high) * (usual[1] // wide) == count:
         return ImageSize(usual)
-    if (grid := grid_of(table)) is not None:
+    if not square and (grid := grid_of(table)) is not None:
         size = (grid[0] * high, grid[1] * wide)
         return ImageSize(
             size, f"images of {shown(size)} pixels, as the positions in {source} are a grid of {shown(grid)}"
         )
     side = isqrt(count)
-    if not count or side * side != count:
-        raise UserError(f"{known}, which can be several heights and widths: give `image_size` HEIGHTxWIDTH")
     size = (side * high, side * wide)
+    if not count or side * side != count:
+        several = "which can be several heights and widths: give `image_size` HEIGHTxWIDTH"
+        none = "and its model takes square images: give the weights of such a one"
+        raise UserError(f"{known}, {none if square else several}")
+    if square:
+        return ImageSize(size, f"images of {shown(size)} pixels, as {source} has positions for {count} patches")
     return ImageSize(
         size,
         f"images of {shown(size)} pixels, if the {count} patches in {source} make a square",

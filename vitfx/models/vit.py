@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -15,8 +17,9 @@ from vitfx.support.errors import UserError
 class ViT(nn.Module):
     """A pre-norm Vision Transformer (Dosovitskiy et al. 2021) with a class token and learned positions.
 
-    Takes (B, channels, image_size, image_size), gives logits (B, classes).
+    Takes (B, channels, height, width), gives logits (B, classes).
 
+    image_size: the side of square images in pixels, or (height, width)
     width: of the residual stream
     mlp: hidden neurons of each MLP
     dropout: on the embedded tokens, hidden neurons and each sublayer's output
@@ -29,7 +32,7 @@ class ViT(nn.Module):
 
     def __init__(
         self,
-        image_size: int = 64,
+        image_size: int | Sequence[int] = 64,
         patch_size: int = 8,
         channels: int = 3,
         classes: int = 200,
@@ -43,14 +46,16 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         _check_counts(
-            image_size=image_size, patch_size=patch_size, channels=channels, classes=classes, width=width,
-            depth=depth, heads=heads, mlp=mlp,
-        )  # fmt: skip
-        _check_divides("image_size", image_size, "patch_size", patch_size)
+            patch_size=patch_size, channels=channels, classes=classes, width=width, depth=depth, heads=heads, mlp=mlp
+        )
+        sides = _sides(image_size)
+        for side in sides:
+            _check_divides("image_size", side, "patch_size", patch_size)
         _check_divides("width", width, "heads", heads)
         _check_chances(dropout=dropout, drop_path=drop_path, attention_dropout=attention_dropout)
-        patches = (image_size // patch_size) ** 2
-        self.image_size = image_size
+        self.image_size = sides
+        self.grid = (sides[0] // patch_size, sides[1] // patch_size)
+        patches = self.grid[0] * self.grid[1]
         self.embed = nn.Sequential(
             Rearrange("b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size),
             nn.Linear(channels * patch_size**2, width),
@@ -67,7 +72,7 @@ class ViT(nn.Module):
         nn.init.normal_(self.positions, std=0.5)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, channels, image_size, image_size) -> logits (B, classes)."""
+        """(B, channels, height, width) -> logits (B, classes)."""
         patches = self.embed(images)
         class_token = repeat(self.class_token, "1 1 d -> b 1 d", b=patches.shape[0])
         tokens = torch.cat([class_token, patches], dim=1) + self.positions
@@ -111,6 +116,18 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attention_dropout if self.training else 0.0)
         out: torch.Tensor = self.out(rearrange(mixed, "b h n d -> b n (h d)"))
         return out
+
+
+def _sides(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width). Raises UserError."""
+    if not isinstance(image_size, Sequence) or isinstance(image_size, str):
+        _check_counts(image_size=image_size)
+        return image_size, image_size
+    if len(image_size) != 2:
+        raise UserError(f"ViT's image_size is {list(image_size)}: give one side, or a height and a width")
+    height, width = image_size
+    _check_counts(image_height=height, image_width=width)
+    return height, width
 
 
 def _check_counts(**counts: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
@@ -19,6 +20,7 @@ from vitfx.models.factory import build_from_factory, import_extra
 from vitfx.models.image_size import Size, shown
 from vitfx.models.model_file import read_model_file
 from vitfx.models.record import CHECKPOINT_FORMAT, read_record
+from vitfx.models.vit import ViT
 from vitfx.models.weights import check_finite
 from vitfx.support.errors import UserError
 from vitfx.training.config import ModelConfig
@@ -45,7 +47,7 @@ def new_model(config: ModelConfig, preprocess: Preprocess, classes: int) -> Trai
     """
     if config.arch == "vit":
         kwargs: dict[str, Any] = {
-            "image_size": _side(config.size),
+            "image_size": _side_or_sides(config.size),
             "patch_size": config.patch,
             "channels": preprocess.channels,
             "classes": classes,
@@ -130,9 +132,9 @@ def _sized(factory: str, kwargs: dict[str, Any], config: ModelConfig, preprocess
     height, width = preprocess.size
     own: dict[str, Any] = {"image_size": height}
     if factory.startswith("timm"):
-        own = {"img_size": height if height == width else [height, width]}
+        own = {"img_size": _side_or_sides(preprocess.size)}
     elif factory == _OWN:
-        own = {"image_size": _side(preprocess.size)}
+        own = {"image_size": _side_or_sides(preprocess.size)}
     elif height != width:
         # torchvision's ViTs are square; its other models take images of any size.
         return _built(factory, kwargs, config, preprocess)
@@ -145,14 +147,10 @@ def _sized(factory: str, kwargs: dict[str, Any], config: ModelConfig, preprocess
         return _built(factory, kwargs, config, preprocess)
 
 
-def _side(size: Size) -> int:
-    """Of vitfx's own model's images. Raises UserError for those that are not square."""
-    if size[0] != size[1]:
-        raise UserError(
-            f"vitfx's own ViT takes square images, not {shown(size)}: give one side as `image_size`, or a timm model "
-            "as `arch`"
-        )
-    return size[0]
+def _side_or_sides(size: Size) -> int | list[int]:
+    """One side of square images, as checkpoints have it."""
+    height, width = size
+    return height if height == width else [height, width]
 
 
 def _from_record(
@@ -279,6 +277,13 @@ def _resampled(module: Any, positions: Tensor, own: Tensor, trained: Size) -> Te
             return positions
         resampled: Tensor = layers.resample_abs_pos_embed(positions, list(grid), before, num_prefix_tokens=prefix)
         return resampled
+    if isinstance(module, ViT):
+        before = [side * of // whole for side, of, whole in zip(trained, module.grid, module.image_size, strict=True)]
+        if before == list(module.grid) or positions.shape[1:2] != (1 + before[0] * before[1],):
+            return positions
+        grid = positions[:, 1:].unflatten(1, before).permute(0, 3, 1, 2)
+        patches = F.interpolate(grid, module.grid, mode="bicubic", align_corners=True).flatten(2).mT
+        return torch.cat([positions[:, :1], patches], dim=1)
     if positions.shape == own.shape:
         return positions
     side = round((own.shape[1] - 1) ** 0.5)
