@@ -20,7 +20,8 @@ from benchmarks.measure import measure_latency, unsteady
 from benchmarks.tables import evaluation_table, latency_table
 from benchmarks.workloads import RUNTIMES, variants
 from vitfx.cli.exit_codes import ending
-from vitfx.deploy.openvino_runtime import OPENVINO, is_installed
+from vitfx.deploy.openvino_runtime import is_installed
+from vitfx.deploy.precisions import OPENVINO
 from vitfx.images.image_set import ImageSet
 from vitfx.images.splits import open_data
 from vitfx.reports.records import RUNTIMES_RECORD

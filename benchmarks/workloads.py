@@ -11,7 +11,8 @@ from torch import Tensor
 
 from benchmarks.contenders import Contender
 from vitfx.deploy.export import BATCH
-from vitfx.deploy.openvino_runtime import OPENVINO, open_openvino
+from vitfx.deploy.openvino_runtime import open_openvino
+from vitfx.deploy.precisions import OPENVINO
 from vitfx.deploy.quantize import to_float16
 from vitfx.deploy.runtime import Session, open_session
 from vitfx.support.devices import is_gpu

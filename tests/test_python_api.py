@@ -120,6 +120,29 @@ def test_optimized_is_exact(model: nn.Module, tmp_path: Path) -> None:
     assert vitfx.optimize(model, PIXELS, rewrites="none").applied == ()
 
 
+@pytest.mark.parametrize("portable", [False, True])
+def test_optimized_in_int8(model: nn.Module, tmp_path: Path, portable: bool) -> None:
+    """The file is rounded, the module is not."""
+    fast = vitfx.optimize(model, PIXELS, precision="int8", portable=portable)
+    assert fast.int8 is not None and fast.int8.images == 18 and fast.int8.quantized > 10
+    assert fast.divergence is not None and 0 < fast.divergence < 0.05
+    path = fast.to_onnx(tmp_path / "int8.onnx")
+    assert {node.op_type for node in onnx.load(path).graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
+    assert {"vitfx", "preprocess", "precision"} <= open_session(path, torch.device("cpu")).metadata.keys()
+    with torch.no_grad():
+        expected = model(PIXELS)
+        assert_equal(fast.module(PIXELS), expected, 1e-5)
+    assert 1e-6 < float((logits(path) - expected).norm() / expected.norm()) < 0.1
+    with pytest.raises(UserError, match=r"int8\.onnx already exists"):
+        fast.to_onnx(path)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int4", ""])
+def test_other_precisions_are_refused(model: nn.Module, precision: str) -> None:
+    with pytest.raises(UserError, match=f"precision is '{precision}': give fp32 or int8"):
+        vitfx.optimize(model, PIXELS, precision=precision)
+
+
 def test_progress_goes_to_standard_error(model: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
     vitfx.discover(model, PIXELS[:4], LABELS[:4], tau=0.0, paths=2, progress=True)
     out, err = capsys.readouterr()

@@ -12,20 +12,22 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from vitfx.cli.exit_codes import BEGINS_ANEW, ending
-from vitfx.cli.options import add_inputs, add_loading, add_rewrites, add_task, refuse_given
+from vitfx.cli.options import add_inputs, add_loading, add_rewrites, add_runtime, add_task, refuse_given
 from vitfx.deploy.deployment import read_rewrites
 from vitfx.deploy.export import OPSET
 from vitfx.deploy.lowering import PASSES
 from vitfx.deploy.onnx_forms import FORMS, Form
 from vitfx.deploy.precision_file import check_precision
-from vitfx.deploy.precisions import FP32, INT8
+from vitfx.deploy.precisions import FP32, INT8, OPENVINO
+from vitfx.deploy.runtimes import check_runtime
 from vitfx.images.selection import list_names
 from vitfx.models.checkpoint import LoadedModel
 from vitfx.runs.choose_classes import Asked, choose
-from vitfx.runs.in_memory import OptimizedModel, rewrite_exactly, watching
+from vitfx.runs.in_memory import watching
 from vitfx.runs.inputs import count_logits, open_inputs, open_model
 from vitfx.runs.memory_inputs import open_given
 from vitfx.runs.optimize import INT8_FILE, OptimizeJob, run_optimize
+from vitfx.runs.optimize_in_memory import OptimizedModel, rewrite_exactly
 from vitfx.runs.optimize_int8 import INT8_IMAGES
 from vitfx.runs.optimize_passes import PassesRun, passes_table, read_passes, run_named_passes
 from vitfx.runs.optimize_text import to_table
@@ -48,7 +50,19 @@ _EXAMPLE = """example:
 
 Nothing is pruned: the logits stay the same up to rounding. `python -m vitfx.prune` makes the same rewrites after it has
 deleted what is dead."""
-_FOR_FILES = ("out", "force", "batch", "quick", "form", "plain_pixels", "rewrites", "portable", "opset", "precision")
+_FOR_FILES = (
+    "out",
+    "force",
+    "batch",
+    "quick",
+    "form",
+    "plain_pixels",
+    "rewrites",
+    "portable",
+    "opset",
+    "precision",
+    "runtime",
+)
 """Options that --passes does not look at."""
 
 
@@ -59,6 +73,7 @@ def optimize(
     rewrites: str = "all",
     portable: bool = False,
     classes: Asked | None = None,
+    precision: str = FP32,
     output: str | None = None,
     device: str = "auto",
     progress: bool = False,
@@ -71,16 +86,21 @@ def optimize(
     rewrites: "all", "none", or names separated by commas, as the command's --rewrites.
     portable: ONNX files use only standard operators.
     classes: those that are needed, names or numbers of logits: the others' logits go.
+    precision: of ONNX files, "fp32" or "int8" (CPU), whose ranges come from three quarters of the images; the others
+        say what it costs, in `divergence`. Give some hundreds.
     output: the answer's name, for a model that returns several tensors: a key or a position, "hidden_states.3".
     device: where ONNX files are to run.
     progress: shows bars on standard error.
     """
     names = read_rewrites(rewrites)
+    place = pick_device(device)
+    if precision not in (FP32, INT8):
+        raise UserError(f"precision is {precision!r}: give {FP32} or {INT8}")
+    check_precision(precision, place)
     module, calibration = open_given(model, images, None, output, classes)
     with watching(progress) as watcher:
-        return rewrite_exactly(
-            module, calibration, names, portable=portable, device=pick_device(device), watcher=watcher
-        )
+        given = (module, calibration, names)
+        return rewrite_exactly(*given, portable=portable, device=place, watcher=watcher, precision=precision)
 
 
 @entry_point
@@ -126,12 +146,13 @@ def _look(options: argparse.Namespace, parser: argparse.ArgumentParser, console:
 def _open(options: argparse.Namespace, watcher: Watcher) -> OptimizeJob:
     """Finds everything that can be wrong with what the user gave, but for tracing, before anything is written."""
     rewrites = read_rewrites(options.rewrites)
-    forms = _forms(options.form, options.portable, rewrites, options.opset)
+    forms = _forms(options.form, options.portable or options.runtime == OPENVINO, rewrites, options.opset)
     batches = _batches(options.batch)
     out = options.out or Path(f"{Path(options.model).stem}-optimized")
     check_output(out, force=options.force)
     device = pick_device(options.device)
     check_precision(options.precision, device)
+    check_runtime(options.runtime, device)
     model, pixels, images = _images(options, open_model(options), watcher)
     return OptimizeJob(
         model=model,
@@ -146,6 +167,7 @@ def _open(options: argparse.Namespace, watcher: Watcher) -> OptimizeJob:
         out=out,
         opset=options.opset,
         precision=options.precision,
+        runtime=options.runtime,
         task=known_task(options, model),
     )
 
@@ -238,6 +260,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"int8 also writes {INT8_FILE}, static quantization for CPUs, and keeps the form that this is fastest in; "
         "fp32 writes no such file (default fp32)",
     )
+    add_runtime(add, "times forms and files; int8 is compared there")
     add(
         "--plain-pixels",
         action="store_true",

@@ -12,8 +12,10 @@ from pathlib import Path
 from rich.console import Console
 
 from vitfx.cli.exit_codes import ending, going_on
-from vitfx.cli.options import OF_IMAGES, add_class_names, add_rewrites, add_task
+from vitfx.cli.options import OF_IMAGES, add_class_names, add_rewrites, add_runtime, add_task
 from vitfx.deploy.deployment import default_deployment, read_rewrites
+from vitfx.deploy.openvino_runtime import require_openvino
+from vitfx.deploy.precisions import OPENVINO
 from vitfx.images.pixel_cache import default_cache
 from vitfx.models.architectures import KNOWN_ARCHES
 from vitfx.models.checkpoint import load_model
@@ -93,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(parser)
     add = parser.add_argument_group("running").add_argument
     add("--device", default="auto", help=f"{NAMES} (default auto)")
+    add_runtime(add, "times the models on the CPU")
     add("--precision", choices=PRECISIONS, help="auto measures on a CPU whether bf16 is faster (default auto)")
     add("--samples", type=int, default=SAMPLES, help=f"training images, at most (default {SAMPLES:,})")
     add("--eval-samples", type=int, default=2000, help="test images, at most; 0 for all (default 2000)")
@@ -169,6 +172,9 @@ def _open(options: argparse.Namespace, command: str) -> RecoverJob:
     out = _out(options)
     check_output(out, force=options.force, unfinished=STATE)
     device = pick_device(options.device)
+    on_openvino = options.runtime == OPENVINO
+    if on_openvino:
+        require_openvino()
     # The loading options are for the teacher: an artifact says itself how to load it.
     given = {"arch": None, "weights": None, "output": None, "trust_pickle": False, **dict.fromkeys(OF_IMAGES)}
     own = argparse.Namespace(**{**vars(options), **given})
@@ -198,7 +204,7 @@ def _open(options: argparse.Namespace, command: str) -> RecoverJob:
         evaluation=evaluation,
         settings=settings,
         also_baseline=options.also_baseline,
-        deployment=default_deployment(rewrites, device, portable=options.portable, opset=options.opset),
+        deployment=default_deployment(rewrites, device, portable=options.portable or on_openvino, opset=options.opset),
         device=device,
         out=out,
         cache=options.cache or default_cache(),
@@ -208,6 +214,7 @@ def _open(options: argparse.Namespace, command: str) -> RecoverJob:
         command=command,
         teacher_arch=options.arch,
         teacher_weights=options.weights,
+        runtime=options.runtime,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from vitfx.circuits.circuit import GRANULARITIES
 from vitfx.deploy.deployment import NAMES
 from vitfx.deploy.export import OLDEST_OPSET, OPSET
+from vitfx.deploy.precisions import ONNX_RUNTIME, RUNTIMES
 from vitfx.discovery.basis.settings import ABLATIONS, CORRUPTIONS, METHODS, METRICS, ORDERS, Settings
 from vitfx.graph.kinds import KINDS
 from vitfx.models.architectures import KNOWN_ARCHES
@@ -165,6 +166,17 @@ def image_size(text: str) -> tuple[int, int]:
     if sides is None or min(size := (int(sides[1]), int(sides[2] or sides[1]))) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: give a side, or height and width as 256x128")
     return size
+
+
+def add_runtime(add: Callable[..., argparse.Action], what: str) -> None:
+    """--runtime. what: it does."""
+    add(
+        "--runtime",
+        choices=RUNTIMES,
+        default=ONNX_RUNTIME,
+        help=f"what {what}; openvino (CPU, vitfx[openvino]) takes files of standard operators alone (default "
+        f"{ONNX_RUNTIME})",
+    )
 
 
 def add_rewrites(parser: argparse.ArgumentParser) -> None:

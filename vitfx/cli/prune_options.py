@@ -16,9 +16,9 @@ from vitfx.cli.goal_options import SAMPLES, GoalOptions, read_goal, settle_goal
 from vitfx.cli.options import given_settings, make_settings, threshold
 from vitfx.cli.rounds_options import read_rounds
 from vitfx.deploy.deployment import Deployment, default_deployment, read_rewrites
-from vitfx.deploy.openvino_runtime import OPENVINO, require_openvino
+from vitfx.deploy.openvino_runtime import require_openvino
 from vitfx.deploy.precision_file import check_precision
-from vitfx.deploy.precisions import FP32
+from vitfx.deploy.precisions import FP32, OPENVINO
 from vitfx.discovery.basis.settings import Settings
 from vitfx.images.image_set import ImageSet
 from vitfx.pruning.goal import Target

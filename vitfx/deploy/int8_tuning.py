@@ -55,7 +55,7 @@ def balance(model: onnx.ModelProto, linear: Sequence[NodeProto], pixels: Tensor)
         for reader, matrix in zip(readers, matrices, strict=True):
             scaled = matrix * factor[:, None]
             _replace(model, reader, 1, scaled.T if _transposed(reader) else scaled)
-    _drop_unused(model)
+    drop_unused_weights(model)
     return len(groups)
 
 
@@ -162,7 +162,8 @@ def _replace(model: onnx.ModelProto, node: NodeProto, place: int, value: np.ndar
     node.input[place] = name
 
 
-def _drop_unused(model: onnx.ModelProto) -> None:
+def drop_unused_weights(model: onnx.ModelProto) -> None:
+    """Removes initializers that no node reads."""
     used = {name for node in model.graph.node for name in node.input}
     kept = [weight for weight in model.graph.initializer if weight.name in used]
     del model.graph.initializer[:]

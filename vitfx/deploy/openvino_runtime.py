@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitfx.deploy.precisions import OPENVINO
 from vitfx.support.errors import UserError
 
-OPENVINO = "openvino"
 _ONNX_DOMAINS = ("", "ai.onnx")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vitfx.deploy.evaluate import Scores
 from vitfx.deploy.export import write_onnx
 from vitfx.deploy.precisions import FP16, FP32, INT8
 from vitfx.deploy.quantize import Quantized, to_float16, to_int8
+from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.support.devices import is_gpu
 from vitfx.support.errors import UserError
 from vitfx.support.files import remove_results
@@ -39,10 +41,19 @@ def check_precision(precision: str, device: torch.device) -> None:
         )
 
 
-def write_precision(folder: Path, precision: str, pixels: Tensor) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Rounding:
+    """How a file is quantized."""
+
+    pixels: Tensor  #: (N, C, H, W), for the ranges
+    divergence: Divergence = CLASSES  #: by which the maps are chosen that stay float32
+    spared: tuple[str, ...] | None = None  #: their names where they have been chosen already
+
+
+def write_precision(folder: Path, precision: str, rounding: Rounding) -> dict[str, Any]:
     """Writes pruned-{precision}.onnx from pruned.onnx, and returns how it was made; does nothing for fp32.
 
-    pixels: (N, C, H, W), on which int8's scales are calibrated.
+    rounding: for int8.
     The file is not compared with torch: another precision gives other logits, and their cost is measured. Raises
     UserError where nothing can be quantized.
     """
@@ -51,10 +62,18 @@ def write_precision(folder: Path, precision: str, pixels: Tensor) -> dict[str, A
         return {}
     model = onnx.load(folder / "pruned.onnx")
     if precision == INT8:
-        return write_int8(to_int8(model, pixels[:CALIBRATED_IMAGES]), folder / "pruned-int8.onnx")
+        return write_int8(round_as_asked(model, rounding), folder / "pruned-int8.onnx")
     path = folder / f"pruned-{precision}.onnx"
     _write(to_float16(model), path, {"precision": precision})
     return {"name": precision, "file": path.name}
+
+
+def round_as_asked(model: onnx.ModelProto, rounding: Rounding) -> Quantized:
+    """In int8. Raises UserError where nothing can be quantized."""
+    int8 = to_int8(model, rounding.pixels[:CALIBRATED_IMAGES])
+    if rounding.spared is not None:
+        return int8.sparing(rounding.spared)
+    return int8.sparing_dearest(rounding.pixels, rounding.divergence)
 
 
 def write_int8(int8: Quantized, path: Path) -> dict[str, Any]:

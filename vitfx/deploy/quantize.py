@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,9 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
 
 from vitfx.deploy.export import INPUT
-from vitfx.deploy.int8_tuning import activations, balance, correct_biases
+from vitfx.deploy.int8_choice import SPARED, MapCost, dearest, drop_unused, keep_float32, map_costs, work_of
+from vitfx.deploy.int8_tuning import balance, correct_biases
+from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.support.errors import UserError
 
 _LINEAR = ("Gemm", "MatMul")
@@ -34,6 +36,32 @@ class Quantized:
     quantized: int  #: how many linear maps are int8
     kept: tuple[str, ...]  #: the names of those that stay float32
     images: int  #: that activations were calibrated on
+    exact: onnx.ModelProto  #: in float32, its nodes by the same names
+    maps: tuple[str, ...]  #: the names of those that are int8
+
+    def costs(self, pixels: Tensor, divergence: Divergence = CLASSES) -> list[MapCost]:
+        """What int8 costs in each map, see `vitfx.deploy.int8_choice.map_costs`. pixels: (N, C, H, W)."""
+        linear = [node for node in self.exact.graph.node if node.name in self.maps]
+        return map_costs(self.exact, self.model, linear, pixels, divergence)
+
+    def sparing(self, names: Collection[str]) -> Quantized:
+        """The same with more maps in float32."""
+        if not names:
+            return self
+        return replace(
+            self,
+            model=keep_float32(self.exact, self.model, names),
+            quantized=self.quantized - len(names),
+            kept=(*self.kept, *names),
+            maps=tuple(name for name in self.maps if name not in names),
+        )
+
+    def sparing_dearest(self, pixels: Tensor, divergence: Divergence = CLASSES, most: float = SPARED) -> Quantized:
+        """The same with those in float32 that this helps most; they have at most so great a share of the work.
+
+        pixels: (N, C, H, W), on which that is measured.
+        """
+        return self.sparing(dearest(self.costs(pixels, divergence), most))
 
 
 def to_int8(model: onnx.ModelProto, pixels: Tensor, *, keep_last: bool = True) -> Quantized:
@@ -86,10 +114,30 @@ def to_int8(model: onnx.ModelProto, pixels: Tensor, *, keep_last: bool = True) -
             extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": list(_LINEAR)},
         )
         quantized = onnx.load(path)
+    _round_for_maps_alone(quantized, maps)
     correct_biases(named, quantized, maps, pixels)
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(model.metadata_props)
-    return Quantized(quantized, len(maps), tuple(sorted(ends)), len(pixels))
+    names = tuple(node.name for node in maps)
+    return Quantized(quantized, len(maps), tuple(sorted(ends)), len(pixels), named, names)
+
+
+def _round_for_maps_alone(quantized: onnx.ModelProto, maps: list[onnx.NodeProto]) -> None:
+    """Lets everything but the maps read what was not rounded.
+
+    The tool hands a value's rounded form to all its readers, so that a map behind a Reshape would read values rounded
+    twice, and could not stay float32.
+    """
+    makers = {value: node for node in quantized.graph.node for value in node.output}
+    names = {node.name for node in maps}
+    for node in quantized.graph.node:
+        if node.name in names:
+            continue
+        for place, name in enumerate(node.input):
+            rounded = makers.get(name)
+            if rounded is not None and rounded.op_type == "DequantizeLinear" and rounded.input[0] in makers:
+                node.input[place] = makers[rounded.input[0]].input[0]
+    drop_unused(quantized)
 
 
 def _classifier(model: onnx.ModelProto, linear: list[onnx.NodeProto]) -> set[str]:
@@ -112,11 +160,7 @@ def _classifier(model: onnx.ModelProto, linear: list[onnx.NodeProto]) -> set[str
 
 def _small(model: onnx.ModelProto, maps: list[onnx.NodeProto], pixels: Tensor) -> set[str]:
     """Names of the maps with less than `_SMALL` of all multiplications."""
-    sizes = {weight.name: int(np.prod(weight.dims)) for weight in model.graph.initializer}
-    rows: dict[str, int] = {}
-    for values in activations(model, list(dict.fromkeys(node.input[0] for node in maps)), pixels[:1]):
-        rows = {name: value.size // value.shape[-1] for name, value in values.items()}
-    work = {node.name: rows[node.input[0]] * sizes[node.input[1]] for node in maps}
+    work = work_of(model, maps, pixels)
     return {name for name, count in work.items() if count < _SMALL * sum(work.values())}
 
 

@@ -7,8 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vitfx.deploy.openvino_runtime import OPENVINO
-from vitfx.deploy.precisions import FP16, FP32, PRECISIONS
+from vitfx.deploy.precisions import FP16, FP32, ONNX_RUNTIME, OPENVINO, PRECISIONS
 from vitfx.graph.kinds import WORDS
 from vitfx.support.devices import GPU
 from vitfx.support.errors import UserError
@@ -17,7 +16,6 @@ SPEEDUP, PARAMETERS, FLOPS, DROP, KL = "target-speedup", "target-params", "targe
 GOALS = (SPEEDUP, PARAMETERS, FLOPS, DROP, KL)
 PRICED = (SPEEDUP, PARAMETERS, FLOPS)
 """Goals that limit what the model costs; the others limit how far its answers may drift."""
-ONNX_RUNTIME = "onnxruntime"
 PROMISED = 0.03
 """The share by which a measured speed-up may fall short of the one asked for."""
 

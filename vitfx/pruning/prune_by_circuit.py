@@ -13,6 +13,7 @@ from passes.merge_tokens import MergeBySchedule
 from passes.plan import DeletionPlan
 from vitfx.circuits.circuit import Circuit
 from vitfx.circuits.liveness import make_plan
+from vitfx.deploy.precision_file import Rounding
 from vitfx.discovery.basis.protocol import Journal
 from vitfx.discovery.basis.settings import Settings
 from vitfx.discovery.replay import replay
@@ -51,6 +52,7 @@ class Pruned:
     artifact_kl: float | None = None
     missed: str | None = None  #: what was measured instead of a goal that was missed; None otherwise
     divergence: Divergence = CLASSES  #: of the model's kind of answers
+    rounding: Rounding | None = None  #: how an int8 file is made, where that was chosen with the model
 
 
 @dataclass(frozen=True)

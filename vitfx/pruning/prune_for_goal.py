@@ -11,8 +11,9 @@ from torch import nn
 from torch.fx import GraphModule
 
 from passes.cost import measure_cost
+from passes.merge_tokens import MergeBySchedule
 from passes.plan import DeletionPlan
-from vitfx.deploy.precision_file import CALIBRATED_IMAGES
+from vitfx.deploy.precision_file import CALIBRATED_IMAGES, Rounding
 from vitfx.deploy.precisions import INT8
 from vitfx.discovery.run import origins
 from vitfx.graph.answers import Kind
@@ -25,6 +26,7 @@ from vitfx.pruning.goal import DROP, PARAMETERS, PROMISED, Goal
 from vitfx.pruning.goal_circuit import goal_circuit
 from vitfx.pruning.goal_search import GoalResult, check_goal, reach_goal
 from vitfx.pruning.healing import Heal, Healed, healed
+from vitfx.pruning.int8_limit import Int8Limit
 from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.pruning.merge_prices import MergePrices
 from vitfx.pruning.prune_by_circuit import Pruned, carry_out
@@ -83,11 +85,10 @@ def compile_for_goal(
     searched = images if more is None else _with_further(images, more, original)
     pruner = _make_pruner(original, images, searched, kind.name, asked, device, watcher)
     if asked.tokens == AUTO and merging is None:
-        share, example = bench.share_to_keep(prices.unmerged), bench.examples[:2]
-        merging = search_schedule(pruner, prices, asked.goal, share, example, watcher)
+        merging = _searched_schedule(pruner, bench, prices)
     pruner.merging = bench.merging = merging
     price = prices.price(merging)
-    aim, rounding = _aim(bench, pruner)
+    aim, room = _aim(bench, pruner)
     ended = _search(bench, pruner, aim, price, images, searched.names, heal)
     result, verification = ended.result, ended.verification
     reached = _reached(asked.goal, result, verification, bench)
@@ -99,13 +100,19 @@ def compile_for_goal(
         *merging_note(original, merging),
         _note(asked, result, len(pruner.held_out), reached, missed),
         *ended.healed.notes,
-        *rounding,
+        *room,
+        *ended.int8_notes,
         *_noise(result),
         *_nothing_deleted(result.state.plan, asked.goal),
     )
-    plan, kl = result.state.plan, result.held_out_loss.kl
-    delivered = (ended.healed.module, original, circuit, plan, verification, notes, ended.compensated)
-    return Pruned(*delivered, artifact_kl=kl, missed=missed, divergence=pruner.measure)
+    delivered = (ended.healed.module, original, circuit, result.state.plan, verification, notes, ended.compensated)
+    kl, rounding = result.held_out_loss.kl, _rounding(asked, ended, pruner)
+    return Pruned(*delivered, artifact_kl=kl, missed=missed, divergence=pruner.measure, rounding=rounding)
+
+
+def _searched_schedule(pruner: IterativePruner, bench: TargetBench, prices: MergePrices) -> MergeBySchedule | None:
+    share, example = bench.share_to_keep(prices.unmerged), bench.examples[:2]
+    return search_schedule(pruner, prices, bench.asked.goal, share, example, bench.watcher)
 
 
 def _make_pruner(
@@ -140,6 +147,12 @@ class _Ended:
     verification: Verification  #: of the artifact before it was healed
     compensated: Compensated  #: likewise
     healed: Healed  #: what is delivered
+    limit: Int8Limit | None = None  #: what judged its int8 file, if anything did
+
+    @property
+    def int8_notes(self) -> tuple[str, ...]:
+        """For the user."""
+        return () if self.limit is None else self.limit.notes
 
 
 def _search(
@@ -153,14 +166,33 @@ def _search(
 ) -> _Ended:
     """Searches, proves and heals. names: of all images of the pruner."""
     original, held_out = bench.original, names[-len(pruner.held_out) :]
-    result = reach_goal(pruner, aim, price, bench.watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole)
-    artifact, verification = carry_out(original, result.state.plan, images, bench.merging)
-    changed = bool(result.state.plan.deletions) or bench.merging is not None
-    delivered = healed(artifact, pruner, original, held_out, result.held_out_loss, heal if changed else None)
-    for note in delivered.notes:
-        bench.watcher.say(note)
+    limit = Int8Limit(bench, pruner) if bench.asked.target.precision == INT8 and not aim.priced else None
+    # A pruned model may lose more by rounding than the whole one, by which the aim was set.
+    for each in (aim,) if limit is None else (aim, replace(aim, value=aim.value / 2)):
+        result = reach_goal(
+            pruner, each, price, bench.watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole
+        )
+        artifact, verification = carry_out(original, result.state.plan, images, bench.merging)
+        changed = bool(result.state.plan.deletions) or bench.merging is not None
+        delivered = healed(artifact, pruner, original, held_out, result.held_out_loss, heal if changed else None)
+        for note in delivered.notes:
+            bench.watcher.say(note)
+        if limit is None or limit(delivered.module):
+            break
     compensated = _compensated(original, pruner, result)
-    return _Ended(replace(result, held_out_loss=delivered.loss), verification, compensated, delivered)
+    return _Ended(replace(result, held_out_loss=delivered.loss), verification, compensated, delivered, limit)
+
+
+def _rounding(asked: GoalRequest, ended: _Ended, pruner: IterativePruner) -> Rounding | None:
+    """How the int8 file is made: as it was judged, and where a speed was asked for, as it was timed, unless there is
+    speed to spare."""
+    if asked.target.precision != INT8:
+        return None
+    if ended.limit is not None and ended.limit.verdict is not None:
+        return ended.limit.verdict.rounding
+    speedup = ended.result.speedup
+    scarce = speedup is not None and speedup.value < (1 + PROMISED) * asked.goal.value
+    return Rounding(pruner.fitted[:CALIBRATED_IMAGES].cpu(), pruner.measure, () if scarce else None)
 
 
 def _check_images(images: Images, goal: Goal) -> None:
@@ -181,7 +213,8 @@ def _aim(bench: TargetBench, pruner: IterativePruner) -> tuple[Goal, tuple[str, 
     if goal.priced or bench.asked.target.precision != INT8:
         return goal, ()
     bench.watcher.say("measuring what int8 costs the whole model")
-    cost = pruner.loss_of(bench.answers(pruner.held_out, pruner.fitted[:CALIBRATED_IMAGES]))
+    int8 = bench.in_int8(bench.original, pruner.fitted[:CALIBRATED_IMAGES].cpu())
+    cost = pruner.loss_of(bench.answers(int8.model, pruner.held_out))
     extra = max(0.0, cost.drop or 0.0) if goal.kind == DROP else cost.kl
     # Where int8 takes more than half of it, pruning still has the other half.
     aim = replace(goal, value=max(goal.value - extra, goal.value / 2))

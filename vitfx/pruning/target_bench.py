@@ -20,9 +20,9 @@ from passes.merge_tokens import MergeBySchedule
 from vitfx.deploy.deployment import Deployment, deploy
 from vitfx.deploy.export import export_plain, to_onnx
 from vitfx.deploy.lowering import lower
-from vitfx.deploy.openvino_runtime import OPENVINO, open_openvino, require_openvino
-from vitfx.deploy.precisions import FP16, INT8
-from vitfx.deploy.quantize import to_float16, to_int8
+from vitfx.deploy.openvino_runtime import open_openvino, require_openvino
+from vitfx.deploy.precisions import FP16, INT8, OPENVINO
+from vitfx.deploy.quantize import Quantized, to_float16, to_int8
 from vitfx.deploy.runtime import Session, open_session
 from vitfx.graph.stages import read_stages
 from vitfx.graph.verify import rewrite, tokens_of
@@ -130,12 +130,13 @@ class TargetBench:
         merged = with_merges(self.original, merging)
         return 1 / speed_up(*self.timings(self._unmerged, self._deployed(merged))).value
 
-    def answers(self, pixels: Tensor, calibration: Tensor) -> Tensor:
-        """Of the whole model as it is deployed on the target, but for merged tokens.
+    def in_int8(self, graph_module: GraphModule, calibration: Tensor) -> Quantized:
+        """A canonical graph as it is deployed on the target. calibration: (N, C, H, W), for the ranges."""
+        return to_int8(deploy(graph_module, self.asked.deployment, self.examples, {}).model, calibration)
 
-        pixels: (N, C, H, W). calibration: images for int8's ranges.
-        """
-        session = self._deployed(self.original, calibration)
+    def answers(self, model: onnx.ModelProto, pixels: Tensor) -> Tensor:
+        """Of an exported model, on the target. pixels: (N, C, H, W)."""
+        session = self._session(model)
         return torch.cat([session.run(part) for part in pixels.cpu().split(_RUN_AT_ONCE)])
 
     @cached_property
@@ -143,9 +144,8 @@ class TargetBench:
         """The whole model, which every schedule is timed against."""
         return self._deployed(self.original)
 
-    def _deployed(self, graph_module: GraphModule, calibration: Tensor | None = None) -> Session:
-        model = deploy(graph_module, self.asked.deployment, self.examples, {}).model
-        return self.open(model, calibration=calibration)
+    def _deployed(self, graph_module: GraphModule) -> Session:
+        return self.open(deploy(graph_module, self.asked.deployment, self.examples, {}).model)
 
     def timings(self, plain: Session, pruned: Session) -> tuple[Timing, Timing]:
         """Their times for one batch, taken in turns."""
@@ -164,16 +164,14 @@ class TargetBench:
         )
         return timings["plain"], timings["pruned"]
 
-    def open(self, model: onnx.ModelProto, part_of: Tensor | None = None, calibration: Tensor | None = None) -> Session:
-        """A session on the target, in its precision.
+    def open(self, model: onnx.ModelProto, part_of: Tensor | None = None) -> Session:
+        """A session on the target, in its precision, for times.
 
         part_of: where the model is a part of one, an example (N, tokens, width) of what it reads.
-        calibration: images for int8's ranges; a few do for times.
         """
         precision, layouts = self.asked.target.precision, True
         if precision == INT8:
-            ranges = next(given for given in (part_of, calibration, self.examples) if given is not None)
-            model = to_int8(model, ranges, keep_last=part_of is None).model
+            model = to_int8(model, self.examples if part_of is None else part_of, keep_last=part_of is None).model
         elif precision == FP16:
             model, layouts = to_float16(model), False
         return self._session(model, layouts=layouts)

@@ -1,4 +1,4 @@
-"""The commands' work on a module and images in memory, behind `vitfx.prune`, `vitfx.discover` and `vitfx.optimize`.
+"""The commands' work on a module and images in memory, behind `vitfx.prune` and `vitfx.discover`.
 
 Nothing is written before `save` or `to_onnx` is called.
 """
@@ -14,33 +14,30 @@ from typing import Any, TypedDict
 import torch
 from rich.console import Console
 from torch import nn
-from torch.fx import GraphModule
 
 from vitfx.circuits.circuit import Circuit
-from vitfx.deploy.deployment import NAMES, Deployment, default_deployment, deploy
-from vitfx.deploy.export import export_checked, onnx_metadata
-from vitfx.deploy.lowering import lower
+from vitfx.deploy.deployment import NAMES, Deployment, default_deployment
+from vitfx.deploy.precision_file import FILES, write_precision
+from vitfx.deploy.precisions import INT8
 from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.settings import Settings
 from vitfx.discovery.run import check_settings, discover, origins
 from vitfx.graph.answers import Kind
 from vitfx.graph.canonical import read_module
-from vitfx.graph.chosen_classes import ChosenClasses
 from vitfx.images.image_set import Images
-from vitfx.images.preprocess import Preprocess
 from vitfx.models.checkpoint import LoadedModel
-from vitfx.models.chosen import CHOSEN
-from vitfx.models.weights import fingerprint
 from vitfx.pruning.compensation import KINDS
 from vitfx.pruning.goal import KL, Goal, Target, default_goal
 from vitfx.pruning.prune_by_circuit import Compensation, Pruned, compile_model
 from vitfx.pruning.prune_for_goal import compile_for_goal
 from vitfx.pruning.target_bench import GoalRequest
 from vitfx.runs.choose_classes import say_choice
+from vitfx.runs.memory_inputs import as_loaded
+from vitfx.runs.optimize_in_memory import write_checked
 from vitfx.runs.prune_files import RESULTS, write_files
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
-from vitfx.support.files import UNFINISHED, begin_results, check_new_file, remove_results
+from vitfx.support.files import UNFINISHED, begin_results, remove_results
 from vitfx.support.locks import hold_folder
 from vitfx.support.progress import Silent, Watcher, console_watcher
 
@@ -84,39 +81,24 @@ class PrunedModel(Pruned):
     deployment: Deployment  #: how ONNX files are made
 
     def save(self, out: str | Path, *, force: bool = False) -> Path:
-        """Writes pruned.pt, pruned.pt2, pruned.onnx, baseline.onnx, circuit.json and the plan; the folder.
+        """Writes pruned.pt, pruned.pt2, pruned.onnx, baseline.onnx, circuit.json and the plan, and for a target in int8
+        pruned-int8.onnx; the folder.
 
         force: replace earlier results there. Raises UserError, ExportMismatch and VerificationError.
         """
         folder = Path(out)
         with hold_folder(folder, force=force):
             begin_results(folder)
-            remove_results(folder, RESULTS)
+            remove_results(folder, (*RESULTS, *FILES))
             write_files(folder, self, self.model, self.images, self.deployment, Silent())
+            if self.rounding is not None:
+                write_precision(folder, INT8, self.rounding)
             remove_results(folder, [UNFINISHED])
         return folder
 
     def to_onnx(self, out: str | Path, *, force: bool = False) -> Path:
         """Writes the artifact after exact rewrites, any batch, checked against torch. Raises as `save` does."""
-        return _write_onnx(Path(out), self.module, self.deployment, self.model, self.images, force=force)
-
-
-@dataclass(frozen=True)
-class OptimizedModel:
-    """A model after exact rewrites, which computes what the original computes."""
-
-    module: GraphModule  #: for inference; not to be trained or pruned
-    canonical: GraphModule  #: before the rewrites
-    applied: tuple[str, ...]  #: the rewrites that found something to do
-    error: float  #: greatest difference of the logits by the greatest logit, in float64
-    notes: tuple[str, ...]  #: sublayers that were not recognised, and why
-    model: LoadedModel  #: the original
-    images: Images
-    deployment: Deployment
-
-    def to_onnx(self, out: str | Path, *, force: bool = False) -> Path:
-        """Writes the model, any batch, checked against torch. Raises UserError and ExportMismatch."""
-        return _write_onnx(Path(out), self.canonical, self.deployment, self.model, self.images, force=force)
+        return write_checked(Path(out), self.module, self.deployment, self.model, self.images, force=force)
 
 
 def prune_by_circuit(
@@ -189,32 +171,6 @@ def find_circuit(
     return discover(graph_module, images, settings, facts, NoJournal(), watcher).circuit
 
 
-def rewrite_exactly(
-    module: nn.Module,
-    images: Images,
-    rewrites: tuple[str, ...],
-    *,
-    portable: bool,
-    device: torch.device,
-    watcher: Watcher,
-) -> OptimizedModel:
-    """Raises UserError and VerificationError."""
-    say_choice(module, images, watcher)
-    front = read_module(module, images.pixels, watcher, merged=True)
-    deployment = default_deployment(rewrites, device, portable=portable)
-    lowered = lower(front.graph_module, deployment.graph_rewrites, images.pixels)
-    return OptimizedModel(
-        module=lowered.graph_module,
-        canonical=front.graph_module,
-        applied=lowered.applied,
-        error=lowered.error,
-        notes=front.notes,
-        model=_opened(module, images),
-        images=images,
-        deployment=deployment,
-    )
-
-
 def read_limit(max_divergence: float | None, max_kl: float | None) -> float | None:
     """Of two names for one limit the one that was given. Raises UserError."""
     if max_divergence is not None and max_kl is not None:
@@ -266,32 +222,6 @@ def choose_goal(
     return Goal(kind, value)
 
 
-def _write_onnx(
-    path: Path, canonical: GraphModule, deployment: Deployment, model: LoadedModel, images: Images, *, force: bool
-) -> Path:
-    check_new_file(path, force=force)
-    made = deploy(canonical, deployment, images.pixels, onnx_metadata(model, {}))
-    export_checked(made.model, path, made.lowered.graph_module, images.pixels)
-    return path
-
-
-def _opened(module: nn.Module, images: Images) -> LoadedModel:
-    """A module in memory as files describe one: its pixels come normalised, and its classes have no names, unless some
-    were chosen."""
-    channels, *size = images.pixels.shape[1:]
-    preprocess = Preprocess((size[0], size[1]), mean=(0.0,) * channels, std=(1.0,) * channels)
-    chosen = module.chosen if isinstance(module, ChosenClasses) else None
-    return LoadedModel(
-        module,
-        preprocess,
-        None if chosen is None else chosen.names,
-        None,
-        type(module if chosen is None else module.model).__name__,
-        fingerprint(module.state_dict()),
-        {} if chosen is None else {CHOSEN: chosen.to_json()},
-    )
-
-
 def _pruned_model(pruned: Pruned, module: nn.Module, images: Images, deployment: Deployment) -> PrunedModel:
     parts = {part.name: getattr(pruned, part.name) for part in fields(Pruned)}
-    return PrunedModel(**parts, model=_opened(module, images), images=images, deployment=deployment)
+    return PrunedModel(**parts, model=as_loaded(module, images), images=images, deployment=deployment)

@@ -9,9 +9,14 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from vitfx.graph.chosen_classes import ChosenClasses
 from vitfx.graph.outputs import OneOutput, choose_output
 from vitfx.graph.plain_module import plain_module
 from vitfx.images.image_set import Images
+from vitfx.images.preprocess import Preprocess
+from vitfx.models.checkpoint import LoadedModel
+from vitfx.models.chosen import CHOSEN
+from vitfx.models.weights import fingerprint
 from vitfx.runs.choose_classes import Asked, choose_given
 from vitfx.support.errors import UserError, in_a_line
 
@@ -93,3 +98,20 @@ def _tensor(title: str, values: Tensor | ArrayLike) -> Tensor:
             f"{title} are a {type(values).__name__} that is no array ({in_a_line(error)}): give a tensor, an array or "
             "a list of numbers"
         ) from error
+
+
+def as_loaded(module: nn.Module, images: Images) -> LoadedModel:
+    """A module in memory as files describe one: its pixels come normalised, and its classes have no names, unless some
+    were chosen."""
+    channels, *size = images.pixels.shape[1:]
+    preprocess = Preprocess((size[0], size[1]), mean=(0.0,) * channels, std=(1.0,) * channels)
+    chosen = module.chosen if isinstance(module, ChosenClasses) else None
+    return LoadedModel(
+        module,
+        preprocess,
+        None if chosen is None else chosen.names,
+        None,
+        type(module if chosen is None else module.model).__name__,
+        fingerprint(module.state_dict()),
+        {} if chosen is None else {CHOSEN: chosen.to_json()},
+    )

@@ -15,7 +15,7 @@ from vitfx.deploy.deployment import Deployed, Deployment, deploy_forms
 from vitfx.deploy.export import OPSET, export_checked, export_plain, onnx_metadata
 from vitfx.deploy.lowering import Normalising, plain_pixels
 from vitfx.deploy.onnx_forms import FORMS, Form
-from vitfx.deploy.precisions import FP32, INT8
+from vitfx.deploy.precisions import FP32, INT8, ONNX_RUNTIME
 from vitfx.deploy.program_file import write_program
 from vitfx.graph.answers import Kind
 from vitfx.graph.canonical import read_module
@@ -51,6 +51,7 @@ class OptimizeJob:
     out: Path
     opset: int = OPSET  #: of both ONNX files
     precision: str = FP32  #: with "int8" there is a third ONNX file, and the form is the one that it is fastest in
+    runtime: str = ONNX_RUNTIME  #: what times are of
     task: Kind | None = None  #: of the answers, where the user or the model's file says
 
     @property
@@ -80,7 +81,8 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
     begin_results(job.out)
     remove_results(job.out, (*RESULTS, INT8_FILE))
     baseline = _export_baseline(job, canonical)
-    bench = OptimizeBench(job.device, job.batches, job.pixels, job.model.preprocess if job.plain else None, watcher)
+    plain = job.model.preprocess if job.plain else None
+    bench = OptimizeBench(job.device, job.batches, job.pixels, plain, watcher, job.runtime)
     int8 = quantize_forms(deployed, job.file_pixels, watcher) if job.precision == INT8 else {}
     forms = bench.against(job.out / BASELINE, {name: each.model for name, each in (int8 or deployed).items()})
     chosen = fastest(forms)
@@ -92,7 +94,7 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
     if int8:
         path = job.out / INT8_FILE
         kind = front.kind(None, job.task, watcher).name
-        made = write_and_compare(int8[chosen], path, job.out / OPTIMIZED, job.file_pixels, kind)
+        made = write_and_compare(int8[chosen], path, job.out / OPTIMIZED, job.file_pixels, kind, job.runtime)
         files[path.stem] = path
     final = bench.final(job.out / BASELINE, files)
     report: OptimizeReport = {
@@ -147,6 +149,7 @@ def _settings(job: OptimizeJob, best: Deployed) -> dict[str, Any]:
         "preprocess": job.model.preprocess.to_json(),
         "form": [form.name for form in job.forms],
         "batches": list(job.batches),
+        "runtime": job.runtime,
         "nodes": len(best.model.graph.node),
     }
 

@@ -17,7 +17,9 @@ from vitfx.deploy.deployment import Deployment, deploy
 from vitfx.deploy.export import to_onnx
 from vitfx.deploy.lowering import NEEDS, plain_pixels
 from vitfx.deploy.onnx_forms import FORMS, Form
-from vitfx.deploy.runtime import OnnxModel, open_session
+from vitfx.deploy.precisions import ONNX_RUNTIME
+from vitfx.deploy.runtime import Session
+from vitfx.deploy.runtimes import open_on
 from vitfx.images.preprocess import Preprocess
 from vitfx.support.devices import synchronize
 from vitfx.support.progress import Watcher
@@ -39,6 +41,7 @@ class OptimizeBench:
     pixels: Tensor  #: (N, C, H, W), normalised, repeated to a batch
     plain: Preprocess | None  #: undoes that for all models but the first, which then take pixels of 0 to 1
     watcher: Watcher
+    runtime: str = ONNX_RUNTIME
 
     def against(self, first: Model, others: Mapping[str, Model]) -> dict[str, dict[int, Ratio]]:
         """The time of each other model as a share of the first one's, by batch."""
@@ -56,10 +59,10 @@ class OptimizeBench:
         sessions = {name: self._open(model) for name, model in {_FIRST: first, **others}.items()}
         return {batch: self._at(sessions, batch, rounds) for batch in self.batches}
 
-    def _open(self, model: Model) -> OnnxModel:
-        return open_session(model if isinstance(model, Path) else model.SerializeToString(), self.device)
+    def _open(self, model: Model) -> Session:
+        return open_on(self.runtime, model if isinstance(model, Path) else model.SerializeToString(), self.device)
 
-    def _at(self, sessions: dict[str, OnnxModel], batch: int, rounds: int) -> dict[str, Timing]:
+    def _at(self, sessions: dict[str, Session], batch: int, rounds: int) -> dict[str, Timing]:
         pixels = self.pixels.repeat(-(-batch // len(self.pixels)), 1, 1, 1)[:batch]
         plain = pixels if self.plain is None else plain_pixels(pixels, self.plain)
         return time_interleaved(

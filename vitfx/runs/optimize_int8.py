@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor
 
 from vitfx.deploy.deployment import Deployed
-from vitfx.deploy.precision_file import CALIBRATED_IMAGES, slower, write_int8
+from vitfx.deploy.precision_file import CALIBRATED_IMAGES, Rounding, round_as_asked, slower, write_int8
+from vitfx.deploy.precisions import ONNX_RUNTIME
 from vitfx.deploy.quantize import Quantized, to_int8
-from vitfx.deploy.runtime import open_session
+from vitfx.deploy.runtimes import open_on
 from vitfx.graph.divergence import make_divergence
 from vitfx.graph.kinds import WORDS
 from vitfx.support.progress import Watcher
@@ -34,16 +36,31 @@ def quantize_forms(deployed: Mapping[str, Deployed], pixels: Tensor, watcher: Wa
     return quantized
 
 
-def write_and_compare(int8: Quantized, path: Path, exact: Path, pixels: Tensor, kind: str) -> dict[str, Any]:
-    """Writes the file, and compares its answers with the float32 file's on images that it was not calibrated on.
+def write_and_compare(
+    int8: Quantized, path: Path, exact: Path, pixels: Tensor, kind: str, runtime: str = ONNX_RUNTIME
+) -> dict[str, Any]:
+    """Writes the file, with the maps in float32 that this helps most, and compares its answers with the float32 file's
+    on images that it was not calibrated on.
 
-    kind: of the answers, one of `vitfx.graph.kinds.KINDS`.
+    kind: of the answers, one of `vitfx.graph.kinds.KINDS`. runtime: what runs both.
     """
-    made = write_int8(int8, path)
-    _, held_out = _split(pixels)
-    answers, rounded = (_answers(file, held_out) for file in (exact, path))
-    divergence = float(make_divergence(kind, answers)(answers, rounded).mean())
+    calibration, held_out = _split(pixels)
+    sample = _answers(exact, calibration[:_BATCH], ONNX_RUNTIME)
+    made = write_int8(int8.sparing_dearest(calibration, make_divergence(kind, sample)), path)
+    divergence = _divergence(exact, path, held_out, kind, runtime)
     return {**made, "task": kind, "divergence": divergence, "held_out": len(held_out)}
+
+
+def quantize_and_compare(model: onnx.ModelProto, pixels: Tensor, kind: str) -> tuple[Quantized, float]:
+    """In memory: the quantized model, and its divergence from this one on images that it was not calibrated on.
+
+    pixels: (N, C, H, W), as the model takes them. Raises UserError where nothing can be quantized.
+    """
+    calibration, held_out = _split(pixels)
+    exact = model.SerializeToString()
+    sample = _answers(exact, calibration[:_BATCH], ONNX_RUNTIME)
+    int8 = round_as_asked(model, Rounding(calibration, make_divergence(kind, sample)))
+    return int8, _divergence(exact, int8.model.SerializeToString(), held_out, kind, ONNX_RUNTIME)
 
 
 def add_times(made: dict[str, Any], timings: Mapping[int, Mapping[str, Timing]]) -> dict[str, Any]:
@@ -75,6 +92,11 @@ def _split(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return pixels[:-held], pixels[-held:]
 
 
-def _answers(path: Path, pixels: Tensor) -> Tensor:
-    session = open_session(path, torch.device("cpu"))
+def _divergence(exact: Path | bytes, rounded: Path | bytes, pixels: Tensor, kind: str, runtime: str) -> float:
+    answers, others = (_answers(file, pixels, runtime) for file in (exact, rounded))
+    return float(make_divergence(kind, answers)(answers, others).mean())
+
+
+def _answers(model: Path | bytes, pixels: Tensor, runtime: str) -> Tensor:
+    session = open_on(runtime, model, torch.device("cpu"))
     return torch.cat([session.run(part) for part in pixels.split(_BATCH)])

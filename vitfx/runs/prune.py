@@ -13,7 +13,7 @@ import torch
 from torch.fx import GraphModule
 
 from passes.merge_tokens import schedule_of
-from vitfx.deploy.precision_file import slower, write_precision
+from vitfx.deploy.precision_file import Rounding, slower, write_precision
 from vitfx.discovery.basis.journal import FileJournal
 from vitfx.graph.divergence import Divergence
 from vitfx.graph.kinds import WORDS
@@ -130,7 +130,8 @@ def _deliver(run: CircuitRun | GoalRun, pruned: Pruned, images: Images, watcher:
     begin_results(run.out)
     remove_results(run.out, RESULTS)
     written = write_files(run.out, pruned, model, images, run.deployment, watcher)
-    written = replace(written, precision=write_precision(run.out, run.precision, images.pixels))
+    rounding = pruned.rounding or Rounding(images.pixels, pruned.divergence)
+    written = replace(written, precision=write_precision(run.out, run.precision, rounding))
     batches = sorted({*BATCHES, run.batch})
     measured = measure(
         run.out, run.evaluation, run.onnx_device, written, watcher, batches, pruned.divergence, run.runtime

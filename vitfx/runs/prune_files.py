@@ -15,16 +15,15 @@ from vitfx.deploy.deployment import Deployment
 from vitfx.deploy.evaluate import Scores, evaluate
 from vitfx.deploy.export import export_checked, export_plain, onnx_metadata, to_onnx
 from vitfx.deploy.lowering import lower
-from vitfx.deploy.openvino_runtime import OPENVINO, open_openvino
 from vitfx.deploy.precision_file import HALVES
-from vitfx.deploy.precisions import FP32
+from vitfx.deploy.precisions import FP32, ONNX_RUNTIME
 from vitfx.deploy.program_file import write_program
-from vitfx.deploy.runtime import Session, open_session
+from vitfx.deploy.runtime import Session
+from vitfx.deploy.runtimes import open_on
 from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.images.image_set import Images, ImageSet
 from vitfx.models.checkpoint import LoadedModel, save_artifact
 from vitfx.models.chosen import CHOSEN
-from vitfx.pruning.goal import ONNX_RUNTIME
 from vitfx.pruning.plan_file import PLAN_FILES, write_plan
 from vitfx.pruning.prune_by_circuit import Pruned
 from vitfx.runs.prune_run import BATCHES
@@ -131,7 +130,8 @@ def measure(
     """Runs the ONNX files over the evaluation images and times them at these batches, in turns.
     device, runtime: where they run. divergence: of the model's kind of answers."""
     others = [Path(written.precision["file"]).stem] if written.precision else []
-    sessions = {name: _open(folder / f"{name}.onnx", device, runtime) for name in ("baseline", "pruned", *others)}
+    files = {name: folder / f"{name}.onnx" for name in ("baseline", "pruned", *others)}
+    sessions = {name: open_on(runtime, path, device, layouts=path.name not in HALVES) for name, path in files.items()}
     scores = evaluate(
         {name: session.run for name, session in sessions.items()},
         evaluation,
@@ -156,14 +156,8 @@ def measure(
     )
 
 
-def _open(path: Path, device: torch.device, runtime: str) -> Session:
-    if runtime == OPENVINO:
-        return open_openvino(path)
-    return open_session(path, device, layouts=path.name not in HALVES)
-
-
 def _time(
-    sessions: dict[str, Session], sample: Tensor, batch: int, device: torch.device, watcher: Watcher
+    sessions: Mapping[str, Session], sample: Tensor, batch: int, device: torch.device, watcher: Watcher
 ) -> dict[str, Timing]:
     pixels = sample.repeat(-(-batch // len(sample)), 1, 1, 1)[:batch]
     return time_interleaved(

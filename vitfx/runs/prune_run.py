@@ -11,11 +11,11 @@ import torch
 
 from vitfx.circuits.circuit import Circuit
 from vitfx.deploy.deployment import Deployment
-from vitfx.deploy.precisions import FP32
+from vitfx.deploy.precisions import FP32, ONNX_RUNTIME
 from vitfx.discovery.basis.settings import Settings
 from vitfx.images.image_set import Images, ImageSet
 from vitfx.models.chosen import chosen_record
-from vitfx.pruning.goal import ONNX_RUNTIME, SPEEDUP, Goal, Target
+from vitfx.pruning.goal import SPEEDUP, Goal, Target
 from vitfx.pruning.target_bench import ReferenceModel
 from vitfx.runs.inputs import Inputs
 from vitfx.runs.rounds_steps import Rounds

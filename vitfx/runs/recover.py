@@ -84,7 +84,7 @@ def run_recover(job: RecoverJob, watcher: Watcher) -> RecoverReport:
     if job.also_baseline:
         baseline = _retrain_baseline(job, models, data, recovered.steps, stores[BASELINE_STATE], watcher)
     rows = _export(job, models, recovered, baseline, data, watcher)
-    measured = measure(rows, job.evaluation, job.device, watcher, models.measure)
+    measured = measure(rows, job.evaluation, job.device, watcher, models.measure, job.runtime)
     report = make_report(job.command, settings_record(job, models.measure), recovered, baseline, measured, data, {
         **environment(), "device": str(job.device), "load_average_before": load,
     })  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vitfx.deploy.deployment import Deployment
+from vitfx.deploy.precisions import ONNX_RUNTIME
 from vitfx.graph.divergence import Divergence
 from vitfx.images.image_set import ImageSet
 from vitfx.models.checkpoint import LoadedModel
@@ -42,6 +43,7 @@ class RecoverJob:
     command: str  #: as a user would type it
     teacher_arch: str | None = None  #: the architecture that was given for the teacher
     teacher_weights: str | None = None  #: which of its weights were asked for
+    runtime: str = ONNX_RUNTIME  #: what times the models on the CPU
 
     @property
     def teacher_origin(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Models before and after retraining, side by side on ONNX Runtime."""
+"""Models before and after retraining, side by side on a runtime."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from torch.fx import GraphModule
 
 from passes.cost import Cost, measure_cost
 from vitfx.deploy.evaluate import Scores, evaluate
-from vitfx.deploy.runtime import OnnxModel, open_session
+from vitfx.deploy.precisions import ONNX_RUNTIME
+from vitfx.deploy.runtime import Session
+from vitfx.deploy.runtimes import open_on
 from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.images.image_set import ImageSet
 from vitfx.reports.records import RecoveredModel
@@ -85,23 +87,26 @@ def measure(
     device: torch.device,
     watcher: Watcher,
     divergence: Divergence = CLASSES,
+    runtime: str = ONNX_RUNTIME,
 ) -> Measured:
     """All models over the evaluation images and on single ones, taking turns.
 
-    rows: the first is the unpruned model. divergence: of the models' kind of answers.
+    rows: the first is the unpruned model. divergence: of the models' kind of answers. runtime: on the CPU; a GPU's is
+    ONNX Runtime.
     """
     devices = [torch.device("cpu"), *([device] if is_gpu(device) else [])]
     pixels = next(evaluation.batches(1)).pixels
     runtimes = []
     for runs_on in devices:
-        sessions = {row.name: open_session(row.onnx, runs_on) for row in rows}
+        on = ONNX_RUNTIME if is_gpu(runs_on) else runtime
+        sessions = {row.name: open_on(on, row.onnx, runs_on) for row in rows}
         runtimes.append(_timed(sessions, evaluation, pixels, runs_on, watcher, divergence))
     costs = {row.name: measure_cost(row.module, pixels.shape[1:]) for row in rows}
     return Measured(costs, tuple(runtimes))
 
 
 def _timed(
-    sessions: dict[str, OnnxModel],
+    sessions: dict[str, Session],
     evaluation: ImageSet,
     pixels: torch.Tensor,
     device: torch.device,

@@ -1,0 +1,96 @@
+"""Exact rewrites of a module in memory, behind `vitfx.optimize`. Nothing is written before `to_onnx` is called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from vitfx.deploy.deployment import Deployment, default_deployment, deploy
+from vitfx.deploy.export import export_checked, onnx_metadata
+from vitfx.deploy.lowering import lower
+from vitfx.deploy.precision_file import write_int8
+from vitfx.deploy.precisions import FP32, INT8
+from vitfx.deploy.quantize import Quantized
+from vitfx.graph.canonical import read_module
+from vitfx.images.image_set import Images
+from vitfx.models.checkpoint import LoadedModel
+from vitfx.runs.choose_classes import say_choice
+from vitfx.runs.memory_inputs import as_loaded
+from vitfx.runs.optimize_int8 import quantize_and_compare
+from vitfx.support.files import check_new_file
+from vitfx.support.progress import Watcher
+
+
+@dataclass(frozen=True)
+class OptimizedModel:
+    """A model after exact rewrites, which computes what the original computes."""
+
+    module: GraphModule  #: for inference; not to be trained or pruned
+    canonical: GraphModule  #: before the rewrites
+    applied: tuple[str, ...]  #: the rewrites that found something to do
+    error: float  #: greatest difference of the logits by the greatest logit, in float64
+    notes: tuple[str, ...]  #: sublayers that were not recognised, and why
+    model: LoadedModel  #: the original
+    images: Images
+    deployment: Deployment
+    int8: Quantized | None = None  #: what ONNX files have, where that was asked for
+    divergence: float | None = None  #: of int8 from float32, mean over the last quarter of the images
+
+    def to_onnx(self, out: str | Path, *, force: bool = False) -> Path:
+        """Writes the model, any batch: in float32 checked against torch. Raises UserError and ExportMismatch."""
+        if self.int8 is not None:
+            check_new_file(Path(out), force=force)
+            write_int8(self.int8, Path(out))
+            return Path(out)
+        return write_checked(Path(out), self.canonical, self.deployment, self.model, self.images, force=force)
+
+
+def rewrite_exactly(
+    module: nn.Module,
+    images: Images,
+    rewrites: tuple[str, ...],
+    *,
+    portable: bool,
+    device: torch.device,
+    watcher: Watcher,
+    precision: str = FP32,
+) -> OptimizedModel:
+    """Raises UserError and VerificationError."""
+    say_choice(module, images, watcher)
+    front = read_module(module, images.pixels, watcher, merged=True)
+    deployment = default_deployment(rewrites, device, portable=portable)
+    lowered = lower(front.graph_module, deployment.graph_rewrites, images.pixels)
+    model, int8, divergence = as_loaded(module, images), None, None
+    if precision == INT8:
+        exported = deploy(front.graph_module, deployment, images.pixels, onnx_metadata(model, {})).model
+        kind = front.kind(None, None, watcher).name
+        int8, divergence = quantize_and_compare(exported, images.pixels, kind)
+    return OptimizedModel(
+        module=lowered.graph_module,
+        canonical=front.graph_module,
+        applied=lowered.applied,
+        error=lowered.error,
+        notes=front.notes,
+        model=model,
+        images=images,
+        deployment=deployment,
+        int8=int8,
+        divergence=divergence,
+    )
+
+
+def write_checked(
+    path: Path, canonical: GraphModule, deployment: Deployment, model: LoadedModel, images: Images, *, force: bool
+) -> Path:
+    """An artifact after its deployment's exact rewrites, checked against torch; the path. canonical: before them.
+
+    Raises UserError where the file is there already, unless force, and ExportMismatch.
+    """
+    check_new_file(path, force=force)
+    made = deploy(canonical, deployment, images.pixels, onnx_metadata(model, {}))
+    export_checked(made.model, path, made.lowered.graph_module, images.pixels)
+    return path
