@@ -5,12 +5,14 @@ import torch
 
 from passes.cost import measure_cost
 from passes.merge_tokens import MergeBySchedule, schedule_of
+from passes.plan import DeletionPlan
 from passes.stream import read_sites
 from passes.token_schedule import TokenCounts, TokenSchedule
 from tests.support.checks import traced
 from tests.support.families import images, make
 from vitfx.deploy.deployment import NAMES, default_deployment
 from vitfx.images.image_set import Images
+from vitfx.pruning.compensation import divergence
 from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, Goal, Target
 from vitfx.pruning.iterative_pruner import IterativePruner
@@ -53,6 +55,19 @@ def test_on_the_front_more_flops_lose_less():
     assert len(found) > 2
     assert [candidate.cost for candidate in found] == sorted((candidate.cost for candidate in found), reverse=True)
     assert [candidate.kl for candidate in found] == sorted(candidate.kl for candidate in found)
+
+
+def test_the_comparison_shows_how_far_it_is_and_evaluates_the_original_once(monkeypatch):
+    made, prices = pruner()
+    calls, reports = [], []
+    made.original.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    monkeypatch.setattr(made.watcher, "bar", lambda title: lambda done, total: reports.append((title, done, total)))
+    found = front(made, prices, PIXELS[:2])
+    count = reports[-1][2]
+    assert reports == [("merging tokens", number, count) for number in range(count + 1)]
+    assert sum(calls) < 2 * len(made.scored) + 2 * count + 4
+    for candidate in found[1:3]:
+        assert candidate.kl == divergence(made.original, DeletionPlan(), made.scored, made.measure, candidate.merging)
 
 
 def test_a_model_whose_tokens_can_not_merge_goes_without():

@@ -10,7 +10,7 @@ Shapes: N images, T tokens, D width, E inner channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -246,9 +246,21 @@ def divergence(
     pixels: Tensor,
     measure: Divergence = CLASSES,
     merging: MergeBySchedule | None = None,
+    expected: Iterable[Tensor] | None = None,
 ) -> float:
-    """Mean D_KL(original ‖ pruned) in nats an image, or that of another kind of answers."""
+    """Mean D_KL(original ‖ pruned) in nats an image, or that of another kind of answers.
+
+    expected: the original's answers, where they are known, see `answers_to`.
+    """
     pruned = rewrite(original, plan, merging).graph_module.eval()
-    device = next(original.parameters()).device
-    batches = [batch.to(device) for batch in pixels.split(_BATCH)]
-    return sum(float(measure(original(batch), pruned(batch)).sum()) for batch in batches) / len(pixels)
+    pairs = zip(answers_to(original, pixels) if expected is None else expected, answers_to(pruned, pixels), strict=True)
+    return sum(float(measure(before, after).sum()) for before, after in pairs) / len(pixels)
+
+
+def answers_to(graph_module: GraphModule, pixels: Tensor) -> Iterator[Tensor]:
+    """Batch by batch."""
+    device = next(graph_module.parameters()).device
+    for batch in pixels.split(_BATCH):
+        with torch.no_grad():
+            answers = graph_module(batch.to(device))
+        yield answers

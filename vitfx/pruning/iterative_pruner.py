@@ -96,7 +96,7 @@ class IterativePruner:
         self.stages = read_stages(original)
         self.modules = sublayers_of(self.stages)
         self.multiples = {name: align for name, module in self.modules.items() if module.kind != "head"}
-        self.expected = _logits(original, self.held_out)
+        self.expected = _logits(original, self.held_out, watcher)
         self.measure = make_divergence(task, self.expected)
         self._quick = Compensator(original, self.scored, keep=True)
         self.rounds = 0
@@ -147,7 +147,8 @@ class IterativePruner:
 
     def answers(self, graph_module: GraphModule, most: int | None = None) -> Tensor:
         """Of any model, on the CPU or where the images are, to the held-out images or the first `most` of them."""
-        return _logits(graph_module, self.held_out[:most].to(next(graph_module.parameters()).device))
+        pixels = self.held_out[:most].to(next(graph_module.parameters()).device)
+        return _logits(graph_module, pixels, self.watcher)
 
     def loss_of(self, logits: Tensor) -> HeldOutLoss:
         """Of answers to the first of the held-out images, or to all of them."""
@@ -172,5 +173,10 @@ class IterativePruner:
 
 
 @torch.no_grad()
-def _logits(graph_module: GraphModule, pixels: Tensor) -> Tensor:
-    return torch.cat([graph_module(batch) for batch in pixels.split(_BATCH)])
+def _logits(graph_module: GraphModule, pixels: Tensor, watcher: Watcher) -> Tensor:
+    batches, answers, report = pixels.split(_BATCH), [], watcher.bar("evaluating held-out images")
+    for number, batch in enumerate(batches):
+        report(number * _BATCH, len(pixels))
+        answers.append(graph_module(batch))
+    report(len(pixels), len(pixels))
+    return torch.cat(answers)

@@ -18,7 +18,7 @@ from passes.base import PassError
 from passes.merge_tokens import MergeBySchedule, token_counts
 from passes.plan import DeletionPlan
 from passes.token_schedule import TokenCounts, TokenSchedule
-from vitfx.pruning.compensation import divergence
+from vitfx.pruning.compensation import answers_to, divergence
 from vitfx.pruning.goal import DROP, PARAMETERS, Goal
 from vitfx.pruning.goal_search import keeps
 from vitfx.pruning.iterative_pruner import IterativePruner
@@ -75,14 +75,18 @@ def schedules(counts: TokenCounts) -> list[TokenSchedule]:
 def front(pruner: IterativePruner, prices: MergePrices, example: Tensor) -> list[Candidate]:
     """The candidates that none beats both in price and in divergence, the dearest, in which nothing merges, first."""
     judged = pruner.scored[:_JUDGED]
+    expected = list(answers_to(pruner.original, judged))
     candidates = [Candidate(None, 1.0, 0.0)]
-    for schedule in schedules(token_counts(pruner.original, example)):
+    possible, report = schedules(token_counts(pruner.original, example)), pruner.watcher.bar("merging tokens")
+    for number, schedule in enumerate(possible):
+        report(number, len(possible))
         merging = MergeBySchedule(schedule, example)
         try:
-            kl = divergence(pruner.original, DeletionPlan(), judged, pruner.measure, merging)
+            kl = divergence(pruner.original, DeletionPlan(), judged, pruner.measure, merging, expected)
         except PassError:
             continue
         candidates.append(Candidate(merging, prices.estimate(merging), kl))
+    report(len(possible), len(possible))
     candidates.sort(key=lambda candidate: (-candidate.cost, candidate.kl))
     return [
         candidate
