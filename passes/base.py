@@ -91,6 +91,13 @@ def run_passes(
     return PassResult(current, changed, tuple(notes))
 
 
+def sharing_weights(graph_module: GraphModule) -> GraphModule:
+    """A copy of the graph and its modules with the very tensors of the one given: to be rewritten, looked at and
+    dropped. Rewrites put other tensors in the place of those that they change."""
+    tensors = itertools.chain(graph_module.parameters(), graph_module.buffers())
+    return copy.deepcopy(graph_module, {id(tensor): tensor for tensor in tensors})
+
+
 def _run_pass(graph_module: GraphModule, each: Pass) -> PassResult:
     _check(graph_module, each.requires, each, RequirementError)
     before = _state(graph_module)

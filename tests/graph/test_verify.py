@@ -3,13 +3,15 @@ import copy
 import pytest
 import torch
 
+from passes.merge_tokens import MergeBySchedule
+from passes.token_schedule import TokenCounts, TokenSchedule
 from tests.support.checks import assert_equal, canonical, plan_of, traced
 from tests.support.families import images
 from vitfx.circuits.circuit import Circuit, Decision, Edge
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.circuits.liveness import make_plan
 from vitfx.discovery.basis.ablation import make_reference
-from vitfx.graph.verify import VerificationError, ablated_logits, rewrite, verify
+from vitfx.graph.verify import VerificationError, ablated_logits, rewrite, rewritten, verify
 
 PATHS = {name: [range(0, 48, 2), range(1, 48, 2)] for name in ("m0", "m1", "m2")}
 
@@ -32,6 +34,21 @@ def test_a_right_artifact_passes_with_its_figures(graph_module, plan):
     assert found.predicted == found.measured
     assert found.before.heads - found.measured.heads == 2
     assert found.to_json()["passed"] is True
+
+
+@pytest.mark.parametrize("tokens", ["", "0:2,2:3"])
+def test_what_is_only_looked_at_shares_the_weights_that_the_plan_leaves(graph_module, tokens):
+    plan = plan_of(graph_module, {"a0": [1, 3], "m1": range(48), "m2": range(5)}, "mean")
+    merging = MergeBySchedule(TokenSchedule.parse(tokens, TokenCounts(3, 17, 1)), images(2)) if tokens else None
+    before = {name: value.clone() for name, value in graph_module.state_dict().items()}
+    pruned, copied = rewritten(graph_module, plan, merging), rewrite(graph_module, plan, merging).graph_module
+    assert torch.equal(pruned(images(3)), copied(images(3)))
+    own = {id(tensor) for tensor in graph_module.parameters()}
+    shared = {name for name, tensor in pruned.named_parameters() if id(tensor) in own}
+    assert {"a1.q.weight", "m0.out.weight", "a2.out.bias"} <= shared
+    assert not {"a0.q.weight", "a0.out.bias", "m2.out.weight"} & shared
+    assert not own & {id(tensor) for tensor in copied.parameters()}
+    assert all(torch.equal(value, before[name]) for name, value in graph_module.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from passes.attention_core import normalised
-from passes.base import PassResult, run_passes
+from passes.base import PassResult, run_passes, sharing_weights
 from passes.compensate import Compensate
 from passes.cost import Cost, measure_cost, predict_cost
 from passes.delete_heads import DeleteHeads
@@ -76,6 +76,12 @@ def rewrite(
     plan.check(graph_module)
     passes = [DeleteHeads(plan), DeleteMlpPaths(plan), Compensate(plan), FoldConstants()]
     return run_passes(graph_module, [*passes, *([merging] if merging else [])], consume=consume)
+
+
+def rewritten(graph_module: GraphModule, plan: DeletionPlan, merging: MergeBySchedule | None = None) -> GraphModule:
+    """The same in eval mode, to be looked at and dropped: what the plan leaves shares its weights with the original,
+    as copies of a large model would stay in memory until Python looks for what is out of reach."""
+    return rewrite(sharing_weights(graph_module), plan, merging, consume=True).graph_module.eval()
 
 
 def verify(graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan, pixels: Tensor) -> Verification:

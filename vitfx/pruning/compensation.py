@@ -26,7 +26,7 @@ from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.graph.kinds import WORDS
 from vitfx.graph.narrow import Narrowed, narrow
 from vitfx.graph.stages import Stage, contribution, read_stages, streams_at
-from vitfx.graph.verify import rewrite
+from vitfx.graph.verify import rewritten
 from vitfx.support.progress import Report
 
 KINDS = ("none", "mean", "ridge")
@@ -130,7 +130,7 @@ class Compensator:
         """The plan with refits from its first deletion on. Its own refits are dropped, its constants corrected; it
         need not have any."""
         plan = DeletionPlan(plan.deletions)
-        pruned = self._narrow(rewrite(self.original, plan).graph_module.eval())
+        pruned = self._narrow(rewritten(self.original, plan))
         targets = iter(self._streams() if self._kept is None else self._kept)
         names = [stage.name for stage in self._narrowed.stages]
         deleted = {deletion.name for deletion in plan.deletions}
@@ -252,7 +252,7 @@ def divergence(
 
     expected: the original's answers, where they are known, see `answers_to`.
     """
-    pruned = rewrite(original, plan, merging).graph_module.eval()
+    pruned = rewritten(original, plan, merging)
     pairs = zip(answers_to(original, pixels) if expected is None else expected, answers_to(pruned, pixels), strict=True)
     return sum(float(measure(before, after).sum()) for before, after in pairs) / len(pixels)
 

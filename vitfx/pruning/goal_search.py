@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
 from vitfx.graph.kinds import WORDS
-from vitfx.graph.verify import rewrite
+from vitfx.graph.verify import rewritten
 from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal import DROP, PARAMETERS, PROMISED, SPEEDUP, Goal, reaches
 from vitfx.pruning.iterative_pruner import HeldOutLoss, IterativePruner, State
@@ -110,7 +110,7 @@ class GoalSearch:
         the price does not count. Where even the least model has more, it is returned."""
         state = self.pruner.finish(self.to_price(most))
         for _ in range(CORRECTIONS if parameters else 0):
-            module, total = rewrite(self.pruner.original, state.plan).graph_module, self.price.total(state.kept)
+            module, total = rewritten(self.pruner.original, state.plan), self.price.total(state.kept)
             excess = sum(parameter.numel() for parameter in module.parameters()) - most
             if excess <= 0 or total <= self.price.floor:
                 break

@@ -20,7 +20,7 @@ from vitfx.graph.divergence import make_divergence
 from vitfx.graph.kinds import WORDS
 from vitfx.graph.metrics import right
 from vitfx.graph.stages import read_stages, sublayers_of
-from vitfx.graph.verify import rewrite
+from vitfx.graph.verify import rewritten
 from vitfx.pruning.budget import select
 from vitfx.pruning.compensation import Compensator
 from vitfx.pruning.cost_model import Price
@@ -142,7 +142,7 @@ class IterativePruner:
 
     def held_out_loss(self, state: State, most: int | None = None) -> HeldOutLoss:
         """most: how many of the held-out images are enough, None for all."""
-        pruned = rewrite(self.original, state.plan, self.merging).graph_module.eval()
+        pruned = rewritten(self.original, state.plan, self.merging)
         return self.loss_of(self.answers(pruned, most))
 
     def answers(self, graph_module: GraphModule, most: int | None = None) -> Tensor:

@@ -23,7 +23,7 @@ from passes.norms import NORMS
 from passes.plan import DeletionPlan
 from passes.stream import module_of, read_sites
 from vitfx.deploy.runtime import Session
-from vitfx.graph.verify import rewrite
+from vitfx.graph.verify import rewritten
 from vitfx.pruning.cost_model import MILLISECONDS, Price
 from vitfx.support.devices import synchronize
 from vitfx.support.errors import UserError
@@ -124,7 +124,7 @@ def _shrunk(graph_module: GraphModule, share: float) -> GraphModule:
     """Every sublayer with this share of its units. Which ones does not matter to the time."""
     totals = {site.name: site.module.units for site in read_sites(graph_module)}
     deleted = {name: range(max(1, round(share * units)), units) for name, units in totals.items()}
-    return rewrite(graph_module, DeletionPlan.deleting(graph_module, deleted)).graph_module.eval()
+    return rewritten(graph_module, DeletionPlan.deleting(graph_module, deleted))
 
 
 def _cut_out(

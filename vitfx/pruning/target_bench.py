@@ -25,7 +25,7 @@ from vitfx.deploy.precisions import FP16, INT8, OPENVINO
 from vitfx.deploy.quantize import Quantized, to_float16, to_int8
 from vitfx.deploy.runtime import Session, open_session
 from vitfx.graph.stages import read_stages
-from vitfx.graph.verify import rewrite, tokens_of
+from vitfx.graph.verify import rewritten, tokens_of
 from vitfx.pruning.cost_model import Price, flops_price, parameters_price
 from vitfx.pruning.goal import FLOPS, PARAMETERS, PROMISED, SPEEDUP, Goal, Target
 from vitfx.pruning.iterative_pruner import State
@@ -122,7 +122,7 @@ class TargetBench:
 
     def measure(self, state: State) -> SpeedUp:
         """How many times faster than the plain export: both timed in turns, until that is known well enough."""
-        pruned = rewrite(self.original, state.plan, self.merging).graph_module.eval()
+        pruned = rewritten(self.original, state.plan, self.merging)
         return speed_up(*self.timings(self.open_plain(), self._deployed(pruned)))
 
     def time_share(self, merging: MergeBySchedule) -> float:
