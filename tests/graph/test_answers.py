@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from transformers import Dinov2Config, Dinov2ForImageClassification, ViTConfig, ViTForImageClassification
 
 from tests.support.families import images, randomised
-from tests.support.kinds import KIND, MODELS, Behind, make, vit
+from tests.support.kinds import KIND, MODELS, SMALL, Behind, make, vit
 from vitfx.graph.answers import Kind, declared_kind, ends_without_bias, find_kind, projection_kind
 from vitfx.graph.outputs import OneOutput
 from vitfx.graph.trace import to_canonical
@@ -179,6 +180,28 @@ def test_what_a_projection_without_a_bias_gives_is_asked_for(model):
 )
 def test_a_classifier_without_a_bias_that_says_so(model):
     assert found(randomised(_unnamed(model))).name == "classes"
+
+
+def clip(classes=6, **more):
+    """A tower of CLIP as timm makes it, whose projection is a classifier with a bias of zeros."""
+    sizes = {**SMALL, "num_classes": classes, "pre_norm": True, "norm_layer": nn.LayerNorm, **more}
+    model = randomised(VisionTransformer(**sizes))
+    nn.init.zeros_(model.head.bias)
+    return model
+
+
+def test_timms_projection_of_clip_is_asked_about():
+    for model in (clip(), clip(9, global_pool="avg", class_token=False), Behind(clip(), nn.Identity())):
+        with pytest.raises(UserError, match="has a bias of zeros, and nothing says whether"):
+            found(model)
+        assert found(model, torch.tensor([0, 4, 2, 1])).name == "classes"
+        assert found(model, asked=Kind("embedding", "--task")).name == "embedding"
+
+
+def test_a_new_classifier_or_a_trained_one_of_clip_is_none():
+    trained = clip()
+    nn.init.ones_(trained.head.bias)
+    assert found(trained).name == found(clip(pre_norm=False)).name == "classes"
 
 
 def _unnamed(model):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tests.support.families import randomised
 
-_SMALL = {"img_size": 32, "patch_size": 8, "depth": 3, "num_heads": 4, "embed_dim": 32, "mlp_ratio": 1.5}
+SMALL = {"img_size": 32, "patch_size": 8, "depth": 3, "num_heads": 4, "embed_dim": 32, "mlp_ratio": 1.5}
 
 
 class Behind(nn.Module):
@@ -28,7 +28,7 @@ class Tokens(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = VisionTransformer(**_SMALL, num_classes=0)
+        self.model = VisionTransformer(**SMALL, num_classes=0)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.model.forward_features(pixels)
@@ -60,7 +60,7 @@ class Unit(nn.Module):
 
 
 def vit(classes: int) -> nn.Module:
-    return VisionTransformer(**_SMALL, num_classes=classes)
+    return VisionTransformer(**SMALL, num_classes=classes)
 
 
 MODELS = {

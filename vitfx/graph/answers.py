@@ -152,9 +152,10 @@ def _seen(graph_module: GraphModule, answers: Tensor, labels: Tensor | None) -> 
         return Kind("embedding", "no classifier's projection comes last")
     if are_shares(answers):
         return Kind("labels", "all are from 0 to 1 and they do not add up to 1")
-    if labels is None and ends_without_bias(graph_module):
+    bias = "no bias" if last == _UNBIASED else "a bias of zeros"
+    if labels is None and (last == _UNBIASED or (last == _ZERO and _normalises_tokens(graph_module))):
         raise UserError(
-            f"the model's last projection has no bias, and nothing says whether its {answers.shape[1]} numbers are an "
+            f"the model's last projection has {bias}, and nothing says whether its {answers.shape[1]} numbers are an "
             "embedding, as CLIP's are, or logits of classes: say it with `task`, embedding or classes"
         )
     return Kind("classes", "as a classifier's last projection gives them")
@@ -166,15 +167,27 @@ def ends_without_bias(graph_module: GraphModule) -> bool:
 
 
 def _last_weights(graph_module: GraphModule) -> str:
-    """What the last operation with weights, behind the last sublayer, is: a linear map, one without a bias, or
-    another."""
+    """What the last operation with weights, behind the last sublayer, is: a linear map, one without a bias or with one
+    of zeros, or another."""
     weighted = [kind for node in _from_last(graph_module) for kind in _weights(graph_module, node)]
     if weighted[:1] == [_SHIFT]:
         return _BIASED if weighted[1:2] == [_UNBIASED] else _OTHER
     return weighted[0] if weighted else _OTHER
 
 
-_BIASED, _UNBIASED, _SHIFT, _OTHER = "linear map", "linear map without a bias", "shift", "other"
+_BIASED, _UNBIASED, _ZERO = "linear map", "linear map without a bias", "linear map with a bias of zeros"
+_SHIFT, _OTHER = "shift", "other"
+
+
+def _normalises_tokens(graph_module: GraphModule) -> bool:
+    """Whether a norm stands behind the embedding, before the first block, as in CLIP's towers: timm gives their
+    projections a bias of zeros."""
+    embed = next((node for node in graph_module.graph.nodes if node.op == "call_module"), None)
+    inner = None if embed is None else graph_module.get_submodule(str(embed.target))
+    if not isinstance(inner, GraphModule):
+        return False
+    (answer,) = inner.graph.output_node().args
+    return isinstance(answer, Node) and "norm" in str(answer.target)
 
 
 def _from_last(graph_module: GraphModule) -> list[Node]:
@@ -194,14 +207,18 @@ def _weights(graph_module: GraphModule, node: Node) -> list[str]:
         if isinstance(module, GraphModule):
             return [kind for own in reversed(list(module.graph.nodes)) for kind in _weights(module, own)]
         if isinstance(module, nn.Linear | nn.Conv2d):
-            return [_UNBIASED if module.bias is None else _BIASED]
+            return [_UNBIASED if module.bias is None else _BIASED if bool(module.bias.any()) else _ZERO]
         return [_OTHER] if list(module.parameters()) else []
     name = str(node.target)
     if node.op != "call_function" or not any(source.op == "get_attr" for source in node.all_input_nodes):
         return []
     if any(word in name for word in ("linear", "addmm", "matmul", ".mm.", "einsum", "conv")):
-        biased = "addmm" in name or sum(source.op == "get_attr" for source in node.all_input_nodes) > 1
-        return [_BIASED if biased else _UNBIASED]
+        attributes = [source for source in node.all_input_nodes if source.op == "get_attr"]
+        if "addmm" not in name and len(attributes) < 2:
+            return [_UNBIASED]
+        values = [getattr(graph_module, str(source.target), None) for source in attributes]
+        zeros = any(isinstance(value, Tensor) and value.dim() == 1 and not bool(value.any()) for value in values)
+        return [_ZERO if zeros else _BIASED]
     return [_SHIFT if "aten.add" in name else _OTHER]
 
 

@@ -71,7 +71,8 @@ def match_classes(data: Sequence[str], model: Sequence[str] | None, logits: int 
     if logits is not None and logits != len(data):
         raise UserError(
             f"{where} has {len(data)} classes and the model {logits} logits, which have no names: name them in their "
-            "order with `class_names` FILE, one name a line, or give images without class folders"
+            "order with `class_names` FILE, one name a line, give images without class folders, or say with `task` "
+            "what its numbers are, if no logits"
         )
     rule = f"the model does not name its {len(data)} logits: they are taken to be the classes in order, {_ends(data)}"
     return Matching({name: index for index, name in enumerate(data)}, tuple(data), rule)
