@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from passes.aten import Values, aten, attribute_tensor, data_nodes, record_values
@@ -26,8 +27,10 @@ _BY_ELEMENT = frozenset(
         aten.alias.default, aten.clone.default, aten.contiguous.default,
     }
 )  # fmt: skip
+LOG_SUM_EXP, SUM = "log-sum-exp", "sum"
+_REST = {LOG_SUM_EXP: aten.logsumexp.default, SUM: aten.sum.dim_IntList}
 _KEPT = "kept_answers"
-"""Where a head's `meta` has the positions that were kept of it."""
+"""Where a head's `meta` says what was kept of it."""
 _SOFTMAX = frozenset({aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default})
 
 
@@ -39,13 +42,15 @@ class KeepAnswers(Pass):
     that was cut to these positions stays as it is, until `forget_kept` makes what is left the answers to choose from.
 
     positions: among the K. example: pixels (B, C, H, W), which show the shapes of what is computed.
+    rest: what one more answer, the last, makes of those that are left out: `LOG_SUM_EXP`, of logits and logarithms of
+        probabilities, or `SUM`, of probabilities, so that it is the probability of them all. None for no such answer.
     """
 
     requires = (is_canonical,)
     ensures = (is_canonical,)
 
-    def __init__(self, positions: tuple[int, ...], example: Tensor) -> None:
-        self.positions, self.example = positions, example
+    def __init__(self, positions: tuple[int, ...], example: Tensor, rest: str | None = None) -> None:
+        self.positions, self.example, self.rest = positions, example, rest
 
     def rewrite(self, graph_module: GraphModule) -> PassResult:
         (output,) = graph_module.graph.find_nodes(op="output")
@@ -56,11 +61,13 @@ class KeepAnswers(Pass):
         read = record_values(graph_module, self.example)[classifier.all_input_nodes[0]]
         values = record_values(head, read)
         (answers,) = head.graph.find_nodes(op="output")[0].all_input_nodes
-        if self.positions in (head.meta.get(_KEPT), tuple(range(values[answers].shape[-1]))):
+        every = range(values[answers].shape[-1])
+        if head.meta.get(_KEPT) == (self.positions, self.rest) or self.positions == tuple(every):
             return PassResult(graph_module, False)
-        slicing = _Slicing(head, values, torch.tensor(self.positions))
-        slicing.run()
-        head.meta[_KEPT] = self.positions
+        others = [] if self.rest is None else [place for place in every if place not in self.positions]
+        slicing = _Slicing(head, values, torch.tensor([*self.positions, *others]))
+        slicing.run(_REST[self.rest] if self.rest and others else None, len(self.positions))
+        head.meta[_KEPT] = (self.positions, self.rest)
         activations = {node.name for node in data_nodes(head)}
         picked = [name for name in slicing.picked if name in activations]
         notes = [f"the answers are picked behind {name}, which is computed whole" for name in picked]
@@ -84,11 +91,19 @@ class _Slicing:
     kept: dict[tuple[Node, int], Node] = field(default_factory=dict)  #: by node and axis, what replaces it
     picked: list[str] = field(default_factory=list)  #: the nodes that something is picked from
 
-    def run(self) -> None:
+    def run(self, rest: OpOverload | None, kept: int) -> None:
+        """kept: how many answers are left. rest: makes one of all behind them."""
         graph = self.head.graph
         (output,) = graph.find_nodes(op="output")
         (answers,) = output.all_input_nodes
-        output.replace_input_with(answers, self.part(answers, -1))
+        part = self.part(answers, -1)
+        if rest is not None:
+            with graph.inserting_before(output):
+                first = graph.call_function(aten.slice.Tensor, (part, 1, 0, kept))
+                others = graph.call_function(aten.slice.Tensor, (part, 1, kept, len(self.positions)))
+                last = graph.call_function(rest, (others, [1], True))
+                part = graph.call_function(aten.cat.default, ([first, last], 1))
+        output.replace_input_with(answers, part)
         graph.eliminate_dead_code()
         self._rename()
         self.head.recompile()

@@ -90,6 +90,7 @@ def discover(
     max_kl: float | None = None,
     task: str | None = None,
     classes: Asked | None = None,
+    other: bool = False,
     output: str | None = None,
     device: str = "auto",
     progress: bool = False,
@@ -105,13 +106,14 @@ def discover(
     max_divergence: what all removals together may cost, in the unit of the task's divergence; also called max_kl.
     task: what the model answers, one of `vitfx.graph.kinds.KINDS`; by default found by looking at it.
     classes: those that are needed, names or numbers of logits: the others' logits go, and only images of these count.
+    other: one more logit, the log-sum-exp of the others', is for images of none of these; then all images count.
     output: the answer's name, for a model that returns several tensors: a key or a position, "hidden_states.3".
     progress: shows bars on standard error.
     settings: method, granularity and more, see `vitfx.runs.in_memory.DiscoverySettings`.
 
     `circuit.to_json()` is what the command writes; `vitfx.prune(…, circuit=circuit)` deletes what is dead in it.
     """
-    module, calibration = open_given(model, images, labels, output, classes)
+    module, calibration = open_given(model, images, labels, output, classes, other)
     chosen = settings_in_memory(calibration, settings, tau=tau, max_kl=read_limit(max_divergence, max_kl))
     with watching(progress) as watcher:
         return find_circuit(
@@ -185,7 +187,7 @@ def _run(task: _Task, share: Share, watcher: Watcher) -> list[RenderableType]:
     with first_says(share.rank == 0):
         front = read_module(inputs.model.module, images.pixels, watcher)
         kind = front.kind(images.labels, inputs.task, watcher)
-        settings = replace(settings, task=kind.name, classes=front.classes)
+        settings = replace(settings, task=kind.name, classes=front.classes, other=front.other)
         check_settings(settings)
         graph_module = front.graph_module.to(task.device)
         needed = memory_needed(graph_module, images, settings, share.world)

@@ -20,8 +20,8 @@ from vitfx.deploy.onnx_forms import FORMS, Form
 from vitfx.deploy.precision_file import check_precision
 from vitfx.deploy.precisions import FP32, INT8, OPENVINO
 from vitfx.deploy.runtimes import check_runtime
-from vitfx.images.selection import list_names
 from vitfx.models.checkpoint import LoadedModel
+from vitfx.models.chosen import chosen_of
 from vitfx.runs.choose_classes import Asked, choose
 from vitfx.runs.in_memory import watching
 from vitfx.runs.inputs import count_logits, open_inputs, open_model
@@ -73,6 +73,7 @@ def optimize(
     rewrites: str = "all",
     portable: bool = False,
     classes: Asked | None = None,
+    other: bool = False,
     precision: str = FP32,
     output: str | None = None,
     device: str = "auto",
@@ -86,6 +87,7 @@ def optimize(
     rewrites: "all", "none", or names separated by commas, as the command's --rewrites.
     portable: ONNX files use only standard operators.
     classes: those that are needed, names or numbers of logits: the others' logits go.
+    other: one more logit, the log-sum-exp of the others', is for images of none of these.
     precision: of ONNX files, "fp32" or "int8" (CPU), whose ranges come from three quarters of the images; the others
         say what it costs, in `divergence`. Give some hundreds.
     output: the answer's name, for a model that returns several tensors: a key or a position, "hidden_states.3".
@@ -97,7 +99,7 @@ def optimize(
     if precision not in (FP32, INT8):
         raise UserError(f"precision is {precision!r}: give {FP32} or {INT8}")
     check_precision(precision, place)
-    module, calibration = open_given(model, images, None, output, classes)
+    module, calibration = open_given(model, images, None, output, classes, other)
     with watching(progress) as watcher:
         given = (module, calibration, names)
         return rewrite_exactly(*given, portable=portable, device=place, watcher=watcher, precision=precision)
@@ -186,15 +188,16 @@ def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -
                 watcher.say(line)
             return inputs.model, inputs.calibration(count, 0, watcher.bar("loading")).pixels, inputs.data
         except UserError as error:
-            if options.data or int8 or options.classes:
+            if options.data or int8 or options.classes or options.other:
                 raise
             watcher.say(f"{as_options(str(error))}; until then proofs and timings run on noise")
     if int8:
         raise UserError("int8 takes its ranges from images, and none are given: give --data, or leave out --precision")
     shape = (_IMAGES, model.preprocess.channels, *model.preprocess.size)
     if options.classes is not None:
-        model = choose(model, options.classes, model.classes, count_logits(model))
-        watcher.say(f"{len(model.classes or ())} classes are kept, {list_names(model.classes or ())}")
+        model = choose(model, options.classes, model.classes, count_logits(model), other=options.other)
+        if (chosen := chosen_of(model)) is not None:
+            watcher.say(chosen.sentence)
     return model, torch.randn(shape, generator=torch.Generator().manual_seed(0)), "noise"
 
 

@@ -29,7 +29,7 @@ from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, parse_targe
 from vitfx.pruning.prune_for_goal import MOST_IMAGES
 from vitfx.pruning.token_merging import AUTO
 from vitfx.reports.prune_text import to_table
-from vitfx.runs.choose_classes import Asked
+from vitfx.runs.choose_classes import Asked, own_classes
 from vitfx.runs.in_memory import (
     DiscoverySettings,
     PrunedModel,
@@ -86,6 +86,7 @@ def prune(
     target: str = "cpu:batch=8",
     task: str | None = None,
     classes: Asked | None = None,
+    other: bool = False,
     output: str | None = None,
     circuit: Circuit | None = None,
     compensate: str = "ridge",
@@ -108,28 +109,27 @@ def prune(
     target: where a speed-up is measured, such as "cpu:batch=8".
     task: what the model answers, one of `vitfx.graph.kinds.KINDS`; by default found by looking at it.
     classes: those that are needed, names or numbers of logits: the others' logits go, and only images of these count.
+    other: one more logit, the log-sum-exp of the others', is for images of none of these; then all images count.
     output: the answer's name, for a model that returns several tensors: a key or a position, "hidden_states.3".
     circuit: deletes what is dead in it, in place of discovery; images must be those that it was found on.
     compensate: what makes up for deletions, "none", "mean" or "ridge", which refits survivors and goals always have.
-    tokens: by what schedule tokens merge: "r=4", "3:8,6:8", "off" or, for a goal, "auto", which is its default;
-        otherwise None is as in the model given.
+    tokens: how tokens merge: "r=4", "3:8,6:8", "off" or, for a goal, "auto", its default; None is as in the model.
     progress: shows bars on standard error.
     settings: how the circuit is found, see `vitfx.runs.in_memory.DiscoverySettings`.
     """
     own, place, kind = {} if circuit is None else circuit.settings, pick_device(device), asked_task(task)
-    module, calibration = open_given(model, images, labels, output, own.get("classes") if classes is None else classes)
+    given = open_given(model, images, labels, output, *own_classes(own, classes, other=other))
     values = {SPEEDUP: target_speedup, FLOPS: target_flops, PARAMETERS: target_params, DROP: max_drop}
     values[KL] = read_limit(max_divergence, max_kl)
     by_circuit = circuit is not None or compensate != "ridge"
     goal = choose_goal(values, tau=tau, settings=settings, by_circuit=by_circuit, labelled=labels is not None)
     with watching(progress) as watcher:
         if goal is not None:
-            given, seed = (module, calibration, goal, parse_target(target)), settings.get("seed", 0)
-            return prune_for_goal(*given, device=place, seed=seed, watcher=watcher, task=kind, tokens=tokens or AUTO)
-        chosen = Settings.from_json(own) if own else make_settings(calibration, settings, tau=tau, max_kl=values[KL])
-        asked = (module, calibration, chosen)
+            asked, seed = (*given, goal, parse_target(target)), settings.get("seed", 0)
+            return prune_for_goal(*asked, device=place, seed=seed, watcher=watcher, task=kind, tokens=tokens or AUTO)
+        how = Settings.from_json(own) if own else make_settings(given[1], settings, tau=tau, max_kl=values[KL])
         return prune_by_circuit(
-            *asked, device=place, compensate=compensate, circuit=circuit, watcher=watcher, task=kind, tokens=tokens
+            *given, how, device=place, compensate=compensate, circuit=circuit, watcher=watcher, task=kind, tokens=tokens
         )
 
 

@@ -165,3 +165,41 @@ def test_a_damaged_record(record: dict[str, object]) -> None:
 def test_names_in_a_line() -> None:
     assert list_names(("a", "b")) == "'a', 'b'"
     assert list_names(tuple("abcdefg")) == "'a', 'b', 'c', 'd', 'e' and 2 more"
+
+
+def test_images_of_all_others(tmp_path: Path) -> None:
+    counts = {"ant": 5, "bee": 5, "cat": 20, "dog": 20, "eel": 20}
+    whole = open_data(str(image_folder(tmp_path / "own", counts)), RGB)
+    chosen = Selection((1, 0), 5, tuple(counts), "other")
+    splits = chosen.only_images(whole)
+    assert splits.classes == ("bee", "ant", "other")
+    assert splits.remarks[-1].endswith("8 and 2 of them of the other classes")
+    labels = splits.calibration.labels
+    assert labels is not None and [labels.count(label) for label in (0, 1, 2)] == [4, 4, 8]
+    others = {name.split("/")[-2] for name, label in zip(splits.calibration.names, labels, strict=True) if label == 2}
+    assert others == {"cat", "dog", "eel"}
+    for count in (4, 8, 12):
+        sampled = splits.calibration.sample(count, seed=1)
+        assert sampled.labels is not None and sampled.labels.count(2) == count // 2
+        assert sampled.names == splits.calibration.sample(16, seed=1).names[:count]
+    few = Selection((2, 3, 4), 5, tuple(counts), "other").only_images(whole)
+    assert few.calibration.labels is not None and few.calibration.labels.count(3) == 8
+
+
+@pytest.mark.parametrize(
+    ("names", "name"),
+    [
+        (("cat", "dog", "eel"), "other"),
+        (("cat", "dog", "Other"), "none of these"),
+        (("other", "dog", "none of these"), "other 2"),
+        (None, "other"),
+    ],
+)
+def test_the_name_of_all_others(names: tuple[str, ...] | None, name: str) -> None:
+    chosen = Selection((0, 1, 2), 3, names).then((2, 0), other=True)
+    assert chosen.other == name and chosen.names[-1] == name and len(chosen.names) == 3
+    assert Selection.from_json(chosen.to_json()) == chosen
+    assert chosen.then((1, 0)).names == (chosen.names[1], chosen.names[0])
+    assert chosen.renamed(["x", "y", "z"]).names == ("x", "y", "z")
+    with pytest.raises(UserError, match="`other` stands for the classes that are left out, and none are: leave it out"):
+        Selection((0, 1, 2), 3, names).then((2, 0, 1), other=True)

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from passes.base import run_passes
-from passes.keep_answers import KeepAnswers, forget_kept
+from passes.keep_answers import LOG_SUM_EXP, KeepAnswers, forget_kept
 from passes.stream import is_canonical
 from tests.support.checks import assert_equal, assert_trainable
 from tests.support.families import images, make
@@ -132,3 +132,24 @@ def test_a_graph_that_was_cut_is_a_model_of_its_own() -> None:
     again = ChosenClasses(first, (1, 0), Selection((0, 1), 7, None), PIXELS[:2])
     with torch.no_grad():
         assert_equal(to_canonical(again, PIXELS[:2]).graph_module(PIXELS), module(PIXELS)[:, [0, 1]], 1e-5)
+
+
+@pytest.mark.parametrize("last", [None, nn.Softmax(dim=1), nn.LogSoftmax(dim=-1), nn.LayerNorm(7)])
+def test_one_answer_for_all_others(last: nn.Module | None) -> None:
+    """By it, probabilities stay what they are among all."""
+    torch.manual_seed(1)
+    model = VisionTransformer(**_SMALL) if last is None else Behind(last)
+    chosen = ChosenClasses(model.eval(), KEPT, Selection(KEPT, 7, None, "other"), PIXELS[:2]).eval()
+    part = to_canonical(chosen, PIXELS[:2]).graph_module
+    encode(part)
+    with torch.no_grad():
+        got, whole = part(PIXELS), model(PIXELS)
+        assert_equal(got, chosen(PIXELS), 1e-6)
+        if not isinstance(last, nn.Softmax):
+            got, whole = got.softmax(1), whole.softmax(1)
+        assert_equal(got[:, :3], whole[:, list(KEPT)], 1e-6)
+        assert_equal(got.sum(1), torch.ones(3), 1e-6)
+    assert_trainable(part, PIXELS)
+    keep = KeepAnswers(KEPT, PIXELS[:2], LOG_SUM_EXP)
+    once = run_passes(to_canonical(model, PIXELS[:2]).graph_module, [keep]).graph_module
+    assert not run_passes(once, [keep]).changed

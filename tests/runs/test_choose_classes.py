@@ -21,9 +21,11 @@ from tests.support.checks import assert_equal
 from tests.support.families import images, make
 from tests.support.prune_runs import checkpoint, discover, report, run, run_circuit
 from vitfx.circuits.circuit import read_circuit
+from vitfx.deploy.runtime import open_session
 from vitfx.images.selection import Selection
 from vitfx.models.checkpoint import LoadedModel, load_model
 from vitfx.models.chosen import chosen_of, keep_only, keep_same
+from vitfx.runs.choose_classes import choose
 from vitfx.support.errors import UserError
 
 PIXELS, LABELS = images(24), torch.arange(24) % 7
@@ -90,6 +92,86 @@ def test_its_circuit_brings_its_classes(small: Path, tmp_path: Path, capsys: Any
         "the circuit was found for '7', '3', '1', and the model is asked for '1', '3', '7': choose the same --classes"
         in capsys.readouterr().err
     )
+
+
+@pytest.fixture(scope="module")
+def with_other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run for three classes of ten, and all others as one."""
+    folder = tmp_path_factory.mktemp("other")
+    assert run(checkpoint(folder / "vit.pt"), folder / "out", "--tau", "1e-4", *SOME, "--other") == 0
+    return folder / "out"
+
+
+def test_all_others_as_one(with_other: Path, capsys: Any) -> None:
+    whole, artifact = load_model(str(with_other.parent / "vit.pt")), load_model(str(with_other / "pruned.pt"))
+    chosen = chosen_of(artifact)
+    assert chosen == Selection((7, 3, 1), 10, tuple("0123456789"), "other")
+    assert artifact.classes == ("7", "3", "1", "other") and logits(artifact).shape == (2, 4)
+    same = logits(keep_same(whole, chosen, 10)).softmax(1)
+    assert_equal(same[:, :3], logits(whole).softmax(1)[:, [7, 3, 1]], 1e-6)
+    found = report(with_other)
+    assert found["settings"]["classes"] == ["7", "3", "1", "other"] and found["settings"]["other"]
+    remark = "3 of 10 classes are kept, '7', '3', '1', and 'other' stands for all others: 870 for calibration and 218 "
+    assert any(note.startswith(remark) for note in found["notes"])
+    text = (with_other / "report.md").read_text()
+    assert "for 3 classes and all others as one" in text
+    assert "top-1 on the chosen classes" in text and "top-1 on the others" in text
+    for side in ("baseline", "pruned"):
+        parts = found[side]["accuracy_by_choice"]
+        assert min(parts) <= found[side]["accuracy"] <= max(parts)
+    for name in ("pruned", "baseline"):
+        facts = {fact.key: fact.value for fact in onnx.load(with_other / f"{name}.onnx").metadata_props}
+        assert json.loads(facts["classes"]) == ["7", "3", "1", "other"]
+
+
+def test_choose_again_where_all_others_are_one(with_other: Path) -> None:
+    artifact = load_model(str(with_other / "pruned.pt"))
+    given = logits(artifact).softmax(1)
+    fewer = choose(artifact, "1,7", artifact.classes, 4, other=True)
+    assert fewer.classes == ("1", "7", "other")
+    assert_equal(logits(fewer).softmax(1), torch.stack([given[:, 2], given[:, 0], given[:, 1] + given[:, 3]], 1), 1e-6)
+    chosen = chosen_of(fewer)
+    assert chosen is not None and chosen.positions == (1, 7)
+    assert_equal(logits(keep_same(artifact, chosen, 4)), logits(fewer), 1e-6)
+    alone = choose(artifact, ["3", "1"], artifact.classes, 4)
+    assert alone.classes == ("3", "1")
+    assert_equal(logits(alone), logits(artifact)[:, [1, 2]], 1e-6)
+    with pytest.raises(UserError, match="does not answer all of the 2 classes"):
+        keep_same(alone, chosen, 2)
+    with pytest.raises(UserError, match="`classes` names 'other', the model's class for all others: give `other` ins"):
+        choose(artifact, "7,other", artifact.classes, 4)
+    with pytest.raises(UserError, match="the model has no class '2'"):
+        choose(artifact, "7,2", artifact.classes, 4)
+
+
+def test_all_others_as_one_from_python(tmp_path: Path) -> None:
+    model = make("timm")
+    circuit = vitfx.discover(model, PIXELS, LABELS, tau=1e-5, paths=2, classes=[5, 0, 3], other=True)
+    assert circuit.settings["classes"] == ["5", "0", "3", "other"] and circuit.settings["other"] is True
+    pruned = vitfx.prune(model, PIXELS, LABELS, circuit=circuit, compensate="none")
+    assert pruned.circuit.to_json() == circuit.to_json() and len(pruned.images) == 24
+    assert pruned.images.labels is not None and pruned.images.labels.tolist().count(3) == 14
+    with torch.no_grad():
+        assert_equal(pruned.original(PIXELS).softmax(1)[:, :3], model(PIXELS).softmax(1)[:, [5, 0, 3]], 1e-5)
+    written = pruned.to_onnx(tmp_path / "pruned.onnx")
+    assert open_session(written, torch.device("cpu")).run(PIXELS).shape == (24, 4)
+    with pytest.raises(UserError, match="`other` stands for the classes that are left out: say with `classes` which"):
+        vitfx.optimize(model, PIXELS, other=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (("--other",), "error: --other stands for the classes that are left out: say with --classes which are kept"),
+        (
+            ("--classes", "0,1,2,3,4,5,6,7,8,9", "--other"),
+            "error: --other stands for the classes that are left out, and",
+        ),
+    ],
+)
+def test_one_sentence_of_all_others(given: tuple[str, ...], sentence: str, tmp_path: Path, capsys: Any) -> None:
+    assert run("demo", tmp_path / "out", *given) == 2
+    assert capsys.readouterr().err.startswith(sentence)
 
 
 def test_its_folder_on_other_runtimes(small: Path, tmp_path: Path) -> None:

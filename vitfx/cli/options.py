@@ -56,6 +56,12 @@ def add_class_names(parser: argparse.ArgumentParser) -> None:
         help="the classes that are needed: the others' logits go, and only images of these count; names, WordNet ids, "
         "words for them, or numbers of logits from 0, between commas or in a file, one a line (default: all)",
     )
+    parser.add_argument(
+        "--other",
+        action="store_true",
+        help='with --classes: one more class for "none of these", whose logit is the log-sum-exp of the others\'; as '
+        "many images of the others then calibrate and evaluate as of the chosen classes",
+    )
 
 
 def add_task(parser: argparse.ArgumentParser) -> None:
@@ -207,7 +213,7 @@ def refuse_given(
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The discovery arguments that the user gave."""
     # The task and the names of classes are found when the model has been seen.
-    later = ("task", "classes")
+    later = ("task", "classes", "other")
     values = {field.name: getattr(options, field.name) for field in fields(Settings) if field.name not in later}
     return {name: value for name, value in values.items() if value is not None}
 

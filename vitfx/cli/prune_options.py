@@ -24,6 +24,7 @@ from vitfx.images.image_set import ImageSet
 from vitfx.pruning.goal import Target
 from vitfx.pruning.token_merging import AUTO
 from vitfx.recovery.heal import MINUTES
+from vitfx.runs.choose_classes import own_classes
 from vitfx.runs.inputs import Inputs, open_inputs
 from vitfx.runs.prune_run import CircuitRun, GoalRun, PruneRun, RoundsRun, SweepRun
 from vitfx.support.devices import pick_device
@@ -156,9 +157,10 @@ def _settings(
 
 def _with_classes(options: argparse.Namespace, circuit: Circuit | None) -> argparse.Namespace:
     """The options, with a circuit's own classes where it was found for some."""
-    if options.classes is not None or circuit is None or "classes" not in circuit.settings:
+    if circuit is None:
         return options
-    return argparse.Namespace(**{**vars(options), "classes": circuit.settings["classes"]})
+    classes, other = own_classes(circuit.settings, options.classes, other=options.other)
+    return argparse.Namespace(**{**vars(options), "classes": classes, "other": other})
 
 
 def _precision(options: argparse.Namespace, asked: GoalOptions | None) -> str:

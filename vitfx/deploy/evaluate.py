@@ -27,15 +27,19 @@ class Scores:
     agreement: float | None  #: share of images with the first model's top-1, see `vitfx.graph.metrics.alike`
     seconds: float  #: spent in the model alone, host to host
     precision: float | None = None  #: mAP of labels, 0 to 1
+    #: accuracy on the images of the chosen classes and on those of all others, where these have a logit
+    by_choice: tuple[float | None, float | None] | None = None
 
 
 @dataclass
 class _Tally:
     call: Callable[[Tensor], Tensor]
     measure: Divergence
+    other: int | None = None  #: the label of all classes that were not chosen
     logits: Tensor = field(init=False)
     losses: list[float] = field(default_factory=list)  #: sums over a batch
     right: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))  #: sums of its two parts
+    right_others: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))  #: of these the others'
     alike: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))  #: likewise
     kl: float = 0.0
     scored: list[tuple[Tensor, Tensor]] = field(default_factory=list)  #: answers and labels, for mAP
@@ -54,6 +58,8 @@ class _Tally:
             self.losses.append(float(losses.sum()))
         if (correct := right(self.measure, self.logits, labels)) is not None:
             self.right += correct.sum(dim=0)
+            if self.other is not None:
+                self.right_others += correct[labels == self.other].sum(dim=0)
         if isinstance(self.measure, Labels):
             scores = self.logits.reshape(len(labels), -1)
             self.scored.append((scores, targets(labels, scores.shape[1])))
@@ -72,6 +78,7 @@ def evaluate(
     *,
     batch: int,
     divergence: Divergence = CLASSES,
+    other: int | None = None,
     synchronize: Callable[[], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Scores]:
@@ -79,8 +86,9 @@ def evaluate(
 
     models: pixels (B, C, H, W) -> answers (B, …), on the CPU; the others are compared with the first.
     divergence: of the models' kind of answers. The nearest neighbour of an embedding is looked for in its batch.
+    other: the label of all classes that were not chosen, where these have one.
     """
-    tallies = {name: _Tally(call, divergence) for name, call in models.items()}
+    tallies = {name: _Tally(call, divergence, other) for name, call in models.items()}
     seen = skipped = 0
     for turn, group in enumerate(images.batches(batch)):
         if turn == 0:
@@ -115,7 +123,12 @@ def _scores(tally: _Tally, seen: int, skipped: int) -> Scores:
         agreement=_share(tally.alike),
         seconds=tally.milliseconds / 1e3,
         precision=tally.precision,
+        by_choice=None if tally.other is None else _by_choice(tally),
     )
+
+
+def _by_choice(tally: _Tally) -> tuple[float | None, float | None]:
+    return _share(tally.right - tally.right_others), _share(tally.right_others)
 
 
 def _share(sums: Tensor) -> float | None:

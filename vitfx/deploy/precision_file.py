@@ -106,6 +106,7 @@ def precision_record(
         **made,
         "loss": own.loss,
         "accuracy": own.accuracy,
+        **({} if own.by_choice is None else {"accuracy_by_choice": list(own.by_choice)}),
         "kl": own.kl,
         "agreement": own.agreement,
         "latency_ms": {str(batch): times[name].median_ms for batch, times in timings.items()},

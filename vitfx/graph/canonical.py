@@ -37,6 +37,7 @@ class Canonical:
         default_factory=TokenSchedule
     )  #: by which tokens merged in the module, where they do not in the graph
     classes: tuple[str, ...] | None = None  #: those that were chosen, where the module answers only some of its own
+    other: bool = False  #: whether the last of these stands for all that were not chosen
 
     def kind(self, labels: Tensor | None, asked: Kind | None, watcher: Watcher) -> AnswerKind:
         """Of the answers, which is told. labels: of all images. asked: by the user. Raises UserError."""
@@ -51,6 +52,8 @@ class Canonical:
     def told(self, kind: Kind) -> dict[str, Any]:
         """What a circuit's settings say of the answers: only what is not usual."""
         task: dict[str, Any] = {} if kind.name == "classes" else {"task": kind.name}
+        if self.other:
+            task["other"] = True
         return task if self.classes is None else {**task, "classes": list(self.classes)}
 
 
@@ -75,16 +78,16 @@ def read_module(module: nn.Module, pixels: Tensor, watcher: Watcher, *, merged: 
     for note in notes:
         watcher.say(f"note: {note}")
     declared = declared_kind(module)
-    classes, whole, all_answers = None, module, answers
+    classes, other, whole, all_answers = None, False, module, answers
     if isinstance(module, ChosenClasses):
-        classes, whole = module.chosen.names, module.model
+        classes, other, whole = module.chosen.names, module.rest is not None, module.model
         with torch.no_grad():
             all_answers = whole(pixels[:2])
     if declared is None and ends_without_bias(graph_module):
         declared = projection_kind(whole, all_answers)
         if declared is None and classes is not None:
             declared = Kind("classes", "some of them were chosen")
-    return Canonical(graph_module, notes, answers, declared, schedule, classes)
+    return Canonical(graph_module, notes, answers, declared, schedule, classes, other)
 
 
 def check_answers_differ(answers: Tensor) -> None:

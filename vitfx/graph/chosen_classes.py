@@ -7,16 +7,20 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from passes.base import PassError, run_passes
-from passes.keep_answers import KeepAnswers, forget_kept
+from passes.keep_answers import LOG_SUM_EXP, SUM, KeepAnswers, forget_kept
 from vitfx.graph.divergence import are_distributions
 from vitfx.images.selection import Selection
 from vitfx.support.errors import UserError
 
 
 class ChosenClasses(nn.Module):
-    """(B, C, H, W) -> (B, K): the answers for some classes; probabilities and their logarithms among these alone."""
+    """(B, C, H, W) -> (B, K): the answers for some classes; probabilities and their logarithms among these alone.
+
+    Where the choice has a class for all others, that is one more answer, by whose probability an image is of them.
+    """
 
     positions: Tensor  #: int64 (K,), of the classes among the model's answers
+    others: Tensor  #: int64, of all others there, none where they have no answer
 
     def __init__(self, model: nn.Module, positions: tuple[int, ...], chosen: Selection, example: Tensor) -> None:
         """positions: among the model's logits. chosen: the same classes, among those of the model that it came from.
@@ -35,9 +39,21 @@ class ChosenClasses(nn.Module):
         self.model, self.chosen = model, chosen
         self.shares, self.log_shares = are_distributions(answers), are_distributions(answers.exp())
         self.register_buffer("positions", torch.tensor(positions))
+        others = [place for place in range(answers.shape[1]) if chosen.other is not None and place not in positions]
+        self.register_buffer("others", torch.tensor(others, dtype=torch.long))
+
+    @property
+    def rest(self) -> str | None:
+        """What the answer for all others is of theirs, see `KeepAnswers`."""
+        return None if not len(self.others) else SUM if self.shares else LOG_SUM_EXP
 
     def forward(self, images: Tensor) -> Tensor:
-        chosen: Tensor = self.model(images).index_select(1, self.positions)
+        answers: Tensor = self.model(images)
+        chosen = answers.index_select(1, self.positions)
+        if self.rest is not None:
+            others = answers.index_select(1, self.others)
+            last = others.sum(1, keepdim=True) if self.shares else others.logsumexp(1, keepdim=True)
+            chosen = torch.cat([chosen, last], 1)
         if self.shares:
             return chosen / chosen.sum(1, keepdim=True)
         return chosen.log_softmax(1) if self.log_shares else chosen
@@ -46,7 +62,8 @@ class ChosenClasses(nn.Module):
 def keep_classes(canonical: GraphModule, chosen: ChosenClasses, example: Tensor) -> tuple[GraphModule, tuple[str, ...]]:
     """The canonical graph of the model that classes were chosen of, with these alone, and notes. Raises UserError."""
     try:
-        result = run_passes(canonical, [KeepAnswers(tuple(chosen.positions.tolist()), example)], consume=True)
+        keep = KeepAnswers(tuple(chosen.positions.tolist()), example, chosen.rest)
+        result = run_passes(canonical, [keep], consume=True)
     except PassError as error:
         raise UserError(f"`classes` can't be cut out of the model: {error.reason}") from error
     forget_kept(result.graph_module)

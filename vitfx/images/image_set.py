@@ -43,9 +43,16 @@ class ImageSet:
     #: positions among the classes; a 0 or 1 for each of several labels; or None where no classes are known
     labels: tuple[int | tuple[int, ...], ...] | None
     preprocess: Preprocess
+    half: int | None = None  #: a label that half of a sample is of, however many other classes there are
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __add__(self, other: ImageSet) -> ImageSet:
+        """Both, with labels where both have some."""
+        labels = None if self.labels is None or other.labels is None else self.labels + other.labels
+        names, sources = self.names + other.names, self.sources + other.sources
+        return replace(self, names=names, sources=sources, labels=labels)
 
     @property
     def has_labels(self) -> bool:
@@ -63,8 +70,12 @@ class ImageSet:
         for index in hash_order(self.names, seed):
             by_class[self.labels[index] if self.labels is not None else 0].append(index)
         classes = sorted(by_class, key=lambda label: _digest(seed, f"class {label}"))
+        # In a turn each class gives one image, and the half one for each of them.
+        each = {label: max(1, len(classes) - 1) if label == self.half else 1 for label in classes}
         ranked = sorted(
-            (turn, place, index) for place, label in enumerate(classes) for turn, index in enumerate(by_class[label])
+            (turn // each[label], place, index)
+            for place, label in enumerate(classes)
+            for turn, index in enumerate(by_class[label])
         )
         return self.subset([index for _, _, index in ranked[:count]])
 
@@ -117,7 +128,7 @@ class ImageSet:
         """The images at these positions, in this order."""
         labels = None if self.labels is None else tuple(self.labels[index] for index in indices)
         names = tuple(self.names[index] for index in indices)
-        return ImageSet(names, tuple(self.sources[index] for index in indices), labels, self.preprocess)
+        return replace(self, names=names, sources=tuple(self.sources[index] for index in indices), labels=labels)
 
     def _images(self, pixels: torch.Tensor, indices: Sequence[int], skipped: int) -> Images:
         labels = None if self.labels is None else torch.tensor([self.labels[index] for index in indices])

@@ -24,25 +24,39 @@ class Selection:
     positions: tuple[int, ...]  #: among all logits of the model that they were chosen from
     count: int  #: of all those logits
     every: tuple[str, ...] | None  #: the names of all those logits, None where they have none
+    other: str | None = None  #: the name of the logit for all other classes, which is the last; None for no such logit
+
+    @property
+    def sentence(self) -> str:
+        """For the user."""
+        chosen = self.names if self.other is None else self.names[:-1]
+        last = "" if self.other is None else f", and {self.other!r} stands for all others"
+        return f"{len(self.positions)} of {self.count} classes are kept, {list_names(chosen)}{last}"
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Numbers of logits where they have no names."""
-        return tuple(str(place) if self.every is None else self.every[place] for place in self.positions)
+        """Of the logits, numbers where they have no names."""
+        chosen = tuple(str(place) if self.every is None else self.every[place] for place in self.positions)
+        return chosen if self.other is None else (*chosen, self.other)
 
-    def then(self, positions: Sequence[int]) -> Selection:
-        """A choice among these. positions: among these."""
-        return replace(self, positions=tuple(self.positions[place] for place in positions))
+    def then(self, positions: Sequence[int], *, other: bool = False) -> Selection:
+        """A choice among these. positions: among these. other: whether all others have a logit. Raises UserError."""
+        if other and len(positions) == self.count:
+            raise UserError("`other` stands for the classes that are left out, and none are: leave it out")
+        chosen = replace(self, positions=tuple(self.positions[place] for place in positions), other=None)
+        return replace(chosen, other=_name_of_other(self.every or chosen.names)) if other else chosen
 
     def renamed(self, names: Sequence[str]) -> Selection:
         """names: of these classes, in their order."""
         every = list(self.every or map(str, range(self.count)))
-        for place, name in zip(self.positions, names, strict=True):
+        chosen, other = (names, None) if self.other is None else (names[:-1], names[-1])
+        for place, name in zip(self.positions, chosen, strict=True):
             every[place] = name
-        return replace(self, every=tuple(every))
+        return replace(self, every=tuple(every), other=other)
 
     def only_images(self, splits: Splits) -> Splits:
-        """The images of these classes, whose labels become positions among them.
+        """The images of these classes, whose labels become positions among them; where all others have a logit, as many
+        images of theirs, as evenly from all of them as there are, or all that there are.
 
         Images without labels are all taken to be of these classes, where no part has labels. Raises UserError.
         """
@@ -55,11 +69,11 @@ class Selection:
                 "classes can't be told from others: give images in class folders, or `labels`"
             )
         kept = {role: self._of_these(part, splits.name) for role, part in parts.items()}
-        said = f"{len(self.positions)} of {self.count} classes are kept, {list_names(self.names)}: "
+        said = f"{self.sentence}: "
         if labelled:
             self._check(kept, splits.name)
             counts = " and ".join(f"{len(part):,} for {role}" for role, part in kept.items())
-            said += f"{counts} are left of the images{self._missing(kept)}"
+            said += f"{counts} are left of the images{self._missing(kept)}{self._shares(kept)}"
         else:
             said += f"the images of {splits.name} have no labels, and all are taken to be of these classes"
         return replace(
@@ -74,7 +88,8 @@ class Selection:
     def to_json(self) -> dict[str, Any]:
         """`from_json` makes it again."""
         names = None if self.every is None else list(self.every)
-        return {"positions": list(self.positions), "count": self.count, "names": names}
+        record: dict[str, Any] = {"positions": list(self.positions), "count": self.count, "names": names}
+        return record if self.other is None else {**record, "other": self.other}
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> Selection:
@@ -86,7 +101,8 @@ class Selection:
                 raise ValueError("positions and names do not fit")
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(f"the artifact's record of its classes is damaged ({error}): prune again") from error
-        return Selection(positions, count, every)
+        other = record.get("other")
+        return Selection(positions, count, every, None if other is None else str(other))
 
     def _of_these(self, images: ImageSet, where: str) -> ImageSet:
         if images.labels is None:
@@ -94,8 +110,14 @@ class Selection:
         new = {place: index for index, place in enumerate(self.positions)}
         if any(not isinstance(label, int) for label in images.labels):
             raise UserError(f"`classes` is for images of one class each, and those of {where} have several labels")
-        kept = images.subset([index for index, label in enumerate(images.labels) if label in new])
-        return replace(kept, labels=tuple(new[label] for label in kept.labels or () if isinstance(label, int)))
+        chosen = images.subset([index for index, label in enumerate(images.labels) if label in new])
+        kept, last = chosen, len(self.positions)
+        if self.other is not None:
+            others = images.subset([index for index, label in enumerate(images.labels) if label not in new])
+            if count := min(len(chosen), len(others)):
+                kept = chosen + others.sample(count, seed=0)
+        labels = tuple(new.get(label, last) for label in kept.labels or () if isinstance(label, int))
+        return replace(kept, labels=labels, half=None if self.other is None else last)
 
     def _check(self, kept: Mapping[str, ImageSet], where: str) -> None:
         for role, least in (("calibration", 2), ("evaluation", 1)):
@@ -105,6 +127,13 @@ class Selection:
                     f"chosen classes for {role}: give {least} or more"
                 )
 
+    def _shares(self, kept: Mapping[str, ImageSet]) -> str:
+        """How many images are of all other classes, where these have a logit."""
+        if self.other is None:
+            return ""
+        counts = [f"{Counter(part.labels)[len(self.positions)]:,}" for part in kept.values()]
+        return f", {' and '.join(counts)} of them of the other classes"
+
     def _missing(self, kept: Mapping[str, ImageSet]) -> str:
         """Which classes have no images."""
         said = ""
@@ -113,6 +142,13 @@ class Selection:
             if none := [name for index, name in enumerate(self.names) if not counts[index]]:
                 said += f"; none for {role} of {list_names(none)}"
         return said
+
+
+def _name_of_other(names: Sequence[str]) -> str:
+    """The first of some that no class has."""
+    taken = {name.casefold() for name in names}
+    numbered = (f"other {number}" for number in range(2, len(names) + 3))
+    return next(name for name in ("other", "none of these", *numbered) if name not in taken)
 
 
 def list_names(names: Sequence[str]) -> str:

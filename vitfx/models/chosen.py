@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -30,9 +31,11 @@ def renamed(model: LoadedModel, names: tuple[str, ...]) -> LoadedModel:
     return replace(model, classes=names, provenance={**model.provenance, **known})
 
 
-def chosen_record(model: LoadedModel) -> dict[str, list[str]]:
-    """For reports: the classes that it answers, where there were more."""
-    return {"classes": list(model.classes or ())} if CHOSEN in model.provenance else {}
+def chosen_record(model: LoadedModel) -> dict[str, Any]:
+    """For reports: the classes that it answers, where there were more, and whether the last stands for all others."""
+    if (chosen := chosen_of(model)) is None:
+        return {}
+    return {"classes": list(model.classes or ()), **({"other": True} if chosen.other is not None else {})}
 
 
 def keep_only(model: LoadedModel, positions: Sequence[int], chosen: Selection) -> LoadedModel:
@@ -58,18 +61,19 @@ def keep_same(teacher: LoadedModel, chosen: Selection, logits: int) -> LoadedMod
     logits: how many the teacher has. Raises UserError where it lacks some.
     """
     known = chosen_of(teacher)
-    if known is None and logits == len(chosen.positions) < chosen.count:
+    if known is None and logits == len(chosen.names) < chosen.count:
         return teacher
     places = range(logits) if known is None else known.positions
     count = logits if known is None else known.count
-    if count != chosen.count or not set(chosen.positions) <= set(places):
+    others = chosen.other is None or known is None or known.other is not None
+    if count != chosen.count or not set(chosen.positions) <= set(places) or not others:
         raise UserError(
             f"{teacher.source} does not answer all of the {len(chosen.positions)} classes, of {chosen.count}, that the "
             "pruned model answers: give the model that it was pruned from"
         )
     where = {place: index for index, place in enumerate(places)}
     positions = [where[place] for place in chosen.positions]
-    if positions == list(range(logits)):
+    if positions == list(range(len(places))) and len(chosen.names) == logits:
         return teacher
     every = teacher.classes if known is None else known.every
     return keep_only(teacher, positions, replace(chosen, every=every or chosen.every))

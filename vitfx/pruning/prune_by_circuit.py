@@ -100,7 +100,7 @@ def compile_model(
     if circuit is not None:
         task = _replayed(settings, front.classes)
     kind = front.kind(images.labels, task, watcher)
-    settings = replace(settings, task=kind.name, classes=front.classes)
+    settings = replace(settings, task=kind.name, classes=front.classes, other=front.other)
     check_settings(settings)
     on_device = front.graph_module.to(device)
     facts = origins(on_device, images)

@@ -9,6 +9,7 @@ from vitfx.support.tables import Table, markdown_report
 from vitfx.support.text import digits, faster
 
 Row = tuple[str, str, str, str]
+_BY_CHOICE = ("on the chosen classes", "on the others")
 
 
 def to_table(report: PruneReport) -> Table:
@@ -43,6 +44,8 @@ def to_table(report: PruneReport) -> Table:
 def _answers(report: PruneReport, new: Side | PrecisionRecord, kl: float, agreement: float | None) -> list[Row]:
     words, old = words_of(report["settings"]), report["baseline"]
     rows = _points(words.metric or "", old["accuracy"], new["accuracy"])
+    parts = zip(_BY_CHOICE, old.get("accuracy_by_choice", ()), new.get("accuracy_by_choice", ()), strict=False)
+    rows += [row for which, before, after in parts for row in _points(f"{words.metric} {which}", before, after)]
     rows += _points("mAP", old.get("mean_average_precision"), new.get("mean_average_precision"))
     rows.append((f"{words.divergence} from the original", "0", f"{kl:.4f}", ""))
     if agreement is not None:
@@ -131,8 +134,11 @@ def _circuit_fact(report: PruneReport) -> list[str]:
 
 
 def _model(settings: Facts) -> str:
-    chosen = settings.get("classes")
-    return f"{settings['model']} for {len(chosen)} classes" if chosen else f"{settings['model']}"
+    if not (chosen := settings.get("classes")):
+        return f"{settings['model']}"
+    if settings.get("other"):
+        return f"{settings['model']} for {len(chosen) - 1} classes and all others as one"
+    return f"{settings['model']} for {len(chosen)} classes"
 
 
 def _by(settings: Facts) -> str:

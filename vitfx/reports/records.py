@@ -33,6 +33,8 @@ class Side(TypedDict):
 
     loss: float | None  #: in nats, None without labels
     accuracy: float | None  #: top-1 (of other kinds `vitfx.graph.metrics.right`), 0..1, None without labels
+    #: of it, that on the images of the chosen classes and that on all others', where these have a logit
+    accuracy_by_choice: NotRequired[list[float | None]]
     mean_average_precision: NotRequired[float]  #: of several labels, 0..1
     params: int
     flops: int  #: of an image
@@ -53,6 +55,7 @@ class PrecisionRecord(TypedDict):
     kept: NotRequired[list[str]]  #: operators that stay in float32
     images: NotRequired[int]  #: that the ranges were calibrated on
     accuracy: float | None
+    accuracy_by_choice: NotRequired[list[float | None]]
     mean_average_precision: NotRequired[float]
     kl: float
     agreement: float | None

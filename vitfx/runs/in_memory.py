@@ -164,7 +164,8 @@ def find_circuit(
     """Raises UserError."""
     say_choice(module, images, watcher)
     front = read_module(module, images.pixels, watcher)
-    settings = replace(settings, task=front.kind(images.labels, task, watcher).name, classes=front.classes)
+    kind = front.kind(images.labels, task, watcher)
+    settings = replace(settings, task=kind.name, classes=front.classes, other=front.other)
     check_settings(settings)
     graph_module = front.graph_module.to(device)
     facts = origins(graph_module, images)

@@ -78,7 +78,9 @@ def open_inputs(options: argparse.Namespace, model: LoadedModel | None = None) -
     task = known_task(options, model)
     answers = cache(partial(blank_answers, model))
     labels = getattr(options, "labels", None)
-    asked = getattr(options, "classes", None)
+    asked, other = getattr(options, "classes", None), getattr(options, "other", False)
+    if other and asked is None:
+        raise UserError("`other` stands for the classes that are left out: say with `classes` which are kept")
     classless = is_classless(task, model, answers)
     if asked is not None and (classless or (task is not None and task.name != "classes")):
         kind = "none" if task is None else f"{task.name}, {task.reason}"
@@ -93,8 +95,9 @@ def open_inputs(options: argparse.Namespace, model: LoadedModel | None = None) -
         model = replace(model, classes=None)
     else:
         model, splits = open_splits(
-            model, data, lambda: _count(answers()), class_names=options.class_names, labels=labels, asked=asked
-        )
+            model, data, lambda: _count(answers()), class_names=options.class_names, labels=labels, asked=asked,
+            other=other,
+        )  # fmt: skip
     if model.image_size.question is not None and not _all_square(splits):
         raise UserError(model.image_size.question)
     return Inputs(model, splits, data, options.arch, task, options.weights, labels, options.output)
@@ -108,12 +111,14 @@ def open_splits(
     class_names: Path | None = None,
     labels: Path | None = None,
     asked: Asked | None = None,
+    other: bool = False,
 ) -> tuple[LoadedModel, Splits]:
     """The model with the names of its logits, and the data with its labels among them. Raises UserError.
 
     Where classes were asked for, or the model is an artifact that answers only some of the data's, these are left.
 
     logits: how many classes the model tells apart. class_names: a file with their names. labels: of the images.
+    other: whether one more logit stands for all classes that were not asked for.
     """
     if class_names is not None:
         names = read_class_names(class_names)
@@ -127,7 +132,7 @@ def open_splits(
     else:
         splits = open_data(data, model.preprocess, model.classes, logits, labels)
     if asked is not None:
-        model = choose(model, asked, model.classes or splits.classes, logits(), data)
+        model = choose(model, asked, model.classes or splits.classes, logits(), data, other=other)
     chosen = chosen_of(model)
     return model, splits if chosen is None else chosen.only_images(splits)
 

@@ -29,16 +29,20 @@ def open_given(
     labels: Tensor | ArrayLike | None,
     output: str | None = None,
     classes: Asked | None = None,
+    other: bool = False,
 ) -> tuple[nn.Module, Images]:
     """A plain copy of the model that returns one tensor, and checked pixels and labels, on the CPU.
 
     model: see `vitfx.graph.plain_module`; where it returns several tensors, `output` names the answer, or `logits` is.
     images: floats (N, C, H, W), preprocessed; N is 2 or more.
     labels: integers (N,), a 0 or 1 for each label (N, K), numbers, or None; whether they fit the answers shows later.
-    classes: those that are needed; the others' logits and images are left out.
+    classes: those that are needed; the others' logits and images are left out. other: but for one logit for all of
+        them, and their images.
     Raises UserError.
     """
     opened = open_images(images, labels)
+    if other and classes is None:
+        raise UserError("`other` stands for the classes that are left out: say with `classes` which are kept")
     if not isinstance(model, nn.Module):
         raise UserError(
             f"the model is a {type(model).__name__}: give an nn.Module (vitfx.models.checkpoint.load_model reads files)"
@@ -51,7 +55,7 @@ def open_given(
         return module, opened
     name, _ = choose_output(answer, len(opened.pixels[:2]), output)
     module = module if name is None else OneOutput(module, name).eval()
-    return (module, opened) if classes is None else choose_given(module, opened, classes)
+    return (module, opened) if classes is None else choose_given(module, opened, classes, other=other)
 
 
 def open_images(images: Tensor | ArrayLike, labels: Tensor | ArrayLike | None) -> Images:

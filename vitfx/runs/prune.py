@@ -134,8 +134,9 @@ def _deliver(run: CircuitRun | GoalRun, pruned: Pruned, images: Images, watcher:
     written = replace(written, precision=write_precision(run.out, run.precision, rounding))
     batches = sorted({*BATCHES, run.batch})
     measured = measure(
-        run.out, run.evaluation, run.onnx_device, written, watcher, batches, pruned.divergence, run.runtime
-    )
+        run.out, run.evaluation, run.onnx_device, written, watcher, batches, pruned.divergence, run.runtime,
+        run.evaluation.half,
+    )  # fmt: skip
     report = make_report(pruned, measured, images, _settings(run, pruned, len(images)), environment(), run.batch)
     over = exceeded(run.goal, report, pruned.divergence.kind) if isinstance(run, GoalRun) else []
     report["notes"] += [*over, *run.inputs.remarks]

@@ -126,9 +126,10 @@ def measure(
     batches: Sequence[int] = BATCHES,
     divergence: Divergence = CLASSES,
     runtime: str = ONNX_RUNTIME,
+    other: int | None = None,
 ) -> Measured:
     """Runs the ONNX files over the evaluation images and times them at these batches, in turns.
-    device, runtime: where they run. divergence: of the model's kind of answers."""
+    device, runtime: where they run. divergence: of the model's kind of answers. other: see `evaluate`."""
     others = [Path(written.precision["file"]).stem] if written.precision else []
     files = {name: folder / f"{name}.onnx" for name in ("baseline", "pruned", *others)}
     sessions = {name: open_on(runtime, path, device, layouts=path.name not in HALVES) for name, path in files.items()}
@@ -137,6 +138,7 @@ def measure(
         evaluation,
         batch=_EVALUATION_BATCH,
         divergence=divergence,
+        other=other,
         synchronize=partial(synchronize, device),
         progress=watcher.bar("evaluating"),
     )

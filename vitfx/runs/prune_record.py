@@ -84,6 +84,8 @@ def _side(name: str, cost: Cost, measured: Measured) -> Side:
         "latency_spread_ms": {batch: [timing.p10_ms, timing.p90_ms] for batch, timing in timings.items()},
         "evaluation_seconds": scores.seconds,
     }
+    if scores.by_choice is not None:
+        side["accuracy_by_choice"] = list(scores.by_choice)
     if scores.precision is not None:
         side["mean_average_precision"] = scores.precision
     return side

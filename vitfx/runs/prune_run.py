@@ -88,6 +88,7 @@ class Basis(TypedDict):
     images: str  #: sha256 of the calibration images
     evaluation_fingerprint: str
     classes: NotRequired[list[str]]  #: those that were chosen
+    other: NotRequired[bool]  #: whether the last of them stands for all others
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -45,9 +46,10 @@ def test_the_edges_of_what_makes_sense() -> None:
 def test_json_has_every_field_and_no_infinity() -> None:
     record = json.loads(json.dumps(Settings().to_json(), allow_nan=False))
     assert record["max_kl"] is None
-    assert record.keys() == Settings.__dataclass_fields__.keys() - {"task", "classes"}
+    assert record.keys() == Settings.__dataclass_fields__.keys() - {"task", "classes", "other"}
     assert Settings(**record | {"max_kl": math.inf}) == Settings()
-    for settings in (Settings(task="labels"), Settings(classes=("7", "3"))):
+    chosen = Settings(classes=("7", "3"))
+    for settings in (Settings(task="labels"), chosen, replace(chosen, classes=("7", "3", "other"), other=True)):
         assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
     assert Settings(max_kl=0.5).to_json()["max_kl"] == 0.5
 

@@ -41,6 +41,7 @@ class Settings:
     seed: int = 0
     task: str = "classes"  #: the model's kind of answers, see `vitfx.graph.kinds.KINDS`
     classes: tuple[str, ...] | None = None  #: the names of those that were chosen, None for all of the model's
+    other: bool = False  #: whether the last of these stands for all that were not chosen
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -86,6 +87,8 @@ class Settings:
         record = asdict(self)
         if self.task == "classes":
             del record["task"]
+        if not self.other:
+            del record["other"]
         if self.classes is None:
             del record["classes"]
         else:
