@@ -56,7 +56,7 @@ def test_what_is_no_nearer_is_not_kept():
 def test_what_is_nearer_is_kept_and_told():
     def heal(artifact, original, held_out, measure, divergence):
         """The original's own answers can't be beaten."""
-        return Training(copy.deepcopy(original), "a test trained it")
+        return Training(copy.deepcopy(original), "a test trained it", {"images": 5})
 
     pruned = compiled(Goal(FLOPS, 0.6), heal)
     assert pruned.artifact_kl == pytest.approx(0, abs=1e-9)
@@ -64,6 +64,10 @@ def test_what_is_nearer_is_kept_and_told():
     assert pruned.circuit.kl == pruned.artifact_kl
     (note,) = [note for note in pruned.notes if note.startswith("a test trained it")]
     assert "stay as they were" not in note and "the proof is of the model before that" in note
+    record = pruned.circuit.details["healing"]
+    assert record["kept"] and record["images"] == 5
+    assert record["before"]["kl"] == pytest.approx(pruned.compensation.kl)
+    assert record["after"]["kl"] == pruned.artifact_kl
 
 
 def test_what_is_left_whole_is_not_trained():

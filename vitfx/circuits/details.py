@@ -71,6 +71,7 @@ Details = TypedDict(
         "stability": Stability,
         "price": Mapping[str, object],  # of a circuit found for a goal: what it costs, as predicted and as measured
         "held out": Mapping[str, object],  # of the same: what it loses on images that it was not fitted on
+        "healing": Mapping[str, object],  # of a goal: the training, and what is lost on these before and after
     },
     total=False,
 )

@@ -24,10 +24,12 @@ def goal_circuit(
     told: Mapping[str, Any],
     *,
     met: bool,
+    healing: Mapping[str, Any] | None = None,
 ) -> Circuit:
     """Every head, and for each MLP one path kept and one deleted.
 
-    facts: see `vitfx.discovery.run.origins`. told: see `vitfx.graph.canonical.Canonical.told`.
+    facts: see `vitfx.discovery.run.origins`. told: see `vitfx.graph.canonical.Canonical.told`. healing: see
+    `vitfx.pruning.healing.Healed.record`.
     """
     deletions = {deletion.name: deletion for deletion in result.state.plan.deletions}
     decisions = [Decision(Edge(Writer(EMBED)), True, 0.0, None, ATTRIBUTED)]
@@ -59,4 +61,6 @@ def goal_circuit(
     }
     steps = {"unit": price.unit, "whole": price.whole, "steps": list(result.steps), **measured}
     details: Details = {"price": steps, "held out": result.held_out_loss.to_json()}
+    if healing is not None:
+        details["healing"] = healing
     return Circuit(tuple(decisions), result.held_out_loss.kl, settings, facts, details)

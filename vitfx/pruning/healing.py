@@ -6,8 +6,9 @@ handed in, since it stands above this wing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch.fx import GraphModule
 
@@ -25,6 +26,7 @@ class Training:
 
     module: GraphModule  #: on the CPU, in eval mode
     sentence: str  #: on how many images, and for how long
+    facts: Mapping[str, float] = field(default_factory=dict)  #: the same and its settings, for the circuit's record
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Healed:
     module: GraphModule
     loss: HeldOutLoss
     notes: tuple[str, ...] = ()  #: for the user
+    record: Mapping[str, Any] | None = None  #: of the training, and what it changed; None where there was none
 
 
 def healed(
@@ -56,4 +59,5 @@ def healed(
     verdict = f"from {loss} to {after}"
     verdict += " (the proof is of the model before that)" if gained else ", so the weights stay as they were"
     note = f"{training.sentence}, which takes the images held out {verdict}"
-    return Healed(training.module if gained else artifact, after if gained else loss, (note,))
+    record = {**training.facts, "before": loss.to_json(), "after": after.to_json(), "kept": gained}
+    return Healed(training.module if gained else artifact, after if gained else loss, (note,), record)

@@ -7,16 +7,17 @@ enough, the search deletes less.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.fx import GraphModule
 
 from vitfx.deploy.int8_choice import SPARED, dearest
 from vitfx.deploy.precision_file import CALIBRATED_IMAGES, Rounding
-from vitfx.pruning.goal import Goal
-from vitfx.pruning.goal_search import keeps
+from vitfx.deploy.precisions import INT8
+from vitfx.pruning.goal import DROP, PROMISED, Goal
+from vitfx.pruning.goal_search import GoalResult, keeps
 from vitfx.pruning.iterative_pruner import HeldOutLoss, IterativePruner
-from vitfx.pruning.target_bench import TargetBench
+from vitfx.pruning.target_bench import GoalRequest, TargetBench
 
 _SHARES = (SPARED, 0.03, 0.06, 0.1)
 """Of the work, in float32: beyond a tenth, deleting less is cheaper."""
@@ -77,3 +78,34 @@ class Int8Limit:
             loss = self.pruner.loss_of(self.bench.answers(int8.model, self.pruner.held_out))
             rounding = Rounding(self.calibration, self.pruner.measure, names)
             yield Int8Verdict(rounding, int8.quantized, loss, keeps(loss, self.goal))
+
+
+def aim_in_float32(bench: TargetBench, pruner: IterativePruner) -> tuple[Goal, tuple[str, ...]]:
+    """The goal of the search in float32, and a note where that leaves room for what int8 will cost on top."""
+    goal = bench.asked.goal
+    if goal.priced or bench.asked.target.precision != INT8:
+        return goal, ()
+    bench.watcher.say("measuring what int8 costs the whole model")
+    int8 = bench.in_int8(bench.original, pruner.fitted[:CALIBRATED_IMAGES].cpu())
+    cost = pruner.loss_of(bench.answers(int8.model, pruner.held_out))
+    extra = max(0.0, cost.drop or 0.0) if goal.kind == DROP else cost.kl
+    # Where int8 takes more than half of it, pruning still has the other half.
+    aim = replace(goal, value=max(goal.value - extra, goal.value / 2))
+    task = pruner.measure.kind
+    note = f"int8 costs the whole model {cost} on the same images, so that pruning alone was allowed {aim.words(task)}"
+    bench.watcher.say(note)
+    return aim, (note,)
+
+
+def rounding_of(
+    asked: GoalRequest, limit: Int8Limit | None, result: GoalResult, pruner: IterativePruner
+) -> Rounding | None:
+    """How the int8 file is made: as it was judged, and where a speed was asked for, as it was timed, unless there is
+    speed to spare."""
+    if asked.target.precision != INT8:
+        return None
+    if limit is not None and limit.verdict is not None:
+        return limit.verdict.rounding
+    speedup = result.speedup
+    scarce = speedup is not None and speedup.value < (1 + PROMISED) * asked.goal.value
+    return Rounding(pruner.fitted[:CALIBRATED_IMAGES].cpu(), pruner.measure, () if scarce else None)

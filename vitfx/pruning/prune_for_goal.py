@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -13,23 +12,20 @@ from torch.fx import GraphModule
 from passes.cost import measure_cost
 from passes.merge_tokens import MergeBySchedule
 from passes.plan import DeletionPlan
-from vitfx.deploy.precision_file import CALIBRATED_IMAGES, Rounding
-from vitfx.deploy.precisions import INT8
 from vitfx.discovery.run import origins
 from vitfx.graph.answers import Kind
 from vitfx.graph.canonical import check_answers_differ, read_module
 from vitfx.graph.verify import Verification
 from vitfx.images.image_set import Images
-from vitfx.pruning.compensation import Compensated, divergence, with_means
-from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal import DROP, PARAMETERS, PROMISED, Goal
 from vitfx.pruning.goal_circuit import goal_circuit
-from vitfx.pruning.goal_search import GoalResult, check_goal, reach_goal
-from vitfx.pruning.healing import Heal, Healed, healed
-from vitfx.pruning.int8_limit import Int8Limit
+from vitfx.pruning.goal_delivery import search_and_heal
+from vitfx.pruning.goal_search import GoalResult, check_goal
+from vitfx.pruning.healing import Heal
+from vitfx.pruning.int8_limit import aim_in_float32, rounding_of
 from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.pruning.merge_prices import MergePrices
-from vitfx.pruning.prune_by_circuit import Pruned, carry_out
+from vitfx.pruning.prune_by_circuit import Pruned
 from vitfx.pruning.target_bench import GoalRequest, TargetBench
 from vitfx.pruning.token_merging import AUTO, choose_merging, merging_note
 from vitfx.pruning.token_search import search_schedule
@@ -84,16 +80,16 @@ def compile_for_goal(
     prices = MergePrices(bench, bench.price())
     searched = images if more is None else _with_further(images, more, original)
     pruner = _make_pruner(original, images, searched, kind.name, asked, device, watcher)
-    if asked.tokens == AUTO and merging is None:
-        merging = _searched_schedule(pruner, bench, prices)
+    merging = merging or _searched_schedule(pruner, bench, prices)
     pruner.merging = bench.merging = merging
     price = prices.price(merging)
-    aim, room = _aim(bench, pruner)
-    ended = _search(bench, pruner, aim, price, images, searched.names, heal)
+    aim, room = aim_in_float32(bench, pruner)
+    ended = search_and_heal(bench, pruner, aim, price, images, searched.names, heal)
     result, verification = ended.result, ended.verification
     reached = _reached(asked.goal, result, verification, bench)
     missed = None if reached is None else asked.goal.shortfall(reached)
-    circuit = goal_circuit(original, result, price, asked, facts, front.told(kind), met=missed is None)
+    told, healing = front.told(kind), ended.healed.record
+    circuit = goal_circuit(original, result, price, asked, facts, told, met=missed is None, healing=healing)
     notes = (
         *front.notes,
         *kind.note,
@@ -106,11 +102,14 @@ def compile_for_goal(
         *_nothing_deleted(result.state.plan, asked.goal),
     )
     delivered = (ended.healed.module, original, circuit, result.state.plan, verification, notes, ended.compensated)
-    kl, rounding = result.held_out_loss.kl, _rounding(asked, ended, pruner)
+    kl, rounding = result.held_out_loss.kl, rounding_of(asked, ended.limit, result, pruner)
     return Pruned(*delivered, artifact_kl=kl, missed=missed, divergence=pruner.measure, rounding=rounding)
 
 
 def _searched_schedule(pruner: IterativePruner, bench: TargetBench, prices: MergePrices) -> MergeBySchedule | None:
+    """None where no search was asked for, or none helps."""
+    if bench.asked.tokens != AUTO:
+        return None
     share, example = bench.share_to_keep(prices.unmerged), bench.examples[:2]
     return search_schedule(pruner, prices, bench.asked.goal, share, example, bench.watcher)
 
@@ -139,62 +138,6 @@ def _make_pruner(
     )
 
 
-@dataclass(frozen=True)
-class _Ended:
-    """The end of a search."""
-
-    result: GoalResult  #: with the loss of what is delivered
-    verification: Verification  #: of the artifact before it was healed
-    compensated: Compensated  #: likewise
-    healed: Healed  #: what is delivered
-    limit: Int8Limit | None = None  #: what judged its int8 file, if anything did
-
-    @property
-    def int8_notes(self) -> tuple[str, ...]:
-        """For the user."""
-        return () if self.limit is None else self.limit.notes
-
-
-def _search(
-    bench: TargetBench,
-    pruner: IterativePruner,
-    aim: Goal,
-    price: Price,
-    images: Images,
-    names: tuple[str, ...],
-    heal: Heal | None,
-) -> _Ended:
-    """Searches, proves and heals. names: of all images of the pruner."""
-    original, held_out = bench.original, names[-len(pruner.held_out) :]
-    limit = Int8Limit(bench, pruner) if bench.asked.target.precision == INT8 and not aim.priced else None
-    # A pruned model may lose more by rounding than the whole one, by which the aim was set.
-    for each in (aim,) if limit is None else (aim, replace(aim, value=aim.value / 2)):
-        result = reach_goal(
-            pruner, each, price, bench.watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole
-        )
-        artifact, verification = carry_out(original, result.state.plan, images, bench.merging)
-        changed = bool(result.state.plan.deletions) or bench.merging is not None
-        delivered = healed(artifact, pruner, original, held_out, result.held_out_loss, heal if changed else None)
-        for note in delivered.notes:
-            bench.watcher.say(note)
-        if limit is None or limit(delivered.module):
-            break
-    compensated = _compensated(original, pruner, result)
-    return _Ended(replace(result, held_out_loss=delivered.loss), verification, compensated, delivered, limit)
-
-
-def _rounding(asked: GoalRequest, ended: _Ended, pruner: IterativePruner) -> Rounding | None:
-    """How the int8 file is made: as it was judged, and where a speed was asked for, as it was timed, unless there is
-    speed to spare."""
-    if asked.target.precision != INT8:
-        return None
-    if ended.limit is not None and ended.limit.verdict is not None:
-        return ended.limit.verdict.rounding
-    speedup = ended.result.speedup
-    scarce = speedup is not None and speedup.value < (1 + PROMISED) * asked.goal.value
-    return Rounding(pruner.fitted[:CALIBRATED_IMAGES].cpu(), pruner.measure, () if scarce else None)
-
-
 def _check_images(images: Images, goal: Goal) -> None:
     if goal.kind == DROP and images.labels is None:
         raise UserError("`max_drop` needs labelled images: give labels, as class folders do, or `max_kl` instead")
@@ -207,23 +150,6 @@ def _check_answers(original: GraphModule, images: Images) -> None:
     check_answers_differ(original(images.pixels[:_COMPARED]))
 
 
-def _aim(bench: TargetBench, pruner: IterativePruner) -> tuple[Goal, tuple[str, ...]]:
-    """The goal of the search in float32, and a note where that leaves room for what int8 will cost on top."""
-    goal = bench.asked.goal
-    if goal.priced or bench.asked.target.precision != INT8:
-        return goal, ()
-    bench.watcher.say("measuring what int8 costs the whole model")
-    int8 = bench.in_int8(bench.original, pruner.fitted[:CALIBRATED_IMAGES].cpu())
-    cost = pruner.loss_of(bench.answers(int8.model, pruner.held_out))
-    extra = max(0.0, cost.drop or 0.0) if goal.kind == DROP else cost.kl
-    # Where int8 takes more than half of it, pruning still has the other half.
-    aim = replace(goal, value=max(goal.value - extra, goal.value / 2))
-    task = pruner.measure.kind
-    note = f"int8 costs the whole model {cost} on the same images, so that pruning alone was allowed {aim.words(task)}"
-    bench.watcher.say(note)
-    return aim, (note,)
-
-
 def _with_further(images: Images, more: Callable[[int], Images], original: GraphModule) -> Images:
     """The images and, behind them, those that the final refit and the verdict lack."""
     wanted = min(MOST_IMAGES, int(_MOST_FLOPS / measure_cost(original, images.pixels.shape[1:]).flops))
@@ -234,23 +160,6 @@ def _with_further(images: Images, more: Callable[[int], Images], original: Graph
     known = [labels for labels in (images.labels, further.labels) if labels is not None]
     labels = torch.cat(known) if len(known) == 2 else None
     return Images(torch.cat([images.pixels, further.pixels]), labels, (*images.names, *further.names))
-
-
-def _compensated(original: GraphModule, pruner: IterativePruner, result: GoalResult) -> Compensated:
-    plan, fitted, held_out = result.state.plan, len(pruner.fitted), len(pruner.held_out)
-    if not plan.deletions:
-        return Compensated(plan, "none")
-    mean = with_means(original, DeletionPlan(plan.deletions), pruner.scored.cpu())
-    kl_mean = divergence(original, mean, pruner.held_out.cpu(), pruner.measure, pruner.merging)
-    return Compensated(
-        plan,
-        "ridge",
-        images=fitted,
-        held_out=held_out,
-        kl=result.held_out_loss.kl,
-        kl_mean=kl_mean,
-        task=pruner.measure.kind,
-    )
 
 
 def _reached(goal: Goal, result: GoalResult, verification: Verification, bench: TargetBench) -> float | None:

@@ -73,6 +73,7 @@ def heal(
     return Training(
         result.module,
         f"survivors were trained on {seen:,} images for {result.seconds / 60:.1f} minutes, without labels",
+        {"images": seen, "seconds": result.seconds, "lr": rate, "seed": seed},
     )
 
 
