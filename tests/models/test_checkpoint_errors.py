@@ -273,6 +273,18 @@ def test_a_folder_of_a_classifier_without_its_weights(folder: Path) -> None:
     assert "has no weights for 2 tensors (first: classifier.bias)" in refused(folder)
 
 
+@pytest.mark.parametrize("name", ["CLIPModel", "ViTForMaskedImageModeling"])
+def test_a_folder_of_another_model_says_what_it_was_saved_from(tmp_path: Path, name: str) -> None:
+    tower = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    sizes: dict[str, Any] = {**tower, "image_size": 8, "patch_size": 4}
+    config = transformers.CLIPConfig(vision_config=sizes, text_config=tower | {"vocab_size": 9}, projection_dim=4)
+    made = transformers.ViTConfig(**sizes, encoder_stride=4) if name.startswith("ViT") else config
+    getattr(transformers, name)(made).save_pretrained(tmp_path)
+    assert f"fine-tuned for image classification, as this one was saved from a {name}, save its part" in refused(
+        tmp_path
+    )
+
+
 def test_a_folder_with_odd_preprocessing(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"longest_edge": 9}}))
     assert "gives the image size as {'longest_edge': 9}" in refused(folder)

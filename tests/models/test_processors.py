@@ -102,8 +102,33 @@ def test_the_defaults_of_the_model_type(model: str, side: int, interpolation: st
     assert recipe.origin.endswith("ImageProcessor's defaults, as there is no preprocessor_config.json")
 
 
+@pytest.mark.parametrize("model", ["dinov2", "dinov2_with_registers"])
+def test_dinov2_has_the_published_ones(model: str) -> None:
+    """transformers would give it BiT's, whose mean is CLIP's."""
+    recipe = read(None, model)
+    assert recipe is not None and (recipe.size, recipe.mean[0], recipe.std[0]) == ((32, 32), 0.485, 0.229)
+    assert recipe.interpolation == "bicubic" and recipe.resize is not None and recipe.resize.edge == "shortest"
+    assert recipe.origin == "published DINOv2 models', as there is no preprocessor_config.json"
+
+
+@pytest.mark.parametrize("model", ["clip", "siglip", "metaclip_2"])
+def test_the_size_of_a_tower_inside(model: str) -> None:
+    recipe = read(None, model, vision_config={"image_size": 48})
+    assert recipe is not None and recipe.size == (48, 48)
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"), [("levit", "LevitImageProcessor does more"), ("pixtral", "longest_edge")]
+)
+def test_a_missing_file_is_not_blamed(model: str, sentence: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"the defaults of {model} \(there is no preprocessor_config.json\).*{sentence}"
+    ):
+        read(None, model)
+
+
 def test_model_types_without_a_processor_of_their_own() -> None:
-    assert read(None, "dinov2_with_registers") is None
+    assert read(None, "vitdet") is None
 
 
 def test_grey_images() -> None:

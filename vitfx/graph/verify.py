@@ -100,7 +100,7 @@ def verify(graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan,
     image = pixels.shape[1:]
     tokens = tokens_of(graph_module, pixels[:2])
     before = measure_cost(graph_module, image)
-    merged = run_passes(graph_module, [merging]).graph_module if merges.behind else graph_module
+    merged = rewritten(graph_module, DeletionPlan(), merging) if merges.behind else graph_module
     predicted = predict_cost(merged, plan, measure_cost(merged, image) if merges.behind else before, tokens)
     figures = Verification(*close, exact[1], len(pixels), before, predicted, measure_cost(artifact, image))
     if predicted != figures.measured:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def load_folder(
     if absent:
         raise UserError(
             f"{folder} has no weights for {len(absent)} tensors (first: {absent[0]}): "
-            f"give {'a model fine-tuned for image classification' if backbone is None else 'a whole folder'}"
+            f"give {'a whole folder' if backbone else _what_instead(record, classifier)}"
         )
     if contents is None:
         check_finite(module.state_dict(), source)
@@ -80,6 +80,18 @@ def load_folder(
     chosen = choose_weights(contents, module.state_dict().keys(), f"hf:{folder}", source, which)
     load_weights(module, chosen.weights, f"hf:{folder}", chosen.source)
     return module, preprocess, classes, chosen.note
+
+
+def _what_instead(record: Mapping[str, Any], classifier: Any) -> str:
+    """Of a folder without the weights of an image classifier."""
+    names = record.get("architectures")
+    name, own = names[0] if isinstance(names, list) and names else None, getattr(classifier, "__name__", None)
+    if not isinstance(name, str) or name == own:
+        return "a model fine-tuned for image classification"
+    return (
+        f"a model fine-tuned for image classification, as this one was saved from a {in_a_line(name)}, save its part "
+        "for images alone (a VisionModel or a Backbone), or export it with torch.export.save"
+    )
 
 
 def _made(

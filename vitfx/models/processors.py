@@ -22,6 +22,17 @@ from vitfx.support.errors import UserError, in_a_line
 # Pillow's numbers for ways to resample, which files use, as transformers' torchvision backend takes them.
 _RESAMPLE = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _TOLERANCE = 1e-6
+# transformers gives DINOv2 BiT's processor, whose own mean and standard deviation are CLIP's; the published folders
+# (facebook/dinov2-base and its relatives) say these.
+_DINOV2_TYPES = ("dinov2", "dinov2_with_registers")
+_DINOV2: Mapping[str, Any] = {
+    "image_processor_type": "BitImageProcessor",
+    "size": {"shortest_edge": 256},
+    "crop_size": {"height": 224, "width": 224},
+    "resample": 3,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
 _LARGEST = 4096
 _TRIED = ((61, 90), (83, 57), (5, 3))
 """Heights and widths of images on which a recipe is compared with the processor, beside one larger than its own."""
@@ -31,8 +42,8 @@ def processor_recipe(record: Mapping[str, Any] | None, name: str, config: Any, t
     """What `AutoImageProcessor` of the installed transformers does by default (its torchvision backend), on images as
     its `load_image` opens them: upright, and without transparency.
 
-    record: what the folder says of its processor; where it says nothing, the model type's own processor counts, and
-        None is returned where the type has none
+    record: what the folder says of its processor; where it says nothing, the model type's own processor counts, for
+        DINOv2, which has none of its own, that of its published models, and None is returned where there is none
     name: of the file with the record, for messages
     config: the model's, whose image size counts where the record has none
 
@@ -41,7 +52,9 @@ def processor_recipe(record: Mapping[str, Any] | None, name: str, config: Any, t
     """
     # Older versions read null as the processor's own; this one refuses it.
     nulls = [key for key in ("image_mean", "image_std") if record and key in record and record[key] is None]
-    given = {key: value for key, value in (record or {}).items() if key not in ("auto_map", *nulls)}
+    published = record is None and getattr(config, "model_type", None) in _DINOV2_TYPES
+    usual = _DINOV2 if published else record or {}
+    given = {key: value for key, value in usual.items() if key not in ("auto_map", *nulls)}
     try:
         processor = _make(given, config, transformers)
     except Exception as error:  # transformers refuses with many kinds of exception.
@@ -49,7 +62,12 @@ def processor_recipe(record: Mapping[str, Any] | None, name: str, config: Any, t
             return None
         raise _refusal(name, in_a_line(error)) from error
     kind = type(processor).__name__
-    origin = f"{kind}'s defaults, as there is no {name}" if record is None else f"{kind}'s, from {name}"
+    if record is None:
+        missing, name = name, f"the defaults of {getattr(config, 'model_type', kind)} (there is no {name})"
+        origin = "published DINOv2 models'" if published else f"{kind}'s defaults"
+        origin += f", as there is no {missing}"
+    else:
+        origin = f"{kind}'s, from {name}"
     origin += f", whose {' and '.join(nulls)} {'are' if len(nulls) > 1 else 'is'} null" if nulls else ""
     try:
         plain = _read(processor, name, getattr(config, "num_channels", 3))
@@ -61,7 +79,7 @@ def processor_recipe(record: Mapping[str, Any] | None, name: str, config: Any, t
         raise _refusal(name, f"{kind} does more than resize, crop, rescale and normalise") from None
     except Exception as error:
         raise _refusal(name, in_a_line(error)) from error
-    if not {"size", "crop_size"} & given.keys() and (own := _own_size(config)):
+    if (published or not {"size", "crop_size"} & given.keys()) and (own := _own_size(config)):
         recipe = recipe.at(own)
     return replace(recipe, origin=origin)
 
@@ -137,7 +155,9 @@ def _values(given: float | Sequence[float], channels: int) -> tuple[float, ...]:
 
 
 def _own_size(config: Any) -> tuple[int, int] | None:
-    match getattr(config, "image_size", None):
+    # A classifier of CLIP's or SigLIP's has its tower's configuration inside.
+    tower = getattr(config, "vision_config", None)
+    match getattr(config if tower is None else tower, "image_size", None):
         case int() as side:
             return side, side
         case [int() as height, int() as width]:

@@ -11,10 +11,12 @@ from __future__ import annotations
 from torch import Tensor
 from torch.fx import GraphModule
 
-from passes.base import PassError, run_passes
+from passes.base import PassError
 from passes.merge_tokens import MergeBySchedule, token_counts
+from passes.plan import DeletionPlan
 from passes.token_schedule import TokenSchedule
 from vitfx.graph.canonical import Canonical
+from vitfx.graph.verify import rewritten
 from vitfx.support.errors import UserError
 
 AUTO = "auto"
@@ -37,15 +39,15 @@ def choose_merging(front: Canonical, tokens: str | None, pixels: Tensor) -> Merg
         if not schedule:
             return None
         merging = MergeBySchedule(schedule, pixels[:2])
-        run_passes(front.graph_module, [merging])
+        with_merges(front.graph_module, merging)
     except PassError as error:
         raise UserError(error.reason) from error
     return merging
 
 
 def with_merges(graph_module: GraphModule, merging: MergeBySchedule | None) -> GraphModule:
-    """A graph in which tokens merge, or the very same."""
-    return graph_module if merging is None else run_passes(graph_module, [merging]).graph_module
+    """A graph in which tokens merge, see `vitfx.graph.verify.rewritten`, or the very same."""
+    return graph_module if merging is None else rewritten(graph_module, DeletionPlan(), merging)
 
 
 def merging_note(graph_module: GraphModule, merging: MergeBySchedule | None) -> tuple[str, ...]:
