@@ -18,32 +18,26 @@ from torch import Tensor, nn
 
 from vitfx.circuits.circuit import Circuit
 from vitfx.circuits.summary import summary
+from vitfx.cli.discover_options import discover_parser
 from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending
-from vitfx.cli.options import (
-    OF_IMAGES,
-    add_discovery,
-    add_inputs,
-    add_loading,
-    add_task,
-    given_settings,
-    make_settings,
-    threshold,
-)
+from vitfx.cli.options import OF_IMAGES, given_settings, make_settings, threshold
 from vitfx.discovery.basis.settings import RANKING, Settings
 from vitfx.discovery.memory import fit, memory_needed
 from vitfx.discovery.run import check_settings
 from vitfx.discovery.stability import Outcome
 from vitfx.graph.canonical import read_module
 from vitfx.graph.kinds import words_of
+from vitfx.reports.task_pages import overlap_table, tasks_table
 from vitfx.runs.choose_classes import Asked
 from vitfx.runs.discover import Discoveries
 from vitfx.runs.in_memory import DiscoverySettings, asked_task, find_circuit, read_limit, watching
 from vitfx.runs.in_memory import make_settings as settings_in_memory
 from vitfx.runs.inputs import open_inputs
 from vitfx.runs.memory_inputs import open_given
+from vitfx.runs.task_circuits import Tasks, discover_tasks, read_tasks
 from vitfx.runs.tau_sweep import circuit_path, read_sweep, record_path, sweep, to_table
 from vitfx.support.callable_module import make_callable
-from vitfx.support.console import HelpFormatter, entry_point
+from vitfx.support.console import entry_point
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_new_file
@@ -51,22 +45,6 @@ from vitfx.support.locks import hold_file
 from vitfx.support.processes import Share, first_holds, first_says, on_each, open_share, share_device
 from vitfx.support.progress import Silent, Watcher, console_watcher
 from vitfx.support.text import percent
-
-_EXAMPLE = """example:
-  python -m vitfx.discover demo --granularity qkv --method eap-acdc --tau 0.001 --out circuit.json
-  python -m vitfx.show circuit.json
-  python -m vitfx.prune demo --circuit circuit.json
-
-  python -m vitfx.discover vit.pt --tau-sweep 1e-5:1e-1:9       a circuit for each τ, and a table
-  python -m vitfx.discover vit.pt --repeats 5                   how much depends on the images and the seed
-  torchrun --nproc-per-node=4 -m vitfx.discover vit.pt          the images divided among four processes
-
-If it is stopped, the same command goes on; methods that rank begin anew.
-exit code: 0; 2 when something you gave can't be used; 130 after Ctrl-C, 143 after SIGTERM.
-"""
-
-
-_MEMORY = "memory for activations, at most; an edge or qkv graph that needs more keeps a part in a file beside --out"
 
 
 @dataclass(frozen=True)
@@ -76,6 +54,7 @@ class _Task:
     options: argparse.Namespace
     settings: Settings
     taus: tuple[float, ...] | None  #: of a sweep
+    tasks: Tasks | None  #: by name, see `vitfx.runs.task_circuits`
     out: Path  #: the circuit, or what the circuits of a sweep are named after
     device: torch.device
 
@@ -135,6 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
             open_share(task.device) as share,
             first_holds(share, hold_file(task.out)),
             console_watcher(console) if first else nullcontext(Silent()) as watcher,
+            first_says(first),
         ):
             shown = _run(task, share, watcher)
         console.print(*shown, highlight=False, markup=False, soft_wrap=True, sep="\n")
@@ -162,10 +142,17 @@ def _check(options: argparse.Namespace) -> _Task:
             raise UserError(
                 f"--{name.replace('_', '-')} {getattr(options, name)} is negative: give a number, 0 for none"
             )
+    tasks = None if options.tasks is None else read_tasks(options.tasks)
+    for name in ("classes", "other", "tau_sweep") if tasks else ():
+        if getattr(options, name):
+            raise UserError(
+                f"--tasks names the classes of each task, at one threshold: leave out --{name.replace('_', '-')}"
+            )
     base = f"{Path(options.model).stem}-{settings.granularity}-{settings.method}"
-    out = options.out or Path(f"{base}.json" if taus else f"{base}-{threshold(settings)}.json")
-    _check_out(out, overwrites=taus is None and not options.force)
-    return _Task(options, settings, taus, out, share_device(options.device))
+    base = f"{Path(options.model).stem}-tasks" if tasks else base
+    out = options.out or Path(f"{base}.json" if taus or tasks else f"{base}-{threshold(settings)}.json")
+    _check_out(out, overwrites=taus is None and tasks is None and not options.force)
+    return _Task(options, settings, taus, tasks, out, share_device(options.device))
 
 
 def _check_out(out: Path, *, overwrites: bool) -> None:
@@ -177,30 +164,38 @@ def _check_out(out: Path, *, overwrites: bool) -> None:
 
 def _run(task: _Task, share: Share, watcher: Watcher) -> list[RenderableType]:
     """What to print. Raises UserError."""
-    options, settings = task.options, task.settings
+    if task.tasks is not None:
+        record = discover_tasks(task.tasks, lambda classes: _open(task, share, watcher, classes), task.out, watcher)
+        tables = [tasks_table(record), *(overlap_table(record, kind) for kind in record["overlap"])]
+        return [*tables, f"{task.out.with_suffix('.html')} has the page, beside it are the picture and all circuits"]
+    job, settings = _open(task, share, watcher, task.options.classes)
+    if task.taus is None:
+        return _shown(job.run(settings, task.out), task)
+    rows = sweep(job, settings, task.taus, task.out)
+    example = circuit_path(task.out, task.taus[0])
+    return [to_table(rows), f"{record_path(task.out)} has the table", *_next(task.options, example)]
+
+
+def _open(task: _Task, share: Share, watcher: Watcher, classes: Asked | None) -> tuple[Discoveries, Settings]:
+    """The model of these classes, and the settings with what it showed. Raises UserError."""
+    options, settings = argparse.Namespace(**{**vars(task.options), "classes": classes}), task.settings
     inputs = on_each(share, lambda: open_inputs(options))
     if options.samples is None:
         settings = replace(settings, samples=inputs.available(settings.samples))
     for line in inputs.first_lines:
         watcher.say(line)
     images = on_each(share, lambda: inputs.calibration(settings.samples, settings.seed, watcher.bar("loading")))
-    with first_says(share.rank == 0):
-        front = read_module(inputs.model.module, images.pixels, watcher)
-        kind = front.kind(images.labels, inputs.task, watcher)
-        settings = replace(settings, task=kind.name, classes=front.classes, other=front.other)
-        check_settings(settings)
-        graph_module = front.graph_module.to(task.device)
-        needed = memory_needed(graph_module, images, settings, share.world)
-        sentence, in_file = fit(needed, options.memory, share.world)
-        watcher.say(sentence)
-        job = Discoveries(
-            inputs, graph_module, images, options.eval_samples, options.repeats, options.force, share, watcher, in_file
-        )
-        if task.taus is None:
-            return _shown(job.run(settings, task.out), task)
-        rows = sweep(job, settings, task.taus, task.out)
-        example = circuit_path(task.out, task.taus[0])
-        return [to_table(rows), f"{record_path(task.out)} has the table", *_next(options, example)]
+    front = read_module(inputs.model.module, images.pixels, watcher)
+    kind = front.kind(images.labels, inputs.task, watcher)
+    settings = replace(settings, task=kind.name, classes=front.classes, other=front.other)
+    check_settings(settings)
+    graph_module = front.graph_module.to(task.device)
+    needed = memory_needed(graph_module, images, settings, share.world)
+    sentence, in_file = fit(needed, options.memory, share.world)
+    watcher.say(sentence)
+    evaluated, repeats = options.eval_samples, options.repeats
+    job = Discoveries(inputs, graph_module, images, evaluated, repeats, options.force, share, watcher, in_file)
+    return job, settings
 
 
 def _shown(outcome: Outcome, task: _Task) -> list[RenderableType]:
@@ -259,36 +254,7 @@ def _next(options: argparse.Namespace, out: Path) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m vitfx.discover",
-        description=(__doc__ or "").partition("\n")[0],
-        epilog=_EXAMPLE,
-        formatter_class=HelpFormatter,
-    )
-    add_inputs(parser)
-    add_task(parser)
-    add = parser.add_argument
-    add("--out", type=Path, help="the circuit's file (default: MODEL-GRANULARITY-METHOD-tauτ.json)")
-    add("--force", action="store_true", help="replace an existing circuit")
-    add(
-        "--tau-sweep",
-        metavar="LOW:HIGH:COUNT",
-        help="a circuit for each of COUNT thresholds from LOW to HIGH, in equal ratios, each in its own file named "
-        "after --out, and a table of what they cost",
-    )
-    add(
-        "--repeats",
-        type=int,
-        default=1,
-        help="run with other calibration images and seeds as well, seed, seed + 1, …, and tell how much of the circuit "
-        "they agree on; the circuit written is the first run's (default 1)",
-    )
-    add("--eval-samples", type=int, default=500, help="held-out images to run the circuit on, 0 for none (default 500)")
-    add("--memory", type=float, metavar="GIB", help=_MEMORY)
-    add("--top", type=int, default=10, help="how many of the strongest edges to list (default 10)")
-    add_discovery(parser)
-    add_loading(parser)
-    return parser
+    return discover_parser(__doc__)
 
 
 make_callable(discover)

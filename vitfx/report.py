@@ -13,25 +13,25 @@ from vitfx.graph.kinds import KINDS
 from vitfx.reports.pages import compare_page
 from vitfx.reports.peers import read_peers
 from vitfx.reports.read_runs import DAMAGES, Run, read_run
-from vitfx.reports.records import PEERS_RECORD, RUNTIMES_RECORD, PeersRecord, RuntimesRecord
+from vitfx.reports.records import PEERS_RECORD, RUNTIMES_RECORD, TASKS_RECORD, PeersRecord, RuntimesRecord, TasksRecord
 from vitfx.reports.runtimes import read_runtimes
 from vitfx.support.console import HelpFormatter, entry_point
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_new_file, write_aside
 from vitfx.support.json_files import read_any_json
 
-_RESULTS = "give folders of finished runs, or JSON files of benchmarks.peers or benchmarks.runtimes"
+_RESULTS = "give folders of finished runs, or JSON files of benchmarks.peers, benchmarks.runtimes or tasks"
 _EXAMPLE = """example:
   python -m vitfx.report small/ smaller/ retrained/ --out compare.html
   python -m vitfx.report sweep/ rounds/ peers.json
 
 Folders are those that vitfx.prune or vitfx.recover wrote: report.json is read, and sweep.json (of --sweep) or
 rounds.json (of --rounds) where there is one. Files are those of python -m benchmarks.peers --out, which give a curve
-for each peer, and of python -m benchmarks.runtimes, which give bars for every batch and runtime. The page shows all
-models in one table and two pictures, top-1 and KL against time, with the knees of sweeps marked, and then each run by
-itself. Times are shares of each run's own baseline, which was timed in turns with it, so runs made at different hours
-can be compared; runs on different machines or images only as far as those are alike. A single run's page is the
-report.html in its folder.
+for each peer, of python -m benchmarks.runtimes, which give bars for every batch and runtime, and of vitfx.discover
+--tasks. The page shows all models in one table and two pictures, top-1 and KL against time, with the knees of sweeps
+marked, and then each run by itself. Times are shares of each run's own baseline, which was timed in turns with it, so
+runs made at different hours can be compared; runs on different machines or images only as far as those are alike. A
+single run's page is the report.html in its folder.
 
 exit code: 0, or 2 when something you gave can't be used; then nothing is written."""
 
@@ -68,7 +68,10 @@ def _read(path: Path, name: str) -> tuple[Run, ...]:
         return (read_run(path, name),)
     if not path.exists():
         raise UserError(f"{path} is not there: {_RESULTS}")
-    format, record = read_any_json(path, (PEERS_RECORD, RUNTIMES_RECORD), _RESULTS)
+    format, record = read_any_json(path, (PEERS_RECORD, RUNTIMES_RECORD, TASKS_RECORD), _RESULTS)
+    if format == TASKS_RECORD:
+        tasks = cast(TasksRecord, record)
+        return (Run(name, tasks=tasks, made=tasks),)
     if format == PEERS_RECORD:
         return read_peers(cast(PeersRecord, record), path, name)
     return (read_runtimes(cast(RuntimesRecord, record), path, name),)
@@ -111,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN",
         nargs="+",
         type=Path,
-        help="folders of finished runs, or files of benchmarks.peers and benchmarks.runtimes",
+        help="folders of finished runs, or files of benchmarks.peers, benchmarks.runtimes and vitfx.discover --tasks",
     )
     parser.add_argument("--out", type=Path, default=Path("compare.html"), help="the page (default compare.html)")
     parser.add_argument(

@@ -29,6 +29,7 @@ from vitfx.reports.sections import (
     summary,
     surroundings,
 )
+from vitfx.reports.task_pages import tasks_sections
 from vitfx.reports.tradeoff import divergence, points_table, tradeoff
 from vitfx.version import VERSION
 
@@ -109,6 +110,8 @@ def _own(run: Run) -> Iterator[Markup]:
         yield _recovered_summary(run.recover, f"{prefix}before and after")
         yield curves(run.recover, f"{prefix}the course of retraining")
         yield gradient_flow(run.recover, f"{prefix}gradient flow of retraining")
+    if run.tasks is not None:
+        yield from tasks_sections(run.tasks, prefix)
     yield section(f"{prefix}what is left out", bullets([f"{note}." for note in run.notes]))
     if run.made is not None:
         yield surroundings(run.made, f"{prefix}how it was made")

@@ -24,6 +24,7 @@ from vitfx.reports.records import (
     RoundsRecord,
     RuntimesRecord,
     SweepRecord,
+    TasksRecord,
 )
 from vitfx.support.errors import UserError, as_options
 from vitfx.support.files import ROUNDS, SWEEP
@@ -37,13 +38,14 @@ _ADVICE = "give the folder of a finished run"
 
 @dataclass(frozen=True)
 class Run:
-    """What a folder or a file has; at most one of the three reports."""
+    """What a folder or a file has; at most one of the reports."""
 
     name: str  #: of the folder or file, as short as tells it from others
     points: tuple[ModelPoint, ...] = ()
     prune: PruneReport | None = None
     recover: RecoverReport | None = None
     runtimes: RuntimesRecord | None = None
+    tasks: TasksRecord | None = None  #: circuits of several tasks
     circuit: Circuit | None = None  #: of a run of pruning
     plan: DeletionPlan | None = None  #: of a run of pruning
     made: Made | None = None  #: settings and environment, where they are known

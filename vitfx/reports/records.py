@@ -16,6 +16,7 @@ SWEEP_RECORD = "vitfx-sweep/1"
 ROUNDS_RECORD = "vitfx-rounds/1"
 PEERS_RECORD = "vitfx-peers/1"
 RUNTIMES_RECORD = "vitfx-runtimes/1"
+TASKS_RECORD = "vitfx-tasks/1"
 
 Facts = Mapping[str, Any]
 """Names and values that are listed as they are, such as settings."""
@@ -244,3 +245,29 @@ class RuntimesRecord(Made):
 
     models: list[Facts]
     latency: list[Facts]
+
+
+class TaskCircuit(TypedDict):
+    """The circuit of a task, with those of other seeds."""
+
+    name: str
+    classes: list[str] | None  #: None for all of the model's
+    file: str
+    fingerprint: str
+    origins: Mapping[str, str]
+    kl: float  #: of the circuit, in nats an image, on the calibration images
+    edges: int
+    removed: int
+    dead: dict[str, list[float]]  #: of "heads" and "paths", how many on average over seeds, and of how many
+    fidelity: Facts  #: on the calibration images
+    evaluation: Facts | None  #: likewise on held-out images
+    alive: list[dict[str, list[Any]]]  #: seed by seed, see `vitfx.discovery.task_overlap.Alive`
+    heads: dict[str, float]  #: by head, the share of seeds with which it lives
+    seconds: float
+
+
+class TasksRecord(Made):
+    """tasks.json of `vitfx.discover`."""
+
+    tasks: list[TaskCircuit]
+    overlap: dict[str, list[list[dict[str, Any]]]]  #: of "heads" and "paths", task by task: Jaccard's mean and spread

@@ -47,6 +47,10 @@ class Discoveries:
         return any(self._journal_path(out, repeat).exists() for repeat in range(self.repeats))
 
     def run(self, settings: Settings, out: Path) -> Outcome:
+        """The first of `run_all`."""
+        return self.run_all(settings, out)[0]
+
+    def run_all(self, settings: Settings, out: Path) -> list[Outcome]:
         """Discovers, as often as asked, and writes the first run's circuit, with how far the others agree with it.
 
         Journals beside the file keep all decisions until then, except after a UserError of a discovery, in which the
@@ -72,7 +76,7 @@ class Discoveries:
         if self.share.rank == 0:
             write_aside(out, circuit.to_json())
         self._discard(journals)
-        return replace(outcomes[0], circuit=circuit)
+        return [replace(outcomes[0], circuit=circuit), *outcomes[1:]]
 
     def _discover(self, settings: Settings, images: Images, path: Path) -> tuple[Discovery, FileJournal]:
         facts = origins(self.graph_module, images)

@@ -1,0 +1,68 @@
+"""The arguments of `vitfx.discover`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vitfx.cli.options import add_discovery, add_inputs, add_loading, add_task
+from vitfx.support.console import HelpFormatter
+
+_EXAMPLE = """example:
+  python -m vitfx.discover demo --granularity qkv --method eap-acdc --tau 0.001 --out circuit.json
+  python -m vitfx.show circuit.json
+  python -m vitfx.prune demo --circuit circuit.json
+
+  python -m vitfx.discover vit.pt --tau-sweep 1e-5:1e-1:9       a circuit for each τ, and a table
+  python -m vitfx.discover vit.pt --repeats 5                   how much depends on the images and the seed
+  python -m vitfx.discover vit.pt --tasks tasks.toml --repeats 3   which heads serve which task
+  torchrun --nproc-per-node=4 -m vitfx.discover vit.pt          the images divided among four processes
+
+If it is stopped, the same command goes on; methods that rank begin anew.
+exit code: 0; 2 when something you gave can't be used; 130 after Ctrl-C, 143 after SIGTERM.
+"""
+
+
+_MEMORY = "memory for activations, at most; an edge or qkv graph that needs more keeps a part in a file beside --out"
+
+
+def discover_parser(doc: str | None) -> argparse.ArgumentParser:
+    """doc: of the command, its first line in the help."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vitfx.discover",
+        description=(doc or "").partition("\n")[0],
+        epilog=_EXAMPLE,
+        formatter_class=HelpFormatter,
+    )
+    add_inputs(parser)
+    add_task(parser)
+    add = parser.add_argument
+    add("--out", type=Path, help="the circuit's file (default: MODEL-GRANULARITY-METHOD-tauτ.json)")
+    add("--force", action="store_true", help="replace an existing circuit")
+    add(
+        "--tau-sweep",
+        metavar="LOW:HIGH:COUNT",
+        help="a circuit for each of COUNT thresholds from LOW to HIGH, in equal ratios, each in its own file named "
+        "after --out, and a table of what they cost",
+    )
+    add(
+        "--repeats",
+        type=int,
+        default=1,
+        help="run with other calibration images and seeds as well, seed, seed + 1, …, and tell how much of the circuit "
+        "they agree on; the circuit written is the first run's (default 1)",
+    )
+    add(
+        "--tasks",
+        type=Path,
+        metavar="FILE",
+        help='a circuit for each task in this TOML file, in which a line such as cats = ["tabby", "lynx"] names some '
+        'of the classes, and "all" all of them, and how much of it each task shares with the others; --repeats says '
+        "how much of that is chance",
+    )
+    add("--eval-samples", type=int, default=500, help="held-out images to run the circuit on, 0 for none (default 500)")
+    add("--memory", type=float, metavar="GIB", help=_MEMORY)
+    add("--top", type=int, default=10, help="how many of the strongest edges to list (default 10)")
+    add_discovery(parser)
+    add_loading(parser)
+    return parser
