@@ -18,6 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_TINY = 1e-12
+"""The least length of a key that it is divided by, as `torch.nn.functional.normalize` has it."""
+
 
 class MergeTokens(nn.Module):
     """(B, T, D) -> (B, T − merged, D): the protected, those of A that stay, and B, each in their order.
@@ -44,34 +47,35 @@ class MergeTokens(nn.Module):
         keys: (B, T, d). sizes: (B, T), None where each is one. groups: int64 (B, tokens of old), None where none has
         merged: which token now stands for each of those that the model began with. positions: int64 (B, T), None alike.
         """
-        first = self.protected
-        partner, merged = self._pairs(keys)
-        place = torch.logical_not(merged).to(x.dtype).cumsum(-1) - 1
-        kept = _one_hot(place, partner.shape[1] - self.merged, torch.logical_not(merged)).to(x.dtype)
-        into = _one_hot(partner, x.shape[1] - first - partner.shape[1], merged).to(x.dtype)
-        a, b = x[:, first::2], x[:, first + 1 :: 2]
-        stay = self.protected + kept.shape[1]
-        if sizes is None:
-            grown = into.sum(-1) + 1
-            met = (b + into @ a) / grown.unsqueeze(-1)
-            counts = F.pad(grown, (stay, 0), value=1.0)
-        else:
-            size_a, size_b = sizes[:, first::2].unsqueeze(-1), sizes[:, first + 1 :: 2].unsqueeze(-1)
-            grown = size_b + into @ size_a
-            met = (b * size_b + into @ (a * size_a)) / grown
-            counts = torch.cat([sizes[:, :first], (kept @ size_a).squeeze(-1), grown.squeeze(-1)], dim=1)
-        parts = [*([x[:, :first]] if first else []), kept @ a, met]
-        result = [torch.cat(parts, dim=1), counts]
-        result += [self._groups(x, merged, partner, place, groups)] if self.tracks else []
-        return (*result, self._positions(x, kept, positions)) if self.turns else tuple(result)
+        place, stays = self._places(keys)
+        moves = _one_hot(place, x.shape[1] - self.merged).to(x.dtype)
+        weights = moves if sizes is None else moves * sizes.unsqueeze(1)
+        grown = weights.sum(-1, keepdim=True)
+        result = [(weights / grown) @ x, grown.squeeze(-1)]
+        if self.tracks:
+            result.append(place if groups is None else place.gather(1, groups))
+        if self.turns:
+            if positions is None:
+                positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
+            own = moves * stays.to(x.dtype).unsqueeze(1)
+            result.append((own @ positions.to(x.dtype).unsqueeze(-1)).squeeze(-1).to(torch.int64))
+        return tuple(result)
 
-    def _positions(self, x: Tensor, kept: Tensor, positions: Tensor | None) -> Tensor:
-        """int64 (B, T')."""
-        first = self.protected
-        if positions is None:
-            positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
-        stay = (kept @ positions[:, first::2].to(x.dtype).unsqueeze(-1)).squeeze(-1).to(torch.int64)
-        return torch.cat([positions[:, :first], stay, positions[:, first + 1 :: 2]], dim=1)
+    def _places(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Which token stands for each that comes here, int64 (B, T), and 1 for each that stays, 0 for others."""
+        partner, merged = self._pairs(keys)
+        first, a, count = self.protected, partner.shape[1], keys.shape[1]
+        others = first + a - self.merged  # where B begins
+        stays = torch.where(merged, 0, 1)
+        place = torch.where(merged, partner + others, stays.cumsum(-1) + (first - 1))
+        fixed = [*range(first), *(others + index // 2 if index % 2 else 0 for index in range(count - first))]
+        spread = self._spread(place, count) + torch.tensor(fixed, device=keys.device)
+        return spread, self._spread(stays, count, rest=1)
+
+    def _spread(self, values: Tensor, count: int, rest: int = 0) -> Tensor:
+        """What A has, (B, A), among all tokens as they came, (B, T), of which the others have `rest`."""
+        turns = F.pad(values.unsqueeze(-1), (0, 1), value=rest).flatten(1)
+        return F.pad(turns[:, : count - self.protected], (self.protected, 0), value=rest)
 
     def _pairs(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """The partner in B of each token of A, int64 (B, A), and whether it merges into it, bool (B, A)."""
@@ -84,8 +88,8 @@ class MergeTokens(nn.Module):
 
     def likeness(self, keys: Tensor) -> Tensor:
         """The cosine of each token of A with each of B, (B, A, C)."""
-        keys = F.normalize(keys[:, self.protected :], dim=-1)
-        return keys[:, ::2] @ keys[:, 1::2].transpose(1, 2)
+        keys = keys / keys.norm(dim=-1, keepdim=True).clamp_min(_TINY)
+        return keys[:, self.protected :: 2] @ keys[:, self.protected + 1 :: 2].transpose(1, 2)
 
     @torch.no_grad()
     def margin(self, keys: Tensor) -> Tensor:
@@ -105,22 +109,8 @@ class MergeTokens(nn.Module):
     @torch.no_grad()
     def follow(self, keys: Tensor, groups: Tensor | None = None) -> Tensor:
         """The groups alone, whether or not it tracks: see `forward`."""
-        partner, merged = self._pairs(keys)
-        place = torch.logical_not(merged).to(keys.dtype).cumsum(-1) - 1
-        return self._groups(keys, merged, partner, place, groups)
-
-    def _groups(self, x: Tensor, merged: Tensor, partner: Tensor, place: Tensor, groups: Tensor | None) -> Tensor:
-        """Which token now stands for each of those that came here, or, where groups are given, that the model had."""
-        first, a, count = self.protected, partner.shape[1], x.shape[1]
-        others = first + a - self.merged  # where B begins
-        moved = torch.where(merged, partner + others, place.to(torch.int64) + first)
-        fixed = torch.cat([torch.arange(first), torch.arange(others, others + count - first - a)])
-        # As they came: the protected, then A and B in turns.
-        turns = (first + i // 2 if i % 2 else count - a + i // 2 for i in range(count - first))
-        order = [*range(first), *turns]
-        here = torch.cat([fixed.to(x.device).expand(x.shape[0], -1), moved], dim=1)
-        here = here.index_select(1, torch.tensor(order, device=x.device))
-        return here if groups is None else here.gather(1, groups)
+        place, _ = self._places(keys)
+        return place if groups is None else place.gather(1, groups)
 
     def config(self) -> dict[str, Any]:
         return {"protected": self.protected, "merged": self.merged, "tracks": self.tracks, "turns": self.turns}
@@ -140,7 +130,6 @@ class RestoreTokens(nn.Module):
         return {}
 
 
-def _one_hot(place: Tensor, places: int, chosen: Tensor | None = None) -> Tensor:
-    """bool (B, places, n): 1 where one of the `chosen` of n, or any, has that place. place: (B, n)."""
-    matrix = place.unsqueeze(1) == torch.arange(places, device=place.device).unsqueeze(-1)
-    return matrix if chosen is None else matrix & chosen.unsqueeze(1)
+def _one_hot(place: Tensor, places: int) -> Tensor:
+    """bool (B, places, n): where each of n has its place. place: (B, n)."""
+    return place.unsqueeze(1) == torch.arange(places, device=place.device).unsqueeze(-1)

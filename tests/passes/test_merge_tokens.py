@@ -106,9 +106,9 @@ def test_flops_fall_with_the_tokens():
     image = PIXELS.shape[1:]
     before, after = (measure_cost(each, image) for each in (graph_module, merged(graph_module, [(0, 8)])))
     assert after.parameters == before.parameters
-    # m0, a1, m1, a2 and m2 on 9 of 17 tokens; likeness of 8 by 8 keys, and 8 by 8 zeros and ones of 32 channels.
+    # m0, a1, m1, a2 and m2 on 9 of 17 tokens; likeness of 8 by 8 keys, and 9 means of 17 tokens of 32 channels.
     products = 2 * 8 * 32 * (5 * 2 * 48 + 2 * 4 * 32 - 2 * 2 * 48) + 2 * 2 * 2 * 32 * (17**2 - 9**2)
-    assert before.flops - after.flops == products - 2 * 8 * 8 * 8 - 2 * 8 * 8 * 32
+    assert before.flops - after.flops == products - 2 * 8 * 8 * 8 - 2 * 9 * 17 * 32
 
 
 @pytest.mark.parametrize(

@@ -235,12 +235,12 @@ pixels     input                                                          1×1×
 embed      conv2d                                                           1×4×8         136  1,024
 positions  AddConstant(4×8)                                                 1×4×8          32
 a0         LayerNorm → Attention(2 heads of 4, scale 0.5, bias of q k v)    1×4×8         296  2,560
-t0         MergeTokens(1 token merges)                                      1×3×8                128
+t0         MergeTokens(1 token merges)                                      1×3×8                224
 m0         LayerNorm → Mlp(6 neurons, relu, bias of fc1 out)                1×3×8         126    576
 restore    RestoreTokens()                                                  1×4×8                192
 norm       LayerNorm                                                        1×4×8          16
 head       select → linear                                                    1×3          27     48
-total                                                                                     633  4,528
+total                                                                                     633  4,624
 """
 
 
