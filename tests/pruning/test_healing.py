@@ -70,6 +70,12 @@ def test_what_is_nearer_is_kept_and_told():
     assert record["after"]["kl"] == pruned.artifact_kl
 
 
+def test_what_could_not_be_trained_is_told_without_figures():
+    pruned = compiled(Goal(FLOPS, 0.6), lambda artifact, *_: Training(artifact, "survivors were not trained (why)"))
+    assert "survivors were not trained (why)" in pruned.notes
+    assert "healing" not in pruned.circuit.details
+
+
 def test_what_is_left_whole_is_not_trained():
     heal = scaled(3.0)
     pruned = compiled(Goal(KL, 1e-12), heal)

@@ -54,6 +54,8 @@ def healed(
     if heal is None:
         return Healed(artifact, loss)
     training = heal(artifact, original, names, pruner.measure, loss.kl)
+    if training.module is artifact:
+        return Healed(artifact, loss, (training.sentence,))
     after = pruner.loss_of(pruner.answers(training.module))
     gained = after.kl < loss.kl
     verdict = f"from {loss} to {after}"

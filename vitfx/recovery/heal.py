@@ -68,7 +68,9 @@ def heal(
             settings = replace(settings, minutes=None, epochs=_PASSES)
         result = recover(artifact, original, data, settings, device=device, watcher=watcher, measure=measure)
     except UserError as error:
-        return Training(artifact, f"survivors were not trained ({error})")
+        # What follows the colon is advice for `vitfx.recover`.
+        reason = str(error).partition(": ")[0].replace("`minutes`", "`heal_minutes`")
+        return Training(artifact, f"survivors were not trained ({reason})")
     seen = result.steps * min(settings.batch, len(data.train))
     return Training(
         result.module,
