@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from tests.support.exports import EXPORTERS, export_once, program_once
+from tests.support.exports import EXPORTERS, export_once, operators_once, program_once
 from tests.support.traces import aten_graph_once
+
+if TYPE_CHECKING:
+    from xdist.scheduler.loadfile import LoadFileScheduling
+
+OF_FAMILIES = {
+    "tests/discovery/engines/test_reader_engine.py",
+    "tests/deploy/test_lowering.py",
+    "tests/graph/test_families.py",
+    "tests/models/test_graph_json.py",
+    "tests/passes/test_canonicalize.py",
+    "tests/passes/test_compensate.py",
+    "tests/passes/test_fold_norms.py",
+    "tests/passes/test_fold_patches.py",
+    "tests/passes/test_merge_tokens.py",
+    "tests/passes/test_narrow_to_cls.py",
+    "tests/passes/test_pooling.py",
+    "tests/pruning/test_deletion.py",
+}
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +48,28 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
+def pytest_collection_finish() -> None:
+    # The half million objects of torch and its like stay to the end: no garbage is among them.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5000, 20, 20)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """Files whose tests are of every family go to one worker, which then traces each family once."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler.loadfile import LoadFileScheduling
+
+    class ByFamilies(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path: str = super()._split_scope(nodeid)
+            return "families" if path in OF_FAMILIES else path
+
+    return ByFamilies(config, log)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
@@ -39,4 +82,5 @@ def _each_trace_and_export_once() -> Iterator[None]:
         for name in EXPORTERS:
             patch.setattr(importlib.import_module(f"vitfx.{name}"), "to_onnx", export_once)
         patch.setattr("vitfx.deploy.program_file.to_program", program_once)
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(operators_once))
         yield

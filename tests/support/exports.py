@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from functools import cache
 
 import onnx
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from vitfx.deploy.export import OPSET, to_onnx, to_program
 from vitfx.models.weights import fingerprint
@@ -33,10 +36,10 @@ def export_once(module: nn.Module, example: Tensor, metadata: Mapping[str, str],
     if key not in _EXPORTED:
         _EXPORTED[key] = to_onnx(module, example, {}, opset)
     # Callers change what they are given.
-    copy = onnx.ModelProto()
-    copy.CopyFrom(_EXPORTED[key])
-    onnx.helper.set_model_props(copy, dict(metadata))
-    return copy
+    model = onnx.ModelProto()
+    model.CopyFrom(_EXPORTED[key])
+    onnx.helper.set_model_props(model, dict(metadata))
+    return model
 
 
 def program_once(module: nn.Module, example: Tensor) -> ExportedProgram:
@@ -47,6 +50,16 @@ def program_once(module: nn.Module, example: Tensor) -> ExportedProgram:
     if key not in _PROGRAMS:
         _PROGRAMS[key] = to_program(module, example)
     return _PROGRAMS[key]
+
+
+_operators = cache(ONNXRegistry.from_torchlib)
+
+
+def operators_once(opset_version: int) -> ONNXRegistry:
+    """torch's table of ONNX operators, which it makes anew of a thousand functions' source code for each export."""
+    table = copy.copy(_operators(opset_version))
+    table.functions = {target: [*functions] for target, functions in table.functions.items()}
+    return table
 
 
 def _key(module: nn.Module, example: Tensor) -> str | None:
