@@ -197,12 +197,15 @@ def test_names_cannot_smuggle_code(doctor: Callable[[dict[str, Any], str], None]
     assert not marker.exists()
 
 
+CUT_SHORT = "cut short"
+
+
 @pytest.mark.parametrize(
-    "text", ["", "[]", "7", "null", "{}", '{"type": "Graph"}', "[" * 100_000, description()[:-30]], ids=range(8)
+    "text", ["", "[]", "7", "null", "{}", '{"type": "Graph"}', "[" * 100_000, CUT_SHORT], ids=range(8)
 )
 def test_a_damaged_description_is_refused_in_a_sentence(text: str) -> None:
     with pytest.raises(UserError, match="give a file that vitfx wrote") as caught:
-        decode(text)
+        decode(description()[:-30] if text == CUT_SHORT else text)
     assert len(str(caught.value)) < 400
 
 
