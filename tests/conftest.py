@@ -18,6 +18,14 @@ from tests.support.traces import aten_graph_once
 if TYPE_CHECKING:
     from xdist.scheduler.loadfile import LoadFileScheduling
 
+TIMED = (
+    "pruning.latency_table",
+    "pruning.target_bench",
+    "runs.optimize_bench",
+    "runs.prune_files",
+    "runs.recover_measure",
+)
+"""The modules of vitfx that time what they made, for seconds each."""
 OF_FAMILIES = {
     "tests/discovery/engines/test_reader_engine.py",
     "tests/deploy/test_lowering.py",
@@ -83,4 +91,15 @@ def _each_trace_and_export_once() -> Iterator[None]:
             patch.setattr(importlib.import_module(f"vitfx.{name}"), "to_onnx", export_once)
         patch.setattr("vitfx.deploy.program_file.to_program", program_once)
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(operators_once))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_timings() -> Iterator[None]:
+    """Two rounds: no test believes what was measured."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in TIMED:
+            patch.setattr(f"vitfx.{name}._ROUNDS", 2)
+            patch.setattr(f"vitfx.{name}._SECONDS", 0.0)
+        patch.setattr("vitfx.runs.optimize_bench._CHOOSING_ROUNDS", 2)
         yield

@@ -27,17 +27,6 @@ from vitfx.support.progress import Silent
 from vitfx.support.timing import Ratio
 
 
-def quick(patch: pytest.MonkeyPatch) -> None:
-    for rounds in ("_ROUNDS", "_CHOOSING_ROUNDS"):
-        patch.setattr(vitfx.runs.optimize_bench, rounds, 2)
-    patch.setattr(vitfx.runs.optimize_bench, "_SECONDS", 0.0)
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick(monkeypatch)
-
-
 def logits(path: Path, pixels: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return session.run(None, {"pixels": pixels})[0]
@@ -47,10 +36,8 @@ def logits(path: Path, pixels: np.ndarray) -> np.ndarray:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run: several rewrites, all forms, each rewrite alone."""
     folder = tmp_path_factory.mktemp("optimized")
-    with pytest.MonkeyPatch.context() as patch:
-        quick(patch)
-        command = [str(checkpoint(folder / "vit.pt")), "--out", str(folder / "out"), "--batch", "1,3"]
-        assert main([*command, "--rewrites", "narrow_to_cls,pack_qkv,gemm"]) == 0
+    command = [str(checkpoint(folder / "vit.pt")), "--out", str(folder / "out"), "--batch", "1,3"]
+    assert main([*command, "--rewrites", "narrow_to_cls,pack_qkv,gemm"]) == 0
     return folder / "out"
 
 

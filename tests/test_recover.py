@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import vitfx.runs.recover_measure
 from tests.support.prune_runs import checkpoint
 from tests.support.recover_runs import npz, pruned_file, student
 from vitfx.deploy.runtime import open_session
@@ -22,12 +21,6 @@ from vitfx.support.files import check_output
 FILES = {
     "pruned.pt", "pruned.pt2", "pruned.onnx", "baseline.onnx", "recovery.png", "report.json", "report.md", "report.html"
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vitfx.runs.recover_measure, "_ROUNDS", 2)
-    monkeypatch.setattr(vitfx.runs.recover_measure, "_SECONDS", 0.0)
 
 
 def run(folder: Path, *options: str, labelled: bool = True) -> int:

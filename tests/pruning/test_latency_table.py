@@ -87,8 +87,6 @@ def in_onnx_runtime(part, example):
 
 def test_every_sublayer_is_timed_at_rising_sizes_and_each_shape_once(lowered, monkeypatch):
     monkeypatch.setattr(latency_table, "STEPS", 2)
-    monkeypatch.setattr(latency_table, "_ROUNDS", 1)
-    monkeypatch.setattr(latency_table, "_SECONDS", 0.0)
     graph_module, pixels = canonical().float(), images(3).float()
     deployment = default_deployment(NAMES, CPU, portable=False)
     opened = []

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-import vitfx.runs.recover_measure
 from passes.plan import DeletionPlan, SublayerDeletion
 from tests.reports.test_prune_text import made
 from tests.support.circuits import made_up
@@ -47,13 +46,10 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recovered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recover")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vitfx.runs.recover_measure, "_ROUNDS", 2)
-        patch.setattr(vitfx.runs.recover_measure, "_SECONDS", 0.0)
-        options = ["--device", "cpu", "--precision", "fp32", "--batch", "16", "--epochs", "1", "--also-baseline"]
-        options += ["--loss", "both", "--data", str(npz(folder)), "--teacher", str(checkpoint(folder / "model.pt"))]
-        options += ["--out", str(folder / "out"), "--cache", str(folder / "cache")]
-        assert recover_main([str(pruned_file(folder / "pruned.pt")), *options]) == 0
+    options = ["--device", "cpu", "--precision", "fp32", "--batch", "16", "--epochs", "1", "--also-baseline"]
+    options += ["--loss", "both", "--data", str(npz(folder)), "--teacher", str(checkpoint(folder / "model.pt"))]
+    options += ["--out", str(folder / "out"), "--cache", str(folder / "cache")]
+    assert recover_main([str(pruned_file(folder / "pruned.pt")), *options]) == 0
     return folder / "out"
 
 

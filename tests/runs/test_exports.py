@@ -17,7 +17,6 @@ from tests.support.recover_runs import npz, pruned_file
 from vitfx.deploy.export import ExportMismatch
 from vitfx.pruning import target_bench
 from vitfx.pruning.latency_table import LatencyTable
-from vitfx.runs import optimize_bench
 
 ROUNDS = ("--target-flops", "0.7", "--rounds", "1", "--recover-minutes", "0.01")
 
@@ -81,9 +80,6 @@ def test_it_is_removed(
 
     monkeypatch.setattr(vitfx.deploy.export, "compare_onnx", differs)
     monkeypatch.setattr(target_bench, "measure_table", lambda *_: LatencyTable(3.0, 2.5, times()))
-    monkeypatch.setattr(target_bench, "_SECONDS", 0.0)
-    monkeypatch.setattr(optimize_bench, "_SECONDS", 0.0)
-    monkeypatch.setattr(optimize_bench, "_CHOOSING_ROUNDS", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert COMMANDS[command][0](tmp_path) == 1
     error = capsys.readouterr().err

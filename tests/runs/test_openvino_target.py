@@ -15,10 +15,9 @@ from vitfx.cli import prune_options
 from vitfx.deploy import runtimes
 from vitfx.deploy.openvino_runtime import is_installed
 from vitfx.optimize import main as optimize
-from vitfx.pruning import latency_table, target_bench
+from vitfx.pruning import target_bench
 from vitfx.pruning.latency_table import LatencyTable
 from vitfx.recover import main as recover
-from vitfx.runs import optimize_bench, recover_measure
 from vitfx.support.devices import GPU
 from vitfx.support.errors import UserError
 
@@ -28,9 +27,6 @@ needs_openvino = pytest.mark.skipif(not is_installed(), reason="needs OpenVINO: 
 @needs_openvino
 @pytest.mark.parametrize("target", ["openvino:batch=2", "openvino:int8:batch=2"])
 def test_a_goal_is_measured_there(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (target_bench, latency_table):
-        monkeypatch.setattr(module, "_ROUNDS", 1)
-        monkeypatch.setattr(module, "_SECONDS", 0.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     measure_table = target_bench.measure_table
 
@@ -54,10 +50,7 @@ def test_a_goal_is_measured_there(target: str, tmp_path: Path, monkeypatch: pyte
 
 @needs_openvino
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_exact_rewrites_are_timed_there(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_ROUNDS", "_CHOOSING_ROUNDS"):
-        monkeypatch.setattr(optimize_bench, name, 1)
-    monkeypatch.setattr(optimize_bench, "_SECONDS", 0.0)
+def test_exact_rewrites_are_timed_there(precision: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ["--runtime", "openvino", "--precision", precision, "--batch", "2", "--quick", "--out", str(out)]
     assert optimize([str(checkpoint(tmp_path / "m.pt")), *options]) == 0
@@ -68,9 +61,7 @@ def test_exact_rewrites_are_timed_there(precision: str, tmp_path: Path, monkeypa
 
 
 @needs_openvino
-def test_retrained_models_are_timed_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recover_measure, "_ROUNDS", 1)
-    monkeypatch.setattr(recover_measure, "_SECONDS", 0.0)
+def test_retrained_models_are_timed_there(tmp_path: Path) -> None:
     given = [str(pruned_file(tmp_path / "pruned.pt")), "--teacher", str(checkpoint(tmp_path / "model.pt"))]
     given += ["--data", str(npz(tmp_path, 64)), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
     options = ["--device", "cpu", "--precision", "fp32", "--batch", "16", "--epochs", "1", "--runtime", "openvino"]

@@ -34,7 +34,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_measured_is_what_lies_in_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vitfx.runs.prune_files, "_ROUNDS", 3)
-    monkeypatch.setattr(vitfx.runs.prune_files, "_SECONDS", 0.0)
     evaluation = open_data("digits", GREY).evaluation.sample(20, seed=0)
     found = measure(folder, evaluation, torch.device("cpu"), Written(1e-7, 0.0), Silent())
     assert found.provider == "CPUExecutionProvider"

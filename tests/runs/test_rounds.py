@@ -27,8 +27,6 @@ from vitfx.pruning.goal import PARAMETERS, SPEEDUP, Goal, Target
 from vitfx.pruning.latency_table import LatencyTable
 from vitfx.pruning.prune_for_goal import compile_for_goal
 from vitfx.pruning.target_bench import GoalRequest, ReferenceModel, TargetBench
-from vitfx.runs import prune_files as deliver
-from vitfx.runs import recover_measure
 from vitfx.runs import rounds as rounds_job
 from vitfx.runs.recover_job import RecoverJob
 from vitfx.runs.rounds_steps import ARTIFACTS, Rounds, Step
@@ -40,10 +38,7 @@ BASE = ("--target-params", "0.5", "--rounds", "2", "--recover-minutes", "0.01")
 
 @pytest.fixture(autouse=True)
 def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuple[str, Any]]]:
-    """Short timings and a cache of the test's own. Yields the jobs that were run."""
-    for module in (deliver, goal_bench, recover_measure):
-        monkeypatch.setattr(module, "_ROUNDS", 2)
-        monkeypatch.setattr(module, "_SECONDS", 0.0)
+    """A cache of the test's own. Yields the jobs that were run."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     jobs: list[tuple[str, Any]] = []
     for name in ("run_goal", "run_recover"):

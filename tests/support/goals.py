@@ -45,8 +45,6 @@ def times_by_units(monkeypatch: pytest.MonkeyPatch, cache: Path) -> list[Latency
         return made
 
     monkeypatch.setattr(goal_bench, "measure_table", measured)
-    monkeypatch.setattr(goal_bench, "_ROUNDS", 1)
-    monkeypatch.setattr(goal_bench, "_SECONDS", 0.0)
     return calls
 
 
