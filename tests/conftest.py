@@ -26,20 +26,29 @@ TIMED = (
     "runs.recover_measure",
 )
 """The modules of vitfx that time what they made, for seconds each."""
-OF_FAMILIES = {
-    "tests/discovery/engines/test_reader_engine.py",
-    "tests/deploy/test_lowering.py",
-    "tests/graph/test_families.py",
-    "tests/models/test_graph_json.py",
-    "tests/passes/test_canonicalize.py",
-    "tests/passes/test_compensate.py",
-    "tests/passes/test_fold_norms.py",
-    "tests/passes/test_fold_patches.py",
-    "tests/passes/test_merge_tokens.py",
-    "tests/passes/test_narrow_to_cls.py",
-    "tests/passes/test_pooling.py",
-    "tests/pruning/test_deletion.py",
-}
+TOGETHER = (
+    (
+        "tests/deploy/test_lowering.py",
+        "tests/discovery/engines/test_reader_engine.py",
+        "tests/graph/test_families.py",
+        "tests/models/test_graph_json.py",
+        "tests/passes/test_canonicalize.py",
+        "tests/passes/test_compensate.py",
+        "tests/passes/test_fold_norms.py",
+        "tests/passes/test_fold_patches.py",
+        "tests/passes/test_merge_tokens.py",
+        "tests/passes/test_narrow_to_cls.py",
+        "tests/passes/test_pooling.py",
+        "tests/pruning/test_deletion.py",
+    ),
+    (
+        "tests/discovery/methods/test_kinds.py",
+        "tests/graph/test_answers.py",
+        "tests/pruning/test_kinds.py",
+        "tests/recovery/test_answers.py",
+    ),
+)
+"""Files whose tests are of the same models, every family or every kind of answers: one worker traces each once."""
 
 
 @pytest.fixture(scope="session")
@@ -65,17 +74,19 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
-    """Files whose tests are of every family go to one worker, which then traces each family once."""
+    """As `--dist loadfile`, but for the files in `TOGETHER`."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler.loadfile import LoadFileScheduling
 
-    class ByFamilies(LoadFileScheduling):
+    first = {path: paths[0] for paths in TOGETHER for path in paths}
+
+    class ByModels(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path: str = super()._split_scope(nodeid)
-            return "families" if path in OF_FAMILIES else path
+            return first.get(path, path)
 
-    return ByFamilies(config, log)
+    return ByModels(config, log)
 
 
 @pytest.fixture(autouse=True)
