@@ -50,6 +50,13 @@ def test_labels_tell_what_logits_do_not(labels, expected):
     assert found(make("labels"), labels).name == expected
 
 
+def test_shares_of_classes_are_no_values():
+    shares = torch.randn(4, 5).softmax(1)
+    with pytest.raises(UserError, match="labels are shares that add up to 1: give the number of its class"):
+        found(make("labels"), shares)
+    assert found(make("labels"), shares, asked=Kind("values", "as asked")).name == "values"
+
+
 def test_numbers_make_one_logit_a_value():
     assert found(make("one value"), torch.tensor([20.5, 3.0, 7.25, 11.0])).name == "values"
     assert found(make("one value"), torch.tensor([0, 1, 1, 0])).name == "labels"

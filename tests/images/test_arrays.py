@@ -14,6 +14,13 @@ from tests.support.image_files import GREY, RGB, refusal
 from vitfx.images.splits import open_data
 
 
+def test_a_folder_named_digits_is_told_from_the_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "./digits" not in open_data("digits", GREY).description
+    Path("digits").mkdir()
+    assert open_data("digits", GREY).description.endswith("and the folder of that name here is ./digits")
+
+
 def test_digits() -> None:
     splits = open_data("digits", GREY)
     assert splits.classes == tuple("0123456789") and splits.name == "digits"

@@ -135,6 +135,11 @@ def _known(answers: Tensor, labels: Tensor | None, declared: Kind | None) -> Kin
         # One label an image may as well be a class, written as a row.
         several = bool((labels.sum(1) != 1).any())
         return Kind("labels", "so the images' labels say, of which an image may have several") if several else None
+    if labels.dim() > 1 and labels.shape[1] > 1 and are_distributions(labels):
+        raise UserError(
+            "each image's labels are shares that add up to 1: give the number of its class instead, or say with `task` "
+            "that they are values"
+        )
     fits = labels[0].numel() == answers[0].numel()
     return Kind("values", "so the images' labels say, which are numbers") if fits else None
 

@@ -71,6 +71,8 @@ def open_data(
     description = "; ".join((description, *remarks))
     if layout.left_out:
         description += f"; links to images that are taken already are left out: {_named(layout.left_out)}"
+    if spec == "digits" and Path(spec).is_dir():
+        description += "; these are scikit-learn's digits, and the folder of that name here is ./digits"
     order = matching.order if matching is not None else None if classes is None else tuple(classes)
     return Splits(layout.name, calibration, evaluation, order, description, remarks)
 
