@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-import vitfx.runs.prune_files
 from benchmarks import classes
 from benchmarks.classes_table import draw, markdown, table
 from tests.support.goals import times_by_units
@@ -103,8 +102,6 @@ def test_one_sentence(more: tuple[str, ...], sentence: str, tmp_path: Path, runs
 
 def test_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times_by_units(monkeypatch, tmp_path / "cache")
-    monkeypatch.setattr(vitfx.runs.prune_files, "_ROUNDS", 2)
-    monkeypatch.setattr(vitfx.runs.prune_files, "_SECONDS", 0.0)
     more = ("--counts", "3", "--draws", "1", "--max-drop", "30", "--samples", "24", "--tokens", "off")
     assert measure(tmp_path, *more) == 0
     (row,) = json.loads((tmp_path / "out.json").read_text())["rows"].values()

@@ -15,7 +15,6 @@ from torch import nn
 import vitfx
 import vitfx.discover
 import vitfx.recover
-import vitfx.runs.recover_measure
 from benchmarks import runtimes
 from tests.support.checks import assert_equal
 from tests.support.families import images, make
@@ -208,17 +207,21 @@ def test_one_sentence(classes: str, sentence: str, tmp_path: Path, capsys: Any) 
     assert not (tmp_path / "out").exists()
 
 
-def test_retrain_it(small: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("which", "names"), [("small", ["7", "3", "1"]), ("with_other", ["7", "3", "1", "other"])])
+def test_retrain_it(which: str, names: list[str], tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(which)
     arguments = [
-        str(small / "pruned.pt"), "--teacher", str(small.parent / "vit.pt"), "--out", str(tmp_path / "out"),
+        str(folder / "pruned.pt"), "--teacher", str(folder.parent / "vit.pt"), "--out", str(tmp_path / "out"),
         "--device", "cpu", "--precision", "fp32", "--epochs", "0.2", "--cache", str(tmp_path / "cache"),
         "--hidden", "0", "--eval-samples", "40",
     ]  # fmt: skip
     assert vitfx.recover.main(arguments) == 0
     found = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert found["settings"]["classes"] == ["7", "3", "1"] and found["models"][0]["kl"] == 0
+    assert found["settings"]["classes"] == names and found["models"][0]["kl"] == 0
+    told = "Top-1 on the chosen classes and on the others: baseline " in (tmp_path / "out" / "report.md").read_text()
+    assert told == ("accuracy_by_choice" in found["models"][0]) == (which == "with_other")
     artifact = load_model(str(tmp_path / "out" / "pruned.pt"))
-    assert artifact.classes == ("7", "3", "1") and chosen_of(artifact) is not None
+    assert artifact.classes == tuple(names) and chosen_of(artifact) is not None
 
 
 def test_a_teacher_that_lacks_some(small: Path) -> None:
@@ -232,7 +235,7 @@ def test_a_teacher_that_lacks_some(small: Path) -> None:
         keep_same(other, chosen, 2)
 
 
-def names(model: nn.Module) -> None:
+def name_classes(model: nn.Module) -> None:
     """A Hugging Face model names its classes."""
     model.config.id2label = dict(enumerate(("cat", "dog", "goldfish, Carassius auratus", "eel", "fox", "gnu", "hen")))
 
@@ -250,7 +253,7 @@ def test_from_python(name: str, classes: Any, places: list[int], called: tuple[s
     model = make(name)
     for part in model.modules():
         if isinstance(part, transformers.PreTrainedModel):
-            names(part)
+            name_classes(part)
     pruned = vitfx.prune(model, PIXELS, LABELS, tau=1e-5, paths=2, compensate="mean", classes=classes)
     answers = model(PIXELS)
     with torch.no_grad():

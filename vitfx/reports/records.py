@@ -104,6 +104,8 @@ class RecoveredModel(TypedDict):
     name: str
     loss: float | None
     accuracy: float | None
+    #: of it, that on the images of the chosen classes and that on all others', where these have a logit
+    accuracy_by_choice: NotRequired[list[float | None]]
     kl: float
     agreement: float | None
     params: int

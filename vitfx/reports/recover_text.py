@@ -54,6 +54,7 @@ def facts(report: RecoverReport) -> list[str]:
     won, images = report["won_back"], report["images"]
     return [
         *([] if won is None else [f"{won:.0%} of the accuracy that pruning cost is won back."]),
+        *_by_choice(report),
         f"Pruned: {course['sentence']}.",
         *([] if baseline is None else [f"Baseline, {baseline['steps']:,} steps by labels: {baseline['sentence']}."]),
         f"{course['steps']:,} steps of {settings['batch']} images in {course['seconds'] / 60:.1f} minutes "
@@ -64,6 +65,13 @@ def facts(report: RecoverReport) -> list[str]:
         "Unpruned models are as torch exports them, pruned ones after exact rewrites; all were timed in turns.",
         *(f"{sentence[0].upper()}{sentence[1:]}." for sentence in course["told"]),
     ]
+
+
+def _by_choice(report: RecoverReport) -> list[str]:
+    """Where all classes that were not chosen have a logit."""
+    shares = {model["name"]: model["accuracy_by_choice"] for model in report["models"] if "accuracy_by_choice" in model}
+    parts = ", ".join(f"{name} {' and '.join(map(percent, parts))}" for name, parts in shares.items())
+    return [f"Top-1 on the chosen classes and on the others: {parts}."] if parts else []
 
 
 def to_markdown(report: RecoverReport) -> str:

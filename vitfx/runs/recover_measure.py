@@ -57,19 +57,23 @@ class Measured:
 
     def to_json(self) -> list[RecoveredModel]:
         first = self.runtimes[0]
-        return [
-            {
+        models: list[RecoveredModel] = []
+        for name in self.names:
+            scores = first.scores[name]
+            model: RecoveredModel = {
                 "name": name,
-                "loss": first.scores[name].loss,
-                "accuracy": first.scores[name].accuracy,
-                "kl": first.scores[name].kl,
-                "agreement": first.scores[name].agreement,
+                "loss": scores.loss,
+                "accuracy": scores.accuracy,
+                "kl": scores.kl,
+                "agreement": scores.agreement,
                 "params": self.costs[name].parameters,
                 "flops": self.costs[name].flops,
                 "runtimes": {timed.provider: _times(timed, name) for timed in self.runtimes},
             }
-            for name in self.names
-        ]
+            if scores.by_choice is not None:
+                model["accuracy_by_choice"] = list(scores.by_choice)
+            models.append(model)
+        return models
 
 
 def _times(timed: Timed, name: str) -> dict[str, float]:
@@ -116,7 +120,8 @@ def _timed(
     wait = partial(synchronize, device)
     scores = evaluate(
         {name: session.run for name, session in sessions.items()},
-        evaluation, batch=_BATCH, divergence=divergence, synchronize=wait, progress=watcher.bar("evaluating"),
+        evaluation, batch=_BATCH, divergence=divergence, other=evaluation.half, synchronize=wait,
+        progress=watcher.bar("evaluating"),
     )  # fmt: skip
     single = time_interleaved(
         {name: session.bind(pixels) for name, session in sessions.items()},
