@@ -213,3 +213,17 @@ def test_a_misfit_says_how_the_names_differ(tmp_path: Path, contents: Any, sente
         said = refused(tmp_path / "weights.pth", wrapped, arch=ARCH)
         assert "does not fit timm:test_vit" in said
         assert sentence in said, said
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_integers_are_no_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.save({name: value.to(dtype) for name, value in RAW.items()}, tmp_path / "model.pt")
+    said = refused(tmp_path / "model.pt", arch=ARCH)
+    assert f"is of {dtype}, as quantized weights are without their scales: give the weights in floating point" in said
+
+
+def test_a_classifier_of_another_name_is_not_called_missing(tmp_path: Path) -> None:
+    renamed = {name.replace("head.", "fc."): value for name, value in RAW.items()}
+    torch.save(renamed, tmp_path / "model.pt")
+    said = refused(tmp_path / "model.pt", arch=ARCH)
+    assert "2 missing (first: head.weight), 2 unexpected (first: fc.weight), all beginning with fc.: name the" in said

@@ -53,7 +53,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], factory
     """Loads `weights` into `module`, strictly.
 
     Raises UserError naming the first key that is missing, unexpected or of another shape, with how many there are,
-    and for NaN or infinite weights.
+    for integers where the module has floats, and for NaN or infinite weights.
     """
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in weights.items()}
@@ -67,12 +67,23 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], factory
     misfits = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
     if faults := [f"{len(names)} {fault} (first: {names[0]})" for fault, names in misfits.items() if names]:
         advice = "name the model that it was saved from"
-        if missing and not misshaped and missing == list(wanted)[-len(missing) :] and len(missing) <= 2:
+        # As many others that end alike are a classifier under another name.
+        renamed = sorted(name.split(".")[-1] for name in missing) == sorted(name.split(".")[-1] for name in unexpected)
+        last = missing and len(missing) <= 2 and missing == list(wanted)[-len(missing) :]
+        if last and not misshaped and not renamed:
             advice = "its classifier is missing, so give weights that were fine-tuned for classification"
+            features = not unexpected and factory.startswith("timm:")
+            advice += ", or add num_classes=0 to `arch` for its features" if features else ""
         raise UserError(
             f"the state_dict of {source} does not fit {factory}, with {', '.join(faults)}{_shared_prefix(unexpected)}: "
             + advice
         )
+    for name, value in module.state_dict().items():
+        if value.is_floating_point() and not weights[name].is_floating_point():
+            raise UserError(
+                f"{name} in {source} is of {weights[name].dtype}, as quantized weights are without their scales: give "
+                "the weights in floating point"
+            )
     check_finite(weights, source)
     module.load_state_dict(weights, strict=True)
 
