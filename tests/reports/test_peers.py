@@ -13,7 +13,7 @@ from tests.support.pages import read
 from tests.test_report import folder
 from vitfx.report import main
 from vitfx.reports.peers import read_peers
-from vitfx.reports.records import PEERS_RECORD, RUNTIMES_RECORD
+from vitfx.reports.records import PEERS_RECORD, RUNTIMES_RECORD, TASKS_RECORD
 
 
 def row(peer: str, share: float, **changes: Any) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def test_peers_without_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("found", "sentence"),
     [
-        ("[1]", f"is of no format, not a {PEERS_RECORD} or a {RUNTIMES_RECORD}: give"),
+        ("[1]", f"{RUNTIMES_RECORD} or a {TASKS_RECORD}: give"),
         ({"asked": {}, "rows": {}}, "is of no format, not a"),
         ({"format": "vitfx-methods/1"}, "is a vitfx-methods/1, not a"),
         ("{", "is not JSON (Expecting"),

@@ -33,7 +33,7 @@ from vitfx.runs.rounds_steps import ARTIFACTS, Rounds, Step
 from vitfx.support.progress import Silent
 
 CPU = torch.device("cpu")
-BASE = ("--target-params", "0.5", "--rounds", "2", "--recover-minutes", "0.01")
+BASE = ("--target-params", "0.5", "--rounds", "2", "--recover-minutes", "0.04")
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ def test_two_rounds_and_the_same_command_again(
 
     # Nothing of the other run is taken over, finished as it is.
     made.clear()
-    once = ("--target-params", "0.6", "--rounds", "1", "--recover-minutes", "0.01", "--seed", "1", "--force")
+    once = ("--target-params", "0.6", "--rounds", "1", "--recover-minutes", "0.04", "--seed", "1", "--force")
     assert rounds(path, out, *once) == 0
     assert [name for name, _ in made] == ["run_goal", "run_recover"]
     assert [one["asked"] for one in record(out)["steps"]] == [0.6, 0.6]
@@ -213,7 +213,7 @@ def test_ctrl_c_with_force_says_what_goes_on(
 
     path, out = tmp_path / "m.pt", tmp_path / "out"
     save_artifact(path, original(), GREY, DIGITS, "digits", {})
-    once = ("--target-params", "0.6", "--rounds", "1", "--recover-minutes", "0.01")
+    once = ("--target-params", "0.6", "--rounds", "1", "--recover-minutes", "0.04")
     with monkeypatch.context() as patch:
         patch.setattr(rounds_job, "run_recover", stop)
         assert rounds(path, out, *once, "--force") == 130
@@ -233,7 +233,7 @@ def test_a_share_that_the_last_step_missed_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(rounds_job._StepMaker, "_measured", heavier(rounds_job._StepMaker._measured))
-    once = ("--target-params", "0.6", "--rounds", "1", "--recover-minutes", "0.01")
+    once = ("--target-params", "0.6", "--rounds", "1", "--recover-minutes", "0.04")
     path = tmp_path / "m.pt"
     save_artifact(path, original(), GREY, DIGITS, "digits", {})
     assert rounds(path, tmp_path / "out", *once) == 1
