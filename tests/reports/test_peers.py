@@ -82,7 +82,7 @@ def test_peers_without_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("found", "sentence"),
     [
-        ("[1]", f"{RUNTIMES_RECORD} or a {TASKS_RECORD}: give"),
+        ("[1]", f"is of no format, not a {PEERS_RECORD} or a {RUNTIMES_RECORD} or a {TASKS_RECORD}: give"),
         ({"asked": {}, "rows": {}}, "is of no format, not a"),
         ({"format": "vitfx-methods/1"}, "is a vitfx-methods/1, not a"),
         ("{", "is not JSON (Expecting"),

@@ -103,7 +103,7 @@ def test_two_rounds_and_the_same_command_again(
     for _, job in made[1::2]:
         assert isinstance(job, RecoverJob)
         assert job.teacher.source == str(path)
-        assert job.settings.loss == "kd" and job.settings.minutes == 0.01
+        assert job.settings.loss == "kd" and job.settings.minutes == 0.04
     markdown = (out / "rounds.md").read_text()
     assert markdown.startswith(f"# {path}: 50% of the parameters, in 2 rounds")
     assert "| original |  | 1× |" in markdown and markdown.count("| round 2, ") == 2
