@@ -29,10 +29,8 @@ from vitfx.runs.prune_run import GoalRun
 from vitfx.support.console import entry_point
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
-from vitfx.support.files import write_aside
 from vitfx.support.json_files import write_json
 from vitfx.support.machine import environment, load_average
-from vitfx.support.pictures import has_matplotlib, png_bytes
 from vitfx.support.progress import Watcher
 from vitfx.support.tables import Table
 from vitfx.version import VERSION
@@ -66,10 +64,7 @@ class ClassesOptions(command.CommonOptions):
         if min(self.counts) < 2:
             raise UserError(f"--counts is {list(self.counts)}: give numbers of 2 or more, such as 2,10,100")
         Goal(DROP, self.max_drop)
-        command.check_out("markdown", self.markdown)
-        command.check_out("plot", self.plot)
-        if self.plot is not None and not has_matplotlib():
-            raise UserError("--plot needs matplotlib: pip install 'vitfx[plot]'")
+        command.check_pages(self.markdown, self.plot)
 
 
 @entry_point
@@ -79,10 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _work(options: ClassesOptions, watcher: Watcher) -> list[Table]:
     record = measure_draws(options, watcher)
-    if options.markdown is not None:
-        write_aside(options.markdown, markdown(record))
-    if options.plot is not None:
-        write_aside(options.plot, png_bytes(lambda: draw(record)))
+    command.write_pages(options.markdown, options.plot, lambda: markdown(record), lambda: draw(record))
     return [table(record)]
 
 

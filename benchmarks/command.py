@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rich.console import Console, RenderableType
 
@@ -15,8 +15,13 @@ from vitfx.cli.exit_codes import ending
 from vitfx.support.console import HelpFormatter
 from vitfx.support.devices import NAMES
 from vitfx.support.errors import UserError
+from vitfx.support.files import write_aside
 from vitfx.support.json_files import read_json
+from vitfx.support.pictures import has_matplotlib, png_bytes
 from vitfx.support.progress import Watcher, console_watcher
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +92,24 @@ def check_out(option: str, path: Path | None) -> None:
         return
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         raise UserError(f"--{option} {path} can't be written: name a file in a folder that exists and is writable")
+
+
+def check_pages(markdown: Path | None, plot: Path | None) -> None:
+    """--markdown and --plot. Raises UserError where one can't be written, or matplotlib is missing."""
+    check_out("markdown", markdown)
+    check_out("plot", plot)
+    if plot is not None and not has_matplotlib():
+        raise UserError("--plot needs matplotlib: pip install 'vitfx[plot]'")
+
+
+def write_pages(
+    markdown: Path | None, plot: Path | None, table: Callable[[], str], picture: Callable[[], Figure]
+) -> None:
+    """The same record as Markdown and as a picture, where they were asked for."""
+    if markdown is not None:
+        write_aside(markdown, table())
+    if plot is not None:
+        write_aside(plot, png_bytes(picture))
 
 
 def read_finished(out: Path, format: str, asked: dict[str, Any], *parts: str) -> dict[str, dict[str, Any]]:

@@ -24,10 +24,8 @@ from vitfx.reports.records import PEERS_RECORD
 from vitfx.support.console import entry_point
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
-from vitfx.support.files import write_aside
 from vitfx.support.json_files import write_json
 from vitfx.support.machine import load_average
-from vitfx.support.pictures import has_matplotlib, png_bytes
 from vitfx.support.progress import Watcher
 from vitfx.support.tables import Table
 
@@ -67,10 +65,7 @@ class PeersOptions(command.CommonOptions):
         # With fewer, none are left to fit on beside those held out and those that choose the shrinkage.
         command.check_least(8, samples=self.samples)
         command.check_least(1, eval_samples=self.eval_samples, rounds=self.rounds)
-        command.check_out("markdown", self.markdown)
-        command.check_out("plot", self.plot)
-        if self.plot is not None and not has_matplotlib():
-            raise UserError("--plot needs matplotlib: pip install 'vitfx[plot]'")
+        command.check_pages(self.markdown, self.plot)
 
 
 @entry_point
@@ -80,10 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _work(options: PeersOptions, watcher: Watcher) -> list[Table]:
     record = compare(options, watcher)
-    if options.markdown is not None:
-        write_aside(options.markdown, markdown(record))
-    if options.plot is not None:
-        write_aside(options.plot, png_bytes(lambda: draw(record)))
+    command.write_pages(options.markdown, options.plot, lambda: markdown(record), lambda: draw(record))
     return [table(record)]
 
 

@@ -7,30 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from vitfx.deploy.deployment import NAMES, default_deployment, deploy
 from vitfx.deploy.export import to_onnx
 from vitfx.deploy.int8_choice import MapCost, dearest
 from vitfx.deploy.quantize import Quantized, to_int8
 from vitfx.deploy.runtime import open_session
 from vitfx.graph.divergence import CLASSES, Divergence, make_divergence
-from vitfx.graph.trace import to_canonical
 from vitfx.images.image_set import Images
-from vitfx.images.splits import open_data
-from vitfx.models.checkpoint import load_model
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def digits() -> Images:
-    demo = load_model("demo")
-    return open_data("digits", demo.preprocess, demo.classes).calibration.sample(96, seed=0).load()
-
-
-@pytest.fixture(scope="module")
-def whole(digits: Images) -> onnx.ModelProto:
-    graph = to_canonical(load_model("demo").module, digits.pixels[:2]).graph_module
-    return deploy(graph, default_deployment(NAMES, CPU, portable=True), digits.pixels[:8], {}).model
 
 
 @pytest.fixture(scope="module")

@@ -11,32 +11,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from vitfx.deploy.deployment import NAMES, default_deployment, deploy
 from vitfx.deploy.export import to_onnx, write_onnx
 from vitfx.deploy.int8_tuning import activations, balance
 from vitfx.deploy.quantize import Quantized, to_float16, to_int8
 from vitfx.deploy.runtime import open_session
-from vitfx.graph.trace import to_canonical
 from vitfx.images.image_set import Images
-from vitfx.images.splits import open_data
-from vitfx.models.checkpoint import load_model
 from vitfx.support.errors import UserError
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def digits() -> Images:
-    demo = load_model("demo")
-    return open_data("digits", demo.preprocess, demo.classes).calibration.sample(128, seed=0).load()
-
-
-@pytest.fixture(scope="module")
-def whole(digits: Images) -> onnx.ModelProto:
-    """The demo after all exact rewrites, which leave maps of many forms: absorbed keys, biases folded away."""
-    graph = to_canonical(load_model("demo").module, digits.pixels[:2]).graph_module
-    deployment = default_deployment(NAMES, CPU, portable=True)
-    return deploy(graph, deployment, digits.pixels[:8], {"role": "pruned", "precision": "fp32"}).model
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.support.goals import CPU, asked
 from tests.support.prune_runs import model
+from vitfx.deploy import runtimes
 from vitfx.deploy.deployment import NAMES, default_deployment, deploy
 from vitfx.deploy.export import to_onnx
 from vitfx.graph.trace import to_canonical
@@ -57,13 +58,13 @@ def test_a_damaged_or_unwritable_cache_costs_time_and_nothing_else(images, table
 def test_a_float16_target_runs_both_files_in_float16(images, table, monkeypatch):
     """On a CPU, which is slow at it, but can."""
     opened = []
-    real = goal_bench.open_session
+    real = runtimes.open_session
 
     def watched(model, device, **options):
         opened.append(({one.data_type for one in onnx.load_from_string(model).graph.initializer}, options))
         return real(model, device, **options)
 
-    monkeypatch.setattr(goal_bench, "open_session", watched)
+    monkeypatch.setattr(runtimes, "open_session", watched)
     half = replace(asked(KL, 1), target=Target("cpu", 2, "fp16"))
     found = bench(images, half)
     pruner = IterativePruner(found.original, images.pixels, None, scored=8, seed=0, watcher=Silent())
@@ -71,17 +72,17 @@ def test_a_float16_target_runs_both_files_in_float16(images, table, monkeypatch)
     assert len(opened) == 2
     for types, options in opened:
         assert onnx.TensorProto.FLOAT16 in types and onnx.TensorProto.FLOAT not in types
-        assert options == {"layouts": False}
+        assert options == {"layouts": False, "threads": None}
 
 
 def test_an_int8_target_quantizes_the_pruned_file_and_not_the_plain_one(images, table, monkeypatch):
-    opened, real = [], goal_bench.open_session
+    opened, real = [], runtimes.open_session
 
     def watched(model, device, **options):
         opened.append(onnx.load_from_string(model))
         return real(model, device, **options)
 
-    monkeypatch.setattr(goal_bench, "open_session", watched)
+    monkeypatch.setattr(runtimes, "open_session", watched)
     target = Target("cpu", 2, "int8")
     one = bench(images, GoalRequest(Goal(SPEEDUP, 1.5), target, default_deployment(NAMES, CPU, portable=False)))
     exported = deploy(one.original, one.asked.deployment, one.examples, {}).model

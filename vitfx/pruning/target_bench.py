@@ -20,10 +20,11 @@ from passes.merge_tokens import MergeBySchedule
 from vitfx.deploy.deployment import Deployment, deploy
 from vitfx.deploy.export import export_plain, to_onnx
 from vitfx.deploy.lowering import lower
-from vitfx.deploy.openvino_runtime import open_openvino, require_openvino
+from vitfx.deploy.openvino_runtime import require_openvino
 from vitfx.deploy.precisions import FP16, INT8, OPENVINO
 from vitfx.deploy.quantize import Quantized, to_float16, to_int8
-from vitfx.deploy.runtime import Session, open_session
+from vitfx.deploy.runtime import Session
+from vitfx.deploy.runtimes import open_on
 from vitfx.graph.stages import read_stages
 from vitfx.graph.verify import rewritten, tokens_of
 from vitfx.pruning.cost_model import Price, flops_price, parameters_price
@@ -184,9 +185,7 @@ class TargetBench:
 
     def _session(self, model: onnx.ModelProto, *, layouts: bool = True) -> Session:
         """layouts: as `vitfx.deploy.runtime.open_session` has it."""
-        if self.asked.target.runtime == OPENVINO:
-            return open_openvino(model.SerializeToString())
-        return open_session(model.SerializeToString(), self.device, layouts=layouts)
+        return open_on(self.asked.target.runtime, model.SerializeToString(), self.device, layouts=layouts)
 
     @cached_property
     def _plain_export(self) -> onnx.ModelProto:

@@ -15,7 +15,7 @@ from vitfx.deploy.precision_file import CALIBRATED_IMAGES, Rounding, round_as_as
 from vitfx.deploy.precisions import ONNX_RUNTIME
 from vitfx.deploy.quantize import Quantized, to_int8
 from vitfx.deploy.runtimes import open_on
-from vitfx.graph.divergence import make_divergence
+from vitfx.graph.divergence import Divergence, make_divergence
 from vitfx.graph.kinds import WORDS
 from vitfx.support.progress import Watcher
 from vitfx.support.text import digits
@@ -45,8 +45,7 @@ def write_and_compare(
     kind: of the answers, one of `vitfx.graph.kinds.KINDS`. runtime: what runs both.
     """
     calibration, held_out = _split(pixels)
-    sample = _answers(exact, calibration[:_BATCH], ONNX_RUNTIME)
-    made = write_int8(int8.sparing_dearest(calibration, make_divergence(kind, sample)), path)
+    made = write_int8(int8.sparing_dearest(calibration, _measure(exact, calibration, kind)), path)
     divergence = _divergence(exact, path, held_out, kind, runtime)
     return {**made, "task": kind, "divergence": divergence, "held_out": len(held_out)}
 
@@ -58,8 +57,7 @@ def quantize_and_compare(model: onnx.ModelProto, pixels: Tensor, kind: str) -> t
     """
     calibration, held_out = _split(pixels)
     exact = model.SerializeToString()
-    sample = _answers(exact, calibration[:_BATCH], ONNX_RUNTIME)
-    int8 = round_as_asked(model, Rounding(calibration, make_divergence(kind, sample)))
+    int8 = round_as_asked(model, Rounding(calibration, _measure(exact, calibration, kind)))
     return int8, _divergence(exact, int8.model.SerializeToString(), held_out, kind, ONNX_RUNTIME)
 
 
@@ -90,6 +88,11 @@ def int8_facts(record: Mapping[str, Any] | None) -> list[str]:
 def _split(pixels: Tensor) -> tuple[Tensor, Tensor]:
     held = max(1, len(pixels) // 4)
     return pixels[:-held], pixels[-held:]
+
+
+def _measure(exact: Path | bytes, pixels: Tensor, kind: str) -> Divergence:
+    """By which maps are chosen, scaled to the model's answers to a few of these images."""
+    return make_divergence(kind, _answers(exact, pixels[:_BATCH], ONNX_RUNTIME))
 
 
 def _divergence(exact: Path | bytes, rounded: Path | bytes, pixels: Tensor, kind: str, runtime: str) -> float:
