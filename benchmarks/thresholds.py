@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.candidates import Candidate, Workshop
+from benchmarks.subject import Subject
 from vitfx.circuits.circuit import Decision
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.protocol import Limits
-from vitfx.discovery.methods.acdc import acdc
+from vitfx.discovery.methods.acdc import Order, acdc
 from vitfx.discovery.methods.eap_acdc import eap_acdc
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Report
@@ -119,7 +120,7 @@ def runner(workshop: Workshop, method: str, report: Report) -> Callable[[float],
     total = len(subject.graph.edges())
 
     def run(tau: float) -> ThresholdRun:
-        limits, done = Limits(tau), 0
+        done = 0
 
         def progress(decision: Decision) -> None:
             nonlocal done
@@ -127,10 +128,17 @@ def runner(workshop: Workshop, method: str, report: Report) -> Callable[[float],
             report(done, total)
 
         start = time.perf_counter()
-        if order is not None:
-            decisions = acdc(subject.engine(), order, limits, NoJournal(), progress)
-        else:
-            decisions = eap_acdc(subject.engine(), limits, NoJournal(), settings.seed, progress)
+        decisions = decide(subject, order, tau, settings.seed, progress)
         return ThresholdRun(tau, workshop.deleted(decisions), time.perf_counter() - start + ordering, decisions)
 
     return run
+
+
+def decide(
+    subject: Subject, order: Order | None, tau: float, seed: int, progress: Callable[[Decision], None]
+) -> list[Decision]:
+    """One run: of ACDC in this order, or of EAP + ACDC without one. seed: of EAP + ACDC's probes."""
+    engine, limits = subject.engine(), Limits(tau)
+    if order is not None:
+        return acdc(engine, order, limits, NoJournal(), progress)
+    return eap_acdc(engine, limits, NoJournal(), seed, progress)

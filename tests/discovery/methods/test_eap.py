@@ -1,10 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 
 from tests.support.gated import GRANULARITIES, assert_scores, direct_metric, make_inputs, per_image
 from vitfx.discovery.basis.ablation import make_reference
 from vitfx.discovery.basis.settings import ABLATIONS
-from vitfx.discovery.methods.attribution import eap, fisher
+from vitfx.discovery.methods.attribution import eap, eap_ig, fisher
 from vitfx.graph.stages import Stage
 from vitfx.support.errors import UserError
 
@@ -21,6 +23,18 @@ def test_every_edge_agrees_with_autograd_on_gates(granularity, metric):
     got = eap(graph, calibration, reference, metric=metric)
     assert list(got) == [edge.name for edge in graph.edges()]
     assert_scores(got, by_autograd(graph, calibration, reference, metric))
+
+
+@pytest.mark.parametrize(("metric", "sign"), [("loss", -1), ("logit-difference", 1)])
+@pytest.mark.parametrize("method", [eap, partial(eap_ig, steps=1)])
+def test_signed_scores_are_positive_where_removing_the_edge_makes_the_metric_worse(method, metric, sign):
+    """A gate goes down as its edge is removed: the loss then rises against its gradient."""
+    graph, calibration, reference = make_inputs("edge")
+    gates = per_image(graph, calibration, reference, direct_metric(metric, graph, calibration))
+    expected = {name: sign * float(value.mean()) for name, value in gates.items()}
+    assert min(expected.values()) < 0 < max(expected.values())
+    got = method(graph, calibration, reference, metric=metric, signed=True)
+    assert got == pytest.approx(expected, rel=1e-6, abs=1e-9 * max(expected.values()))
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)

@@ -20,13 +20,24 @@ from vitfx.support.progress import Report
 
 
 def score_edges(
-    graph: EdgeGraph, calibration: Calibration, reference: Reference, settings: Settings, report: Report
+    graph: EdgeGraph,
+    calibration: Calibration,
+    reference: Reference,
+    settings: Settings,
+    report: Report,
+    *,
+    signed: bool = False,
 ) -> dict[str, float]:
-    """Each edge's score, by the edge's name. settings.method: one of `RANKING`."""
+    """Each edge's score, by the edge's name. settings.method: one of `RANKING`.
+
+    signed: of methods whose scores have a sign, keeps it: a score is positive where removing the edge makes the metric
+    worse.
+    """
+    metric, steps = settings.metric, settings.steps
     methods: dict[str, Callable[[], dict[str, float]]] = {
-        "eap": lambda: eap(graph, calibration, reference, metric=settings.metric, progress=report),
+        "eap": lambda: eap(graph, calibration, reference, metric=metric, signed=signed, progress=report),
         "eap-ig": lambda: eap_ig(
-            graph, calibration, reference, metric=settings.metric, steps=settings.steps, progress=report
+            graph, calibration, reference, metric=metric, steps=steps, signed=signed, progress=report
         ),
         "taylor": lambda: taylor(graph, calibration, progress=report),
         "magnitude": lambda: magnitude(graph),
@@ -36,7 +47,13 @@ def score_edges(
 
 
 def eap(
-    graph: EdgeGraph, calibration: Calibration, reference: Reference, *, metric: str, progress: Report | None = None
+    graph: EdgeGraph,
+    calibration: Calibration,
+    reference: Reference,
+    *,
+    metric: str,
+    signed: bool = False,
+    progress: Report | None = None,
 ) -> dict[str, float]:
     """EAP, edge attribution patching (Syed et al. 2024, "Attribution Patching Outperforms Automated Circuit Discovery",
     arXiv:2310.10348): a first-order estimate of what removing an edge does to a metric, for all edges at once.
@@ -46,6 +63,7 @@ def eap(
     It takes one forward pass, two for `logit-difference`, and one backward pass.
     metric: one of METRICS, in whose unit the scores are. The gradient of D_KL(clean ‖ ·) is zero at the clean run, so
         `kl` takes its quadratic form instead, see `fisher`.
+    signed: see `score_edges`; the quadratic form has no sign.
     Raises UserError for an unknown metric.
     """
     check_metric(metric, calibration.divergence.kind)
@@ -57,7 +75,7 @@ def eap(
         value = make_metric(metric, graph, calibration, images, run.logits)
         return run.derivatives(value, run.deltas(reference, images))
 
-    return by_name(graph, mean_of_edges(graph, calibration, of_batch, progress).abs())
+    return by_name(graph, _scored(mean_of_edges(graph, calibration, of_batch, progress), metric, signed))
 
 
 def eap_ig(
@@ -67,6 +85,7 @@ def eap_ig(
     *,
     metric: str,
     steps: int = 5,
+    signed: bool = False,
     progress: Report | None = None,
 ) -> dict[str, float]:
     """EAP-IG: edge attribution patching with integrated gradients (Hanna et al. 2024, "Have Faith in Faithfulness",
@@ -78,6 +97,7 @@ def eap_ig(
     The last point is the clean run, where the gradient of `kl` is zero (Hanna et al. 2024, equation 3). ref_w − clean_w
     is the clean run's.
     metric: one of METRICS, in whose unit the scores are.
+    signed: see `score_edges`.
     Raises UserError for an unknown metric, or for less than one step.
     """
     check_metric(metric, calibration.divergence.kind)
@@ -96,7 +116,12 @@ def eap_ig(
             total += TrackedRun(graph, point).derivatives(value, deltas)
         return total / steps
 
-    return by_name(graph, mean_of_edges(graph, calibration, of_batch, progress).abs())
+    return by_name(graph, _scored(mean_of_edges(graph, calibration, of_batch, progress), metric, signed))
+
+
+def _scored(derivatives: Tensor, metric: str, signed: bool) -> Tensor:
+    """What removing edges does to a metric, as scores. A logit difference that falls is worse, a loss that rises."""
+    return derivatives.abs() if not signed else -derivatives if metric == "logit-difference" else derivatives
 
 
 def taylor(graph: EdgeGraph, calibration: Calibration, *, progress: Report | None = None) -> dict[str, float]:
