@@ -37,7 +37,7 @@ from vitfx.version import VERSION
 
 FORMAT = "vitfx-classes/1"
 EXAMPLE = """example:
-  python -m benchmarks.classes vit.pt --data tiny-imagenet-200/ --tokens off --markdown classes.md --plot classes.png
+  python -m benchmarks.classes vit.pt --data photos/ --markdown classes.md --plot classes.png
 
 Every draw is a run of vitfx.prune --classes --max-drop, without training: it is calibrated on the calibration images of
 its classes and evaluated on their evaluation images, and timed in turns with the plain export of the model for the same
@@ -69,7 +69,9 @@ class ClassesOptions(command.CommonOptions):
 
 @entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
-    return command.run_command(lambda: ClassesOptions(**vars(_parser().parse_args(arguments))), _work, lambda: GOES_ON)
+    return command.run_command(
+        lambda: ClassesOptions(**vars(build_parser().parse_args(arguments))), _work, lambda: GOES_ON
+    )
 
 
 def _work(options: ClassesOptions, watcher: Watcher) -> list[Table]:
@@ -162,7 +164,7 @@ def _row(report: PruneReport) -> dict[str, Any]:
     }
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = command.make_parser(
         "classes", "Prunes a model for some of its classes, many times, and measures what is left and lost.", EXAMPLE
     )

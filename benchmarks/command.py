@@ -49,6 +49,7 @@ def make_parser(command: str, description: str, epilog: str) -> argparse.Argumen
 
 def add_common(parser: argparse.ArgumentParser, out: str, seed: str) -> None:
     """The fields of `CommonOptions`. out: the default file. seed: what the seed is of."""
+    parser.usage = "%(prog)s [MODEL] [options]"
     add = parser.add_argument
     add("model", metavar="MODEL", nargs="?", default="demo", help="model file (default: demo)")
     add("--data", help="images (default: the data set that the model names)")

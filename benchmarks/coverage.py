@@ -6,6 +6,7 @@ models have one and the same canonical graph are one case, which is carried thro
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -224,12 +225,16 @@ def _work(options: CoverageOptions, watcher: Watcher) -> list[Table]:
 
 @entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
+    return command.run_command(lambda: CoverageOptions(**vars(build_parser().parse_args(arguments))), _work)
+
+
+def build_parser() -> argparse.ArgumentParser:
     parser = command.make_parser("coverage", __doc__ or "", _EXAMPLE)
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     parser.add_argument("--markdown", type=Path, help="the table and the reasons as Markdown")
     parser.add_argument("--names", default="*", help="names to look at, with wildcards (default: all)")
     parser.add_argument("--force", action="store_true", help="replace files that exist")
-    return command.run_command(lambda: CoverageOptions(**vars(parser.parse_args(arguments))), _work)
+    return parser
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def run(out: Path, asked: Asked) -> int:
     return code or (0 if done and not ledger.record["unwritten"] else 1)
 
 
-def _parse(arguments: Sequence[str] | None) -> tuple[Path, Asked]:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cuda",
         description="Shows on a GPU, with random models and the demo, that everything works there and what it gains. "
@@ -75,7 +75,11 @@ def _parse(arguments: Sequence[str] | None) -> tuple[Path, Asked]:
     parser.add_argument("--seed", type=int, default=0, help="of weights, images and plans (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace an earlier OUT/cuda.json")
     parser.add_argument("--dry", action="store_true", help="rehearse every step on the CPU, with tiny models")
-    parsed = parser.parse_args(arguments)
+    return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[Path, Asked]:
+    parsed = build_parser().parse_args(arguments)
     names = [name.strip() for name in parsed.steps.split(",")]
     if unknown := [name for name in names if name not in NAMES]:
         raise UserError(f"--steps {unknown[0]} is not a step: choose from {','.join(NAMES)}")

@@ -33,10 +33,10 @@ from vitfx.support.tables import Table
 FORMAT = "vitfx-discovery-benchmark/1"
 METHODS = ("acdc", "eap-acdc")
 EXAMPLE = """example:
-  python -m benchmarks.discovery vit.pt --data tiny-imagenet-200/ --tau 0.01 --out head.json
-  python -m benchmarks.discovery vit.pt --data tiny-imagenet-200/ --granularity qkv --tau 1e-4 --method eap-acdc \\
-      --edges 200 --out qkv.json --write-circuit circuit.json
-  python -m benchmarks.discovery vit.pt --data tiny-imagenet-200/ --circuit circuit.json --edges 200 --out exact.json
+  python -m benchmarks.discovery vit.pt --data photos/ --tau 0.01 --out head.json
+  python -m benchmarks.discovery vit.pt --data photos/ --granularity qkv --method eap-acdc \\
+      --edges 200 --tau 1e-4 --out qkv.json --write-circuit circuit.json
+  python -m benchmarks.discovery vit.pt --data photos/ --circuit circuit.json --out exact.json
 
 Without --circuit the method runs over the whole graph and is timed; in between, off its clock, the naive loop is asked
 about a sample of edges. With --circuit no decision is made anew: the circuit's decisions are replayed reader by reader,
@@ -150,7 +150,7 @@ def _walk(
 
 
 def _options(arguments: Sequence[str] | None) -> DiscoveryOptions:
-    parsed = _parser().parse_args(arguments)
+    parsed = build_parser().parse_args(arguments)
     asked = {name: getattr(parsed, name) for name in ("granularity", "tau", "samples", "paths")}
     given = {name: value for name, value in asked.items() if value is not None}
     circuit = None
@@ -184,7 +184,7 @@ def _circuit(path: Path, given: dict[str, Any]) -> tuple[Circuit, Settings]:
     return circuit, settings
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     default = Settings()
     parser = make_parser(
         "discovery",

@@ -29,7 +29,7 @@ from vitfx.support.tables import Table
 
 FORMAT = "vitfx-methods/1"
 EXAMPLE = """example:
-  python -m benchmarks.methods vit.pt --data tiny-imagenet-200/ --flops 0.1,0.2,0.3,0.4 --out methods.json
+  python -m benchmarks.methods vit.pt --data photos/ --flops 0.1,0.2,0.3,0.4 --out methods.json
 
 Whatever a method removes is really deleted, and the smaller model is evaluated: D_KL(whole ‖ smaller), agreement and
 top-1 accuracy. Ranking methods score once and delete the least important units until the FLOPs are gone; acdc and
@@ -71,7 +71,9 @@ class MethodsOptions(command.CommonOptions):
 
 @entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
-    return command.run_command(lambda: MethodsOptions(**vars(_parser().parse_args(arguments))), _work, lambda: GOES_ON)
+    return command.run_command(
+        lambda: MethodsOptions(**vars(build_parser().parse_args(arguments))), _work, lambda: GOES_ON
+    )
 
 
 def _work(options: MethodsOptions, watcher: Watcher) -> list[Table]:
@@ -139,7 +141,7 @@ def _asked(options: MethodsOptions, subject: Subject, evaluation: ImageSet) -> d
     }
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     default = Settings()
     parser = command.make_parser(
         "methods",

@@ -31,7 +31,7 @@ from vitfx.support.tables import Table
 
 FORMAT = PEERS_RECORD
 EXAMPLE = """example:
-  python -m benchmarks.peers vit.pt --data tiny-imagenet-200/ --out peers.json --markdown peers.md --plot peers.png
+  python -m benchmarks.peers vit.pt --data photos/ --markdown peers.md --plot peers.png
 
 Each peer deletes each share of the FLOPs, calibrated on the same images; nothing is trained. vitfx-time takes the share
 off the time instead, as vitfx.prune --target-speedup does. Every result is exported after the same exact rewrites and
@@ -70,7 +70,9 @@ class PeersOptions(command.CommonOptions):
 
 @entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
-    return command.run_command(lambda: PeersOptions(**vars(_parser().parse_args(arguments))), _work, lambda: GOES_ON)
+    return command.run_command(
+        lambda: PeersOptions(**vars(build_parser().parse_args(arguments))), _work, lambda: GOES_ON
+    )
 
 
 def _work(options: PeersOptions, watcher: Watcher) -> list[Table]:
@@ -128,7 +130,7 @@ def _rows(match: Match, peer: str, shares: Sequence[float]) -> Iterator[tuple[fl
         yield share, {**match.measure(graph_module), "seconds": seconds}
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = command.make_parser(
         "peers", "Deletes equal shares of a model's FLOPs by several methods and measures what is left.", EXAMPLE
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -125,7 +126,7 @@ def _count_logits(contender: Contender) -> int:
     return int(shape.dim[-1].dim_value)
 
 
-def _options(arguments: Sequence[str] | None) -> RuntimesOptions:
+def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "runtimes",
         "Compares models on torch, torch.compile, OpenVINO and ONNX Runtime: times in turns, medians, ratios to the "
@@ -143,7 +144,11 @@ def _options(arguments: Sequence[str] | None) -> RuntimesOptions:
     add("--runtimes", type=read_names, default=",".join(_installed()), help="(default: %(default)s)")
     add("--out", type=Path, help="JSON file (default: runtimes.json in MODEL's folder, or here)")
     add("--seed", type=int, default=0, help="of the choice of samples (default: %(default)s)")
-    parsed = parser.parse_args(arguments)
+    return parser
+
+
+def _options(arguments: Sequence[str] | None) -> RuntimesOptions:
+    parsed = build_parser().parse_args(arguments)
     folder = Path(parsed.models[0]) if len(parsed.models) == 1 else Path()
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder that vitfx.prune wrote: give one, or two or more models")

@@ -126,7 +126,7 @@ def _input_alone(batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> None:
 
 @entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command(lambda: _options(_parser().parse_args(arguments)), _work)
+    return run_command(lambda: _options(build_parser().parse_args(arguments)), _work)
 
 
 def _work(options: TrainingOptions, watcher: Watcher) -> list[str]:
@@ -138,7 +138,7 @@ def _work(options: TrainingOptions, watcher: Watcher) -> list[str]:
     return [f"images a second: {speeds}; a whole step runs at {share:.1%} of the model's own speed"]
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("training", (__doc__ or "").partition(": ")[2], EXAMPLE)
     add = parser.add_argument
     add("--data", required=True, help="as for vitfx.train")

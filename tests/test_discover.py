@@ -16,7 +16,7 @@ from tests.support.prune_runs import discover as prune_discover
 from tests.support.prune_runs import run_circuit as prune_circuit
 from vitfx.circuits.circuit import Circuit, Decision
 from vitfx.circuits.edge_graph import EdgeGraph
-from vitfx.discover import _next, _parser, main
+from vitfx.discover import _next, build_parser, main
 from vitfx.discovery.basis.fidelity import fidelity
 from vitfx.discovery.basis.journal import FileJournal
 from vitfx.discovery.basis.settings import METHODS, Settings
@@ -206,7 +206,7 @@ def test_fewer_images_than_the_default_are_no_error(path: Path, tmp_path: Path) 
 
 def test_the_command_that_prunes_has_the_numbers_that_were_given() -> None:
     given = ["--image-size", "224", "--mean", "0.48145466", "0.4578275", "0.40821073", "--std", "0.26862954"]
-    options = _parser().parse_args(["m.safetensors", "--arch", "timm:x", *given])
+    options = build_parser().parse_args(["m.safetensors", "--arch", "timm:x", *given])
     assert _next(options, Path("c.json"))[-1].endswith(f"--circuit c.json --arch timm:x {' '.join(given)}")
 
 
@@ -282,7 +282,7 @@ def test_where_a_circuit_can_not_go(path: Path, circuit: Path, tmp_path: Path, c
 
 def test_help_teaches(capsys: Captured) -> None:
     with pytest.raises(SystemExit):
-        main(["--help"])
+        main(["--help-all"])
     said = " ".join(capsys.readouterr().out.split())
     assert "25, 169, 6,793 and 18,025 edges" in said
     assert "torchrun --nproc-per-node=4 -m vitfx.discover" in said

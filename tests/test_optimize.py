@@ -19,7 +19,7 @@ from vitfx.deploy.export import ExportMismatch
 from vitfx.graph.verify import VerificationError
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.checkpoint import save_checkpoint
-from vitfx.optimize import _open, _parser, main
+from vitfx.optimize import _open, build_parser, main
 from vitfx.runs.optimize import INT8_FILE, RESULTS
 from vitfx.runs.optimize_bench import fastest
 from vitfx.runs.optimize_text import to_markdown
@@ -113,7 +113,7 @@ def test_int8_is_judged_by_the_task_and_the_model_is_read_once(
 def test_the_task_comes_from_the_command(tmp_path: Path, task: str | None) -> None:
     path = checkpoint(tmp_path / "vit.pt")
     given = [str(path), "--out", str(tmp_path / "out"), *(() if task is None else ("--task", task))]
-    job = _open(_parser().parse_args(given), Silent())
+    job = _open(build_parser().parse_args(given), Silent())
     assert job.task is None if task is None else job.task is not None and job.task.name == task
 
 

@@ -22,7 +22,6 @@ from vitfx.discovery.basis.settings import ABLATIONS, CORRUPTIONS
 from vitfx.images.image_set import Images
 from vitfx.images.splits import open_data
 from vitfx.models.checkpoint import load_model
-from vitfx.prune import main
 from vitfx.pruning.plan_file import read_plan
 from vitfx.runs.prune_files import RESULTS
 from vitfx.support.errors import UserError
@@ -251,13 +250,6 @@ def test_a_tau_of_zero_changes_nothing_that_costs(finished: Finished, tmp_path: 
     written = Circuit.from_json(discover(finished.checkpoint, tmp_path / "out", "--tau", "0").decode())
     assert all(one.score < 0 for one in written.decisions if not one.kept)
     assert written.kl == pytest.approx(0, abs=1e-9) or written.removed
-
-
-def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["--help"])
-    assert ended.value.code == 0
-    assert "example:\n  python -m vitfx.prune demo --tau" in capsys.readouterr().out
 
 
 def test_from_python(digits: Images) -> None:

@@ -13,7 +13,7 @@ from tests.support.prune_runs import DIGITS, GREY, artifact, picture, report, ru
 from tests.support.speeds import exactly
 from vitfx.cli.prune_options import open_run
 from vitfx.models.checkpoint import load_model, save_artifact
-from vitfx.prune import _parser as parser
+from vitfx.prune import build_parser as parser
 from vitfx.prune import main
 from vitfx.pruning import goal_search
 from vitfx.pruning import target_bench as goal_bench

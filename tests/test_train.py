@@ -219,7 +219,7 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path, capsys: pytest.Capture
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["--help"])
+        main(["--help-all"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
     for word in ("--config", "torchrun", "Ctrl-C", "kill -9", "tiny-imagenet.toml", "--init"):

@@ -47,8 +47,8 @@ def _help() -> str:
             *commands,
             "",
             textwrap.fill(
-                "`vitfx COMMAND --help` explains a command's arguments, with examples. `vitfx COMMAND` and "
-                "`python -m vitfx.COMMAND` are the same.",
+                "`vitfx COMMAND --help` shows a command's main options, with examples, and --help-all explains every "
+                "option. `vitfx COMMAND` and `python -m vitfx.COMMAND` are the same.",
                 width,
             ),
         ]

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from vitfx.circuits.circuit import Circuit
 from vitfx.circuits.summary import summary
-from vitfx.cli.discover_options import discover_parser
+from vitfx.cli.discover_parser import discover_parser
 from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending
 from vitfx.cli.options import OF_IMAGES, given_settings, make_settings, threshold
+from vitfx.cli.parser import CommandParser
 from vitfx.discovery.basis.settings import RANKING, Settings
 from vitfx.discovery.memory import fit, memory_needed
 from vitfx.discovery.run import check_settings
@@ -102,7 +103,7 @@ def discover(
 
 @entry_point
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     # Before the processes know of each other, only torchrun's number tells them apart.
     first = os.environ.get("RANK", "0") == "0"
     console = Console(quiet=not first)
@@ -253,7 +254,7 @@ def _next(options: argparse.Namespace, out: Path) -> list[str]:
     ]
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     return discover_parser(__doc__)
 
 

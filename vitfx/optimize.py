@@ -12,10 +12,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from vitfx.cli.exit_codes import BEGINS_ANEW, ending
-from vitfx.cli.options import add_inputs, add_loading, add_rewrites, add_runtime, add_task, refuse_given
+from vitfx.cli.optimize_parser import optimize_parser
+from vitfx.cli.options import refuse_given
+from vitfx.cli.parser import CommandParser
 from vitfx.deploy.deployment import read_rewrites
 from vitfx.deploy.export import OPSET
-from vitfx.deploy.lowering import PASSES
 from vitfx.deploy.onnx_forms import FORMS, Form
 from vitfx.deploy.precision_file import check_precision
 from vitfx.deploy.precisions import FP32, INT8, OPENVINO
@@ -26,14 +27,14 @@ from vitfx.runs.choose_classes import Asked, choose
 from vitfx.runs.in_memory import watching
 from vitfx.runs.inputs import count_logits, open_inputs, open_model
 from vitfx.runs.memory_inputs import open_given
-from vitfx.runs.optimize import INT8_FILE, OptimizeJob, run_optimize
+from vitfx.runs.optimize import OptimizeJob, run_optimize
 from vitfx.runs.optimize_in_memory import OptimizedModel, rewrite_exactly
 from vitfx.runs.optimize_int8 import INT8_IMAGES
 from vitfx.runs.optimize_passes import PassesRun, passes_table, read_passes, run_named_passes
 from vitfx.runs.optimize_text import to_table
 from vitfx.runs.tasks import known_task
 from vitfx.support.callable_module import make_callable
-from vitfx.support.console import HelpFormatter, entry_point
+from vitfx.support.console import entry_point
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError, as_options
 from vitfx.support.files import check_output
@@ -42,14 +43,6 @@ from vitfx.support.progress import Watcher, console_watcher
 
 _IMAGES = 16
 
-_EXAMPLE = """example:
-  python -m vitfx.optimize demo
-  python -m vitfx.optimize vit.pt --data tiny-imagenet-200/ --batch 8 --out fast/
-  python -m vitfx.optimize weights.safetensors --arch timm:vit_small_patch16_224 --portable
-  python -m vitfx.optimize demo --passes fold_norms,narrow_to_cls --print-after all
-
-Nothing is pruned: the logits stay the same up to rounding. `python -m vitfx.prune` makes the same rewrites after it has
-deleted what is dead."""
 _FOR_FILES = (
     "out",
     "force",
@@ -107,7 +100,7 @@ def optimize(
 
 @entry_point
 def main(arguments: list[str] | None = None) -> int:
-    parser = _parser()
+    parser = build_parser()
     options = parser.parse_args(arguments)
     console = Console()
 
@@ -235,51 +228,8 @@ def _batches(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m vitfx.optimize",
-        description=(__doc__ or "").partition("\n")[0],
-        epilog=_EXAMPLE,
-        formatter_class=HelpFormatter,
-    )
-    add_inputs(parser)
-    add_task(parser)
-    add = parser.add_argument
-    add("--out", type=Path, help="folder for the results (default: MODEL-optimized)")
-    add("--force", action="store_true", help="replace earlier results in the folder")
-    add("--batch", default="1,8,64", metavar="N,N", help="batch sizes to measure (default 1,8,64)")
-    add("--quick", action="store_true", help="do not measure each rewrite by itself")
-    add(
-        "--form",
-        default="auto",
-        choices=("auto", *FORMS),
-        help="which operators do attention; auto measures those that --rewrites allows and keeps the fastest "
-        "(default auto)",
-    )
-    add(
-        "--precision",
-        default=FP32,
-        choices=(FP32, INT8),
-        help=f"int8 also writes {INT8_FILE}, static quantization for CPUs, and keeps the form that this is fastest in; "
-        "fp32 writes no such file (default fp32)",
-    )
-    add_runtime(add, "times forms and files; int8 is compared there")
-    add(
-        "--plain-pixels",
-        action="store_true",
-        help="the file takes pixels of 0 to 1 and normalises them itself, at no cost",
-    )
-    add_rewrites(parser)
-    add = parser.add_argument_group("looking at the graph").add_argument
-    add(
-        "--passes",
-        metavar="NAME,NAME",
-        help="run only these passes on the graph, in this order, and report what each did; nothing is exported: "
-        f"{', '.join(PASSES)}",
-    )
-    add("--print-after", metavar="all|NAME,NAME", help="print the graph after these of --passes")
-    add_loading(parser)
-    return parser
+def build_parser() -> CommandParser:
+    return optimize_parser(__doc__)
 
 
 make_callable(optimize)

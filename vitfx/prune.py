@@ -5,11 +5,9 @@ In Python: `vitfx.prune(model, images, labels, target_speedup=1.5).save("small/"
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Unpack
 
 from numpy.typing import ArrayLike
@@ -18,15 +16,11 @@ from torch import Tensor, nn
 
 from vitfx.circuits.circuit import Circuit
 from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending, going_on
-from vitfx.cli.goal_options import add_goal
-from vitfx.cli.options import add_discovery, add_inputs, add_loading, add_rewrites, add_task
-from vitfx.cli.prune_options import COMPENSATE_SAMPLES, open_run, unfinished_file
-from vitfx.cli.rounds_options import add_rounds
-from vitfx.deploy.precisions import FP32, PRECISIONS
+from vitfx.cli.parser import CommandParser
+from vitfx.cli.prune_options import open_run, unfinished_file
+from vitfx.cli.prune_parser import prune_parser
 from vitfx.discovery.basis.settings import RANKING, Settings
-from vitfx.pruning.compensation import KINDS
 from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, parse_target
-from vitfx.pruning.prune_for_goal import MOST_IMAGES
 from vitfx.pruning.token_merging import AUTO
 from vitfx.reports.prune_text import to_table
 from vitfx.runs.choose_classes import Asked, own_classes
@@ -49,26 +43,12 @@ from vitfx.runs.rounds_steps import to_table as rounds_table
 from vitfx.runs.sweep import run_sweep
 from vitfx.runs.sweep_points import to_table as sweep_table
 from vitfx.support.callable_module import make_callable
-from vitfx.support.console import HelpFormatter, entry_point
+from vitfx.support.console import entry_point
 from vitfx.support.devices import pick_device
 from vitfx.support.files import ROUNDS, SWEEP
 from vitfx.support.locks import hold_folder
 from vitfx.support.progress import Watcher, console_watcher
 from vitfx.support.tables import Table
-
-_EXAMPLE = """example:
-  python -m vitfx.prune demo --tau 0.001
-  python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --target-speedup 1.5 --out fast/
-  python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --max-drop 0.5
-  python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --sweep 1.2:2.0:5
-  python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --target-speedup 2 --rounds 2 --recover-minutes 30
-  python -m vitfx.prune vit.pt --data tiny-imagenet-200/ --tau 0.02 --out small/
-  python -m vitfx.prune vit.pt --circuit circuit.json
-  python -m vitfx.prune weights.safetensors --arch timm:vit_small_patch16_224 --data imagenet/
-
-A head or MLP path is deleted if that costs less than τ of KL divergence (nats an image): more τ, more speed, less
-accuracy. If discovery, a sweep or rounds are stopped, the same command goes on (a sweep or rounds without --force).
-`python -m vitfx.discover` finds a circuit and stops there, for you to look at; --circuit goes on from it."""
 
 
 def prune(
@@ -136,7 +116,7 @@ def prune(
 @entry_point
 def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args(given)
+    options = build_parser().parse_args(given)
     console = Console()
     stopped: Callable[[], str] = _begins_anew
 
@@ -190,63 +170,8 @@ def _carry_out(run: PruneRun, watcher: Watcher) -> tuple[Table, str, str | None]
     return to_table(result.report), "the artifact and the report", result.missed
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m vitfx.prune",
-        description=__doc__.partition("\n")[0],
-        epilog=_EXAMPLE,
-        formatter_class=HelpFormatter,
-    )
-    add_inputs(parser)
-    add_task(parser)
-    parser.add_argument(
-        "--circuit",
-        type=Path,
-        help="a circuit.json that vitfx.discover wrote for this model and data: what is dead in it is deleted, and "
-        "nothing is discovered; leave out discovery's arguments",
-    )
-    parser.add_argument("--out", type=Path, help="folder for the results (default: named after MODEL and the request)")
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="replace earlier results in the folder; for a goal, time the model's parts anew",
-    )
-    parser.add_argument(
-        "--eval-samples", type=int, default=2000, help="evaluation images, at most; 0 for all (default 2000)"
-    )
-    parser.add_argument(
-        "--compensate",
-        choices=KINDS,
-        help="what makes up for deletions: ridge, survivors' output weights are refitted, without training, so that "
-        "the residual stream stays near the original's; mean, each deletion leaves its mean behind; none (default "
-        "ridge, which goals always use)",
-    )
-    parser.add_argument(
-        "--compensate-samples",
-        type=int,
-        help=f"images to refit survivors on, at most (default {COMPENSATE_SAMPLES}; for a goal three quarters of "
-        f"--samples, or, where that is left out, of up to {MOST_IMAGES} that a small model has time for)",
-    )
-    parser.add_argument(
-        "--tokens",
-        metavar="SCHEDULE",
-        help="merge alike tokens between attention and MLP (ToMe), on top of what is deleted: r=4, so many in every "
-        "block; 3:8,6:8, block:tokens, blocks from 0; auto, for a goal, where that loses least; off (default auto for "
-        "a goal; otherwise, and where tokens merge already, as in the model given)",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default=FP32,
-        help="int8 (CPU) and fp16 (GPU) also write pruned-int8.onnx or pruned-fp16.onnx, with its own accuracy and "
-        "time in the report; int8 takes its ranges from the calibration images (default fp32)",
-    )
-    add_goal(parser)
-    add_rounds(parser)
-    add_discovery(parser)
-    add_rewrites(parser)
-    add_loading(parser)
-    return parser
+def build_parser() -> CommandParser:
+    return prune_parser(__doc__)
 
 
 make_callable(prune)

@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from vitfx.cli.exit_codes import ending, going_on
-from vitfx.cli.options import OF_IMAGES, add_class_names, add_rewrites, add_runtime, add_task
+from vitfx.cli.options import OF_IMAGES, add_images, add_rewrites, add_runtime, add_task
+from vitfx.cli.parser import CommandParser
 from vitfx.deploy.deployment import default_deployment, read_rewrites
 from vitfx.deploy.openvino_runtime import require_openvino
 from vitfx.deploy.precisions import OPENVINO
@@ -28,7 +29,7 @@ from vitfx.reports.recover_text import to_table
 from vitfx.runs.inputs import count_logits, open_inputs
 from vitfx.runs.recover import STATE, run_recover
 from vitfx.runs.recover_job import RecoverJob
-from vitfx.support.console import HelpFormatter, entry_point
+from vitfx.support.console import entry_point
 from vitfx.support.devices import NAMES, pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_output
@@ -36,13 +37,31 @@ from vitfx.support.locks import hold_folder
 from vitfx.support.progress import console_watcher
 from vitfx.training.config import PRECISIONS
 
-_EXAMPLES = """examples:
-  python -m vitfx.recover small/pruned.pt --teacher vit.pt --data tiny-imagenet-200/ --minutes 30
-  python -m vitfx.recover small/pruned.pt --teacher vit.pt --data photos/ --epochs 5 --loss both --also-baseline
-  python -m vitfx.recover small/pruned.pt --teacher vit.pt --data unlabelled/ --epochs 2 --only lora
-
-Held-out training images decide which weights are kept. They are checked before the first step and several times after
-it, and the check that comes closest to what is taught wins, if it gets no fewer images right than the first.
+_FIRST = {
+    "input": {
+        "model": "pruned.pt of vitfx.prune, or of an earlier run of this command",
+        "--teacher": "the model that it was pruned from: checkpoint, weights, folder, demo",
+        "--data": "images, labelled or not (default: what the artifact names)",
+    },
+    "training": {
+        "--minutes": "retrain for so long by the clock …",
+        "--epochs": "… or for so many passes over the training images",
+        "--loss": "what teaches: the teacher (kd), labels (ce), or both (default kd)",
+        "--only": "what is trained (default all)",
+    },
+    "result": {
+        "--also-baseline": "for comparison, retrain the unpruned model too, by labels",
+        "--out": "folder for the results (default: PRUNED's folder with -recovered)",
+    },
+}
+_EXAMPLES = (
+    "python -m vitfx.recover demo-pruned-tau0.001/pruned.pt --teacher demo --minutes 0.5",
+    "python -m vitfx.recover small/pruned.pt --teacher vit.pt --data photos/ --epochs 5 --loss both",
+    "python -m vitfx.recover small/pruned.pt --teacher vit.pt --minutes 30 --only lora",
+)
+_NOTES = """\
+Held-out training images decide which weights are kept. They are checked before the first step and several times
+after it, and the check that comes closest to what is taught wins, if it gets no fewer images right than the first.
 The folder has pruned.pt, which can be pruned and retrained again, pruned.onnx, pruned.pt2 for torch alone,
 baseline.onnx and the report. If it is stopped, the same command without --force goes on."""
 
@@ -50,7 +69,7 @@ baseline.onnx and the report. If it is stopped, the same command without --force
 @entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
+    options = build_parser().parse_args(given)
     console = Console()
     stopped = going_on(_out(options) / STATE, force=options.force)
 
@@ -66,18 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ending(work, stopped)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m vitfx.recover",
-        description=(__doc__ or "").partition("\n")[0],
-        epilog=_EXAMPLES,
-        formatter_class=HelpFormatter,
-    )
+def build_parser() -> CommandParser:
+    usage = "PRUNED --teacher MODEL [options]"
+    parser = CommandParser("recover", __doc__, usage=usage, first=_FIRST, examples=_EXAMPLES, notes=_NOTES)
     add = parser.add_argument
     add("model", metavar="PRUNED", help="pruned.pt of vitfx.prune, or of an earlier run of this command")
     add("--teacher", required=True, help="the model that it was pruned from: checkpoint, weights, .pt2, folder, demo")
-    add("--data", help="images, labelled or not: a folder, an .npz, or digits (default: what the artifact names)")
-    add_class_names(parser)
+    add_images(parser, "images, labelled or not: a folder, an .npz, or digits (default: what the artifact names)")
     add_task(parser)
     add("--epochs", type=float, help="passes over the training images")
     add(
@@ -90,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--also-baseline",
         action="store_true",
-        help="for comparison, retrain the unpruned model as many steps by labels",
+        help="for comparison, retrain the unpruned model too, by labels",
     )
     _add_training(parser)
     add = parser.add_argument_group("running").add_argument

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from vitfx.cli.exit_codes import ending
+from vitfx.cli.parser import CommandParser
 from vitfx.graph.kinds import KINDS
 from vitfx.reports.pages import compare_page
 from vitfx.reports.peers import read_peers
 from vitfx.reports.read_runs import DAMAGES, Run, read_run
 from vitfx.reports.records import PEERS_RECORD, RUNTIMES_RECORD, TASKS_RECORD, PeersRecord, RuntimesRecord, TasksRecord
 from vitfx.reports.runtimes import read_runtimes
-from vitfx.support.console import HelpFormatter, entry_point
+from vitfx.support.console import entry_point
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_new_file, write_aside
 from vitfx.support.json_files import read_any_json
 
 _RESULTS = "give folders of finished runs, or JSON files of benchmarks.peers, benchmarks.runtimes or tasks"
-_EXAMPLE = """example:
-  python -m vitfx.report small/ smaller/ retrained/ --out compare.html
-  python -m vitfx.report sweep/ rounds/ peers.json
-
+_FIRST = {
+    "input": {
+        "runs": "folders of finished runs, or JSON files of benchmarks.peers, benchmarks.runtimes and "
+        "vitfx.discover --tasks",
+        "--task": "of runs of several tasks show only those whose models answer this",
+    },
+    "result": {
+        "--out": "the page (default compare.html)",
+        "--force": "overwrite the page",
+    },
+}
+_EXAMPLES = (
+    "python -m vitfx.report demo-pruned-tau0.001/ --out demo.html",
+    "python -m vitfx.report small/ smaller/ retrained/ --out compare.html",
+    "python -m vitfx.report sweep/ rounds/ peers.json",
+)
+_NOTES = """\
 Folders are those that vitfx.prune or vitfx.recover wrote: report.json is read, and sweep.json (of --sweep) or
 rounds.json (of --rounds) where there is one. Files are those of python -m benchmarks.peers --out, which give a curve
 for each peer, of python -m benchmarks.runtimes, which give bars for every batch and runtime, and of vitfx.discover
@@ -38,7 +51,7 @@ exit code: 0, or 2 when something you gave can't be used; then nothing is writte
 
 @entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
 
     def work() -> None:
         _check_out(options.out, force=options.force)
@@ -102,13 +115,8 @@ def _check_out(out: Path, *, force: bool) -> None:
     check_new_file(out, force=force)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m vitfx.report",
-        description=(__doc__ or "").partition("\n")[0],
-        epilog=_EXAMPLE,
-        formatter_class=HelpFormatter,
-    )
+def build_parser() -> CommandParser:
+    parser = CommandParser("report", __doc__, usage="RUN ... [options]", first=_FIRST, examples=_EXAMPLES, notes=_NOTES)
     parser.add_argument(
         "runs",
         metavar="RUN",

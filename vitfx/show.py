@@ -17,23 +17,38 @@ from vitfx.circuits.circuit import read_circuit
 from vitfx.circuits.picture import SUFFIXES, picture_bytes
 from vitfx.circuits.summary import summary
 from vitfx.cli.exit_codes import ending
-from vitfx.cli.options import OF_IMAGES, add_reading, refuse_given
+from vitfx.cli.options import INPUT, OF_IMAGES, add_reading, refuse_given
+from vitfx.cli.parser import CommandParser
 from vitfx.deploy.onnx_file import describe, read_onnx
 from vitfx.graph.trace import to_canonical
 from vitfx.images.selection import Selection
 from vitfx.models.chosen import CHOSEN
 from vitfx.runs.inputs import open_model
-from vitfx.support.console import HelpFormatter, entry_point
+from vitfx.support.console import entry_point
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_new_file, write_aside
 
-_EXAMPLE = """example:
-  python -m vitfx.show vit.pt
-  python -m vitfx.show weights.safetensors --arch timm:vit_small_patch16_224
-  python -m vitfx.show demo-pruned-tau0.001/circuit.json
-  python -m vitfx.show circuit.json --out circuit.png --edges 100 --top 20
-  python -m vitfx.show demo-pruned-tau0.001/pruned.onnx
-
+_FIRST = {
+    "input": {
+        "model": "a model as for vitfx.prune; a circuit.json; or an ONNX file",
+        "--arch": INPUT["--arch"],
+        "--image-size": "in pixels, where the file does not say it",
+    },
+    "circuits": {
+        "--out": ".svg or .png (default: beside the circuit, as .svg)",
+        "--force": "overwrite the picture",
+        "--edges": "how many edges to draw at most, the strongest ones (default 200)",
+        "--top": "how many of the strongest edges to list (default 10)",
+    },
+}
+_EXAMPLES = (
+    "python -m vitfx.show demo",
+    "python -m vitfx.show weights.safetensors --arch timm:vit_small_patch16_224",
+    "python -m vitfx.show demo-pruned-tau0.001/circuit.json",
+    "python -m vitfx.show demo-pruned-tau0.001/pruned.onnx",
+    "python -m vitfx.show circuit.json --out circuit.png --edges 100 --top 20",
+)
+_NOTES = """\
 Of a model, the canonical graph is printed that all other commands work on, a line for each sublayer: heads and their
 widths, MLP neurons, the shape of the stream for one image, parameters and FLOPs. No data is needed. Files that vitfx
 wrote are compared with the digests in them, and say what they were made from, ONNX files too.
@@ -50,7 +65,7 @@ _OF_CIRCUITS = ("out", "force", "edges", "top")
 
 @entry_point
 def main(arguments: list[str] | None = None) -> int:
-    parser = _parser()
+    parser = build_parser()
     options = parser.parse_args(arguments)
     path = Path(options.model)
     show = _show_circuit if _is_json(path) else _show_onnx if path.suffix == ".onnx" else _show_model
@@ -116,13 +131,8 @@ def _check_out(out: Path, *, force: bool) -> None:
     check_new_file(out, force=force)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m vitfx.show",
-        description=(__doc__ or "").partition("\n")[0],
-        epilog=_EXAMPLE,
-        formatter_class=HelpFormatter,
-    )
+def build_parser() -> CommandParser:
+    parser = CommandParser("show", __doc__, usage="FILE [options]", first=_FIRST, examples=_EXAMPLES, notes=_NOTES)
     parser.add_argument(
         "model",
         metavar="MODEL|CIRCUIT|ONNX",

@@ -26,12 +26,13 @@ from rich.console import Console
 
 from vitfx.cli.exit_codes import ending, going_on
 from vitfx.cli.options import image_size
+from vitfx.cli.parser import CommandParser
 from vitfx.images.pixel_cache import default_cache
 from vitfx.models.state_dicts import WEIGHTS
 from vitfx.runs.train import run_training
 from vitfx.runs.train_job import TrainJob
 from vitfx.runs.train_record import TrainReport
-from vitfx.support.console import HelpFormatter, entry_point
+from vitfx.support.console import entry_point
 from vitfx.support.devices import NAMES
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_output
@@ -42,12 +43,29 @@ from vitfx.training.config import PACKAGED, PRECISIONS, read_config, sets_image_
 from vitfx.training.loader import pick_workers
 from vitfx.training.state import STATE
 
-_EXAMPLE = """example:
-  python -m vitfx.train --data tiny-imagenet-200/
-  python -m vitfx.train --data tiny-imagenet-200/ --epochs 10 --set augmentation.cutmix=0 --out short/
-  python -m vitfx.train --data photos/ --init vit_b_16.pth --arch torchvision:vit_b_16 --lr 5e-5 --epochs 5
-  torchrun --nproc-per-node=4 -m vitfx.train --data tiny-imagenet-200/
-
+_FIRST = {
+    "input": {
+        "--data": "class folders, or train/ and val/ of them, an .npz, or digits",
+        "--init": "weights to start from (default: from scratch)",
+        "--arch": "vit (vitfx's own), timm:NAME or torchvision:NAME",
+    },
+    "training": {
+        "--config": "the recipe: digits, tiny-imagenet, or a TOML file",
+        "--set": "change one value of the recipe; may be repeated",
+        "--epochs": "passes over the training images",
+        "--batch": "images a step, over all processes",
+        "--lr": "the highest learning rate",
+        "--image-size": "in pixels, to which images are resized",
+    },
+    "result": {"--out": "folder for the results (default: trained-DATA), or FILE.pt"},
+}
+_EXAMPLES = (
+    "python -m vitfx.train --data digits --out digits.pt",
+    "python -m vitfx.train --data photos/ --epochs 9 --set augmentation.cutmix=0 --out short/",
+    "python -m vitfx.train --data photos/ --init vit.pth --arch torchvision:vit_b_16 --epochs 5",
+    "torchrun --nproc-per-node=4 -m vitfx.train --data tiny-imagenet-200/",
+)
+_NOTES = """\
 To change a recipe, copy vitfx/training/configs/tiny-imagenet.toml, which explains every key, and pass the copy with
 --config; or write a file that begins with base = "tiny-imagenet" and has only what differs.
 
@@ -84,7 +102,7 @@ _SIZES = ("width", "depth", "heads", "mlp", "patch")
 @entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
+    options = build_parser().parse_args(given)
     stopped = going_on(_folder(options) / STATE, force=options.force)
     first = os.environ.get("RANK", "0") == "0"
     console = Console(quiet=not first)
@@ -103,13 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ending(work, stopped if first else str)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m vitfx.train",
-        description=(__doc__ or "").splitlines()[0],
-        epilog=_EXAMPLE,
-        formatter_class=HelpFormatter,
-    )
+def build_parser() -> CommandParser:
+    usage = "--data DATA [options]"
+    parser = CommandParser("train", __doc__, usage=usage, first=_FIRST, examples=_EXAMPLES, notes=_NOTES)
     parser.add_argument(
         "--data",
         required=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 from tests.models.test_state_dicts import ARCH, AVERAGE, RAW
 from vitfx import discover, recover, show, train
+from vitfx.cli.parser import CommandParser
 from vitfx.models.weights import fingerprint
 from vitfx.support.errors import UserError
 from vitfx.training.config import read_config
@@ -52,9 +52,9 @@ def test_discover_says_which_and_repeats_the_option(
     assert "--weights ema" in said
 
 
-@pytest.mark.parametrize("parser", [discover._parser, recover._parser, show._parser, train._parser])
-def test_every_command_that_reads_bare_weights_has_it(parser: Callable[[], ArgumentParser]) -> None:
-    assert "--weights" in parser().format_help()
+@pytest.mark.parametrize("parser", [discover.build_parser, recover.build_parser, show.build_parser, train.build_parser])
+def test_every_command_that_reads_bare_weights_has_it(parser: Callable[[], CommandParser]) -> None:
+    assert "--weights" in parser().format_full_help()
 
 
 @pytest.mark.parametrize(("which", "weights"), [("ema", AVERAGE), ("raw", RAW)])

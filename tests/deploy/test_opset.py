@@ -47,7 +47,7 @@ def test_prune_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("opset", ["17", "24", "x"])
 @pytest.mark.parametrize("door", [prune, optimize, recover])
 def test_others_are_refused(door: object, opset: str) -> None:
-    parser = door._parser()  # type: ignore[attr-defined]
+    parser = door.build_parser()  # type: ignore[attr-defined]
     with pytest.raises(SystemExit):
         parser.parse_args(["demo", "--opset", opset])
 

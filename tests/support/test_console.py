@@ -22,8 +22,10 @@ from vitfx.support.console import CLOSED_PIPE, entry_point
 from vitfx.support.progress import console_watcher
 
 ROOT = Path(__file__).resolve().parents[2]
+DOORS = [f"vitfx.{name}" for name in ("discover", "optimize", "prune", "recover", "report", "show", "train")]
 COMMANDS = [
-    *(f"vitfx.{name}" for name in ("__main__", "discover", "optimize", "prune", "recover", "report", "show", "train")),
+    "vitfx.__main__",
+    *DOORS,
     *(f"benchmarks.{name}" for name in ("discovery", "methods", "peers", "runtimes", "training")),
 ]
 
@@ -66,12 +68,14 @@ def streams(encoding: str) -> Iterator[tuple[Stream, Stream]]:
         yield out, err
 
 
-def help_of(name: str) -> None:
-    try:
-        code = import_module(name).main(["--help"])
-    except SystemExit as end:
-        code = end.code
-    assert code == 0, name
+def print_helps() -> None:
+    """Every command's, short and full."""
+    for name, option in [*((name, "--help") for name in COMMANDS), *((name, "--help-all") for name in DOORS)]:
+        try:
+            code = import_module(name).main([option])
+        except SystemExit as end:
+            code = end.code
+        assert code == 0, name
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -82,8 +86,7 @@ def test_every_command_is_ready_for_its_streams(name: str) -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_every_help_can_be_printed(encoding: str) -> None:
     with streams(encoding) as (out, err):
-        for name in COMMANDS:
-            help_of(name)
+        print_helps()
     tau = "τ" if encoding == "utf-8" else "tau"
     assert f"{tau} of KL divergence" in out.text
     assert err.text == ""
@@ -190,10 +193,9 @@ def test_another_broken_pipe_is_a_defect() -> None:
 
 def test_help_fits_a_narrow_console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    for name in COMMANDS:
-        help_of(name)
+    print_helps()
     lines = [line for line in capsys.readouterr().out.splitlines() if len(line) > 40]
-    whole = ("python -m", "torchrun", "--edges 200 --out", "usage: ", "[--")
+    whole = ("python -m", "torchrun", "--edges 200", "usage: ", "[--")
     long = [line for line in lines if not line.strip().startswith(whole) and len(line.split()) > 2]
     assert not long, "\n".join(long)
 

@@ -25,38 +25,47 @@ _ONLY_FOR = {"order": ("acdc",), "metric": ("eap", "eap-ig"), "steps": ("eap-ig"
 """The methods that read a setting, where the others ignore it."""
 
 
+INPUT = {
+    "model": "checkpoint, artifact, weights with --arch, .pt2, HF folder, or demo",
+    "--arch": "the model of bare weights: timm:NAME, torchvision:NAME or hf:DIR",
+    "--data": "images: a folder, an .npz or digits (default: the checkpoint's)",
+}
+"""What the short help has on a model and its images."""
+
+
 def add_inputs(parser: argparse.ArgumentParser) -> None:
-    """MODEL, --data, --labels and --class-names."""
+    """MODEL and `add_images`."""
     parser.add_argument(
         "model", metavar="MODEL", help="checkpoint, artifact, weights, .pt2, Hugging Face folder, or demo"
     )
-    parser.add_argument("--data", help="images: a folder, an .npz file, or digits (default: the checkpoint's data set)")
-    add_class_names(parser)
+    add_images(parser, "images: a folder, an .npz file, or digits (default: the checkpoint's data set)")
 
 
-def add_class_names(parser: argparse.ArgumentParser) -> None:
-    """--class-names and --labels."""
-    parser.add_argument(
+def add_images(parser: argparse.ArgumentParser, data: str) -> None:
+    """Images, their labels, and which of the classes count. data: the help of --data."""
+    add = parser.add_argument_group("images and classes").add_argument
+    add("--data", help=data)
+    add(
         "--labels",
         type=Path,
         metavar="FILE",
         help="labels of the images, several each if need be, in place of folders' names: a CSV with lines of "
         "file,label,label… or with a header that names the labels and a 0 or 1 for each",
     )
-    parser.add_argument(
+    add(
         "--class-names",
         type=Path,
         metavar="FILE",
         help="names of the model's classes, one a line in the order of its logits, where the model has none or others "
         "than the data",
     )
-    parser.add_argument(
+    add(
         "--classes",
         metavar="FILE|NAME,NAME",
         help="the classes that are needed: the others' logits go, and only images of these count; names, WordNet ids, "
         "words for them, or numbers of logits from 0, between commas or in a file, one a line (default: all)",
     )
-    parser.add_argument(
+    add(
         "--other",
         action="store_true",
         help='with --classes: one more class for "none of these", whose logit is the log-sum-exp of the others\'; as '
