@@ -36,15 +36,16 @@ from vitfx.images.preprocess import Preprocess
 from vitfx.models.checkpoint import save_checkpoint
 from vitfx.models.vit import Block, ViT
 from vitfx.support.console import entry_point
+from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside
-from vitfx.support.json_files import write_json
+from vitfx.support.json_files import read_json, write_json
 from vitfx.support.progress import Watcher
 from vitfx.support.tables import Table
 
 FORMAT = "vitfx-planted/1"
 EXAMPLE = """example:
   python -m benchmarks.planted planted/
-  python -m vitfx.discover planted/planted.pt --paths 2 --granularity edge --tau 0.01"""
+  python -m benchmarks.faithfulness planted/planted.pt --paths 2 --granularity edge --truth planted/circuit.json"""
 
 SIDE, PATCH, HEADS = 9, 3, 4
 PATHS = 2
@@ -148,7 +149,7 @@ def planted_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_planted(folder: Path, count: int = 1000, seed: int = 0) -> None:
-    """planted.pt, images.npz, which it names, and circuit.json, the edges of `CIRCUIT`."""
+    """planted.pt, images.npz, which it names, and circuit.json, see `read_circuit_names`."""
     folder.mkdir(parents=True, exist_ok=True)
     images, labels = planted_images(count, seed)
     data = folder / "images.npz"
@@ -166,6 +167,14 @@ def write_planted(folder: Path, count: int = 1000, seed: int = 0) -> None:
         made_by="python -m benchmarks.planted",
     )
     write_json(folder / "circuit.json", FORMAT, {"edges": {name: list(edges) for name, edges in CIRCUIT.items()}})
+
+
+def read_circuit_names(path: Path, granularity: str) -> frozenset[str]:
+    """The edges, by name, that a circuit.json of `write_planted` has for this granularity. Raises UserError."""
+    edges = read_json(path, FORMAT, "give the circuit.json of benchmarks.planted").get("edges")
+    if not isinstance(edges, dict) or granularity not in edges:
+        raise UserError(f"{path} has no circuit of the {granularity} graph: choose another --granularity")
+    return frozenset(edges[granularity])
 
 
 def _places(feature: str) -> tuple[int, int]:
