@@ -130,6 +130,12 @@ class RestoreTokens(nn.Module):
         return {}
 
 
+def average_groups(x: Tensor, groups: Tensor, count: int) -> Tensor:
+    """What merged tokens stand for: (B, T, D), groups (B, T) -> the average of each group, (B, count, D)."""
+    members = _one_hot(groups, count).to(x.dtype)
+    return members @ x / members.sum(-1, keepdim=True)
+
+
 def _one_hot(place: Tensor, places: int) -> Tensor:
     """bool (B, places, n): where each of n has its place. place: (B, n)."""
     return place.unsqueeze(1) == torch.arange(places, device=place.device).unsqueeze(-1)

@@ -18,7 +18,7 @@ from vitfx.recovery.checks import Check, best_of, held_out_logits, is_stale, sco
 from vitfx.recovery.data import Batch, RecoverData
 from vitfx.recovery.distill import unexplained
 from vitfx.recovery.settings import RecoverSettings, rate_factor
-from vitfx.recovery.teacher import TappedModel, Teacher
+from vitfx.recovery.teacher import TappedModel, Teacher, like_merged
 from vitfx.support.devices import synchronize
 from vitfx.support.errors import UserError
 from vitfx.support.interrupts import Interrupts
@@ -150,9 +150,9 @@ class Course:
         if self.tapped is not None:
             taught, theirs = self.teacher.streams(batch.images)
             with autocast(self.device, self.precision):
-                logits, ours = self.tapped(images)
+                logits, ours, groups = self.tapped(images)
             near = self.settings.objective(logits, labels, taught, self.measure)
-            return near + self.settings.objective.hidden * unexplained(ours, theirs)
+            return near + self.settings.objective.hidden * unexplained(ours, like_merged(theirs, ours, groups))
         answers = self.teacher.logits(batch.images, batch.places) if self.settings.objective.needs_teacher else None
         with autocast(self.device, self.precision):
             logits = self.student(images)

@@ -24,7 +24,7 @@ from vitfx.recovery.course import Course
 from vitfx.recovery.data import VARIANTS, RecoverData, load
 from vitfx.recovery.distill import Objective
 from vitfx.recovery.settings import RecoverSettings
-from vitfx.recovery.teacher import Answers, TappedModel, Teacher, fits, frozen, protected_tokens, shared_sublayers
+from vitfx.recovery.teacher import Answers, TappedModel, Teacher, fits, frozen, shared_sublayers
 from vitfx.recovery.trainable import merge_adapters, prepare
 from vitfx.support.errors import UserError
 from vitfx.support.files import writing
@@ -203,8 +203,8 @@ def _taps(
 ) -> tuple[TappedModel | None, TappedModel | None]:
     if not objective.hidden:
         return None, None
-    names, first = shared_sublayers(student, teacher), protected_tokens(student)
-    return TappedModel(student, names, first), TappedModel(teacher, names, first)
+    names = shared_sublayers(student, teacher)
+    return TappedModel(student, names), TappedModel(teacher, names)
 
 
 def _answers(

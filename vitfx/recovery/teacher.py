@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from passes.merging import MergeTokens
+from passes.merging import MergeTokens, RestoreTokens, average_groups
 from passes.stream import module_of, read_sites
 from vitfx.support.files import writing
 from vitfx.training.precision import autocast
@@ -84,7 +84,7 @@ class Teacher:
         """Logits and streams, computed anew each time."""
         assert self.tapped is not None
         with autocast(self.device, self.precision):
-            logits, streams = self.tapped(images.to(self.device))
+            logits, streams, _ = self.tapped(images.to(self.device))
         return logits.float(), streams
 
 
@@ -102,36 +102,56 @@ def fits(data_images: int, variants: int | None, classes: int) -> bool:
 
 
 def shared_sublayers(student: GraphModule, teacher: GraphModule) -> tuple[str, ...]:
-    """The sublayers that both have, in the order of the stream; not those of a student whose tokens all merge."""
-    protected = protected_tokens(student)
-    ours = {site.name for site in read_sites(student)} - {name for name, count in protected.items() if not count}
-    return tuple(site.name for site in read_sites(teacher) if site.name in ours)
-
-
-def protected_tokens(student: GraphModule) -> dict[str, int]:
-    """Of each sublayer behind a merge of tokens, how many of the first tokens never merge: both models have these."""
-    counts, protected = {}, None
-    for site in read_sites(student):
-        if protected is not None:
-            counts[site.name] = protected
-        merge = None if site.merge is None else module_of(student, site.merge)
-        protected = merge.protected if isinstance(merge, MergeTokens) else protected
-    return counts
+    """The sublayers that both have, in the order of the stream, but none behind a merge of the teacher's own tokens:
+    the student's there may stand for others."""
+    ours, names = {site.name for site in read_sites(student)}, []
+    for site in read_sites(teacher):
+        if site.name in ours:
+            names.append(site.name)
+        if site.merge is not None:
+            break
+    return tuple(names)
 
 
 class TappedModel(nn.Module):
-    """(B, C, H, W) -> logits (B, K), and the streams (B, T, D) behind the named sublayers, by the graph's modules."""
+    """(B, C, H, W) -> logits (B, K), the streams (B, T, D) behind the named sublayers, by the graph's modules, and for
+    each the groups int64 (B, tokens of old): which of the T stands for each, None where none has merged."""
 
-    def __init__(self, graph_module: GraphModule, names: Sequence[str], first: Mapping[str, int] | None = None) -> None:
-        """first: by name, of how many of the first tokens; of all where it has no entry."""
+    def __init__(self, graph_module: GraphModule, names: Sequence[str]) -> None:
         super().__init__()
-        self._first = [(first or {}).get(name) for name in names]
-        adds = {site.name: site.add for site in read_sites(graph_module)}
+        sites = {site.add: site.name for site in read_sites(graph_module)}
         graph, placed = Graph(), dict[Node, Node]()
         logits = graph.graph_copy(graph_module.graph, placed)
-        graph.output((logits, tuple(placed[adds[name]] for name in names)))
+        # A list, since the modules are the graph's already.
+        self._merges: list[MergeTokens] = []
+        adds, behind, keys, merged = {}, {}, [], 0
+        for node in graph_module.graph.nodes:
+            module = module_of(graph_module, node)
+            if isinstance(module, MergeTokens):
+                self._merges.append(module)
+                keys.append(placed[node.args[1]])
+                merged = len(self._merges)
+            elif isinstance(module, RestoreTokens):
+                merged = 0
+            elif node in sites:
+                adds[sites[node]], behind[sites[node]] = placed[node], merged
+        self._behind = [behind[name] for name in names]
+        graph.output((logits, tuple(adds[name] for name in names), tuple(keys)))
         self.graph_module = GraphModule(graph_module, graph)
 
-    def forward(self, pixels: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
-        logits, streams = self.graph_module(pixels)
-        return logits, tuple(stream[:, :first] for stream, first in zip(streams, self._first, strict=True))
+    def forward(self, pixels: Tensor) -> tuple[Any, tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        logits, streams, keys = self.graph_module(pixels)
+        groups: list[Tensor | None] = [None]
+        for merge, key in zip(self._merges, keys, strict=True):
+            groups.append(merge.follow(key, groups[-1]))
+        return logits, streams, tuple(groups[merged] for merged in self._behind)
+
+
+def like_merged(
+    theirs: Sequence[Tensor], ours: Sequence[Tensor], groups: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """Streams of whole tokens, averaged over the groups that stand for them in other streams."""
+    return tuple(
+        stream if group is None else average_groups(stream.float(), group, merged.shape[1])
+        for stream, merged, group in zip(theirs, ours, groups, strict=True)
+    )
