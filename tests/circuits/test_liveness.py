@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from tests.support.checks import assert_equal, canonical
+from passes.base import run_passes
+from passes.delete_mlp_paths import DeleteMlpPaths
+from tests.support.checks import assert_equal, canonical, plan_of, traced
 from tests.support.families import images
 from vitfx.circuits.circuit import Circuit, Decision
 from vitfx.circuits.edge_graph import EdgeGraph
@@ -71,6 +73,33 @@ def test_a_head_without_values_is_a_constant_where_they_are_the_same_for_every_t
     assert dead("qkv", without_values, "mean") == []
     assert dead("qkv", lambda w, r: r in ("a1.h3.q", "a1.h3.k")) == []
     assert dead("qkv", lambda w, r: r.startswith("a1.h3")) == ["a1.h3"]
+
+
+def test_a_head_that_sees_the_image_by_its_queries_alone_is_dead_where_keys_and_values_are_the_same():
+    assert dead("qkv", lambda w, r: r in ("a1.h3.k", "a1.h3.v"), "zero") == ["a1.h3"]
+
+
+@pytest.mark.parametrize("folded", [True, False], ids=["bias", "constant"])
+def test_a_bias_or_constant_that_differs_by_token_keeps_the_pattern_alive(folded):
+    """Without an image's part and any reference values still differ from token to token: the pattern counts."""
+    graph_module = canonical()
+    plan = plan_of(graph_module, {"m0": range(48)}, "position")
+    changed = rewrite(graph_module, plan) if folded else run_passes(graph_module, [DeleteMlpPaths(plan)])
+    graph = EdgeGraph(changed.graph_module, {name: PATHS[name] for name in ("m1", "m2")}, "qkv")
+    circuit = circuit_of(graph, lambda w, r: r == "a1.h3.v")
+    assert dead_writers(circuit, graph, None) == ()
+    pixels = images(2, torch.float64)
+    without = graph.run(pixels, circuit.removed, make_reference(graph, pixels, "zero"))
+    assert not torch.allclose(without, changed.graph_module(pixels))
+
+
+def test_constants_are_added_up_in_float64():
+    graph_module = traced("vitfx").graph_module
+    graph = EdgeGraph(graph_module, PATHS)
+    reference = make_reference(graph, images(4), "mean")
+    (deletion,) = make_plan(circuit_of(graph, lambda w, r: w == "m1.p0"), graph, reference).deletions
+    weight, units = graph_module.m1.out.weight.double(), list(range(0, 48, 2))
+    assert torch.equal(deletion.constant, reference["m1"][units] @ weight[:, units].T)
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean", "position-mean"])

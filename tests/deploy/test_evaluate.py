@@ -81,6 +81,18 @@ def test_corrupt_images_are_counted_and_not_scored(tmp_path: Path) -> None:
     assert seen[-1] == (7, 7)
 
 
+@pytest.mark.parametrize("batch", [2, 7])
+def test_means_are_over_the_images_that_are_scored(tmp_path: Path, batch: int) -> None:
+    """Of seven images two are corrupt: both models answer every other image alike."""
+    images = damaged(tmp_path, good=5, bad=[b"no image"])
+    answers = {"first": torch.tensor([2.0, 0, 0]), "second": torch.tensor([0.0, 1, 0])}
+    found = evaluate({name: lambda x, z=z: z.expand(len(x), 3) for name, z in answers.items()}, images, batch=batch)
+    first, second = (z.double().log_softmax(0) for z in answers.values())
+    assert found["second"].kl == pytest.approx(float((first.exp() * (first - second)).sum()))
+    assert found["second"].loss == pytest.approx(-float(second[0]))
+    assert (found["second"].accuracy, found["second"].agreement) == (0, 0)
+
+
 def test_the_device_is_waited_for(digits: ImageSet) -> None:
     waits: list[None] = []
     evaluate({"only": lambda x: torch.zeros(len(x), 10)}, digits, batch=25, synchronize=lambda: waits.append(None))

@@ -9,7 +9,8 @@ from torchvision.models import VisionTransformer
 
 import vitfx.deploy.export
 from tests.support.exports import to_onnx
-from vitfx.deploy.export import ExportMismatch, compare_onnx, export_onnx
+from vitfx.deploy.export import ExportMismatch, compare_onnx, export_checked, export_onnx
+from vitfx.deploy.runtime import open_session
 from vitfx.support.errors import UserError
 from vitfx.support.files import WriteError
 
@@ -107,6 +108,35 @@ def test_module_is_left_as_it_was(tmp_path):
         assert torch.equal(tensor, before[name]) and tensor.dtype == torch.float32
     compare_onnx(tmp_path / "vit.onnx", vit, torch.randn(2, 3, 32, 32))
     assert vit.training
+
+
+def test_a_module_in_training_mode_is_exported_at_rest(tmp_path):
+    """Its dropout, and the statistics of its batches, are no part of the file."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4))
+    pixels = torch.randn(5, 3, 2, 2)
+    module.train()(torch.randn(9, 3, 2, 2))
+    export_onnx(module, tmp_path / "resting.onnx", pixels[:2], {})
+    assert module.training and module[2].num_batches_tracked == 1
+    expected = module.eval()(pixels)
+    found = open_session(tmp_path / "resting.onnx", torch.device("cpu")).run(pixels)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_file_that_differs_is_removed(tmp_path):
+    module, other = (nn.Sequential(nn.Flatten(), nn.Linear(12, 4)) for _ in range(2))
+    pixels = torch.randn(3, 3, 2, 2)
+    model = to_onnx(module, pixels, {})
+    with pytest.raises(ExportMismatch, match="differs from torch by"):
+        export_checked(model, tmp_path / "other.onnx", other, pixels)
+    assert not list(tmp_path.iterdir())
+    assert export_checked(model, tmp_path / "own.onnx", module, pixels) < 1e-5
+
+
+def test_compare_catches_more_logits_than_the_modules(exported):
+    vit = small_vit()
+    vit.heads.head = nn.Linear(32, 1)
+    with pytest.raises(ExportMismatch, match=r"\(1, 10\) where torch gives \(1, 1\)"):
+        compare_onnx(exported, vit, torch.randn(2, 3, 32, 32))
 
 
 def test_double_precision_module_exports_as_such(tmp_path):

@@ -61,6 +61,26 @@ class _Wrong(Pass):
         return PassResult(graph_module, True)
 
 
+class _Shifted(Pass):
+    """Moves all logits to one side."""
+
+    def __init__(self, by):
+        self.by = by
+
+    def rewrite(self, graph_module):
+        with torch.no_grad():
+            [bias] = [value for name, value in graph_module.head.named_parameters() if value.dim() == 1]
+            bias.add_(self.by)
+        return PassResult(graph_module, True)
+
+
+@pytest.mark.parametrize("by", [1e-7, -1e-7, float("nan")])
+def test_a_rewrite_that_moves_the_logits_to_either_side_is_caught(by, monkeypatch):
+    monkeypatch.setitem(vitfx.deploy.lowering.PASSES, "fold_scales", lambda _: _Shifted(by))
+    with pytest.raises(VerificationError, match="fold_scales changes the logits by"):
+        lower(canonical().float(), ["fold_scales"], PIXELS)
+
+
 def test_a_rewrite_that_changes_the_logits_is_caught_and_named(monkeypatch):
     monkeypatch.setitem(vitfx.deploy.lowering.PASSES, "fold_scales", lambda _: _Wrong())
     with pytest.raises(VerificationError, match="fold_scales changes the logits by"):

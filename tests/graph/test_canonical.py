@@ -7,7 +7,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vitfx.graph.canonical import read_module
+from vitfx.graph.canonical import check_answers_differ, read_module
+from vitfx.graph.trace import to_canonical
+from vitfx.graph.verify import VerificationError
 from vitfx.models.vit import ViT
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Silent
@@ -27,10 +29,12 @@ class Noisy(nn.Module):
             return self.model(images + torch.randn_like(images))
         if self.kind == "dropout":
             return nn.functional.dropout(self.model(images), 0.5, training=True)
+        if self.kind == "a little":
+            return self.model(images) * (1 + 1e-3 * torch.rand(3))
         return self.model(images) + torch.rand(3)
 
 
-@pytest.mark.parametrize("kind", ["images", "dropout", "logits"])
+@pytest.mark.parametrize("kind", ["images", "dropout", "logits", "a little"])
 def test_random_models_are_refused(kind: str) -> None:
     torch.manual_seed(0)
     with pytest.raises(UserError, match="two calls differ for the same images"):
@@ -56,3 +60,42 @@ def test_zero_key_biases_are_not_shared() -> None:
         nn.init.normal_(weight, std=0.2)
     notes = read_module(beit, torch.randn(4, 3, 8, 8), Silent()).notes
     assert not any("shares weights" in note for note in notes)
+
+
+@pytest.mark.parametrize("factor", [1.001, 0.999])
+def test_a_graph_that_answers_otherwise_than_its_model_is_refused(
+    factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def off(*arguments: object) -> object:
+        traced = to_canonical(*arguments)
+        with torch.no_grad():
+            for weight in traced.graph_module.head.parameters():
+                weight.mul_(factor)
+        return traced
+
+    torch.manual_seed(0)
+    model = ViT(**SIZES).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            nn.init.normal_(weight, std=0.2)
+        list(model.parameters())[-1].fill_(9)
+    monkeypatch.setattr("vitfx.graph.canonical.to_canonical", off)
+    with pytest.raises(VerificationError, match=r"logits differ from the model's by 1\.\de-03 of their greatest"):
+        read_module(model, torch.randn(4, 3, 8, 8), Silent())
+
+
+def test_a_head_that_was_never_trained_is_refused() -> None:
+    model = ViT(**SIZES).eval()
+    with torch.no_grad():
+        for weight in list(model.parameters())[-2:]:
+            weight.zero_()
+    with pytest.raises(UserError, match="the model's logits are zero for every image: its head was never trained"):
+        read_module(model, torch.randn(4, 3, 8, 8), Silent())
+
+
+def test_answers_that_hardly_differ_say_something() -> None:
+    answers = torch.ones(3, 2)
+    with pytest.raises(UserError, match="the same answer for all 3 calibration images"):
+        check_answers_differ(answers)
+    answers[2, 1] += 1e-3
+    check_answers_differ(answers)

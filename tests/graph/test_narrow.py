@@ -66,6 +66,17 @@ def test_references_of_each_token_are_cut_behind_the_last_attention_only():
     assert torch.equal(cut["a2"][0], reference["a2"][0])
 
 
+def test_references_are_cut_to_the_very_tokens_that_are_carried():
+    """Here all but the class token and two registers, which come first."""
+    graph_module = canonical("timm-layerscale-average-registers")
+    hidden = graph_module.m0.units
+    graph = EdgeGraph(graph_module, {f"m{i}": [range(hidden)] for i in range(3)})
+    found = narrow(graph.stages, PIXELS)
+    assert found.tokens.tolist() == list(range(3, 19))
+    reference = make_reference(graph, PIXELS, "position-mean")
+    assert torch.equal(found.reference(reference)["m2"], reference["m2"][3:])
+
+
 class _Reads(nn.Module):
     def __init__(self, rule):
         super().__init__()

@@ -1,8 +1,10 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
 
+from passes.cost import Cost, predict_cost
 from passes.merge_tokens import MergeBySchedule
 from passes.token_schedule import TokenCounts, TokenSchedule
 from tests.support.checks import assert_equal, canonical, plan_of, traced
@@ -11,7 +13,7 @@ from vitfx.circuits.circuit import Circuit, Decision, Edge
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.circuits.liveness import make_plan
 from vitfx.discovery.basis.ablation import make_reference
-from vitfx.graph.verify import VerificationError, ablated_logits, rewrite, rewritten, verify
+from vitfx.graph.verify import Verification, VerificationError, ablated_logits, rewrite, rewritten, verify
 
 PATHS = {name: [range(0, 48, 2), range(1, 48, 2)] for name in ("m0", "m1", "m2")}
 
@@ -62,6 +64,78 @@ def test_a_wrong_artifact_fails_and_the_place_is_named(graph_module, plan, name,
     with torch.no_grad():
         broken.mul_(1.5).add_(0.01)
     with pytest.raises(VerificationError, match=f"part at .*{where}"):
+        verify(graph_module, wrong, plan, images(4))
+
+
+COST = Cost(parameters=9, flops=99, heads=1, neurons=2, sublayers=2)
+PASSED = Verification(1e-5, 0.99e-4, 0.99e-9, 4, COST, COST, COST)
+
+
+@pytest.mark.parametrize(
+    "worse",
+    [
+        {"relative": 1.01e-4},
+        {"relative": float("nan")},
+        {"float64": 1.01e-9},
+        {"float64": float("nan")},
+        *({"measured": dataclasses.replace(COST, **{field.name: 0})} for field in dataclasses.fields(Cost)),
+    ],
+    ids=str,
+)
+def test_a_proof_passes_by_all_of_its_figures(worse):
+    assert PASSED.passed
+    assert not dataclasses.replace(PASSED, **worse).passed
+
+
+@pytest.mark.parametrize("error", [3e-4, -3e-4, float("nan")])
+@pytest.mark.parametrize("image", [0, 3])
+def test_an_artifact_whose_logits_are_off_in_one_image_fails(graph_module, plan, image, error):
+    """By more than rounding, on whichever side."""
+    wrong = rewrite(graph_module, plan).graph_module
+    greatest = float(ablated_logits(graph_module, plan, images(4)).abs().max())
+
+    def shift(module, args, logits):
+        logits[image : image + 1] += error * greatest
+        return logits
+
+    wrong.register_forward_hook(shift)
+    with pytest.raises(
+        VerificationError, match=r"differ from the ablated model's by (3\.0e-04|nan) .* than 1e-04; they"
+    ):
+        verify(graph_module, wrong, plan, images(4))
+
+
+@pytest.mark.parametrize("factor", [1 + 1e-7, 1 - 1e-7])
+def test_a_rewrite_that_is_off_by_less_than_rounding_fails_in_float64(graph_module, plan, factor, monkeypatch):
+    artifact = rewrite(graph_module, plan).graph_module
+
+    def inexact(*arguments, **options):
+        result = rewrite(*arguments, **options)
+        with torch.no_grad():
+            result.graph_module.a1.out.weight.mul_(factor)
+        return result
+
+    monkeypatch.setattr("vitfx.graph.verify.rewrite", inexact)
+    with pytest.raises(VerificationError, match="of their greatest, more than 1e-09"):
+        verify(graph_module, artifact, plan, images(4))
+
+
+@pytest.mark.parametrize("figure", [field.name for field in dataclasses.fields(Cost)])
+def test_a_cost_that_is_not_as_predicted_fails(graph_module, plan, figure, monkeypatch):
+    def off(*arguments):
+        predicted = predict_cost(*arguments)
+        return dataclasses.replace(predicted, **{figure: getattr(predicted, figure) + 1})
+
+    monkeypatch.setattr("vitfx.graph.verify.predict_cost", off)
+    with pytest.raises(VerificationError, match=f"the plan predicts .*{figure}="):
+        verify(graph_module, rewrite(graph_module, plan).graph_module, plan, images(4))
+
+
+def test_a_stream_that_is_only_smaller_is_named(graph_module, plan):
+    wrong = rewrite(graph_module, plan).graph_module
+    with torch.no_grad():
+        wrong.a0.out.bias[..., 5] -= 0.5
+    with pytest.raises(VerificationError, match="part at the stream that m0 reads"):
         verify(graph_module, wrong, plan, images(4))
 
 

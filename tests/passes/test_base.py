@@ -10,7 +10,7 @@ from passes.base import Pass, PassError, PassResult, PromiseError, RequirementEr
 from passes.delete_heads import DeleteHeads
 from passes.plan import DeletionPlan
 from passes.stream import is_canonical, read_sites
-from tests.support.checks import canonical
+from tests.support.checks import canonical, plan_of
 
 
 def _doubling() -> GraphModule:
@@ -73,6 +73,12 @@ class HidesASetting(Pass):
         return PassResult(graph_module, False)
 
 
+class HidesAWriteIntoABuffer(Pass):
+    def rewrite(self, graph_module):
+        graph_module.a0.out.weight.requires_grad_(False)[0, 0] = 0
+        return PassResult(graph_module, False)
+
+
 class WorksOnACopy(Negate):
     in_place = False
 
@@ -90,6 +96,12 @@ def test_passes_work_on_a_copy_recompiled_with_notes():
 
 def test_no_pass_changes_nothing():
     assert not run_passes(_doubling(), []).changed
+
+
+def test_a_change_is_told_whatever_comes_behind_it():
+    assert run_passes(
+        canonical(), [DeleteHeads(plan_of(canonical(), {"a0": [1]})), DeleteHeads(DeletionPlan())]
+    ).changed
 
 
 def test_names_are_those_of_the_classes():
@@ -136,6 +148,7 @@ class ForgetsTheDialect(Negate):
         (HidesAChange(), "hides_a_change: it reported no change and changed the graph module that it was given"),
         (HidesAWrite(), "hides_a_write: it reported no change"),
         (HidesASetting(), "hides_a_setting: it reported no change"),
+        (HidesAWriteIntoABuffer(), "hides_a_write_into_a_buffer: it reported no change"),
     ],
 )
 def test_a_failed_promise(failing, sentence):
@@ -172,3 +185,35 @@ def test_a_graph_that_is_used_up_is_not_copied() -> None:
     graph_module = canonical().float()
     assert run_passes(graph_module, [DeleteHeads(DeletionPlan())], consume=True).graph_module is graph_module
     assert run_passes(graph_module, [DeleteHeads(DeletionPlan())]).graph_module is not graph_module
+
+
+def _second_input(graph):
+    with graph.inserting_before(next(iter(graph.nodes))):
+        graph.placeholder("more")
+
+
+def _past_the_last_sublayer(graph):
+    (norm,) = graph.find_nodes(op="call_module", target="norm")
+    norm.replace_input_with(norm.args[0], norm.args[0].args[0])
+
+
+def _two_read_a_norm(graph):
+    (norm,) = graph.find_nodes(op="call_module", target="a0_norm")
+    (output,) = graph.find_nodes(op="output")
+    with graph.inserting_before(output):
+        output.args = (graph.call_function(operator.add, (output.args[0], norm)),)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_second_input, "one input, this one has 2"),
+        (_past_the_last_sublayer, "node norm reads .* where the stream is m2_add"),
+        (_two_read_a_norm, "a0 does not read its LayerNorm a0_norm alone"),
+    ],
+)
+def test_a_damaged_chain_is_not_canonical(damage, reason):
+    graph_module = canonical()
+    damage(graph_module.graph)
+    with pytest.raises(PassError, match=reason):
+        is_canonical(graph_module)

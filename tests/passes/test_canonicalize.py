@@ -5,12 +5,15 @@ import timm
 import torch
 from timm.layers import AttentionPoolLatent
 
+from passes.base import PassError, run_passes
+from passes.canonicalize import Canonicalize
 from passes.dialect import Attention
+from passes.match_mlp import match_mlp
 from passes.mlp import Mlp
 from passes.stream import is_canonical, read_sites
 from tests.support.checks import assert_equal, assert_trainable, canonical, traced
 from tests.support.families import CLASSES, FAMILIES, REFUSED, SIZE, HandWritten, images, make, randomised
-from vitfx.graph.trace import to_canonical
+from vitfx.graph.trace import aten_graph, to_canonical
 from vitfx.support.errors import UserError
 
 ROUNDED = {
@@ -281,6 +284,65 @@ def test_a_value_that_differs_is_not_believed(monkeypatch):
     assert [module.activation_name for module in modules[1::2]] == ["gelu", "gelu_1", "gelu_2"]
     with torch.no_grad():
         assert_equal(found.graph_module(images(3)), make("timm")(images(3)), 1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float32, 1.001), (torch.float64, 1 + 1e-7), (torch.float32, 0)])
+def test_a_match_that_is_off_is_not_believed(dtype, factor, monkeypatch):
+    """Whatever a match says it is, it must give the recorded values, to rounding."""
+
+    def wrong(*arguments):
+        module = match_mlp(*arguments)
+        with torch.no_grad():
+            module.out.weight.mul_(factor)
+        return module
+
+    monkeypatch.setattr("passes.canonicalize.match_mlp", wrong)
+    found = to_canonical(make("timm").to(dtype), images(2, dtype))
+    assert [site.name for site in read_sites(found.graph_module)] == ["a0", "a1", "a2"]
+    assert all("is not prunable: the matched Mlp is off by" in note for note in found.notes)
+    with torch.no_grad():
+        assert_equal(found.graph_module(images(3, dtype)), make("timm").to(dtype)(images(3, dtype)), 1e-5)
+
+
+class Masked(HandWritten):
+    """Attention in one operator, with a mask."""
+
+    def __init__(self, **mask):
+        super().__init__()
+        self.mask = mask
+
+    def attention(self, block, x):
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in block["qkv"](x).chunk(3, -1))
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, **self.mask)
+        return block["proj"](mixed.transpose(1, 2).flatten(2))
+
+
+def test_a_mask_is_a_position_bias():
+    near = (torch.arange(16)[:, None] - torch.arange(16)).abs() < 3
+    model = randomised(Masked(attn_mask=near))
+    found = to_canonical(model, images(2))
+    assert found.notes == ()
+    bias = read_sites(found.graph_module)[0].module.core.position_bias
+    assert torch.equal(bias[0], torch.zeros(16, 16).masked_fill(~near, -torch.inf))
+    with torch.no_grad():
+        assert_equal(found.graph_module(images(3)), model(images(3)), 1e-5)
+
+
+def test_a_causal_attention_is_named():
+    with pytest.raises(UserError, match="its attention has dropout or a causal mask"):
+        to_canonical(randomised(Masked(is_causal=True)), images(2))
+
+
+def test_one_image_and_two_answers_are_refused():
+    with pytest.raises(PassError, match="a batch of 1: give two, to tell the axes apart"):
+        Canonicalize(images(1))
+
+    class Twice(HandWritten):
+        def forward(self, x):
+            return super().forward(x), x
+
+    with pytest.raises(PassError, match="the model returns 2 tensors"):
+        run_passes(aten_graph(Twice().eval(), images(2)), [Canonicalize(images(2))])
 
 
 def test_canonical_graphs_are_taken_as_they_are():

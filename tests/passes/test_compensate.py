@@ -49,6 +49,17 @@ def test_projections_become_the_plans():
     assert not unchanged.changed
 
 
+def test_another_plans_refit_takes_the_place_of_the_first():
+    graph_module = canonical()
+    first, second = (with_refits(graph_module, DeletionPlan(), ("m0",), seed) for seed in (0, 1))
+    once = run_passes(graph_module, [Compensate(first)]).graph_module
+    twice = run_passes(once, [Compensate(second)])
+    assert twice.changed
+    assert torch.equal(twice.graph_module.m0.out.weight, second.refits[0].weight)
+    shifts = first.refits[0].shift + second.refits[0].shift
+    assert_equal(twice.graph_module.m0.out.bias, graph_module.m0.out.bias + shifts, 1e-12)
+
+
 def test_without_refits_nothing_changes():
     graph_module = canonical()
     check(Compensate(DeletionPlan()), graph_module, PIXELS, graph_module(PIXELS).detach(), changes=False, nodes=0)

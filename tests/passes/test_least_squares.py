@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from passes.least_squares import SHRINKAGES, Moments, ridge
+from passes.least_squares import SHRINKAGES, Moments, gram, ridge
 
 
 def rows(count, inputs=6, outputs=3, seed=0, dtype=torch.float64):
@@ -77,3 +77,9 @@ def test_inputs_that_never_vary_leave_a_shift():
     found = ridge(Moments.of(inputs, missing), Moments.of(inputs, missing))
     assert found.change is None
     assert torch.equal(found.shift, torch.full((2,), 3.0, dtype=torch.float64))
+
+
+def test_products_of_wide_rows_are_those_of_one_product():
+    """Wider than two blocks and a part of a third."""
+    wide, _ = rows(5, inputs=900)
+    assert torch.allclose(gram(wide), wide.T @ wide, rtol=1e-12)

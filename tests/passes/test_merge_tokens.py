@@ -1,5 +1,7 @@
 """Tokens merge as ToMe merges them, and all that a canonical graph can do it can do then."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,14 +9,16 @@ from hypothesis import strategies as st
 
 from passes.base import PassError, run_passes
 from passes.cost import measure_cost
+from passes.delete_mlp_paths import DeleteMlpPaths
 from passes.merge_tokens import MergeBySchedule, UndoMerges, schedule_of, token_counts
 from passes.merging import MergeTokens
 from passes.stream import read_sites
 from passes.token_schedule import TokenSchedule
 from tests.support.checks import canonical, check, plan_of, traced
-from tests.support.families import FAMILIES, images
+from tests.support.families import FAMILIES, HandWritten, images, randomised
 from tests.support.tome import tome_logits
 from vitfx.deploy.lowering import REWRITES, lower
+from vitfx.graph.trace import to_canonical
 from vitfx.graph.verify import rewrite, verify
 
 PIXELS = images(3, torch.float64)
@@ -96,6 +100,18 @@ def test_margins_tell_how_close_a_choice_was():
     assert tie == 0
 
 
+def test_a_margin_is_that_of_the_closest_choice_whether_of_partner_or_of_pair():
+    """Token 0 is as good as torn between 1 and 3, and far more like either than 2 is."""
+    merge = MergeTokens(0, 1)
+    angles = torch.tensor([0.0, 0.5, 2.0, -0.501])
+    keys = torch.stack([angles.cos(), angles.sin()], -1)[None].double()
+    cosines = [math.cos(0.5) - math.cos(0.501), math.cos(0.5) - math.cos(1.5)]
+    assert cosines[0] < cosines[1]
+    assert merge.margin(keys).tolist() == pytest.approx(cosines[:1], rel=1e-4)
+    # Where all of A merge, only the choice of partners counts.
+    assert MergeTokens(0, 2).margin(keys).tolist() == pytest.approx(cosines[:1], rel=1e-4)
+
+
 def test_nothing_merges_by_an_empty_schedule():
     result = run_passes(canonical(), [MergeBySchedule(TokenSchedule(), PIXELS)])
     assert not result.changed
@@ -133,6 +149,44 @@ def test_a_constant_for_each_token_stops_merges_before_it():
     with pytest.raises(PassError, match="a1 has a bias for each token"):
         merged(small, [(0, 2)])
     assert schedule_of(merged(small, [(2, 2)])) == TokenSchedule(((2, 2),))
+
+
+def test_a_constant_that_is_added_to_each_token_stops_merges_before_it():
+    graph_module = canonical()
+    cut = run_passes(graph_module, [DeleteMlpPaths(plan_of(graph_module, {"m1": range(48)}, "position"))]).graph_module
+    with pytest.raises(PassError, match="m1_constant adds a constant to each token"):
+        merged(cut, [(0, 2)])
+    assert schedule_of(merged(cut, [(2, 2)])) == TokenSchedule(((2, 2),))
+
+
+class Unusual(HandWritten):
+    """A step between its blocks that is not recognised, or a class token behind the others."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.token = torch.nn.Parameter(torch.zeros(1, 1, 32)) if last else None
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x if self.token is None else torch.cat([x, self.token.expand(x.shape[0], -1, -1)], 1)
+        for block in self.blocks:
+            x = x + self.attention(block, block["n1"](x))
+            x = block["down"](torch.relu(block["up"](block["n2"](x)))) + x
+            x = x.tanh() if self.token is None else x
+        return self.head(x.mean(1) if self.token is None else x[:, -1])
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        (False, r"between_tanh\w* is not recognised and may need all tokens"),
+        (True, "of its 17 tokens, 1 hold no part of the image, and they are not the first"),
+    ],
+)
+def test_models_whose_tokens_can_not_merge(last, reason):
+    graph_module = to_canonical(randomised(Unusual(last)), images(2)).graph_module.double()
+    with pytest.raises(PassError, match=reason):
+        merged(graph_module, [(0, 2)])
 
 
 def test_merges_of_a_deleted_attention_move_to_the_one_before():

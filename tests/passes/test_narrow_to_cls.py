@@ -11,7 +11,8 @@ from passes.deployment import NarrowedAttention
 from passes.narrow_to_cls import NarrowToCls
 from passes.stream import read_sites
 from tests.support.checks import assert_equal, canonical, check, plan_of
-from tests.support.families import FAMILIES, images
+from tests.support.families import FAMILIES, HandWritten, images, randomised
+from vitfx.graph.trace import to_canonical
 from vitfx.graph.verify import rewrite
 
 PIXELS = images(3, torch.float64)
@@ -97,3 +98,21 @@ def test_pruned_graphs_with_constants_for_each_token(data):
 def test_it_says_why_not(name, reason):
     (note,) = run_passes(canonical(name), [NarrowToCls(PIXELS)]).notes
     assert reason in note
+
+
+class FromTheEnd(HandWritten):
+    """Reads the first of its 16 tokens, which it finds by counting back."""
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = x + self.attention(block, block["n1"](x))
+            x = block["down"](torch.relu(block["up"](block["n2"](x)))) + x
+        return self.head(x[:, -16:-15].sum(1))
+
+
+def test_a_classifier_that_counts_from_the_end_keeps_its_tokens():
+    graph_module = to_canonical(randomised(FromTheEnd()), images(2)).graph_module.double()
+    result = run_passes(graph_module, [NarrowToCls(PIXELS)])
+    assert not result.changed
+    assert result.notes == ("narrow_to_cls: the classifier counts its tokens from the end",)

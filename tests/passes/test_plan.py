@@ -48,6 +48,8 @@ def test_a_sublayer_is_named_once():
     one = SublayerDeletion("a0", "head", (0,), 4)
     with pytest.raises(PassError, match="once"):
         DeletionPlan((one, one))
+    with pytest.raises(PassError, match="once"):
+        DeletionPlan((), (_refit(), _refit()))
 
 
 @pytest.mark.parametrize(

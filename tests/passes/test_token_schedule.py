@@ -50,3 +50,8 @@ def test_other_texts_are_refused(text, reason):
 def test_text_brings_back_the_schedule(merges):
     schedule = TokenSchedule(tuple(sorted(merges.items())))
     assert TokenSchedule.parse(str(schedule), TokenCounts(31, 1000, 0)) == schedule
+
+
+def test_as_many_in_every_block_from_one_on():
+    assert TokenSchedule.constant(3, COUNTS, first=2) == TokenSchedule(((2, 3), (3, 3)))
+    assert TokenSchedule.constant(3, COUNTS, first=4) == TokenSchedule()

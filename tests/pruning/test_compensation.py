@@ -173,6 +173,20 @@ def test_a_fit_without_a_map_goes_into_the_constant(monkeypatch):
     assert_equal(found.plan.deletions[0].constant, mean.constant, 1e-5)
 
 
+def test_a_constant_that_the_plan_has_stays_in_a_fit_without_a_map(monkeypatch):
+    """The fit corrects it: together they are the mean again, and what is behind is fitted to that."""
+    graph_module = traced("vitfx").graph_module
+    monkeypatch.setattr(least_squares, "SHRINKAGES", ())
+    bare = plan_without_constants(graph_module, {"m0": range(30)})
+    found = Compensator(graph_module, PIXELS)(plan_of(graph_module, {"m0": range(30)}, "mean"))
+    expected = Compensator(graph_module, PIXELS)(bare)
+    assert_equal(found.plan.deletions[0].constant, expected.plan.deletions[0].constant, 1e-4)
+    for with_constant, without in zip(found.refits[1:], expected.refits[1:], strict=True):
+        assert with_constant.before == pytest.approx(without.before, rel=1e-3)
+    assert found.refits[0].before > 2 * found.refits[0].after
+    assert found.refits[1].before < found.refits[0].before / 2
+
+
 def test_an_unknown_kind():
     with pytest.raises(ValueError, match="compensation 'median' is not one of none, mean, ridge"):
         compensate(canonical(), DeletionPlan(), PIXELS, "median")

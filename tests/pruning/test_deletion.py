@@ -11,7 +11,7 @@ from passes.base import PassError, run_passes
 from passes.cost import measure_cost, predict_cost
 from passes.delete_heads import DeleteHeads
 from passes.delete_mlp_paths import DeleteMlpPaths
-from passes.dialect import AddConstant
+from passes.dialect import AddConstant, Attention
 from passes.fold_constants import FoldConstants
 from passes.plan import DeletionPlan, SublayerDeletion
 from passes.stream import module_of, read_sites
@@ -31,6 +31,20 @@ def test_delete_heads(constants):
     nodes = 0 if constants == "none" else 2
     small = check(DeleteHeads(plan), graph_module, PIXELS, expected, changes=True, nodes=nodes)
     assert [site.module.units for site in read_sites(small) if site.module.kind == "head"] == [2, 4, 3]
+
+
+def test_heads_whose_values_are_wider_than_their_keys():
+    graph_module = canonical()
+    generator = torch.Generator().manual_seed(0)
+    wide = Attention(32, 4, 6, 10, 6**-0.5, out_bias=(32,)).double()
+    with torch.no_grad():
+        for parameter in wide.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 6)
+    graph_module.set_submodule("a1", wide)
+    plan = plan_of(graph_module, {"a1": [0, 2]})
+    expected = ablated_logits(graph_module, plan, PIXELS)
+    small = check(DeleteHeads(plan), graph_module, PIXELS, expected, changes=True, nodes=1)
+    assert (small.a1.k.out_features, small.a1.v.out_features, small.a1.out.weight.shape[1]) == (12, 20, 20)
 
 
 def test_delete_mlp_paths():

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, Goal, Target, parse_target
+from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, Goal, Target, parse_target, reaches
 from vitfx.support.errors import UserError
 
 
@@ -21,6 +21,12 @@ from vitfx.support.errors import UserError
 def test_what_is_no_goal_is_refused_by_name_and_value(kind, value, said):
     with pytest.raises(UserError, match=said):
         Goal(kind, value)
+
+
+def test_a_speed_is_reached_that_falls_short_by_the_promised_share_at_most():
+    assert reaches(1.5 * 0.971, 1.5)
+    assert not reaches(1.5 * 0.969, 1.5)
+    assert Goal(SPEEDUP, 1.5).shortfall(1.5 * 0.969) == "measured 1.45×"
 
 
 def test_a_goal_reads_as_a_person_says_it():

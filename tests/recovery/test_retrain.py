@@ -3,6 +3,7 @@ does not fit."""
 
 from __future__ import annotations
 
+import copy
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import vitfx.recovery.allowed
 import vitfx.recovery.retrain
 from tests.support.recover_runs import CPU, Heard, data, run, settings, student, teacher
+from vitfx.graph.divergence import CLASSES, Embedding
 from vitfx.recovery.checks import Check, best_of, held_out_logits, is_stale, scores
 from vitfx.recovery.course import Course
 from vitfx.recovery.retrain import Recovered, Store, recover
@@ -135,6 +137,49 @@ def test_the_clock_ends_it_and_leads_the_rate(tmp_path: Path, monkeypatch: pytes
     expected = [min(rate_factor(3 * place / 60), (place + 1) / 20) for place in range(20)]
     assert rates == pytest.approx([1e-3 * factor for factor in expected])
     assert [check.progress for check in found.checks] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+
+
+def test_a_run_that_goes_on_has_the_time_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("vitfx.recovery.course.time.monotonic", lambda: now[0])
+    step, images = Course._step, data(tmp_path, labelled=False)
+
+    def slow(self: Course, batch: Any) -> None:
+        step(self, batch)
+        now[0] += 3.0
+        if len(self.losses) in (7, 12):
+            signal.raise_signal(signal.SIGINT)
+
+    def again() -> Recovered:
+        chosen = settings(epochs=None, minutes=1)
+        store = Store(tmp_path / "out" / "state", seconds=1e9)
+        return recover(student(), teacher(), images, chosen, device=CPU, watcher=Silent(), store=store)
+
+    monkeypatch.setattr(Course, "_step", slow)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            again()
+        now[0] += 1000.0
+    found = again()
+    assert (found.steps, found.seconds) == (20, 60)
+
+
+def test_a_run_goes_on_with_its_own_models_and_length_alone(tmp_path: Path) -> None:
+    images, store = data(tmp_path, labelled=False), Store(tmp_path / "state")
+
+    def again(pruned: Any = None, original: Any = None, steps: int = 2, measure: Any = CLASSES) -> Recovered:
+        return recover(
+            pruned or student(), original or teacher(), images, settings(), device=CPU, watcher=Silent(), store=store,
+            steps=steps, measure=measure,
+        )  # fmt: skip
+
+    assert again().steps == 2
+    other = copy.deepcopy(teacher())
+    with torch.no_grad():
+        next(other.parameters()).mul_(2)
+    for changed in ({"pruned": student({"a0": (0,)})}, {"original": other}, {"steps": 3}, {"measure": Embedding()}):
+        with pytest.raises(UserError, match="of a training that was stopped after 2 steps, with other settings"):
+            again(**changed)
 
 
 def test_a_look_that_takes_the_time_of_all_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,25 @@ def test_rubbish_at_the_end_is_dropped(path: Path, rubbish: str) -> None:
         file.write(rubbish)
     again = FileJournal(path, "key")
     assert recalled(again) == DECISIONS
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line[:-9],
+        lambda line: line.replace("0.1", "0.2", 1),
+        lambda line: '{"note": "of somebody"}',
+        lambda line: "",
+    ],
+    ids=["cut off", "changed", "another record", "empty"],
+)
+def test_behind_a_broken_line_nothing_is_believed(path: Path, damage: Callable[[str], str]) -> None:
+    """Later decisions rest on it."""
+    key, first, second, third = path.read_text().splitlines()
+    path.write_text("\n".join([key, first, damage(second), third, ""]))
+    assert damage(second) != second
+    assert recalled(FileJournal(path, "key")) == [DECISIONS[0], None, None]
+    assert len(path.read_text().splitlines()) == 2
 
 
 def test_a_crash_while_the_journal_is_opened_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
