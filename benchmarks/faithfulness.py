@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.metrics import roc_auc_score
 
 from benchmarks import command
 from benchmarks.curves import FRACTIONS, Evaluator
 from benchmarks.faithfulness_table import draw, markdown, table
 from benchmarks.planted import read_circuit_names
+from benchmarks.rank_checks import auroc, exact_costs, rank_correlation
 from benchmarks.rankings import rank_edges, read_method
 from benchmarks.subject import Opened, Subject, open_model_and_data, open_subject
 from vitfx.circuits.circuit import GRANULARITIES
@@ -35,7 +35,10 @@ from vitfx.support.progress import Watcher
 from vitfx.support.tables import Table
 
 FORMAT = "vitfx-faithfulness/1"
-METHODS = "random,magnitude,taylor,eap,eap:logit-difference,eap-ig,eap-ig:logit-difference,acdc,eap-acdc"
+METHODS = (
+    "random,magnitude,taylor,eap,eap:logit-difference,relp,relp:logit-difference,eap-ig,eap-ig:logit-difference,"
+    "eap-ig-activations,eap-ig-activations:logit-difference,ensemble,acdc,eap-acdc"
+)
 EXAMPLE = """example:
   python -m benchmarks.faithfulness vit.pt --data tiny-imagenet-200/ --markdown curves.md --plot curves.png
   python -m benchmarks.planted planted/
@@ -62,6 +65,7 @@ class FaithfulnessOptions(command.CommonOptions):
     samples: int  #: calibration images
     paths: int
     eval_samples: int  #: evaluation images at most, before those are left out that the model answers wrongly
+    exact: int  #: edges of heads, and as many of MLP paths, whose exact cost ranks are compared with
     truth: Path | None
     markdown: Path | None
     plot: Path | None
@@ -71,6 +75,7 @@ class FaithfulnessOptions(command.CommonOptions):
         for method in self.methods:
             read_method(method, self.settings)
         command.check_least(1, seeds=self.seeds)
+        command.check_least(0, exact=self.exact)
         command.check_least(2, eval_samples=self.eval_samples)
         command.check_pages(self.markdown, self.plot)
 
@@ -152,6 +157,7 @@ def _asked(
         },
         "settings": settings,
         "taus": sorted(options.taus),
+        "exact": options.exact,
         "fractions": list(FRACTIONS),
         "truth": None if truth is None else sorted(truth),
         "environment": environment() | {"device": str(pick_device(options.device))},
@@ -189,6 +195,18 @@ class _Trial:
             reference = make_reference(setup.coarse, held_out.corrupted, "resample")
         return Evaluator(subject.graph, held_out, reference)
 
+    @cached_property
+    def costs(self) -> dict[str, dict[str, float]]:
+        """What removing some edges costs, each alone, in nats on the calibration images: by the writer's kind, then by
+        the edge's name."""
+        subject, setup = self.subject, self.subject.setup
+        return exact_costs(
+            Evaluator(subject.graph, setup.calibration, setup.reference),
+            self.options.exact,
+            self.settings.seed,
+            self.watcher.bar("exact costs"),
+        )
+
     def row(self, method: str) -> dict[str, Any]:
         """Ready for JSON. seconds: of ranking. Raises UserError."""
         settings, subject, load = read_method(method, self.settings), self.subject, load_average()
@@ -204,17 +222,8 @@ class _Trial:
             "load_average_before": load,
             **self.evaluator.measure(scores, self.watcher.bar("circuits")),
             "auroc": None if self.truth is None else auroc(scores, self.truth),
+            "spearman": {kind: rank_correlation(scores, costs) for kind, costs in self.costs.items()},
         }
-
-
-def auroc(scores: Mapping[str, float], truth: frozenset[str]) -> float:
-    """The chance that an edge of the circuit has a score of greater magnitude than one outside; ties count half.
-
-    Raises UserError where the circuit names other edges than the graph's.
-    """
-    if strange := sorted(truth - scores.keys()):
-        raise UserError(f"--truth names {strange[0]}, which this graph does not have: give the --paths that it is for")
-    return float(roc_auc_score([name in truth for name in scores], [abs(score) for score in scores.values()]))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -234,6 +243,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--samples", type=int, default=default.samples, help="calibration images (default: %(default)s)")
     add("--paths", type=int, default=default.paths, help="groups of hidden neurons an MLP (default: %(default)s)")
     add("--eval-samples", type=int, default=256, help="evaluation images at most (default: %(default)s)")
+    add("--exact", type=int, default=30,
+        help="edges of each, heads and MLP paths, whose exact cost is compared (default: %(default)s)")  # fmt: skip
     add("--truth", type=Path, help="circuit.json of benchmarks.planted: also the AUROC of its edges")
     add("--markdown", type=Path, help="also write the table as Markdown")
     add("--plot", type=Path, help="also draw the curves, as PNG")

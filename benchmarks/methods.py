@@ -151,10 +151,10 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_common(parser, "methods.json", "samples, draws and random scores")
     add = parser.add_argument
     add("--flops", dest="shares", type=command.read_shares, default="0.1,0.2,0.3,0.4", help="(default: %(default)s)")
-    add("--methods", type=command.read_names, default="random,magnitude,taylor,eap,eap-ig,acdc,eap-acdc",
+    add("--methods", type=command.read_names, default="random,magnitude,taylor,eap,relp,eap-ig,acdc,eap-acdc",
         help="(default: %(default)s)")  # fmt: skip
     add("--granularity", choices=GRANULARITIES, default=default.granularity, help="(default: %(default)s)")
-    add("--metric", choices=METRICS, default=default.metric, help="of eap and eap-ig (default: %(default)s)")
+    add("--metric", choices=METRICS, default=default.metric, help="of eap, relp and eap-ig (default: %(default)s)")
     add("--samples", type=int, default=default.samples, help="calibration images (default: %(default)s)")
     add("--paths", type=int, default=default.paths, help="groups of hidden neurons an MLP (default: %(default)s)")
     add("--eval-samples", type=int, default=2000, help="evaluation images at most (default: %(default)s)")

@@ -9,7 +9,7 @@ from functools import partial
 from benchmarks.subject import Subject
 from benchmarks.thresholds import decide
 from vitfx.circuits.circuit import Decision
-from vitfx.discovery.basis.settings import METRICS, RANKING, Settings
+from vitfx.discovery.basis.settings import DIFFERENTIATING, METRICS, RANKING, Settings
 from vitfx.discovery.methods.attribution import score_edges
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Report
@@ -26,7 +26,7 @@ def read_method(text: str, settings: Settings) -> Settings:
     method, _, metric = text.partition(":")
     if method not in RANKED:
         raise UserError(f"method {text} can't be ranked: choose from {', '.join(RANKED)}")
-    if metric and method not in ("eap", "eap-ig"):
+    if metric and method not in DIFFERENTIATING:
         raise UserError(f"method {text} names a metric, which {method} does not take: leave it out")
     if metric and metric not in METRICS:
         raise UserError(f"metric {metric} of {text} is not known: choose one of {', '.join(METRICS)}")

@@ -30,7 +30,12 @@ REFUSED = {
     ),
     "not ranked": (("--remove", "0.1"), "--remove is for methods that rank edges, acdc decides by --tau"),
     "twice": (("--remove", "0.1", "--tau", "1", "--method", "eap"), "--remove 0.1 replaces --tau"),
-    "not looked at": (("--steps", "3"), "--steps is for eap-ig, not acdc: leave it out"),
+    "an ensemble of one": (("--ensemble", "eap"), "--ensemble eap is no mean of several: give two methods or more"),
+    "an ensemble beside a method": (
+        ("--ensemble", "eap,relp", "--method", "eap"),
+        "--ensemble is for ensemble, not eap: leave it out",
+    ),
+    "not looked at": (("--steps", "3"), "--steps is for eap-ig, eap-ig-activations, ensemble, not acdc: leave it out"),
     "no groups": (
         ("--granularity", "block", "--paths", "4"),
         "--paths 4 splits MLPs, which the block graph keeps whole",

@@ -5,6 +5,7 @@ import torch
 
 from benchmarks.curves import FRACTIONS, Evaluator, area, connected, faithfulness
 from benchmarks.planted import CIRCUIT, PATHS, write_planted
+from benchmarks.rank_checks import auroc, exact_costs, rank_correlation
 from benchmarks.subject import open_subject
 from tests.support.benchmark_folder import CPU
 from vitfx.discovery.basis.settings import Settings
@@ -94,6 +95,31 @@ def test_signed_order_puts_harmful_edges_last_and_magnitude_first(subject, evalu
     helpful = evaluator.measure({name: abs(score) for name, score in harmful.items()}, lambda done, total: None)
     assert areas["CPR"] < 0.5 < helpful["areas"]["kl"]["CPR"]
     assert areas["CMD"] == helpful["areas"]["kl"]["CMD"] < 0.5
+
+
+@torch.no_grad()
+def test_exact_costs_are_of_each_edge_alone(subject, evaluator):
+    costs = exact_costs(evaluator, 5, 0, lambda done, total: None)
+    assert [len(of_kind) for of_kind in costs.values()] == [5, 5]
+    assert all(name.startswith("a") for name in costs["heads"]) and all(name.startswith("m") for name in costs["paths"])
+    clean = subject.setup.calibration.clean
+    for name, cost in (costs["heads"] | costs["paths"]).items():
+        without = subject.graph.run(clean, edges_of(subject.graph, name), subject.setup.reference)
+        assert cost == pytest.approx(float(kl_divergence(subject.graph.run(clean), without).mean()), rel=1e-4, abs=1e-8)
+    assert costs != exact_costs(evaluator, 5, 1, lambda done, total: None)
+
+
+def test_rank_correlations_are_of_magnitudes():
+    costs = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}
+    assert rank_correlation({"a": 1.0, "b": -2.0, "c": 3.0, "d": -5.0, "other": 9.0}, costs) == 1
+    assert rank_correlation({"a": 1.0, "b": 0.5, "c": 0.2, "d": 0.1}, costs) == -1
+    assert rank_correlation(dict.fromkeys(costs, 1.0), costs) is None
+    assert rank_correlation({}, {}) is None
+
+
+def test_auroc_counts_ties_half():
+    scores = {"a": -3.0, "b": 1.0, "c": 1.0, "d": 0.0}
+    assert auroc(scores, frozenset({"a", "b"})) == (2 + 1.5) / 4
 
 
 def test_an_ablation_that_changes_nothing_is_told(subject):

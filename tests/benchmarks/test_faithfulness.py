@@ -10,7 +10,7 @@ from benchmarks.faithfulness_table import draw, markdown
 from benchmarks.planted import CIRCUIT, FORMAT, write_planted
 from vitfx.support.json_files import write_json
 
-SIZES = ("--paths", "2", "--samples", "16", "--eval-samples", "20", "--taus", "0.003,0.03")
+SIZES = ("--paths", "2", "--samples", "16", "--eval-samples", "20", "--taus", "0.003,0.03", "--exact", "8")
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def test_all_other_heads_and_paths_are_idle_whatever_replaces_them(subject):
     assert cost(subject, others, nothing) < 1e-6
 
 
-@pytest.mark.parametrize("method", ["acdc", "eap-acdc", "eap", "eap-ig"])
+@pytest.mark.parametrize("method", ["acdc", "eap-acdc", "eap", "relp", "eap-ig", "eap-ig-activations", "ensemble"])
 def test_methods_find_the_circuit(subject, method):
     assert auroc(subject, method) >= 0.95
 

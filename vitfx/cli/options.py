@@ -13,7 +13,16 @@ from vitfx.circuits.circuit import GRANULARITIES
 from vitfx.deploy.deployment import NAMES
 from vitfx.deploy.export import OLDEST_OPSET, OPSET
 from vitfx.deploy.precisions import ONNX_RUNTIME, RUNTIMES
-from vitfx.discovery.basis.settings import ABLATIONS, CORRUPTIONS, METHODS, METRICS, ORDERS, Settings
+from vitfx.discovery.basis.settings import (
+    ABLATIONS,
+    CORRUPTIONS,
+    DIFFERENTIATING,
+    INTEGRATING,
+    METHODS,
+    METRICS,
+    ORDERS,
+    Settings,
+)
 from vitfx.graph.kinds import KINDS
 from vitfx.models.architectures import KNOWN_ARCHES
 from vitfx.models.state_dicts import WEIGHTS
@@ -21,7 +30,7 @@ from vitfx.support.errors import UserError
 
 OF_IMAGES = ("image_size", "mean", "std", "interpolation", "resize", "crop_pct")
 """What `add_reading` adds that changes how images are prepared."""
-_ONLY_FOR = {"order": ("acdc",), "metric": ("eap", "eap-ig"), "steps": ("eap-ig",)}
+_ONLY_FOR = {"order": ("acdc",), "metric": DIFFERENTIATING, "steps": INTEGRATING, "ensemble": ("ensemble",)}
 """The methods that read a setting, where the others ignore it."""
 
 
@@ -93,7 +102,8 @@ def add_discovery(parser: argparse.ArgumentParser) -> None:
         choices=METHODS,
         help="acdc measures what removing each edge costs (exact, but slow on graphs with many edges); eap-acdc "
         "predicts this from gradients and measures only close calls (for the edge and qkv graphs); the others rank "
-        "edges: eap, eap-ig and taylor by gradients, magnitude by weights, random as the baseline "
+        "edges: eap, eap-ig, eap-ig-activations and taylor by gradients, relp by relevance, magnitude by weights, "
+        "random as the baseline, ensemble by the mean of several "
         f"(default {default.method})",
     )
     add(
@@ -132,8 +142,15 @@ def add_discovery(parser: argparse.ArgumentParser) -> None:
         help="the order in which acdc visits a reader's edges: attribution, from the lowest attribution up; reverse, "
         f"from the last writer to the first, as in the paper's code; forward (default {default.order})",
     )
-    add("--metric", choices=METRICS, help=f"what eap and eap-ig differentiate (default {default.metric})")
+    add("--metric", choices=METRICS, help=f"what gradients and relevance are of (default {default.metric})")
     add("--steps", type=int, help=f"eap-ig's steps between ablated and clean (default {default.steps})")
+    add(
+        "--ensemble",
+        type=lambda text: tuple(text.split(",")),
+        metavar="METHOD,METHOD",
+        help="the methods whose ranks --method ensemble averages, which this stands for "
+        f"(default {','.join(default.ensemble)})",
+    )
     add("--ablation", choices=ABLATIONS, help=f"what replaces a removed writer's output (default {default.ablation})")
     add("--corruption", choices=CORRUPTIONS, help=f"how inputs are corrupted (default {default.corruption})")
     add("--samples", type=int, help=f"number of calibration images (default {default.samples})")
@@ -224,6 +241,8 @@ def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     # The task and the names of classes are found when the model has been seen.
     later = ("task", "classes", "other")
     values = {field.name: getattr(options, field.name) for field in fields(Settings) if field.name not in later}
+    if values["ensemble"] is not None and values["method"] is None:
+        values["method"] = "ensemble"
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -234,7 +253,7 @@ def make_settings(given: dict[str, Any]) -> Settings:
         raise UserError(f"--remove {settings.remove} replaces --tau: give only one of them")
     for name, methods in _ONLY_FOR.items():
         if name in given and settings.method not in methods:
-            raise UserError(f"--{name} is for {' and '.join(methods)}, not {settings.method}: leave it out")
+            raise UserError(f"--{name} is for {', '.join(methods)}, not {settings.method}: leave it out")
     if "paths" in given and settings.granularity == "block":
         raise UserError(f"--paths {settings.paths} splits MLPs, which the block graph keeps whole: leave it out")
     return settings

@@ -22,7 +22,7 @@ from vitfx.discovery.basis.calibration import Calibration, calibrate
 from vitfx.discovery.basis.fidelity import fidelity
 from vitfx.discovery.basis.metric import check_metric
 from vitfx.discovery.basis.protocol import Engine, Journal, Limits
-from vitfx.discovery.basis.settings import RANKING, Settings
+from vitfx.discovery.basis.settings import DIFFERENTIATING, RANKING, Settings
 from vitfx.discovery.engines.head_engine import HeadEngine
 from vitfx.discovery.engines.reader_engine import ReaderEngine
 from vitfx.discovery.methods.acdc import Order, acdc, by_attribution, forward, reverse
@@ -90,7 +90,7 @@ def hardest_first(measure: Divergence, answers: Tensor, images: Images, share: S
 
 def check_settings(settings: Settings) -> None:
     """Raises UserError for a metric that the task's answers do not have."""
-    if settings.method in ("eap", "eap-ig"):
+    if settings.method in DIFFERENTIATING:
         check_metric(settings.metric, settings.task)
 
 

@@ -50,6 +50,7 @@ class DiscoverySettings(TypedDict, total=False):
     order: str
     metric: str
     steps: int
+    ensemble: tuple[str, ...]
     remove: float | None
     ablation: str
     corruption: str

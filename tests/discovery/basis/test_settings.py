@@ -46,7 +46,7 @@ def test_the_edges_of_what_makes_sense() -> None:
 def test_json_has_every_field_and_no_infinity() -> None:
     record = json.loads(json.dumps(Settings().to_json(), allow_nan=False))
     assert record["max_kl"] is None
-    assert record.keys() == Settings.__dataclass_fields__.keys() - {"task", "classes", "other"}
+    assert record.keys() == Settings.__dataclass_fields__.keys() - {"task", "classes", "other", "ensemble"}
     assert Settings(**record | {"max_kl": math.inf}) == Settings()
     chosen = Settings(classes=("7", "3"))
     for settings in (Settings(task="labels"), chosen, replace(chosen, classes=("7", "3", "other"), other=True)):
@@ -75,3 +75,23 @@ def test_settings_load_no_algorithm() -> None:
     assert discovery == {"vitfx.discovery.basis", "vitfx.discovery.basis.settings"}
     assert "torch" not in loaded
     assert "vitfx.circuits.edge_graph" not in loaded
+
+
+def test_an_ensemble_is_written_where_it_is_the_method() -> None:
+    settings = Settings(method="ensemble", ensemble=("eap", "taylor"))
+    record = json.loads(json.dumps(settings.to_json()))
+    assert record["ensemble"] == ["eap", "taylor"]
+    assert Settings.from_json(record) == settings
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (("eap",), "`ensemble` eap is no mean of several: give two methods or more, each once"),
+        (("eap", "eap"), "`ensemble` eap,eap is no mean of several"),
+        (("eap", "acdc"), "`ensemble` can't have acdc: choose from eap, relp, "),
+    ],
+)
+def test_what_is_no_ensemble(methods: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Settings(method="ensemble", ensemble=methods)

@@ -7,14 +7,16 @@ import torch
 
 from tests.support.gated import assert_scores, make_calibration, make_graph
 from vitfx.discovery.basis.ablation import make_reference
-from vitfx.discovery.methods.attribution import eap, eap_ig, fisher, taylor
+from vitfx.discovery.methods.attribution import eap, eap_ig, eap_ig_activations, fisher, relp, taylor
 from vitfx.discovery.methods.edge_gradients import by_name, mean_of_edges
 from vitfx.support.processes import Alone
 
 METHODS = {
     "fisher": fisher,
     "eap": lambda *inputs: eap(*inputs, metric="logit-difference"),
+    "relp": lambda *inputs: relp(*inputs, metric="loss"),
     "eap-ig": lambda *inputs: eap_ig(*inputs, metric="kl", steps=2),
+    "eap-ig-activations": lambda *inputs: eap_ig_activations(*inputs, metric="kl", steps=2),
     "taylor": lambda graph, calibration, _: taylor(graph, calibration),
 }
 

@@ -100,7 +100,7 @@ def test_edges_of_the_qkv_graph_cost_what_the_whole_model_says(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("method", ["eap", "eap-ig", "taylor"])
+@pytest.mark.parametrize("method", ["eap", "relp", "eap-ig", "eap-ig-activations", "ensemble", "taylor"])
 def test_attributions_score_every_edge(name, method):
     """The divergence's quadratic form, which is EAP's, is what removing an edge costs, to second order."""
     setting = setting_of(name, "head")

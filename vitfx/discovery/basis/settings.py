@@ -11,9 +11,15 @@ from vitfx.circuits.circuit import GRANULARITIES
 from vitfx.graph.kinds import KINDS
 from vitfx.support.errors import UserError
 
-METHODS = ("acdc", "eap-acdc", "eap", "eap-ig", "magnitude", "taylor", "random")
-RANKING = ("eap", "eap-ig", "magnitude", "taylor", "random")
-"""Methods that score all edges once: those below τ are removed, or the least important until enough FLOPs are gone."""
+SINGLE = ("eap", "relp", "eap-ig", "eap-ig-activations", "magnitude", "taylor", "random")
+"""Methods that score all edges once, by themselves."""
+RANKING = (*SINGLE, "ensemble")
+"""Those and the mean of several: edges below τ are removed, or the least important until enough FLOPs are gone."""
+METHODS = ("acdc", "eap-acdc", *RANKING)
+INTEGRATING = ("eap-ig", "eap-ig-activations", "ensemble")
+"""Methods that take `Settings.steps`."""
+DIFFERENTIATING = ("eap", "relp", *INTEGRATING)
+"""Methods that take `Settings.metric`."""
 ORDERS = ("attribution", "reverse", "forward")
 """attribution: least attributed first. reverse: from the latest writer to the earliest, as the paper's code does.
 forward: from the earliest writer."""
@@ -30,8 +36,9 @@ class Settings:
     method: str = "acdc"
     granularity: str = "head"
     order: str = "attribution"  #: in which ACDC asks about a reader's edges
-    metric: str = "kl"  #: that EAP and EAP-IG differentiate
+    metric: str = "kl"  #: that EAP, RelP and EAP-IG differentiate
     steps: int = 5  #: of EAP-IG's integral
+    ensemble: tuple[str, ...] = ("eap", "relp", "eap-ig")  #: methods of `SINGLE` whose ranks `ensemble` averages
     remove: float | None = None  #: ranking methods, instead of τ: share of FLOPs (block, head) or edges (edge, qkv)
     ablation: str = "mean"
     corruption: str = "swap"
@@ -55,6 +62,7 @@ class Settings:
         ):
             if getattr(self, name) not in known:
                 raise UserError(f"`{name}` {getattr(self, name)} is not known: choose one of {', '.join(known)}")
+        _check_ensemble(self.ensemble)
         numbers = [(name, float) for name in ("tau", "max_kl", *(() if self.remove is None else ("remove",)))]
         for name, kind in (*numbers, *((name, int) for name in ("samples", "paths", "steps", "seed"))):
             value = getattr(self, name)
@@ -82,13 +90,17 @@ class Settings:
         return f"τ = {self.tau:g}" if self.remove is None else f"a share of {self.remove:g} to remove"
 
     def to_json(self) -> dict[str, Any]:
-        """JSON has no infinity: a max_kl without limit is null. The task is left out where it is `classes`, and the
-        classes where none were chosen."""
+        """JSON has no infinity: a max_kl without limit is null. The task is left out where it is `classes`, the classes
+        where none were chosen, and an ensemble where the method is none."""
         record = asdict(self)
         if self.task == "classes":
             del record["task"]
         if not self.other:
             del record["other"]
+        if self.method == "ensemble":
+            record["ensemble"] = list(self.ensemble)
+        else:
+            del record["ensemble"]
         if self.classes is None:
             del record["classes"]
         else:
@@ -107,10 +119,16 @@ class Settings:
                     "give that goal again in place of the circuit"
                 )
             given = {**record, "max_kl": math.inf if record["max_kl"] is None else record["max_kl"]}
-            if "classes" in record:
-                given["classes"] = tuple(record["classes"])
+            given |= {name: tuple(record[name]) for name in ("classes", "ensemble") if name in record}
             return Settings(**given)
         except (TypeError, KeyError) as error:
             raise UserError(
                 f"the circuit's settings can't be read ({error}): give a circuit that vitfx wrote"
             ) from error
+
+
+def _check_ensemble(methods: tuple[str, ...]) -> None:
+    if unknown := [method for method in methods if method not in SINGLE]:
+        raise UserError(f"`ensemble` can't have {unknown[0]}: choose from {', '.join(SINGLE)}")
+    if len(methods) < 2 or len(set(methods)) < len(methods):
+        raise UserError(f"`ensemble` {','.join(methods)} is no mean of several: give two methods or more, each once")

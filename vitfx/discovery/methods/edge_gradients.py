@@ -11,7 +11,7 @@ Shapes: n images of a batch, T tokens, D width, E inner channels, W writers, R r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,8 +49,9 @@ class _Tap:
 class TrackedRun:
     """A run of the whole model from an embedding (n, T, D) on, with what the derivatives along its edges need."""
 
-    def __init__(self, graph: EdgeGraph, embedding: Tensor) -> None:
-        self.graph = graph
+    def __init__(self, graph: EdgeGraph, embedding: Tensor, fixed: Mapping[str, Tensor] | None = None) -> None:
+        """fixed: of some sublayers, inner channels (n, T, E) that stand in for their own, whatever they read."""
+        self.graph, self._fixed = graph, fixed or {}
         self._inners: dict[str, Tensor] = {}
         self._taps: list[_Tap] = []
         with torch.enable_grad():
@@ -68,6 +69,11 @@ class TrackedRun:
     def logits(self) -> Tensor:
         """(n, K), detached."""
         return self._logits.detach()
+
+    @property
+    def inners(self) -> dict[str, Tensor]:
+        """Each sublayer's inner channels (n, T, E), detached, in the order of the stream."""
+        return {name: inner.detach() for name, inner in self._inners.items()}
 
     def deltas(self, reference: Reference | None, images: slice) -> Tensor:
         """Each writer's reference, zero where there is none, less what it adds in this run: (n, W, T, D).
@@ -96,7 +102,9 @@ class TrackedRun:
         """
         with torch.enable_grad():
             total = metric(self._logits).sum()
-        gradients = iter(torch.autograd.grad(total, [value for tap in self._taps for value in tap.values]))
+        values = [value for tap in self._taps for value in tap.values]
+        # What a fixed sublayer reads makes no difference.
+        gradients = iter(torch.autograd.grad(total, values, materialize_grads=True))
         derivatives = []
         for tap in self._taps:
             of_readers = self._of_readers(tap, [next(gradients) for _ in tap.values])
@@ -114,6 +122,7 @@ class TrackedRun:
             reading.inner = module.core(*heads)
         else:
             reading.inner = module.inner(values[0])
+        reading.inner = self._fixed.get(stage.name, reading.inner)
         self._inners[stage.name] = reading.inner
         if self.graph.reads_stream:
             self._tap_writers(stage.name, reading.behind)
