@@ -117,7 +117,7 @@ def build_parser() -> CommandParser:
         "--save-seconds", type=float, default=SAVE_SECONDS,
         help=f"seconds between saved states (default {SAVE_SECONDS:g})",
     )  # fmt: skip
-    add("--cache", type=Path, help=f"folder for decoded images (default {default_cache()})")
+    add("--cache", type=Path, help="folder for decoded images (default ~/.cache/vitfx, or in $XDG_CACHE_HOME)")
     add("--arch", help=f"the architecture of a teacher given as bare weights: {KNOWN_ARCHES}")
     add("--weights", choices=WEIGHTS, help="a teacher's, if its file has both: ema, the moving average, or raw")
     add("--output", metavar="NAME", help="which tensor is a teacher's answer, where it returns several")

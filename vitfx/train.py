@@ -153,7 +153,9 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--workers", type=int, help="processes that augment (default: 0 on a CPU, one for each core with a GPU)"
     )
-    parser.add_argument("--cache", type=Path, help=f"folder for decoded images (default {default_cache()})")
+    parser.add_argument(
+        "--cache", type=Path, help="folder for decoded images (default ~/.cache/vitfx, or in $XDG_CACHE_HOME)"
+    )
     parser.add_argument("--save-seconds", type=float, default=120, help="seconds between saved states (default 120)")
     parser.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard, in OUT/tensorboard")
     return parser

@@ -13,7 +13,7 @@ from vitfx.cli.parser import CommandParser
 COMMANDS = [f"vitfx.{name}" for name in ("discover", "optimize", "prune", "recover", "report", "show", "train")]
 BENCHMARKS = [
     f"benchmarks.{name}"
-    for name in ("classes", "coverage", "cuda", "discovery", "methods", "peers", "runtimes", "training")
+    for name in ("classes", "coverage", "cuda", "discovery", "methods", "peers", "reference", "runtimes", "training")
 ]
 
 

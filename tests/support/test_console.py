@@ -26,7 +26,7 @@ DOORS = [f"vitfx.{name}" for name in ("discover", "optimize", "prune", "recover"
 COMMANDS = [
     "vitfx.__main__",
     *DOORS,
-    *(f"benchmarks.{name}" for name in ("discovery", "methods", "peers", "runtimes", "training")),
+    *(f"benchmarks.{name}" for name in ("discovery", "methods", "peers", "reference", "runtimes", "training")),
 ]
 
 WRITER = """

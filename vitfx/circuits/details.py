@@ -65,13 +65,13 @@ class Stability(TypedDict):
 Details = TypedDict(
     "Details",
     {
-        "fidelity": Fidelity,  # on the calibration images
-        "evaluation": Fidelity,  # on held-out images
+        "fidelity": Fidelity,  #: on the calibration images
+        "evaluation": Fidelity,  #: on held-out images
         "calibration": ForecastCalibration,
         "stability": Stability,
-        "price": Mapping[str, object],  # of a circuit found for a goal: what it costs, as predicted and as measured
-        "held out": Mapping[str, object],  # of the same: what it loses on images that it was not fitted on
-        "healing": Mapping[str, object],  # of a goal: the training, and what is lost on these before and after
+        "price": Mapping[str, object],  #: of a circuit found for a goal: what it costs, as predicted and as measured
+        "held out": Mapping[str, object],  #: of the same: what it loses on images that it was not fitted on
+        "healing": Mapping[str, object],  #: of a goal: the training, and what is lost on these before and after
     },
     total=False,
 )

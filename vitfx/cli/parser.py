@@ -41,7 +41,7 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=HelpFormatter,
         )
         self.first = first
-        self.examples = tuple(examples)
+        self.examples, self.notes = tuple(examples), notes
         self.add_argument("--help-all", action=_FullHelp, help="explain every option")
 
     def format_help(self) -> str:

@@ -34,7 +34,7 @@ from vitfx.support.timing import time_interleaved
 STEPS = 4
 """How many counts of a sublayer's units are timed; times between them are interpolated."""
 _ROUNDS, _SECONDS, _MOST_SECONDS = 21, 10.0, 180.0
-_FORMAT = "vitfx-latency/1"
+FORMAT = "vitfx-latency/1"
 _ADVICE = "times are measured anew"
 
 Deploy = Callable[[GraphModule], GraphModule]
@@ -61,12 +61,12 @@ class LatencyTable:
 
     def write(self, path: Path) -> None:
         """Raises WriteError."""
-        write_json(path, _FORMAT, asdict(self))
+        write_json(path, FORMAT, asdict(self))
 
     @staticmethod
     def read(path: Path) -> LatencyTable:
         """Raises UserError for anything but what `write` makes."""
-        record = read_json(path, _FORMAT, _ADVICE)
+        record = read_json(path, FORMAT, _ADVICE)
         try:
             points = {name: tuple((int(n), float(ms)) for n, ms in row) for name, row in record["sublayers"].items()}
             return LatencyTable(float(record["plain"]), float(record["whole"]), points)

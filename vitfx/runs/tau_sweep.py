@@ -48,7 +48,8 @@ def _read_row(record: dict[str, Any]) -> Row:
     return cast(Row, {name: record[name] for name in Row.__annotations__})
 
 
-_FILE = StepFile("vitfx-tau-sweep/1", "sweep", "sweep", _read_row, _ADVICE)
+FORMAT = "vitfx-tau-sweep/1"
+_FILE = StepFile(FORMAT, "sweep", "sweep", _read_row, _ADVICE)
 
 
 def read_sweep(text: str) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ from vitfx.support.errors import UserError
 from vitfx.support.json_files import write_json
 
 STATE = "state.pt"
-_FORMAT = "vitfx-training/1"
+FORMAT, HISTORY_FORMAT = "vitfx-training/1", "vitfx-history/1"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Log:
 
 def write_state(path: Path, key: str, log: Log, parts: dict[str, Any]) -> None:
     """Replaces the file in one go: a reader, or a crash, finds the old or the new one whole. Raises WriteError."""
-    write_record(path, {"format": _FORMAT, "key": key, "log": log.to_json(), "parts": parts})
+    write_record(path, {"format": FORMAT, "key": key, "log": log.to_json(), "parts": parts})
 
 
 def read_state(path: Path, key: str, *, force: bool) -> tuple[Log, dict[str, Any]] | None:
@@ -67,7 +67,7 @@ def read_state(path: Path, key: str, *, force: bool) -> tuple[Log, dict[str, Any
     if force or not path.exists():
         return None
     record = read_model_file(path, trust_pickle=False)
-    known = isinstance(record, dict) and record.get("format") == _FORMAT
+    known = isinstance(record, dict) and record.get("format") == FORMAT
     if known and record["key"] == key:
         return Log.from_json(record["log"]), record["parts"]
     steps = len(record["log"]["losses"]) if known else 0
@@ -79,7 +79,7 @@ def read_state(path: Path, key: str, *, force: bool) -> tuple[Log, dict[str, Any
 
 def write_history(path: Path, log: Log, layers: list[str]) -> None:
     """The log as JSON, for other programs. Raises WriteError."""
-    write_json(path, "vitfx-history/1", {"layers": layers, **log.to_json()})
+    write_json(path, HISTORY_FORMAT, {"layers": layers, **log.to_json()})
 
 
 def to_cpu(value: Any) -> Any:
