@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from benchmarks.curves import FRACTIONS, Evaluator
 from benchmarks.faithfulness_table import draw, markdown, table
 from benchmarks.planted import read_circuit_names
 from benchmarks.rank_checks import auroc, exact_costs, rank_correlation
-from benchmarks.rankings import rank_edges, read_method
+from benchmarks.rankings import Run, rank_edges, read_method
 from benchmarks.subject import Opened, Subject, open_model_and_data, open_subject
 from vitfx.circuits.circuit import GRANULARITIES
 from vitfx.cli.exit_codes import GOES_ON
@@ -48,8 +48,8 @@ Each method ranks all edges on its calibration images, once for each seed. Circu
 are then run on held-out images that the model answers rightly, without the edges that are connected to neither end.
 f(k) is the share of the metric that is left: 1 for the whole model, 0 with every edge ablated. CPR is the area under f
 in signed order, more is better; CMD that between f and 1 by magnitude, less is better (MIB, Mueller et al. 2025). A
-method may be followed by its metric, as in eap:loss. Rows that --out already has, made with the same settings on the
-same machine, are not made again."""
+method may be followed by its metric, as in eap:loss. Rows and runs that --out already has, made with the same settings
+on the same machine, are not made again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +111,18 @@ def measure(options: FaithfulnessOptions, watcher: Watcher) -> dict[str, Any]:
     images = _answered_rightly(opened, options, watcher)
     truth = None if options.truth is None else read_circuit_names(options.truth, options.granularity)
     asked = _asked(options, opened, images, truth)
-    record: dict[str, Any] = {"asked": asked, **command.read_finished(options.out, FORMAT, asked, "rows")}
+    record: dict[str, Any] = {"asked": asked, **command.read_finished(options.out, FORMAT, asked, "rows", "runs")}
     for seed in range(options.seed, options.seed + options.seeds):
         trial = _Trial(options, images, truth, seed, watcher)
         for method in options.methods:
             if (name := f"{method} {seed}") in record["rows"]:
                 watcher.say(f"{method}, seed {seed}: {options.out} already has it")
                 continue
-            watcher.say(f"{method}, seed {seed}")
-            record["rows"][name] = trial.row(method)
+            runs = record["runs"].setdefault(name, {})
+            watcher.say(f"{method}, seed {seed}" + (f", after {len(runs)} runs that {options.out} has" if runs else ""))
+            row = trial.row(method, runs, partial(write_json, options.out, FORMAT, record))
+            record["rows"][name] = row
+            del record["runs"][name]
             write_json(options.out, FORMAT, record)
     return record
 
@@ -207,11 +210,12 @@ class _Trial:
             self.watcher.bar("exact costs"),
         )
 
-    def row(self, method: str) -> dict[str, Any]:
-        """Ready for JSON. seconds: of ranking. Raises UserError."""
+    def row(self, method: str, runs: dict[str, Run], remember: Callable[[], None]) -> dict[str, Any]:
+        """Ready for JSON. runs, remember: see `rank_edges`. seconds: of ranking, less runs that were known. Raises
+        UserError."""
         settings, subject, load = read_method(method, self.settings), self.subject, load_average()
         begin = time.perf_counter()
-        scores = rank_edges(subject, settings, self.options.taus, self.watcher.bar(method))
+        scores = rank_edges(subject, settings, self.options.taus, self.watcher.bar(method), runs, remember)
         seconds = time.perf_counter() - begin
         return {
             "method": method,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from benchmarks.subject import Subject
 from benchmarks.thresholds import decide
@@ -14,8 +13,8 @@ from vitfx.discovery.methods.attribution import score_edges
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Report
 
-Decide = Callable[[float], Sequence[Decision]]
-"""A run at one τ."""
+Run = dict[str, tuple[bool, float]]
+"""At one τ: for each edge, by its name, whether it was kept, and what its removal cost."""
 THRESHOLDS = ("acdc", "eap-acdc")
 """Methods that decide at a threshold τ, and rank edges by several of them."""
 RANKED = (*RANKING, *THRESHOLDS)
@@ -33,27 +32,44 @@ def read_method(text: str, settings: Settings) -> Settings:
     return replace(settings, method=method, metric=metric or settings.metric)
 
 
-def rank_edges(subject: Subject, settings: Settings, taus: Sequence[float], report: Report) -> dict[str, float]:
+def rank_edges(
+    subject: Subject,
+    settings: Settings,
+    taus: Sequence[float],
+    report: Report,
+    runs: dict[str, Run] | None = None,
+    remember: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
     """A score for every edge, by its name: the higher, the longer the edge stays in the circuit.
 
     Scores of methods that have signs keep them: positive where removing the edge makes the metric worse.
     taus: at which methods run that decide at a threshold, see `by_thresholds`.
+    runs: by τ, those of an interrupted call, which are not repeated; new ones are added. remember: called after each.
     """
     setup = subject.setup
     if settings.method in RANKING:
         return score_edges(subject.graph, setup.calibration, setup.reference, settings, report, signed=True)
     order = subject.order() if settings.method == "acdc" else None
-    total, done = len(taus) * len(subject.graph.edges()), 0
+    known = {} if runs is None else runs
+    edges = len(subject.graph.edges())
+    done = edges * len(known)
 
     def progress(decision: Decision) -> None:
         nonlocal done
         done += 1
-        report(done, total)
+        report(done, edges * len(taus))
 
-    return by_thresholds(partial(decide, subject, order, seed=settings.seed, progress=progress), taus)
+    def run(tau: float) -> Run:
+        if str(tau) not in known:
+            decisions = decide(subject, order, tau, settings.seed, progress)
+            known[str(tau)] = {decision.edge.name: (decision.kept, decision.score) for decision in decisions}
+            remember()
+        return known[str(tau)]
+
+    return by_thresholds(run, taus)
 
 
-def by_thresholds(run: Decide, taus: Sequence[float]) -> dict[str, float]:
+def by_thresholds(run: Callable[[float], Run], taus: Sequence[float]) -> dict[str, float]:
     """Ranks edges by the greatest of some thresholds at which they are kept, as ROC curves of ACDC do (Conmy et al.
     2023, section 4), and those alike by what their removal cost.
 
@@ -61,13 +77,13 @@ def by_thresholds(run: Decide, taus: Sequence[float]) -> dict[str, float]:
     greatest keeps, it is at least as much as their trial had measured when it was broken off. Scores are places from
     the least important on, from 0; equal edges have equal places.
     """
-    runs = [{decision.edge.name: decision for decision in run(tau)} for tau in sorted(taus)]
-    keys = {name: _key([decisions[name] for decisions in runs]) for name in runs[0]}
+    runs = [run(tau) for tau in sorted(taus)]
+    keys = {name: _key([verdicts[name] for verdicts in runs]) for name in runs[0]}
     places = {key: float(place) for place, key in enumerate(sorted(set(keys.values())))}
     return {name: places[key] for name, key in keys.items()}
 
 
-def _key(decisions: Sequence[Decision]) -> tuple[int, float]:
+def _key(verdicts: Sequence[tuple[bool, float]]) -> tuple[int, float]:
     """How many thresholds do not exceed the greatest that kept the edge, and what its removal cost."""
-    level = max((place for place, decision in enumerate(decisions, 1) if decision.kept), default=0)
-    return level, decisions[min(level, len(decisions) - 1)].score
+    level = max((place for place, (kept, _) in enumerate(verdicts, 1) if kept), default=0)
+    return level, verdicts[min(level, len(verdicts) - 1)][1]

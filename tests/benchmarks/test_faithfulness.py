@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import faithfulness
+from benchmarks import faithfulness, rankings
 from benchmarks.faithfulness import main
 from benchmarks.faithfulness_table import draw, markdown
 from benchmarks.planted import CIRCUIT, FORMAT, write_planted
@@ -76,10 +76,35 @@ def test_rows_of_an_earlier_run_are_not_made_again(folder, tmp_path, monkeypatch
     first = rows(out)["random 0"]
     made = []
     real = faithfulness._Trial.row
-    monkeypatch.setattr(faithfulness._Trial, "row", lambda self, method: made.append(method) or real(self, method))
+    monkeypatch.setattr(
+        faithfulness._Trial, "row", lambda self, method, *more: made.append(method) or real(self, method, *more)
+    )
     assert run(folder, out, "--methods", "random,magnitude", "--seeds", "1") == 0
     assert made == ["magnitude"]
     assert rows(out)["random 0"] == first
+
+
+def test_an_interrupted_ranking_goes_on_after_its_last_run(folder, tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole.json", tmp_path / "out.json"
+    asked = ("--methods", "acdc", "--seeds", "1")
+    assert run(folder, whole, *asked) == 0
+    real, thresholds = rankings.decide, []
+
+    def decide(subject, order, tau, *more):
+        if thresholds == [0.003]:
+            raise KeyboardInterrupt
+        thresholds.append(tau)
+        return real(subject, order, tau, *more)
+
+    monkeypatch.setattr(rankings, "decide", decide)
+    assert run(folder, out, *asked) == 130
+    assert list(json.loads(out.read_text())["runs"]["acdc 0"]) == ["0.003"]
+    thresholds.append("resumed")
+    assert run(folder, out, *asked) == 0
+    assert thresholds == [0.003, "resumed", 0.03]
+    for name in ("signed", "magnitude", "areas"):
+        assert rows(out)["acdc 0"][name] == rows(whole)["acdc 0"][name]
+    assert json.loads(out.read_text())["runs"] == {}
 
 
 def test_another_question_does_not_mix_with_its_rows(folder, tmp_path, capsys):

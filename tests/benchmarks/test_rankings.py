@@ -3,7 +3,6 @@
 import pytest
 
 from benchmarks.rankings import RANKED, by_thresholds, read_method
-from vitfx.circuits.circuit import BOUND, EXACT, Decision, Edge, Writer
 from vitfx.discovery.basis.settings import Settings
 from vitfx.support.errors import UserError
 
@@ -14,16 +13,8 @@ RUNS = {
 }
 
 
-def run(tau):
-    return [
-        Decision(Edge(Writer(name, None)), kept, score, None, BOUND if kept else EXACT)
-        for name, (kept, score) in RUNS[tau].items()
-    ]
-
-
 def test_the_greatest_threshold_that_keeps_an_edge_comes_first_and_then_its_cost():
-    places = by_thresholds(run, [0.01, 0.1, 0.001])
-    assert {name.partition("→")[0]: place for name, place in places.items()} == {
+    assert by_thresholds(RUNS.__getitem__, [0.01, 0.1, 0.001]) == {
         "d": 0,  # removed everywhere, at 0.0005 where the least is allowed
         "c": 1,  # 0.02 at the first threshold that removed it
         "b": 2,  # 0.03 there
@@ -33,8 +24,8 @@ def test_the_greatest_threshold_that_keeps_an_edge_comes_first_and_then_its_cost
 
 
 def test_equal_edges_have_equal_places():
-    places = by_thresholds(lambda tau: [*run(0.1), Decision(Edge(Writer("f", None)), False, 0.03, None)], [0.1])
-    assert places["f→stream"] == places["b→stream"] == 2
+    places = by_thresholds(lambda tau: RUNS[tau] | {"f": (False, 0.03)}, [0.1])
+    assert places["f"] == places["b"] == 2
 
 
 @pytest.mark.parametrize("method", RANKED)
