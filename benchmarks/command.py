@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -43,7 +44,7 @@ def make_parser(command: str, description: str, epilog: str) -> argparse.Argumen
         prog=f"python -m benchmarks.{command}",
         description=description,
         epilog=epilog,
-        formatter_class=HelpFormatter,
+        formatter_class=partial(HelpFormatter, max_help_position=40),
     )
 
 

@@ -40,7 +40,7 @@ METHODS = (
     "eap-ig-activations,eap-ig-activations:logit-difference,ensemble,acdc,eap-acdc"
 )
 EXAMPLE = """example:
-  python -m benchmarks.faithfulness vit.pt --data tiny-imagenet-200/ --markdown curves.md --plot curves.png
+  python -m benchmarks.faithfulness vit.pt --data photos/ --markdown curves.md --plot curves.png
   python -m benchmarks.planted planted/
   python -m benchmarks.faithfulness planted/planted.pt --paths 2 --granularity edge --truth planted/circuit.json
 
@@ -95,7 +95,7 @@ class FaithfulnessOptions(command.CommonOptions):
 @entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     return command.run_command(
-        lambda: FaithfulnessOptions(**vars(_parser().parse_args(arguments))), _work, lambda: GOES_ON
+        lambda: FaithfulnessOptions(**vars(build_parser().parse_args(arguments))), _work, lambda: GOES_ON
     )
 
 
@@ -230,7 +230,7 @@ class _Trial:
         }
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     default = Settings()
     parser = command.make_parser(
         "faithfulness", "Runs methods' circuits of every size, and draws how faithful they are.", EXAMPLE
@@ -240,10 +240,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--methods", type=command.read_names, default=METHODS, help="(default: %(default)s)")
     add("--seeds", type=int, default=3, help="how many (default: %(default)s)")
     add("--taus", type=_read_taus, default="0.0001,0.001,0.01,0.1,1",
-        help="thresholds by which acdc and eap-acdc rank (default: %(default)s)")  # fmt: skip
-    add("--granularity", choices=GRANULARITIES, default=default.granularity, help="(default: %(default)s)")
-    add("--ablation", choices=ABLATIONS, default=default.ablation, help="(default: %(default)s)")
-    add("--corruption", choices=CORRUPTIONS, default=default.corruption, help="(default: %(default)s)")
+        help="of acdc and eap-acdc (default: %(default)s)")  # fmt: skip
+    add("--granularity", choices=GRANULARITIES, default=default.granularity, metavar="NAME",
+        help=f"{', '.join(GRANULARITIES)} (default: %(default)s)")  # fmt: skip
+    add("--ablation", choices=ABLATIONS, default=default.ablation, metavar="NAME",
+        help=f"{', '.join(ABLATIONS)} (default: %(default)s)")  # fmt: skip
+    add("--corruption", choices=CORRUPTIONS, default=default.corruption, metavar="NAME",
+        help=f"{', '.join(CORRUPTIONS)} (default: %(default)s)")  # fmt: skip
     add("--samples", type=int, default=default.samples, help="calibration images (default: %(default)s)")
     add("--paths", type=int, default=default.paths, help="groups of hidden neurons an MLP (default: %(default)s)")
     add("--eval-samples", type=int, default=256, help="evaluation images at most (default: %(default)s)")

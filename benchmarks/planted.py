@@ -275,7 +275,7 @@ class PlantedOptions:
 
 @entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
-    return command.run_command(lambda: PlantedOptions(**vars(_parser().parse_args(arguments))), _work)
+    return command.run_command(lambda: PlantedOptions(**vars(build_parser().parse_args(arguments))), _work)
 
 
 def _work(options: PlantedOptions, watcher: Watcher) -> list[Table]:
@@ -283,7 +283,7 @@ def _work(options: PlantedOptions, watcher: Watcher) -> list[Table]:
     return []
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = command.make_parser("planted", "Writes a small ViT with a known circuit, and images for it.", EXAMPLE)
     parser.add_argument("out", metavar="FOLDER", type=Path, help="where planted.pt, images.npz and circuit.json go")
     parser.add_argument("--images", type=int, default=1000, help="(default: %(default)s)")
