@@ -1,0 +1,140 @@
+"""README and docs/: what they print can be typed, and what they link to is there."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.command_lines import parse
+from vitfx.cli.goal_options import read_goal
+from vitfx.cli.options import given_settings, make_settings
+from vitfx.cli.rounds_options import read_rounds
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+DEMO = (
+    "python -m vitfx.prune demo --tau 0.001",
+    "python -m vitfx.show demo",
+    "python -m vitfx.show demo-pruned-tau0.001/circuit.json",
+    "python -m vitfx.show demo-pruned-tau0.001/pruned.onnx",
+    "python -m vitfx.optimize demo",
+    "python -m vitfx.optimize demo --passes fold_norms,narrow_to_cls --print-after all",
+    "python -m vitfx.discover demo --granularity qkv --method eap-acdc --tau 0.001 --out circuit.json",
+    "python -m vitfx.show circuit.json",
+    "python -m vitfx.prune demo --circuit circuit.json",
+    "python -m vitfx.recover demo-pruned-tau0.001/pruned.pt --teacher demo --minutes 0.5",
+    "python -m vitfx.report demo-pruned-tau0.001/ --out demo.html",
+)
+"""Commands of the pages that need nothing but the package, in an order in which each finds what it needs."""
+
+
+def commands(text: str) -> list[str]:
+    """Every call of vitfx and benchmarks in indented lines and in backticks; an ellipsis stands for a model."""
+    blocks = re.sub(r"\\\n\s+", "", text)
+    indented = [part for line in re.findall(r"^    (.*)", blocks, re.MULTILINE) for part in line.split("&&")]
+    quoted = re.findall(r"`((?:python -m )?(?:vitfx|benchmarks)\.[a-z]+ [^-`][^`]*)`", text.replace("\n", " "))
+    lines = [line.strip() for line in indented + quoted]
+    calls = [
+        line if "-m " in line else f"python -m {line}" for line in lines if re.search(r"\b(vitfx|benchmarks)\.", line)
+    ]
+    pattern = re.compile(r"^(\S*python|torchrun|PYTHONPATH=\. python)( \S+)* ?-m (vitfx|benchmarks)\.[a-z]+\b")
+    return [re.sub(r" …(?= )", " MODEL", line) for line in calls if pattern.match(line)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_every_command_can_be_typed(page: Path) -> None:
+    for line in commands(page.read_text(encoding="utf-8")):
+        options = parse(line)
+        if "vitfx.prune" in line:
+            asked = read_goal(options, given_settings(options))
+            read_rounds(options, None if asked is None else asked.goal)
+        if "vitfx.discover" in line:
+            make_settings(given_settings(options))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_options_that_are_named_exist(page: Path) -> None:
+    """`vitfx.optimize --passes`, without a model."""
+    text = page.read_text(encoding="utf-8").replace("\n", " ")
+    for module, options in re.findall(r"`(?:python -m )?((?:vitfx|benchmarks)\.[a-z]+) (--[^`]+)`", text):
+        assert set(re.findall(r"--[a-z-]+", options)) <= _options(module)
+
+
+def _options(module: str) -> set[str]:
+    return {
+        name for action in importlib.import_module(module).build_parser()._actions for name in action.option_strings
+    }
+
+
+def test_commands_are_seen_where_they_stand() -> None:
+    text = (
+        "Run `python -m vitfx.show c.json`:\n\n    a && .venv/bin/python -m vitfx.prune demo \\\n        --tau 1\n\n"
+        "`vitfx.prune … --tau 2`, unlike `vitfx.prune --tau`"
+    )
+    expected = [
+        ".venv/bin/python -m vitfx.prune demo --tau 1",
+        "python -m vitfx.show c.json",
+        "python -m vitfx.prune MODEL --tau 2",
+    ]
+    assert commands(text) == expected
+    seen = sum(len(commands(page.read_text(encoding="utf-8"))) for page in PAGES)
+    assert seen > 60
+    with pytest.raises(AssertionError, match="unrecognized arguments: --hast"):
+        parse("python -m vitfx.prune demo --hast")
+
+
+def test_the_commands_that_are_run_are_the_ones_printed() -> None:
+    helps = "\n".join(
+        f"    {line}"
+        for name in ("discover", "optimize", "prune", "recover", "report", "show")
+        for line in importlib.import_module(f"vitfx.{name}").build_parser().examples
+    )
+    printed = {line for page in PAGES for line in commands(page.read_text(encoding="utf-8"))} | set(commands(helps))
+    assert set(DEMO) <= printed
+
+
+@pytest.mark.slow
+def test_commands_of_the_demo_run(tmp_path: Path) -> None:
+    for line in DEMO:
+        command = [sys.executable, *shlex.split(line)[1:]]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_to_sections_lead_somewhere(page: Path) -> None:
+    for target, section in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+        other = (page.parent / target).resolve() if target else page
+        assert section in _sections(other), f"{page.name} links to {target}#{section}"
+
+
+def _sections(page: Path) -> set[str]:
+    """As GitHub names them."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_python_in_pages_calls_what_is_there(page: Path) -> None:
+    if page.parent.name == "reference":
+        return
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        check_names(block)
+
+
+def check_names(code: str) -> None:
+    """Parses it, imports what it imports, and looks for what it takes from vitfx."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module or "")
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "vitfx":
+            assert hasattr(importlib.import_module("vitfx"), node.attr), f"vitfx has no {node.attr}"
