@@ -237,7 +237,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_common(parser, "faithfulness.json", "the first seed's samples, draws and random scores")
     add = parser.add_argument
-    add("--methods", type=command.read_names, default=METHODS, help="(default: %(default)s)")
+    add("--methods", type=command.read_names, default=METHODS, help="(default: all, some by two metrics)")
     add("--seeds", type=int, default=3, help="how many (default: %(default)s)")
     add("--taus", type=_read_taus, default="0.0001,0.001,0.01,0.1,1",
         help="of acdc and eap-acdc (default: %(default)s)")  # fmt: skip
