@@ -48,8 +48,7 @@ Each method ranks all edges on its calibration images, once for each seed. Circu
 are then run on held-out images that the model answers rightly, without the edges that are connected to neither end.
 f(k) is the share of the metric that is left: 1 for the whole model, 0 with every edge ablated. CPR is the area under f
 in signed order, more is better; CMD that between f and 1 by magnitude, less is better (MIB, Mueller et al. 2025). A
-method may be followed by its metric, as in eap:loss. Rows and runs that --out already has, made with the same settings
-on the same machine, are not made again."""
+method may be followed by its metric, as in eap:loss. Rows and runs that --out already has are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,6 +151,11 @@ def add_discovery(parser: argparse.ArgumentParser) -> None:
         help="the methods whose ranks --method ensemble averages, which this stands for "
         f"(default {','.join(default.ensemble)})",
     )
+    _add_calibration(add, default)
+
+
+def _add_calibration(add: Callable[..., argparse.Action], default: Settings) -> None:
+    """What edges are judged on."""
     add("--ablation", choices=ABLATIONS, help=f"what replaces a removed writer's output (default {default.ablation})")
     add("--corruption", choices=CORRUPTIONS, help=f"how inputs are corrupted (default {default.corruption})")
     add("--samples", type=int, help=f"number of calibration images (default {default.samples})")
