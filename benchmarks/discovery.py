@@ -18,7 +18,7 @@ from benchmarks.subject import Subject, open_subject
 from vitfx.circuits.circuit import GRANULARITIES, Circuit, Decision
 from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.protocol import Limits
-from vitfx.discovery.basis.settings import RANKING, Settings
+from vitfx.discovery.basis.settings import MEASURING, Settings
 from vitfx.discovery.methods.acdc import acdc
 from vitfx.discovery.methods.eap_acdc import eap_acdc
 from vitfx.support.console import entry_point
@@ -173,13 +173,13 @@ def _circuit(path: Path, given: dict[str, Any]) -> tuple[Circuit, Settings]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--circuit {path} can't be read: give a circuit.json that vitfx wrote") from error
     settings = Settings.from_json(circuit.settings)
-    if settings.method in RANKING and "tau" in given:
-        # A ranking method's own threshold, if it has one, means something else: ACDC is asked at this one.
+    if settings.method not in MEASURING and "tau" in given:
+        # Another method's own threshold, if it has one, means something else: ACDC is asked at this one.
         settings = replace(settings, method="acdc", metric="kl", remove=None, tau=given["tau"])
     for name, value in given.items():
         if value != (own := getattr(settings, name)):
             raise UserError(f"--{name} {value} is not what --circuit was found with, {own}: leave --{name} out")
-    if settings.method in RANKING:
+    if settings.method not in MEASURING:
         raise UserError(f"--circuit {path} was found by {settings.method}: give --tau, the threshold to ask ACDC at")
     return circuit, settings
 

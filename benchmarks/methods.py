@@ -17,7 +17,7 @@ from benchmarks.subject import Subject, open_subject
 from benchmarks.thresholds import ThresholdRun
 from vitfx.circuits.circuit import GRANULARITIES
 from vitfx.cli.exit_codes import GOES_ON
-from vitfx.discovery.basis.settings import METHODS, METRICS, Settings
+from vitfx.discovery.basis.settings import MEASURING, METRICS, RANKING, Settings
 from vitfx.images.image_set import ImageSet
 from vitfx.support.console import entry_point
 from vitfx.support.devices import pick_device
@@ -53,7 +53,7 @@ class MethodsOptions(command.CommonOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        command.check_names("methods", self.methods, METHODS)
+        command.check_names("methods", self.methods, (*MEASURING, *RANKING))
         command.check_least(1, eval_samples=self.eval_samples)
         command.check_out("markdown", self.markdown)
 

@@ -82,6 +82,7 @@ def test_the_evaluation_is_that_of_the_edge_graph_on_images_not_seen(circuit: Pa
 def test_every_method(path: Path, tmp_path: Path, method: str, granularity: str) -> None:
     options = ["--method", method, "--granularity", granularity, "--eval-samples", "0"]
     options += ["--tau", "0.005" if granularity == "edge" else "0.1"] if "acdc" in method else ["--remove", "0.3"]
+    options += ["--gate-steps", "40"] if method == "edge-pruning" else []
     assert run(path, tmp_path / "out.json", *options) == 0
     found = read(tmp_path / "out.json")
     assert (found.settings["method"], found.settings["granularity"]) == (method, granularity)

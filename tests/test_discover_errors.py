@@ -36,6 +36,15 @@ REFUSED = {
         "--ensemble is for ensemble, not eap: leave it out",
     ),
     "not looked at": (("--steps", "3"), "--steps is for eap-ig, eap-ig-activations, ensemble, not acdc: leave it out"),
+    "learned": (
+        ("--method", "edge-pruning", "--max-kl", "1"),
+        "--max-kl is for methods that measure KL, edge-pruning ",
+    ),
+    "no threshold": (
+        ("--method", "edge-pruning", "--tau", "1"),
+        "--tau is not for edge-pruning, which learns a circuit",
+    ),
+    "no gates": (("--gate-steps", "9"), "--gate-steps is for edge-pruning, not acdc: leave it out"),
     "no groups": (
         ("--granularity", "block", "--paths", "4"),
         "--paths 4 splits MLPs, which the block graph keeps whole",

@@ -22,7 +22,7 @@ from vitfx.cli.discover_parser import discover_parser
 from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending
 from vitfx.cli.options import OF_IMAGES, given_settings, make_settings, threshold
 from vitfx.cli.parser import CommandParser
-from vitfx.discovery.basis.settings import RANKING, Settings
+from vitfx.discovery.basis.settings import MEASURING, Settings
 from vitfx.discovery.memory import fit, memory_needed
 from vitfx.discovery.run import check_settings
 from vitfx.discovery.stability import Outcome
@@ -120,8 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
             shown = _run(task, share, watcher)
         console.print(*shown, highlight=False, markup=False, soft_wrap=True, sep="\n")
 
-    # Methods that rank keep nothing but the circuits of a sweep.
-    goes_on = options.method not in RANKING or options.tau_sweep is not None
+    # Other methods keep nothing but the circuits of a sweep.
+    goes_on = options.method in (None, *MEASURING) or options.tau_sweep is not None
     return ending(work, lambda: (GOES_ON if goes_on else BEGINS_ANEW) if first else "")
 
 

@@ -19,7 +19,7 @@ from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending, going_on
 from vitfx.cli.parser import CommandParser
 from vitfx.cli.prune_options import open_run, unfinished_file
 from vitfx.cli.prune_parser import prune_parser
-from vitfx.discovery.basis.settings import RANKING, Settings
+from vitfx.discovery.basis.settings import MEASURING, Settings
 from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, parse_target
 from vitfx.pruning.token_merging import AUTO
 from vitfx.reports.prune_text import to_table
@@ -144,7 +144,7 @@ def _begins_anew() -> str:
 def _stopped(run: PruneRun) -> Callable[[], str]:
     """What is said after Ctrl-C."""
     match run:
-        case CircuitRun() if run.circuit is None and run.settings.method not in RANKING:
+        case CircuitRun() if run.circuit is None and run.settings.method in MEASURING:
             return lambda: GOES_ON
         case SweepRun():
             return going_on(run.out / SWEEP, force=run.force)

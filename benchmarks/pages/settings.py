@@ -7,7 +7,7 @@ from benchmarks.pages.docstrings import summary_of
 from vitfx.circuits.circuit import GRANULARITIES
 from vitfx.deploy.deployment import NAMES
 from vitfx.deploy.lowering import PASSES
-from vitfx.discovery.basis.settings import ABLATIONS, CORRUPTIONS, METHODS, METRICS, ORDERS, Settings
+from vitfx.discovery.basis.settings import ABLATIONS, CORRUPTIONS, METHODS, METRICS, ORDERS, STARTS, Settings
 from vitfx.graph.kinds import WORDS
 from vitfx.pruning.goal import Goal, Target
 from vitfx.recovery.distill import LOSSES, Objective
@@ -21,6 +21,7 @@ _VALUES = {
     "granularity": GRANULARITIES,
     "order": ORDERS,
     "metric": METRICS,
+    "gate_start": STARTS,
     "ablation": ABLATIONS,
     "corruption": CORRUPTIONS,
     "task": WORDS,

@@ -69,7 +69,12 @@ def test_restored_edges_are_told(granularity):
     )
 
 
-@pytest.mark.parametrize(("granularity", "threshold"), [("head", {"remove": 0.2}), ("block", {"tau": 1e-5})])
+LEARNED = {"method": "edge-pruning", "remove": 0.3, "gate_steps": 40}
+
+
+@pytest.mark.parametrize(
+    ("granularity", "threshold"), [("head", {"remove": 0.2}), ("block", {"tau": 1e-5}), ("head", LEARNED)]
+)
 def test_an_artifact_that_is_the_circuit_needs_no_telling(granularity, threshold):
     pixels = images(12)
     settings = {"method": "eap", "granularity": granularity, "corruption": "noise", "paths": 4} | threshold

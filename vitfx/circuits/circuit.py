@@ -21,7 +21,7 @@ PARTS = ("q", "k", "v")
 GRANULARITIES = ("block", "head", "edge", "qkv")
 """What an edge is, see `vitfx.circuits.edge_graph`."""
 
-EXACT, BOUND, GROUP, ATTRIBUTED, PROBE = "exact", "bound", "group", "attributed", "probe"
+EXACT, BOUND, GROUP, ATTRIBUTED, PROBE, LEARNED = "exact", "bound", "group", "attributed", "probe", "learned"
 """What a decision rests on.
 
 exact: the score and the KL divergence were measured on all images.
@@ -29,6 +29,7 @@ bound: both are at least this much; measuring stopped once that was enough to ke
 group: the edge was removed together with others; kl is that of the group, score the edge's share of its cost.
 attributed: the score is an attribution alone.
 probe: exact, of an edge drawn at random to check the attributions.
+learned: the score is the probability that the edge's gate is open, after training.
 """
 
 

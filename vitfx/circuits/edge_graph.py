@@ -150,6 +150,22 @@ class EdgeGraph:
         return run_stages(self.stages[: self.first], pixels)
 
 
+def inner_apart(stage: Stage, seen: Tensor) -> Tensor:
+    """A sublayer's inner channels (N, T, E), from the stream as each of its readers sees it: (readers, N, T, D)."""
+    module = stage.sublayer
+    assert module is not None and stage.norm is not None
+    read = stage.norm(seen)
+    if not isinstance(module, Attention):
+        return module.inner(read[0])
+    parts = len(read) // module.units
+    q, k, v = (
+        project_heads(linear, module.units, read[min(part, parts - 1) :: parts])
+        for part, linear in enumerate((module.q, module.k, module.v))
+    )
+    heads: Tensor = module.core(q, k, v)
+    return heads
+
+
 def _couples_heads(module: Sublayer) -> bool:
     return isinstance(module, Attention) and module.inner_norm is not None
 
@@ -179,7 +195,7 @@ class _Run:
 
     def write(self, stage: Stage, module: Sublayer, stream: Tensor) -> Tensor:
         """The inner channels that a sublayer writes."""
-        inner = self._inner(stage, module, stream)
+        inner = self._inner(stage, stream)
         units = [unit for writer in self.gone if writer.sublayer == stage.name for unit in writer.units]
         if units:
             inner = replaced(stage, inner, units, self._reference(stage.name))
@@ -198,21 +214,11 @@ class _Run:
             mask[index, [self.rows[writer] for writer in self.unseen.get(reader, [])]] = 1
         return stream - torch.unflatten(mask @ self.deltas.flatten(1), 1, stream.shape)
 
-    def _inner(self, stage: Stage, module: Sublayer, stream: Tensor) -> Tensor:
+    def _inner(self, stage: Stage, stream: Tensor) -> Tensor:
         readers = self.graph.readers_of(stage.name)
         if not any(reader in self.unseen for reader in readers):
             return stage.inner(stream)
-        assert stage.norm is not None
-        read = stage.norm(self.seen(stream, readers))
-        if not isinstance(module, Attention):
-            return module.inner(read[0])
-        parts = len(readers) // module.units
-        q, k, v = (
-            project_heads(linear, module.units, read[min(part, parts - 1) :: parts])
-            for part, linear in enumerate((module.q, module.k, module.v))
-        )
-        heads: Tensor = module.core(q, k, v)
-        return heads
+        return inner_apart(stage, self.seen(stream, readers))
 
     def _reference(self, name: str) -> Tensor:
         if self.reference is None or name not in self.reference:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from vitfx.circuits.circuit import ATTRIBUTED, BOUND, Circuit, Decision
+from vitfx.circuits.circuit import ATTRIBUTED, BOUND, LEARNED, Circuit, Decision
 from vitfx.circuits.view import layer_of, live_edges, read_sublayers, score_unit, strength, structurally_alive
 from vitfx.graph.kinds import words_of
 from vitfx.support.tables import Table
@@ -27,7 +27,7 @@ class LayerRow:
     paths: tuple[int, int]  #: kept while they are structurally alive
     edges: tuple[int, int]  #: of the layer's writers
     share: float  #: of the circuit's kept score, 0..1
-    spent: float | None  #: what the removed edges cost, in nats an image; None where scores are attributions
+    spent: float | None  #: what the removed edges cost, in nats an image; None where scores are no costs
 
 
 def layer_rows(circuit: Circuit) -> list[LayerRow]:
@@ -42,7 +42,7 @@ def layer_rows(circuit: Circuit) -> list[LayerRow]:
     for decision in circuit.decisions:
         by_layer[layer_of(decision.edge.writer.sublayer)].append(decision)
     all_kept = sum(strength(decision.score) for decision in circuit.decisions if decision.kept)
-    measured = all(decision.basis != ATTRIBUTED for decision in circuit.decisions if not decision.kept)
+    measured = all(decision.basis not in (ATTRIBUTED, LEARNED) for decision in circuit.decisions if not decision.kept)
 
     def row(layer: int | str, heads: tuple[int, int], paths: tuple[int, int], own: Sequence[Decision]) -> LayerRow:
         kept = [decision for decision in own if decision.kept]

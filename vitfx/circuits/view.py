@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from vitfx.circuits.circuit import ATTRIBUTED, EMBED, LOGITS, STREAM, Circuit, Decision, Edge, Reader, Writer
+from vitfx.circuits.circuit import ATTRIBUTED, EMBED, LEARNED, LOGITS, STREAM, Circuit, Decision, Edge, Reader, Writer
 from vitfx.graph.kinds import words_of
 from vitfx.support.errors import UserError
 
@@ -145,6 +145,8 @@ def score_unit(circuit: Circuit) -> str:
     attributed = sum(decision.basis == ATTRIBUTED for decision in circuit.decisions)
     if attributed == len(circuit.decisions):
         return "attribution"
+    if any(decision.basis == LEARNED for decision in circuit.decisions):
+        return "probability that the trained gate is open"
     words = words_of(circuit.settings)
     name = "KL divergence" if words.divergence == "KL" else words.divergence
     measured = ", ".join(part for part in (f"{name} when removed", words.an_image) if part)

@@ -29,7 +29,7 @@ _EXAMPLES = (
     "python -m vitfx.discover vit.pt --tasks tasks.toml --repeats 3   # which heads serve which task",
     "torchrun --nproc-per-node=4 -m vitfx.discover vit.pt   # four processes share the images",
 )
-_NOTES = """If it is stopped, the same command goes on; methods that rank begin anew.
+_NOTES = """If it is stopped, the same command goes on; methods that rank or learn begin anew.
 exit code: 0; 2 when something you gave can't be used; 130 after Ctrl-C, 143 after SIGTERM.
 """
 _MEMORY = "memory for activations, at most; an edge or qkv graph that needs more keeps a part in a file beside --out"

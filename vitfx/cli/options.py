@@ -17,11 +17,15 @@ from vitfx.discovery.basis.settings import (
     ABLATIONS,
     CORRUPTIONS,
     DIFFERENTIATING,
+    EDGE_PRUNING,
     INTEGRATING,
     METHODS,
     METRICS,
+    OF_EDGE_PRUNING,
     ORDERS,
+    STARTS,
     Settings,
+    check_threshold,
 )
 from vitfx.graph.kinds import KINDS
 from vitfx.models.architectures import KNOWN_ARCHES
@@ -30,7 +34,13 @@ from vitfx.support.errors import UserError
 
 OF_IMAGES = ("image_size", "mean", "std", "interpolation", "resize", "crop_pct")
 """What `add_reading` adds that changes how images are prepared."""
-_ONLY_FOR = {"order": ("acdc",), "metric": DIFFERENTIATING, "steps": INTEGRATING, "ensemble": ("ensemble",)}
+_ONLY_FOR = {
+    "order": ("acdc",),
+    "metric": DIFFERENTIATING,
+    "steps": INTEGRATING,
+    "ensemble": ("ensemble",),
+    **dict.fromkeys(OF_EDGE_PRUNING, (EDGE_PRUNING,)),
+}
 """The methods that read a setting, where the others ignore it."""
 
 
@@ -101,9 +111,10 @@ def add_discovery(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=METHODS,
         help="acdc measures what removing each edge costs (exact, but slow on graphs with many edges); eap-acdc "
-        "predicts this from gradients and measures only close calls (for the edge and qkv graphs); the others rank "
-        "edges: eap, eap-ig, eap-ig-activations and taylor by gradients, relp by relevance, magnitude by weights, "
-        "random as the baseline, ensemble by the mean of several "
+        "predicts this from gradients and measures only close calls (for the edge and qkv graphs); edge-pruning "
+        "trains a gate for each edge until a given share is closed; the others rank edges: eap, eap-ig, "
+        "eap-ig-activations and taylor by gradients, relp by relevance, magnitude by weights, random as the baseline, "
+        "ensemble by the mean of several "
         f"(default {default.method})",
     )
     add(
@@ -133,9 +144,15 @@ def add_discovery(parser: argparse.ArgumentParser) -> None:
     add(
         "--remove",
         type=float,
-        help="for methods that rank, instead of --tau: the fraction to remove, 0 to 1, of the model's FLOPs on the "
-        "block and head graphs, and of the edges on the others",
+        help="for methods that rank, instead of --tau, and for edge-pruning (default 0.5): the fraction to remove, 0 "
+        "to 1, of the model's FLOPs on the block and head graphs, and of the edges on the others",
     )
+    _add_of_methods(add, default)
+    _add_calibration(add, default)
+
+
+def _add_of_methods(add: Callable[..., argparse.Action], default: Settings) -> None:
+    """What only some methods read, see `_ONLY_FOR`."""
     add(
         "--order",
         choices=ORDERS,
@@ -151,7 +168,14 @@ def add_discovery(parser: argparse.ArgumentParser) -> None:
         help="the methods whose ranks --method ensemble averages, which this stands for "
         f"(default {','.join(default.ensemble)})",
     )
-    _add_calibration(add, default)
+    add("--gate-steps", type=int, help=f"edge-pruning's training steps (default {default.gate_steps})")
+    add("--learning-rate", type=float, help=f"of edge-pruning's gates (default {default.learning_rate})")
+    add(
+        "--gate-start",
+        choices=STARTS,
+        help="what edge-pruning's gates start from: an attribution, or equal, all alike as in the paper (default "
+        f"{default.gate_start})",
+    )
 
 
 def _add_calibration(add: Callable[..., argparse.Action], default: Settings) -> None:
@@ -254,11 +278,14 @@ def given_settings(options: argparse.Namespace) -> dict[str, Any]:
 def make_settings(given: dict[str, Any]) -> Settings:
     """Raises UserError, also for an argument that would be ignored."""
     settings = Settings(**given)
+    if "tau" in given:
+        check_threshold(settings.method)
     if "tau" in given and "remove" in given:
         raise UserError(f"--remove {settings.remove} replaces --tau: give only one of them")
     for name, methods in _ONLY_FOR.items():
         if name in given and settings.method not in methods:
-            raise UserError(f"--{name} is for {', '.join(methods)}, not {settings.method}: leave it out")
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} is for {', '.join(methods)}, not {settings.method}: leave it out")
     if "paths" in given and settings.granularity == "block":
         raise UserError(f"--paths {settings.paths} splits MLPs, which the block graph keeps whole: leave it out")
     return settings

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from passes.dialect import Attention
 from vitfx.circuits.edge_graph import EdgeGraph
-from vitfx.discovery.basis.settings import RANKING, Settings
+from vitfx.discovery.basis.settings import MEASURING, Settings
 from vitfx.discovery.run import whole_mlps
 from vitfx.graph.narrow import narrow
 from vitfx.graph.stages import sublayers_of
@@ -65,9 +65,9 @@ def memory_needed(graph_module: GraphModule, images: Images, settings: Settings,
     if settings.ablation == "resample":
         numbers += tokens * (width + sum(module.units * module.channels for module in modules.values()))
     streams = sum(read for read, *_ in sizes) + kept * width
-    if settings.method not in RANKING and graph.reads_stream:
+    if settings.method in MEASURING and graph.reads_stream:
         numbers += streams + max(inner + 2 * read for read, inner, *_ in sizes)
-    elif settings.method not in RANKING:
+    elif settings.method in MEASURING:
         in_file = changes
         numbers += changes + streams + sum((1 + parts) * inner for _, inner, _, parts in sizes)
         numbers += sum(readers * read for read, _, readers, _ in sizes[1:]) + kept * width

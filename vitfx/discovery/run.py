@@ -22,14 +22,15 @@ from vitfx.discovery.basis.calibration import Calibration, calibrate
 from vitfx.discovery.basis.fidelity import fidelity
 from vitfx.discovery.basis.metric import check_metric
 from vitfx.discovery.basis.protocol import Engine, Journal, Limits
-from vitfx.discovery.basis.settings import DIFFERENTIATING, RANKING, Settings
+from vitfx.discovery.basis.settings import DIFFERENTIATING, EDGE_PRUNING, RANKING, Settings
 from vitfx.discovery.engines.head_engine import HeadEngine
 from vitfx.discovery.engines.reader_engine import ReaderEngine
 from vitfx.discovery.methods.acdc import Order, acdc, by_attribution, forward, reverse
 from vitfx.discovery.methods.attribution import fisher, score_edges
 from vitfx.discovery.methods.eap_acdc import eap_acdc
+from vitfx.discovery.methods.edge_pruning import Step, edge_pruning
 from vitfx.discovery.methods.forecast_accuracy import calibration_of
-from vitfx.discovery.methods.rank import below, least
+from vitfx.discovery.methods.rank import below, least, removed_by
 from vitfx.discovery.methods.unit_importance import fisher_scores, group_paths, stream_scores
 from vitfx.graph.canonical import check_answers_differ
 from vitfx.graph.divergence import Divergence, make_divergence
@@ -42,6 +43,9 @@ from vitfx.support.errors import UserError
 from vitfx.support.processes import Alone, Share, on_each
 from vitfx.support.progress import Watcher
 from vitfx.version import VERSION
+
+_MISSED = 0.01
+"""By how much of what is to be removed edge pruning may miss it in silence."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,8 @@ class _Discovery:
         if settings.method in RANKING:
             report = self.watcher.bar(settings.method)
             return self._rank(score_edges(self.graph, self.calibration, self.reference, settings, report))
+        if settings.method == EDGE_PRUNING:
+            return self._learn()
         limits = Limits(settings.tau, settings.max_kl)
         order = self._order() if settings.method == "acdc" else None
         # A process that has no room for its file must tell the others.
@@ -211,10 +217,32 @@ class _Discovery:
     def _rank(self, scores: dict[str, float]) -> list[Decision]:
         if self.settings.remove is None:
             return below(self.graph, scores, self.settings.tau)
+        return least(self.graph, scores, self.settings.remove, *self._size())
+
+    def _size(self) -> tuple[int, int]:
+        """The model's tokens where the stream begins, and its FLOPs."""
         pixels = self.calibration.clean[:2]
-        tokens = tokens_of(self.graph_module, pixels)
-        flops = measure_cost(self.graph_module, pixels.shape[1:]).flops
-        return least(self.graph, scores, self.settings.remove, tokens, flops)
+        return tokens_of(self.graph_module, pixels), measure_cost(self.graph_module, pixels.shape[1:]).flops
+
+    def _learn(self) -> list[Decision]:
+        settings, edges = self.settings, self.graph.edges()
+        start = dict.fromkeys((edge.name for edge in edges), 0.0)
+        if settings.gate_start != "equal":
+            asked = replace(settings, method=settings.gate_start)
+            start = score_edges(self.graph, self.calibration, self.reference, asked, self.watcher.bar(asked.method))
+        report, last = self.watcher.bar(EDGE_PRUNING), Step(0, 0.0, 0.0, 0.0)
+
+        def progress(step: Step) -> None:
+            nonlocal last
+            last = step
+            self.watcher.detail(f"KL {step.kl:.4f}, {step.removed:.1%} of {step.target:.1%} removed")
+            report(step.done, settings.gate_steps)
+
+        shares, attributions = removed_by(self.graph, *self._size()), [start[edge.name] for edge in edges]
+        decisions = edge_pruning(self.graph, self.calibration, self.reference, settings, shares, attributions, progress)
+        if abs(last.removed - last.target) > _MISSED:
+            self.watcher.say(f"training closed {last.removed:.1%} and not {last.target:.1%}: give more `gate_steps`")
+        return decisions
 
     def _order(self) -> Order:
         if self.settings.order != "attribution":

@@ -20,7 +20,7 @@ from vitfx.deploy.deployment import NAMES, Deployment, default_deployment
 from vitfx.deploy.precision_file import FILES, write_precision
 from vitfx.deploy.precisions import INT8
 from vitfx.discovery.basis.journal import NoJournal
-from vitfx.discovery.basis.settings import Settings
+from vitfx.discovery.basis.settings import Settings, check_threshold
 from vitfx.discovery.run import check_settings, discover, origins
 from vitfx.graph.answers import Kind
 from vitfx.graph.canonical import read_module
@@ -51,6 +51,9 @@ class DiscoverySettings(TypedDict, total=False):
     metric: str
     steps: int
     ensemble: tuple[str, ...]
+    gate_steps: int
+    learning_rate: float
+    gate_start: str
     remove: float | None
     ablation: str
     corruption: str
@@ -187,6 +190,8 @@ def make_settings(
     if unknown := set(settings) - set(DiscoverySettings.__annotations__):
         known = ", ".join(DiscoverySettings.__annotations__)
         raise UserError(f"{min(unknown)} is not a setting of discovery: give some of {known}")
+    if tau is not None:
+        check_threshold(settings.get("method"))
     limits: dict[str, Any] = {name: value for name, value in (("tau", tau), ("max_kl", max_kl)) if value is not None}
     return Settings(samples=len(images), **limits, **settings)
 

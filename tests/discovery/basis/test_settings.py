@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from vitfx.discovery.basis.settings import Settings
+from vitfx.discovery.basis.settings import OF_EDGE_PRUNING, Settings
 from vitfx.support.errors import UserError
 
 
@@ -27,6 +27,11 @@ from vitfx.support.errors import UserError
         ({"seed": -1}, "`seed` -1 is too small: give 0 or more"),
         ({"seed": 2**63}, "`seed` 9223372036854775808 is too large: give a number below 2 to the power of 63"),
         ({"method": "magic"}, "`method` magic is not known: choose one of acdc"),
+        ({"gate_start": "magic"}, "`gate_start` magic is not known: choose one of eap, eap-ig, equal"),
+        ({"gate_steps": 0}, "`gate_steps` 0 is too small: give 1 or more"),
+        ({"learning_rate": 0}, "`learning_rate` 0 is not a step: give a finite number above 0"),
+        ({"learning_rate": math.inf}, "`learning_rate` inf is not a step"),
+        ({"learning_rate": "1"}, "learning_rate is '1': give a number"),
         ({"ablation": "median"}, "`ablation` median is not known: choose one of zero, mean, position-mean, resample"),
         ({"corruption": "fog"}, "`corruption` fog is not known: choose one of swap, noise, blur, shuffle"),
     ],
@@ -46,12 +51,25 @@ def test_the_edges_of_what_makes_sense() -> None:
 def test_json_has_every_field_and_no_infinity() -> None:
     record = json.loads(json.dumps(Settings().to_json(), allow_nan=False))
     assert record["max_kl"] is None
-    assert record.keys() == Settings.__dataclass_fields__.keys() - {"task", "classes", "other", "ensemble"}
+    left_out = {"task", "classes", "other", "ensemble", *OF_EDGE_PRUNING}
+    assert record.keys() == Settings.__dataclass_fields__.keys() - left_out
     assert Settings(**record | {"max_kl": math.inf}) == Settings()
     chosen = Settings(classes=("7", "3"))
-    for settings in (Settings(task="labels"), chosen, replace(chosen, classes=("7", "3", "other"), other=True)):
+    learned = Settings(method="edge-pruning", learning_rate=0.1, gate_steps=7, gate_start="equal")
+    for settings in (
+        Settings(task="labels"),
+        learned,
+        chosen,
+        replace(chosen, classes=("7", "3", "other"), other=True),
+    ):
         assert Settings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
     assert Settings(max_kl=0.5).to_json()["max_kl"] == 0.5
+
+
+def test_edge_pruning_has_a_size_of_its_own() -> None:
+    assert Settings(method="edge-pruning").remove == 0.5
+    assert Settings(method="edge-pruning", remove=0.2).threshold == "a share of 0.2 to remove"
+    assert Settings(method="eap").remove is None
 
 
 def test_a_circuit_of_a_goal_says_what_to_do() -> None:

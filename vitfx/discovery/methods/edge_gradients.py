@@ -178,14 +178,15 @@ def mean_of_edges(
     """
     count = len(calibration.clean)
     total = torch.zeros(len(graph.edges()), dtype=torch.float64, device=calibration.clean.device)
-    for images in batches(count, _batch_size(graph, calibration.clean)):
+    for images in batches(count, images_at_once(graph, calibration.clean)):
         total += of_batch(images).sum(dim=0)
         if progress is not None:
             progress(images.stop, count)
     return calibration.mean(total).cpu()
 
 
-def _batch_size(graph: EdgeGraph, pixels: Tensor) -> int:
+def images_at_once(graph: EdgeGraph, pixels: Tensor) -> int:
+    """How many images make a batch, see `_NUMBERS`."""
     if not len(pixels):
         return 1
     return max(1, min(BATCH, _NUMBERS // (len(graph.writers) * graph.embedding(pixels[:1]).numel())))

@@ -39,6 +39,16 @@ def least(graph: EdgeGraph, scores: Mapping[str, float], share: float, tokens: i
     return decisions + [_decision(edge, scores, kept=True) for edge in embeds]
 
 
+def removed_by(graph: EdgeGraph, tokens: int, flops: int) -> list[float]:
+    """What each edge's removal adds to the share that `remove` asks for, in the order of `graph.edges()`: of the FLOPs
+    on the block and the head graph, where the embedding's adds none, and of the edges on the others.
+
+    tokens, flops: as for `least`.
+    """
+    edges = graph.edges()
+    return [_flops(graph, edge, tokens) / flops if graph.reads_stream else 1 / len(edges) for edge in edges]
+
+
 def _ranked(graph: EdgeGraph, scores: Mapping[str, float]) -> list[Edge]:
     return sorted(graph.edges(), key=lambda edge: scores[edge.name])
 
