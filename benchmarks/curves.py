@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitfx.circuits.circuit import Circuit, Decision, Edge
+from vitfx.circuits.circuit import EMBED, Circuit, Decision, Edge
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.circuits.view import live_edges, structurally_alive
 from vitfx.discovery.basis.calibration import Calibration
@@ -94,9 +94,13 @@ class Evaluator:
         return self._known[key]
 
     def curve(self, scores: Mapping[str, float], order: str, progress: Report) -> Curve:
-        """scores: by the edge's name. order: one of `ORDERS`. Edges that are equal stay in the order of the graph."""
-        edges = self.graph.edges()
-        ranked = sorted(edges, key=lambda edge: -ORDERS[order](scores[edge.name]))
+        """scores: by the edge's name. order: one of `ORDERS`. Edges that are equal stay in the order of the graph.
+
+        On the block and the head graph the embedding comes first, whatever its score: no other edge is connected
+        without it.
+        """
+        edges, first = self.graph.edges(), EMBED if self.graph.reads_stream else None
+        ranked = sorted(edges, key=lambda edge: (edge.writer.sublayer != first, -ORDERS[order](scores[edge.name])))
         counts = [int(fraction * len(edges)) for fraction in FRACTIONS]
         kept = []
         values: list[Values] = []

@@ -87,6 +87,15 @@ def test_a_curve_takes_the_first_edges_and_ends_with_the_whole_model(subject, ev
     assert {name: values[nothing] for name, values in curve.values.items()} == evaluator.empty
 
 
+def test_on_the_head_graph_the_embedding_comes_first(subject, evaluator):
+    scores = {edge.name: float(place) for place, edge in enumerate(subject.graph.edges())}
+    scores |= {name: -1.0 for name in scores if name.startswith("embed")}
+    curve = evaluator.curve(scores, "signed", lambda done, total: None)
+    first = next(place for place, taken in enumerate(curve.edges) if taken)
+    connected_first = curve.edges[first] if subject.graph.granularity == "head" else 0
+    assert curve.connected[first] == connected_first
+
+
 def test_signed_order_puts_harmful_edges_last_and_magnitude_first(subject, evaluator):
     names = [edge.name for edge in subject.graph.edges()]
     circuit = frozenset(CIRCUIT[subject.graph.granularity])
