@@ -31,7 +31,7 @@ def _command(name: str, parser: CommandParser) -> Iterator[str]:
         actions = [action for action in group._group_actions if action.dest not in ("help", "help_all")]
         if not actions:
             continue
-        heading = "arguments" if group.title in ("positional arguments", "options") else str(group.title)
+        heading = "arguments" if group.title == "positional arguments" else str(group.title)
         yield from (f"**{heading}**" + (f": {group.description}" if group.description else ""), "")
         yield from (f"- {_signature(action)}: {action.help}" for action in actions)
         yield ""
