@@ -81,7 +81,7 @@ def discover(
     model: maps (B, C, H, W) to logits (B, K), to another answer for each image, or to a record with `logits`; it is
         left as it is.
     images: floats (N, C, H, W), a tensor, array or list, preprocessed for the model; all are used for calibration.
-    labels: integers (N,), for the corruption "swap"; for a multi-label model a 0 or 1 each, (N, K).
+    labels: integers (N,), for the corruptions "swap" and "same-class"; for a multi-label model a 0 or 1 each, (N, K).
     tau: the KL divergence, in nats an image, that removing an edge may cost (default 0.05).
     max_divergence: what all removals together may cost, in the unit of the task's divergence; also called max_kl.
     task: what the model answers, one of `vitfx.graph.kinds.KINDS`; by default found by looking at it.

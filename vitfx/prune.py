@@ -80,7 +80,7 @@ def prune(
     model: maps (B, C, H, W) to logits (B, K), another answer for each image, or a record with `logits`; stays as it is.
     images: floats (N, C, H, W), a tensor, array or list, preprocessed for the model; all are used for calibration. A
         goal holds a quarter of them out, to say what is lost; give some hundreds.
-    labels: integers (N,), for `max_drop` and for the corruption "swap"; for a multi-label model a 0 or 1 each, (N, K).
+    labels: integers (N,), for `max_drop` and for corruptions by class; for a multi-label model a 0 or 1 each, (N, K).
     tau: the KL divergence, in nats an image, that deleting one head or MLP path may cost (default 0.05).
     target_speedup, target_flops, target_params: goals; times faster than the plain export, or the share to keep.
     max_drop, max_divergence: goals; points of top-1, or the divergence from the original, in the unit of the task's

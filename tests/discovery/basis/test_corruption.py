@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def numbered(labels: list[int] | None, count: int = 0) -> Images:
 
 def noise_images(*shape: int) -> Images:
     pixels = torch.randn(shape)
-    return Images(pixels, torch.arange(shape[0]) % 3, tuple(map(str, range(shape[0]))))
+    return Images(pixels, torch.arange(shape[0]) % 2, tuple(map(str, range(shape[0]))))
 
 
 @given(st.lists(st.integers(0, 6), min_size=2, max_size=40), st.integers(0, 2**32))
@@ -107,7 +108,7 @@ def test_same_seed_same_images(kind: str) -> None:
     torch.set_rng_state(state)
     assert torch.equal(state, torch.get_rng_state()) and torch.equal(images.pixels, original)
     assert not torch.equal(first, original) and first.dtype == torch.float32
-    if kind != "blur":
+    if kind not in ("blur", "mean-patch"):
         assert not torch.equal(first, corrupt(images, kind, 6))
 
 
@@ -119,12 +120,45 @@ def test_global_random_state_is_left_alone(kind: str) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=40), st.integers(0, 2**32))
+def test_same_class_takes_another_image_of_the_class(labels: list[int], seed: int) -> None:
+    alone = sum(count == 1 for count in Counter(labels).values())
+    if alone:
+        with pytest.raises(UserError, match=f"two images of each class, and {alone} of {len(labels)} are alone"):
+            corrupt(numbered(labels), "same-class", seed)
+        return
+    partner = corrupt(numbered(labels), "same-class", seed).flatten().int().tolist()
+    assert sorted(partner) == list(range(len(labels)))
+    assert all(labels[there] == labels[here] and there != here for here, there in enumerate(partner))
+
+
+def test_same_class_pairs_at_random() -> None:
+    """Seeds pair an image with different others."""
+    images = numbered([0] * 8)
+    assert len({int(corrupt(images, "same-class", seed)[0]) for seed in range(40)}) == 7
+
+
+def test_a_mean_patch_is_embedded_as_the_mean_of_the_patches() -> None:
+    images = noise_images(6, 3, 8, 8)
+    images.pixels.add_(torch.arange(8.0))
+    embed = torch.nn.Conv2d(3, 5, 4, 4)
+    with torch.no_grad():
+        embedded, expected = embed(corrupt(images, "mean-patch", 0)), embed(images.pixels).mean(dim=0)
+    assert torch.allclose(embedded, expected.expand_as(embedded), atol=1e-5)
+    assert embedded.std(dim=(2, 3)).min() > 0.01
+
+
 def test_refusals() -> None:
     with pytest.raises(UserError, match="'gauss' is not known: choose one of swap, noise, blur, shuffle"):
         corrupt(numbered([0, 1]), "gauss", 0)
     for labels in (None, [3]):
         with pytest.raises(UserError, match="there is only one"):
             corrupt(numbered(labels, 1), "swap", 0)
+        with pytest.raises(UserError, match="there is only one"):
+            corrupt(numbered(labels, 1), "mean-patch", 0)
+    for unclassed in (None, torch.ones(4, 2), torch.ones(4)):
+        with pytest.raises(UserError, match="same-class needs images with a class each: give labels"):
+            corrupt(replace(numbered([0] * 4), labels=unclassed), "same-class", 0)
     with pytest.raises(UserError, match="all 4 are of class 2"):
         corrupt(numbered([2] * 4), "swap", 0)
 
@@ -132,7 +166,9 @@ def test_refusals() -> None:
 def test_real_images(shared: Path) -> None:
     data = open_data(str(shared / "data" / "tiny-imagenet-200"), Preprocess((112, 112)))
     images = data.calibration.sample(32, 0).load()
-    for kind in CORRUPTIONS:
+    with pytest.raises(UserError, match="are alone in theirs: give more `samples` or fewer `classes`"):
+        corrupt(images, "same-class", 0)
+    for kind in (kind for kind in CORRUPTIONS if kind != "same-class"):
         corrupted = corrupt(images, kind, 0)
         changed = (corrupted - images.pixels).abs().mean(dim=(1, 2, 3))
         assert corrupted.shape == (32, 3, 112, 112) and (changed > 0.05).all()

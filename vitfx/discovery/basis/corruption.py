@@ -22,7 +22,8 @@ from vitfx.support.errors import UserError
 def corrupt(images: Images, kind: str, seed: int) -> torch.Tensor:
     """The counterfactual of each image: float32 (N, C, H, W), in the order of `images`.
 
-    Pass the whole set at once: `swap` takes its partners from it, and `noise` its scale.
+    Pass the whole set at once: `swap` and `same-class` take their partners from it, `noise` its scale and `mean-patch`
+    its means.
 
     swap: another image, of another class if there are labels. A permutation of the images, unless more than half of
         them are of one class: then some images stand in for several.
@@ -30,12 +31,23 @@ def corrupt(images: Images, kind: str, seed: int) -> torch.Tensor:
     blur: Gaussian blur with σ = an eighth of the side, which leaves the layout of colours.
     shuffle: patches in random order, drawn anew for each image. A patch's side is the divisor of the image's side that
         is nearest to a quarter of it, so usually there are 4 × 4 patches.
+    mean-patch: each patch is the mean of all images' patches at its position, so that every image has the same
+        counterfactual. A model's embedding of it, being linear, is the mean of their embeddings.
+    same-class: another image of the same class, a permutation of the images. What it changes is not about the class.
 
-    Raises UserError for an unknown corruption, and for swap with a single image or a single class.
+    Raises UserError for an unknown corruption, for swap with a single class, for same-class without labels or with an
+    image that is alone in its class, and for swap and mean-patch with a single image.
     """
     if kind not in CORRUPTIONS:
         raise UserError(f"corruption {kind!r} is not known: choose one of {', '.join(CORRUPTIONS)}")
-    corruptions = {"swap": _swap, "noise": _noise, "blur": _blur, "shuffle": _shuffle}
+    corruptions = {
+        "swap": _swap,
+        "noise": _noise,
+        "blur": _blur,
+        "shuffle": _shuffle,
+        "mean-patch": _mean_patch,
+        "same-class": _same_class,
+    }
     return corruptions[kind](images, torch.Generator().manual_seed(seed))
 
 
@@ -47,9 +59,8 @@ def _swap(images: Images, generator: torch.Generator) -> torch.Tensor:
     count = len(images.pixels)
     if count < 2:
         raise UserError("corruption swap needs two images and there is only one: give more samples")
-    # Labels of which an image has several, and numbers, are no classes.
-    classes = images.labels is not None and images.labels.dim() == 1 and not images.labels.is_floating_point()
-    labels = images.labels.cpu() if classes and images.labels is not None else torch.arange(count)
+    classes = _classes(images)
+    labels = torch.arange(count) if classes is None else classes
     _, codes, sizes = labels.unique(return_inverse=True, return_counts=True)
     if len(sizes) == 1:
         raise UserError(
@@ -67,6 +78,40 @@ def _swap(images: Images, generator: torch.Generator) -> torch.Tensor:
         others = (codes != codes[index]).nonzero().flatten()
         partner[index] = others[torch.randint(len(others), (), generator=generator)]
     return images.pixels[partner.to(images.pixels.device)]
+
+
+def _classes(images: Images) -> torch.Tensor | None:
+    """Each image's class, on the CPU. Labels of which an image has several, and numbers, are no classes."""
+    labels = images.labels
+    return None if labels is None or labels.dim() != 1 or labels.is_floating_point() else labels.cpu()
+
+
+def _same_class(images: Images, generator: torch.Generator) -> torch.Tensor:
+    """Each class's images in a circle of random order: each gets the next one."""
+    classes = _classes(images)
+    if classes is None:
+        raise UserError(
+            "corruption same-class needs images with a class each: give labels or choose another corruption"
+        )
+    _, codes, sizes = classes.unique(return_inverse=True, return_counts=True)
+    if alone := int((sizes == 1).sum()):
+        raise UserError(
+            f"corruption same-class needs two images of each class, and {alone} of {len(classes)} are alone in theirs: "
+            "give more `samples` or fewer `classes`"
+        )
+    shuffled = torch.randperm(len(classes), generator=generator)
+    circles = shuffled[codes[shuffled].argsort(stable=True)].split(sizes.tolist())
+    partner = torch.empty_like(shuffled)
+    for circle in circles:
+        partner[circle] = circle.roll(-1)
+    return images.pixels[partner.to(images.pixels.device)]
+
+
+def _mean_patch(images: Images, generator: torch.Generator) -> torch.Tensor:
+    if len(images.pixels) < 2:
+        raise UserError("corruption mean-patch needs two images and there is only one: give more samples")
+    mean = images.pixels.double().mean(dim=0, keepdim=True).to(images.pixels)
+    return mean.expand_as(images.pixels).clone()
 
 
 def _noise(images: Images, generator: torch.Generator) -> torch.Tensor:

@@ -33,7 +33,7 @@ ORDERS = ("attribution", "reverse", "forward")
 forward: from the earliest writer."""
 METRICS = ("kl", "loss", "logit-difference")
 ABLATIONS = ("zero", "mean", "position-mean", "resample")
-CORRUPTIONS = ("swap", "noise", "blur", "shuffle")
+CORRUPTIONS = ("swap", "noise", "blur", "shuffle", "mean-patch", "same-class")
 
 
 def check_threshold(method: str | None) -> None:
