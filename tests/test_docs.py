@@ -9,10 +9,15 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import vitfx
+from tests.support.checks import assert_equal
 from tests.support.command_lines import parse
+from tests.support.families import SIZE, images, make
 from vitfx.cli.goal_options import read_goal
 from vitfx.cli.options import given_settings, make_settings
 from vitfx.cli.rounds_options import read_rounds
@@ -122,6 +127,49 @@ def _sections(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `small/` is a pruned model, as the pages have it."""
+    place = tmp_path_factory.mktemp("pages")
+    vitfx.prune(make("timm"), images(24), torch.arange(24) % 7, tau=2e-4, paths=4, compensate="mean").save(
+        place / "small"
+    )
+    return place
+
+
+def _block(section: str, number: int = 0) -> str:
+    """A block of Python in a section of the how-to."""
+    text = (ROOT / "docs" / "how-to.md").read_text(encoding="utf-8").partition(f"\n## {section}\n")[2]
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)[number]
+
+
+def test_an_artifact_runs_as_the_how_to_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(_block("Deploy"), names)
+    assert names["prepare"]["size"] == [SIZE, SIZE] and names["logits"].shape == (1, 7)
+
+
+def test_an_artifact_runs_on_openvino_as_the_how_to_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    monkeypatch.chdir(folder)
+    pixels = images(1)
+    names: dict[str, Any] = {"pixels": pixels.numpy()}
+    model = vitfx.optimize(make("timm"), images(4), portable=True)
+    model.to_onnx("small/pruned.onnx", force=True)
+    exec(_block("Deploy", 1), names)
+    with torch.no_grad():
+        assert_equal(torch.from_numpy(names["logits"]), model.canonical(pixels), 1e-4)
+
+
+def test_a_circuit_is_read_as_the_how_to_says(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    exec(_block("Read a circuit"), {})
+    assert capsys.readouterr().out.count("\n") == 10
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_python_in_pages_calls_what_is_there(page: Path) -> None:
     if page.parent.name == "reference":
@@ -133,7 +181,7 @@ def test_python_in_pages_calls_what_is_there(page: Path) -> None:
 def check_names(code: str) -> None:
     """Parses it, imports what it imports, and looks for what it takes from vitfx."""
     for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("vitfx", "passes", "benchmarks"):
             module = importlib.import_module(node.module or "")
             assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "vitfx":
