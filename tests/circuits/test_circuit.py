@@ -61,6 +61,9 @@ def test_another_circuit_has_another_fingerprint(change: dict[str, object]) -> N
     assert dataclasses.replace(CIRCUIT, **change).fingerprint() != CIRCUIT.fingerprint()
 
 
+WRITERS = json.loads(CIRCUIT.to_json())["writers"]
+
+
 def damaged(**changes: object) -> str:
     """Without a digest, as vitfx 0.5 wrote circuits."""
     record = json.loads(CIRCUIT.to_json()) | changes
@@ -95,8 +98,12 @@ def test_a_circuit_that_was_edited_is_refused() -> None:
         damaged(decisions=[["a0.h1", "stream", True, "0", 0.0, "exact", None]]),
         damaged(decisions=[["a0.h1", "stream", True, 0.0, [0.0], "exact", None]]),
         damaged(decisions=[["a0.h1", "stream", True, 0.0, 0.0, 3, None]]),
-        damaged(writers={"a0.h1": ["a0", 1, ["1"]]}),
-        damaged(writers={"a0.h1": ["a0", True, [1]]}),
+        damaged(writers=WRITERS | {"a0.h1": ["a0", True, [1]]}),
+        damaged(writers=WRITERS | {"a0.h1": ["a0", 1, ["1"]]}),
+        damaged(writers=WRITERS | {"a0.h1": ["a0", 1, [True]]}),
+        damaged(decisions=[["a0.h1", "stream", True, True, 0.0, "exact", None]]),
+        damaged(decisions=[["a0.h1", "stream", 1, 0.0, 0.0, "exact", None]]),
+        damaged(kl=False),
         damaged(settings=[]),
         damaged(origins={"vitfx": 3}),
         damaged(details=3),

@@ -117,6 +117,8 @@ def test_a_module_in_training_mode_is_exported_at_rest(tmp_path):
     module.train()(torch.randn(9, 3, 2, 2))
     export_onnx(module, tmp_path / "resting.onnx", pixels[:2], {})
     assert module.training and module[2].num_batches_tracked == 1
+    # ONNX Runtime would leave it out, other runtimes draw.
+    assert "Dropout" not in [node.op_type for node in onnx.load(tmp_path / "resting.onnx").graph.node]
     expected = module.eval()(pixels)
     found = open_session(tmp_path / "resting.onnx", torch.device("cpu")).run(pixels)
     torch.testing.assert_close(found, expected)

@@ -1,4 +1,4 @@
-"""python -m tests.planted_faults --out RESULTS [--only TEXT] [--seconds 120]"""
+"""python -m tests.planted_faults --out RESULTS [--only TEXT] [--seconds 120] [--trusting]"""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Plants faults one by one and says which tests notice them.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results, to go on from if there are any")
     parser.add_argument("--only", default="", help="only faults with this text in their file's name or meaning")
-    parser.add_argument("--seconds", type=float, default=120.0, help="most for the tests of one fault (default: 120)")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of the processor, for the tests of a fault")
+    parser.add_argument("--trusting", action="store_true", help="do not run the tests without a fault first")
     asked = parser.parse_args()
     try:
-        return plant_all(read_faults(), asked.out, asked.seconds, only=asked.only)
+        return plant_all(read_faults(), asked.out, asked.seconds, only=asked.only, trusting=asked.trusting)
     except FaultError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -33,12 +34,13 @@ def plant_all(
     seconds: float,
     *,
     only: str = "",
+    trusting: bool = False,
     root: Path = ROOT,
     loaded: Sequence[str] = LOADED,
 ) -> int:
     """As `main`; `loaded` is imported once for all runs of tests. Raises FaultError.
 
-    The tests of a fault are first run without it: tests that fail anyway would notice everything.
+    Unless `trusting`, the tests of a fault are first run without it: tests that fail anyway would notice everything.
     """
     for fault in faults:
         fault.planted_in((root / fault.file).read_text(encoding="utf-8"))
@@ -47,7 +49,7 @@ def plant_all(
     if missing := [fault for fault in chosen if fault.key(root) not in results]:
         with tempfile.TemporaryDirectory(prefix="planted-faults-") as folder:
             workshop = Workshop(root, Path(folder).resolve(), loaded)
-            for number, (fault, verdict) in enumerate(_verdicts(workshop, missing, seconds), start=1):
+            for number, (fault, verdict) in enumerate(_verdicts(workshop, missing, seconds, trusting), start=1):
                 results[fault.key(root)] = verdict
                 write_results(out, faults, results, root)
                 said = f"noticed by {verdict.noticed}" if verdict.noticed else "SURVIVED"
@@ -57,11 +59,13 @@ def plant_all(
     return int(any(not results[fault.key(root)].noticed and not fault.excuse for fault in chosen))
 
 
-def _verdicts(workshop: Workshop, faults: Sequence[Fault], seconds: float) -> Iterator[tuple[Fault, Verdict]]:
+def _verdicts(
+    workshop: Workshop, faults: Sequence[Fault], seconds: float, trusting: bool
+) -> Iterator[tuple[Fault, Verdict]]:
     sound: set[str] = set()
     for fault in faults:
-        if fresh := [path for path in fault.tests if path not in sound]:
-            verdict = workshop.run(fresh, 10 * seconds, compiles=True)
+        if fresh := [path for path in fault.tests if path not in sound and not trusting]:
+            verdict = workshop.run(fresh, 10 * seconds)
             if verdict.noticed:
                 raise FaultError(f"without any fault {verdict.noticed} fails: mend that first")
             sound.update(fresh)

@@ -25,7 +25,7 @@ class Fault:
     old: str  #: the text that is replaced, which the file has exactly once
     new: str
     means: str  #: what goes wrong then
-    tests: tuple[str, ...]  #: the files of the tests that should notice, from the root of the tree
+    tests: tuple[str, ...]  #: that should notice: files from the root of the tree, or path::name
     equivalent: str = ""  #: why nothing could notice it, where that is so
     untested: str = ""  #: why no test is worth it, where that is so
 
@@ -33,6 +33,10 @@ class Fault:
     def excuse(self) -> str:
         """Why it may survive, or ""."""
         return self.equivalent or self.untested
+
+    @property
+    def test_files(self) -> tuple[str, ...]:
+        return tuple(test.partition("::")[0] for test in self.tests)
 
     def planted_in(self, text: str) -> str:
         """The file's text with the fault. Raises FaultError unless the old text is there exactly once."""
@@ -43,7 +47,7 @@ class Fault:
     def key(self, root: Path) -> str:
         """sha256 of the fault, the file that it is planted in and the tests that should notice."""
         digest = hashlib.sha256(json.dumps(asdict(self)).encode())
-        for path in (self.file, *self.tests):
+        for path in (self.file, *self.test_files):
             digest.update(hashlib.sha256((root / path).read_bytes()).digest())
         return digest.hexdigest()
 

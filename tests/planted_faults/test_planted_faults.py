@@ -26,7 +26,7 @@ def test_faults_fit_their_file(file: str) -> None:
     for fault in (fault for fault in FAULTS if fault.file == file):
         planted = fault.planted_in(text)
         assert ast.dump(ast.parse(planted)) != ast.dump(ast.parse(text)), fault.means
-        assert fault.tests and all((ROOT / path).is_file() for path in fault.tests), fault.means
+        assert fault.tests and all((ROOT / path).is_file() for path in fault.test_files), fault.means
         assert fault.means and not fault.means.endswith("."), fault.means
 
 
@@ -49,7 +49,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_what_is_caught_and_what_survives(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     faults, out = [CAUGHT, SURVIVES, HANGS], tmp_path / "out"
-    assert plant_all(faults, out, 3.0, root=root, loaded=()) == 1
+    assert plant_all(faults, out, 2.0, root=root, loaded=()) == 1
     said = capsys.readouterr().out
     assert "twice the area: noticed by test_sums.py::test_area" in said
     assert "a sum for a product: SURVIVED" in said
@@ -61,20 +61,20 @@ def test_what_is_caught_and_what_survives(root: Path, tmp_path: Path, capsys: py
 
 def test_only_what_is_new_runs_again(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    plant_all([CAUGHT, SURVIVES], out, 3.0, root=root, loaded=(), only="twice")
+    plant_all([CAUGHT, SURVIVES], out, 2.0, root=root, loaded=(), only="twice")
     assert len(json.loads((out / "results.json").read_text())) == 1
     capsys.readouterr()
-    plant_all([CAUGHT, SURVIVES], out, 3.0, root=root, loaded=())
+    plant_all([CAUGHT, SURVIVES], out, 2.0, root=root, loaded=())
     said = capsys.readouterr().out
     assert "1/1, " in said and "SURVIVED" in said and "noticed by" not in said
     (root / "test_sums.py").write_text(TEST.replace("(2, 2) == 4", "(2, 3) == 6"))
-    assert plant_all([CAUGHT, SURVIVES], out, 3.0, root=root, loaded=()) == 0
+    assert plant_all([CAUGHT, SURVIVES], out, 2.0, root=root, loaded=()) == 0
     assert "SURVIVED" not in capsys.readouterr().out
 
 
 def test_a_fault_that_may_survive_says_why(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     excused = Fault(*(getattr(SURVIVES, name) for name in ("file", "old", "new", "means", "tests")), "2 + 2 = 2 · 2")
-    assert plant_all([excused], tmp_path / "out", 3.0, root=root, loaded=()) == 0
+    assert plant_all([excused], tmp_path / "out", 2.0, root=root, loaded=()) == 0
     said = capsys.readouterr().out
     assert "| all | 1 | 1 | 0 | 0 | – |" in said
     assert "Equivalent: 2 + 2 = 2 · 2" in said
@@ -84,10 +84,10 @@ def test_a_fault_that_may_survive_says_why(root: Path, tmp_path: Path, capsys: p
 def test_a_text_that_is_not_there_once_is_refused(old: str, count: int, root: Path, tmp_path: Path) -> None:
     fault = Fault("sums.py", old, "", "nothing", ("test_sums.py",))
     with pytest.raises(FaultError, match=rf"sums\.py has {count} times what 'nothing' replaces"):
-        plant_all([fault], tmp_path / "out", 3.0, root=root, loaded=())
+        plant_all([fault], tmp_path / "out", 2.0, root=root, loaded=())
 
 
 def test_tests_that_fail_without_a_fault_notice_nothing(root: Path, tmp_path: Path) -> None:
     (root / "test_sums.py").write_text(TEST.replace("4", "5"))
     with pytest.raises(FaultError, match=r"without any fault test_sums\.py::test_area fails: mend that first"):
-        plant_all([CAUGHT], tmp_path / "out", 3.0, root=root, loaded=())
+        plant_all([CAUGHT], tmp_path / "out", 2.0, root=root, loaded=())

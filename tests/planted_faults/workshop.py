@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -23,18 +25,15 @@ import pytest
 from tests.planted_faults.faults import Fault
 
 LOADED = (
-    "torch.export",
-    "torchvision.transforms.v2",
-    "timm",
-    "transformers",
-    "onnxruntime",
-    "onnxscript",
-    "hypothesis",
+    *("torch._dynamo", "torch.distributed", "torch.export", "torch.onnx._internal.exporter._core", "torch.utils.data"),
+    *("torchvision.transforms.v2", "timm", "transformers", "einops", "PIL.Image", "sklearn.datasets", "scipy.stats"),
+    *("onnxscript.rewriter", "onnx_ir.passes.common", "onnxruntime.quantization", "onnxruntime.transformers.float16"),
+    *("safetensors.torch", "rich.progress", "jinja2", "matplotlib.figure", "hypothesis"),
 )
 """What most tests import, none of it a part of the tree."""
 _LEFT_OUT = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", ".hypothesis", ".venv", "build", "*.egg-info")
 _LATER = 10**10
-"""Nanoseconds: a file that is changed within the second keeps its compiled form otherwise."""
+"""Nanoseconds between the times of a file's versions: what Python compiled of one is not taken for another."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Workshop:
     """A copy of the tree `root` in `folder`."""
 
     def __init__(self, root: Path, folder: Path, loaded: Sequence[str] = LOADED) -> None:
-        self._root, self.tree, self._log = root, folder / "tree", folder / "last.log"
+        self._root, self.tree, self._log, self._versions = root, folder / "tree", folder / "last.log", 0
         shutil.copytree(root, self.tree, ignore=_LEFT_OUT)
         for name in loaded:
             importlib.import_module(name)
@@ -60,42 +59,47 @@ class Workshop:
         path = self.tree / fault.file
         text, stat = path.read_text(encoding="utf-8"), path.stat()
         path.write_text(fault.planted_in(text), encoding="utf-8")
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + _LATER))
+        self._versions += 1
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + self._versions * _LATER))
         try:
             yield
         finally:
             path.write_text(text, encoding="utf-8")
             os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
-    def run(self, tests: Sequence[str], seconds: float, *, compiles: bool = False) -> Verdict:
-        """Runs these tests up to the first that fails. seconds: after which they count as failed.
+    def run(self, tests: Sequence[str], seconds: float) -> Verdict:
+        """Runs these tests up to the first that fails.
 
-        compiles: keeps what Python compiles, which a tree with a fault must not.
+        seconds: of the processor, after which they count as failed; of a clock thirty times as many.
         """
         noticed = self._log.with_suffix(".json")
         noticed.unlink(missing_ok=True)
         began = time.monotonic()
         child = os.fork()
         if not child:
-            self._child(tests, noticed, compiles)
-        while not os.waitpid(child, os.WNOHANG)[0]:
-            if time.monotonic() - began > seconds:
-                os.killpg(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                return Verdict("time", seconds)
+            self._child(tests, noticed, math.ceil(seconds))
+        ended = status = 0
+        while not ended:
             time.sleep(0.05)
-        said = json.loads(noticed.read_text(encoding="utf-8")) if noticed.exists() else "the process ended"
-        return Verdict(said, time.monotonic() - began)
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if not ended and time.monotonic() - began > 30 * seconds:
+                os.killpg(child, signal.SIGKILL)
+                ended, status = os.waitpid(child, 0)
+        spent = time.monotonic() - began
+        if noticed.exists():
+            return Verdict(json.loads(noticed.read_text(encoding="utf-8")), spent)
+        late = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU)
+        return Verdict("time" if late else "the process ended", spent)
 
-    def _child(self, tests: Sequence[str], noticed: Path, compiles: bool) -> NoReturn:
+    def _child(self, tests: Sequence[str], noticed: Path, seconds: int) -> NoReturn:
         """Never comes back: the process ends with its tests."""
         try:
-            os.setsid()
+            os.setpgid(0, 0)
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
             with self._log.open("wb") as log:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
             self._move_in()
-            sys.dont_write_bytecode = not compiles
             first = _FirstFailure()
             arguments = ["-n", "0", "-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(self.tree), *tests]
             code = pytest.main(arguments, plugins=[first])

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitfx.support.errors import UserError
 from vitfx.support.processes import Alone, Distributed, OwnFailure, ToldElsewhere, on_each
 
-PARTS = [torch.tensor([value], dtype=torch.float64) for value in (0.1, 0.2, 0.3, 1e16)]
+PARTS = [torch.tensor([value], dtype=torch.float64) for value in (1.0, 1e16, -1e16, 1.0)]
 
 
 def of_process(rank: int, monkeypatch: pytest.MonkeyPatch) -> Distributed:
@@ -29,9 +29,9 @@ def of_process(rank: int, monkeypatch: pytest.MonkeyPatch) -> Distributed:
 
 def test_sums_are_the_same_to_the_bit_on_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two numbers commute, three and more do not associate."""
-    assert 0.1 + 0.2 + 0.3 != 0.3 + 0.1 + 0.2 or 0.1 + 0.2 + 0.3 != 0.2 + 0.3 + 0.1
+    assert 1.0 + 1e16 - 1e16 + 1.0 != -1e16 + 1.0 + 1e16 + 1.0
     sums = {float(of_process(rank, monkeypatch).sum(part)) for rank, part in enumerate(PARTS)}
-    assert sums == {0.1 + 0.2 + 0.3 + 1e16}
+    assert sums == {1.0 + 1e16 - 1e16 + 1.0}
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])

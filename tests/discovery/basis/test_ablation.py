@@ -43,6 +43,20 @@ def test_references(graph, inner, ablation, expected):
     torch.testing.assert_close(found["a1"], expected(inner), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("ablation", "expected"),
+    [
+        ("zero", lambda stream: torch.zeros(32, dtype=torch.float64)),
+        ("mean", lambda stream: stream.mean(dim=0)),
+        ("position-mean", lambda stream: stream.mean(dim=0)),
+        ("resample", lambda stream: stream),
+    ],
+)
+def test_the_embeddings_reference_keeps_its_positions_apart(graph, ablation, expected):
+    stream = run_stages(graph.stages[: graph.first], CORRUPTED)
+    torch.testing.assert_close(make_reference(graph, CORRUPTED, ablation)[EMBED], expected(stream).detach())
+
+
 def test_an_unknown_ablation_is_an_error(graph):
     with pytest.raises(ValueError, match="zero, mean, position-mean, resample"):
         make_reference(graph, CORRUPTED, "median")

@@ -27,6 +27,24 @@ def test_below_a_threshold():
     assert {one.basis for one in decisions} == {ATTRIBUTED}
 
 
+def test_what_scores_just_the_threshold_stays():
+    graph = EdgeGraph(canonical(), PATHS)
+    scores = random_scores(graph, 0)
+    tau = sorted(scores.values())[4]
+    assert sum(not decision.kept for decision in below(graph, scores, tau)) == 4
+
+
+def test_a_share_of_the_flops_goes_by_what_an_edge_scores_for_its_own():
+    """Of equal scores, the large path goes before the small one, and a head, which reads all tokens' keys, between."""
+    graph = EdgeGraph(canonical(), PATHS)
+    decisions = least(graph, dict.fromkeys((edge.name for edge in graph.edges()), 1.0), 0.9, TOKENS, 1)
+    modules = {stage.name: stage.sublayer for stage in graph.stages}
+    writers = [decision.edge.writer for decision in decisions[:-1]]
+    costs = [len(writer.units) * unit_flops(modules[writer.sublayer], TOKENS) for writer in writers]
+    assert costs == sorted(costs, reverse=True)
+    assert len(set(costs)) == 3
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.35])
 def test_a_share_of_the_flops(share):
     graph_module = canonical()
