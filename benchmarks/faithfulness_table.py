@@ -84,7 +84,8 @@ def draw(record: dict[str, Any]) -> Figure:
             panel.set(xscale="log", xticks=_TICKS, xticklabels=map("{:g} %".format, (100 * tick for tick in _TICKS)))
             panel.set(title=f"{title_of_metric}, {title}", ylabel="f(k)" if panel is of_metric[0] else "")
             if metric == DIVERGENCE:
-                panel.set(xlabel="k, share of the edges", ylim=(-1, 1.1))
+                # A circuit can be much further from the model than nothing is.
+                panel.set(xlabel="k, share of the edges", ylim=(max(-1.0, panel.get_ylim()[0]), 1.1))
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(_title(record))
     return figure
