@@ -287,3 +287,25 @@ def test_help_teaches(capsys: Captured) -> None:
     said = " ".join(capsys.readouterr().out.split())
     assert "25, 169, 6,793 and 18,025 edges" in said
     assert "torchrun --nproc-per-node=4 -m vitfx.discover" in said
+
+
+def test_what_halves_do_not_agree_on_is_marked_and_kept(path: Path, tmp_path: Path, capsys: Captured) -> None:
+    options = ["--method", "eap", "--granularity", "qkv", "--remove", "0.4", "--eval-samples", "0"]
+    for name, more in {
+        "plain": [],
+        "marked": ["--stability", "3"],
+        "certain": ["--stability", "3", "--certain", "1"],
+    }.items():
+        assert run(path, tmp_path / f"{name}.json", *options, *more) == 0
+    said = capsys.readouterr().out
+    plain, marked, certain = (read(tmp_path / f"{name}.json") for name in ("plain", "marked", "certain"))
+    assert (marked.decisions, marked.kl) == (plain.decisions, plain.kl)
+    unsure, kept = marked.details["halves"]["unsure"], certain.details["halves"]["kept_after_all"]
+    assert unsure and all(0 < share < 1 for share in unsure.values())
+    assert certain.details["halves"]["unsure"] == unsure
+    assert set(certain.removed) < set(plain.removed)
+    assert len(plain.removed) - len(certain.removed) == kept > 0
+    assert not {edge.name for edge in certain.removed} & unsure.keys()
+    assert certain.kl == certain.details["fidelity"]["kl"] < plain.kl
+    assert f"3 random halves of the images: some removed and others kept {len(unsure):,} of " in said
+    assert f"; {kept:,} edges that fewer than 100% removed are kept" in said

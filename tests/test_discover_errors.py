@@ -45,6 +45,16 @@ REFUSED = {
         "--tau is not for edge-pruning, which learns a circuit",
     ),
     "no gates": (("--gate-steps", "9"), "--gate-steps is for edge-pruning, not acdc: leave it out"),
+    "one half": (("--stability", "1"), "--stability 1 says nothing of agreement: give 2 halves or more, 0 for none"),
+    "no halves": (
+        ("--certain", "0.5"),
+        "--certain 0.5 is a share of random halves: give their number with --stability",
+    ),
+    "more than all": (("--stability", "2", "--certain", "2"), "--certain 2 is not a share of the halves"),
+    "many circuits": (
+        ("--stability", "2", "--tau-sweep", "1e-3:1e-1:3"),
+        "--stability is for one circuit: leave it out, or --tau-sweep",
+    ),
     "no groups": (
         ("--granularity", "block", "--paths", "4"),
         "--paths 4 splits MLPs, which the block graph keeps whole",

@@ -23,6 +23,7 @@ from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending
 from vitfx.cli.options import OF_IMAGES, given_settings, make_settings, threshold
 from vitfx.cli.parser import CommandParser
 from vitfx.discovery.basis.settings import MEASURING, Settings
+from vitfx.discovery.certainty import check_halves
 from vitfx.discovery.memory import fit, memory_needed
 from vitfx.discovery.run import check_settings
 from vitfx.discovery.stability import Outcome
@@ -143,6 +144,10 @@ def _check(options: argparse.Namespace) -> _Task:
             raise UserError(
                 f"--{name.replace('_', '-')} {getattr(options, name)} is negative: give a number, 0 for none"
             )
+    check_halves(options.stability, options.certain)
+    several = [name for name in ("tau_sweep", "tasks") if getattr(options, name) is not None]
+    if several and options.stability:
+        raise UserError(f"--stability is for one circuit: leave it out, or --{several[0].replace('_', '-')}")
     tasks = None if options.tasks is None else read_tasks(options.tasks)
     for name in ("classes", "other", "tau_sweep") if tasks else ():
         if getattr(options, name):
@@ -194,8 +199,19 @@ def _open(task: _Task, share: Share, watcher: Watcher, classes: Asked | None) ->
     needed = memory_needed(graph_module, images, settings, share.world)
     sentence, in_file = fit(needed, options.memory, share.world)
     watcher.say(sentence)
-    evaluated, repeats = options.eval_samples, options.repeats
-    job = Discoveries(inputs, graph_module, images, evaluated, repeats, options.force, share, watcher, in_file)
+    job = Discoveries(
+        inputs,
+        graph_module,
+        images,
+        evaluated=options.eval_samples,
+        repeats=options.repeats,
+        force=options.force,
+        share=share,
+        watcher=watcher,
+        mapped=in_file,
+        halves=options.stability,
+        certain=options.certain,
+    )
     return job, settings
 
 
@@ -219,6 +235,12 @@ def _shown(outcome: Outcome, task: _Task) -> list[RenderableType]:
             f"{steady['repeats']} runs with other {others}; of what either of two keeps, both keep on average "
             + ", ".join(f"{share:.0%} of the {name}" for name, share in steady["overlap"].items())
         )
+    if halves := details.get("halves"):
+        sentence = f"{halves['runs']} random halves of the images: some removed and others kept "
+        sentence += f"{len(halves['unsure']):,} of {len(circuit.decisions):,} edges"
+        if (least := halves["certain"]) is not None:
+            sentence += f"; {halves['kept_after_all']:,} edges that fewer than {least:.0%} removed are kept"
+        shown.append(sentence)
     if task.settings.ablation == "resample":
         shown.append("a resampled circuit has values for its calibration images only, so it is not run on others")
     (heads, all_heads), (paths, all_paths) = outcome.dead_of("a"), outcome.dead_of("m")

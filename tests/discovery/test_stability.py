@@ -7,7 +7,7 @@ from collections.abc import Collection
 import pytest
 
 from vitfx.circuits.circuit import LOGITS, Circuit, Decision, Edge, Reader, Writer
-from vitfx.discovery.stability import Outcome, stability
+from vitfx.discovery.stability import Outcome, death_shares, removal_shares, stability
 
 HEADS = (Writer("a0", 0, (0,)), Writer("a0", 1, (1,)))
 HALVES = (Writer("m0", 0, (0, 1)), Writer("m0", 1, (2, 3)))
@@ -79,3 +79,16 @@ def test_a_whole_sublayer_is_one_edge() -> None:
     assert found["overlap"]["edges"] == pytest.approx(1 / 3, abs=1e-6)
     assert run("a0").dead_of("a") == (1, 1)
     assert run("a0").dead_of("m") == (0, 1)
+
+
+def test_shares_of_runs_that_removed_an_edge() -> None:
+    """Of a path, half of whose neurons are of the other runs' first path, each neuron counts."""
+    whole = outcome(HALVES, ["m0.p0"])
+    runs = [outcome(OTHER_HALVES, ["m0.p0", "a0.h0"]), outcome(HALVES, ["m0.p0"]), outcome(HALVES, [])]
+    shares = removal_shares(whole, runs)
+    assert shares == pytest.approx(
+        {"embed→stream": 0, "a0.h0→stream": 1 / 3, "a0.h1→stream": 0, "m0.p0→stream": 1.5 / 3, "m0.p1→stream": 0.5 / 3},
+        abs=1e-6,
+    )
+    dead = death_shares(whole, runs)
+    assert dead == pytest.approx({"a0.h0": 1 / 3, "a0.h1": 0, "m0.p0": 1.5 / 3, "m0.p1": 0.5 / 3}, abs=1e-6)

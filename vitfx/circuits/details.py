@@ -62,6 +62,16 @@ class Stability(TypedDict):
     other_images: NotRequired[bool]  #: whether the runs had different images, and not only different seeds
 
 
+class Halves(TypedDict):
+    """What random halves of the calibration images agree on."""
+
+    runs: int
+    certain: float | None  #: edges that fewer than this share of the halves removed were kept; None: none was
+    kept_after_all: int  #: how many edges that were
+    unsure: dict[str, float]  #: edges that some halves removed and others kept, with the share that removed them
+    unsure_units: dict[str, float]  #: heads and paths that are dead in some halves and alive in others, likewise
+
+
 Details = TypedDict(
     "Details",
     {
@@ -69,6 +79,7 @@ Details = TypedDict(
         "evaluation": Fidelity,  #: on held-out images
         "calibration": ForecastCalibration,
         "stability": Stability,
+        "halves": Halves,
         "price": Mapping[str, object],  #: of a circuit found for a goal: what it costs, as predicted and as measured
         "held out": Mapping[str, object],  #: of the same: what it loses on images that it was not fitted on
         "healing": Mapping[str, object],  #: of a goal: the training, and what is lost on these before and after

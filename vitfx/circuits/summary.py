@@ -14,7 +14,7 @@ from vitfx.circuits.view import layer_of, live_edges, read_sublayers, score_unit
 from vitfx.graph.kinds import words_of
 from vitfx.support.tables import Table
 
-DETAILS = ("calibration", "stability")
+DETAILS = ("calibration", "stability", "halves")
 _MOST_DETAILS = 24
 
 

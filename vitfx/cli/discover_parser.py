@@ -57,6 +57,21 @@ def discover_parser(doc: str | None) -> CommandParser:
         "they agree on; the circuit written is the first run's (default 1)",
     )
     add(
+        "--stability",
+        type=int,
+        default=0,
+        metavar="N",
+        help="run on N random halves of the calibration images as well, and mark the edges, heads and paths that they "
+        "do not agree on (default 0)",
+    )
+    add(
+        "--certain",
+        type=float,
+        metavar="P",
+        help="with --stability: keep what fewer than a share P of the halves removed, 1 for all of them (default: keep "
+        "nothing more)",
+    )
+    add(
         "--tasks",
         type=Path,
         metavar="FILE",

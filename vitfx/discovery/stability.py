@@ -78,6 +78,21 @@ def stability(outcomes: Sequence[Outcome]) -> Stability:
     return result
 
 
+def removal_shares(whole: Outcome, others: Sequence[Outcome]) -> dict[str, float]:
+    """The share of other runs that removed each edge, by its name; of a path's edge, the mean over its neurons."""
+    table = _Table(whole)
+    removed = 1 - torch.stack([table.kept(outcome) for outcome in others]).double().mean(dim=0)
+    edges = [decision.edge for decision in whole.circuit.decisions]
+    return {edge.name: _mean(table.of(removed, edge)) for edge in edges}
+
+
+def death_shares(whole: Outcome, others: Sequence[Outcome]) -> dict[str, float]:
+    """The share of other runs in which each head or path is dead, by its name; of a path, its neurons' mean."""
+    table = _Table(whole)
+    dead = 1 - torch.stack([table.alive(outcome) for outcome in others]).double().mean(dim=0)
+    return {writer.name: _mean(dead[table.rows(writer)]) for writer in whole.writers if writer.sublayer != EMBED}
+
+
 class _Table:
     """Rows are the embedding, heads and neurons, columns are the readers."""
 

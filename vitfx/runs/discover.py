@@ -14,6 +14,7 @@ from vitfx.circuits.details import Fidelity
 from vitfx.discovery.basis.fidelity import fidelity
 from vitfx.discovery.basis.journal import FileJournal, SharedJournal
 from vitfx.discovery.basis.settings import Settings
+from vitfx.discovery.certainty import random_half, settle
 from vitfx.discovery.run import Discovery, discover, journal_key, origins
 from vitfx.discovery.stability import Outcome, stability
 from vitfx.images.image_set import Images, ImageSet
@@ -37,6 +38,8 @@ class Discoveries:
     share: Share
     watcher: Watcher
     mapped: bool = False  #: whether most of what is kept in memory goes to a file beside the circuit
+    halves: int = 0  #: random halves of the images that each circuit is held against
+    certain: float | None = None  #: see `vitfx.discovery.certainty.settle`
 
     @property
     def facts(self) -> dict[str, str]:
@@ -44,7 +47,8 @@ class Discoveries:
 
     def begun(self, out: Path) -> bool:
         """Whether an earlier run was stopped before it had written its circuit there."""
-        return any(self._journal_path(out, repeat).exists() for repeat in range(self.repeats))
+        suffixes = [*map(_repeat, range(self.repeats)), *map(_half, range(self.halves))]
+        return any(self._journal_path(out, suffix).exists() for suffix in suffixes)
 
     def run(self, settings: Settings, out: Path) -> Outcome:
         """The first of `run_all`."""
@@ -57,16 +61,19 @@ class Discoveries:
         same command would end again. Raises UserError, also where a journal is of another run.
         """
         evaluated = self._held_out(settings)
-        discovery, journal = self._discover(settings, self.images, self._journal_path(out, 0))
+        discovery, journal = self._discover(settings, self.images, self._journal_path(out, _repeat(0)))
+        journals = [journal]
+        if self.halves:
+            discovery = settle(discovery, self._on_halves(settings, out, journals), self.certain)
         details = discovery.circuit.details.copy()
         if (evaluation := self._evaluation(discovery, evaluated)) is not None:
             details["evaluation"] = evaluation
-        outcomes, journals = [Outcome.of(discovery)], [journal]
+        outcomes = [Outcome.of(discovery)]
         for repeat in range(1, self.repeats):
             again = replace(settings, seed=settings.seed + repeat)
             self.watcher.say(f"repeat {repeat + 1} of {self.repeats}, seed {again.seed}")
             images = on_each(self.share, lambda again=again: self._images(again))  # type: ignore[misc]
-            repeated, journal = self._discover(again, images, self._journal_path(out, repeat))
+            repeated, journal = self._discover(again, images, self._journal_path(out, _repeat(repeat)))
             outcomes.append(Outcome.of(repeated))
             journals.append(journal)
         if self.repeats > 1:
@@ -77,6 +84,18 @@ class Discoveries:
             write_aside(out, circuit.to_json())
         self._discard(journals)
         return [replace(outcomes[0], circuit=circuit), *outcomes[1:]]
+
+    def _on_halves(self, settings: Settings, out: Path, journals: list[FileJournal]) -> list[Outcome]:
+        """What discovery comes to on each half of the images. journals: theirs are added."""
+        outcomes = []
+        for number in range(self.halves):
+            self.watcher.say(f"half {number + 1} of {self.halves}")
+            half = random_half(self.images, settings.seed, number)
+            own = replace(settings, samples=len(half))
+            discovery, journal = self._discover(own, half, self._journal_path(out, _half(number)))
+            outcomes.append(Outcome.of(discovery))
+            journals.append(journal)
+        return outcomes
 
     def _discover(self, settings: Settings, images: Images, path: Path) -> tuple[Discovery, FileJournal]:
         facts = origins(self.graph_module, images)
@@ -132,13 +151,21 @@ class Discoveries:
         return next(self.graph_module.parameters()).device
 
     @staticmethod
-    def _journal_path(out: Path, repeat: int) -> Path:
-        return out.with_name(f".{out.name}{f'.{repeat}' if repeat else ''}.journal")
+    def _journal_path(out: Path, suffix: str) -> Path:
+        return out.with_name(f".{out.name}{suffix}.journal")
 
     def _discard(self, journals: Sequence[FileJournal]) -> None:
         if self.share.rank == 0:
             for journal in journals:
                 journal.discard()
+
+
+def _repeat(number: int) -> str:
+    return f".{number}" if number else ""
+
+
+def _half(number: int) -> str:
+    return f".half{number}"
 
 
 def matches(circuit: Circuit, settings: Settings, facts: dict[str, str], repeats: int) -> bool:
