@@ -86,6 +86,29 @@ def test_tokens_take_at_most_half_of_a_limit(goal, merges):
         assert cheapest is not None and chosen.schedule == cheapest.schedule
 
 
+def test_points_are_no_nats():
+    """Half of this limit is more than the first schedule loses if it is read as nats, and less if not."""
+    made, prices = pruner()
+    least = front(made, prices, PIXELS[:2])[1].kl
+    assert search_schedule(made, prices, Goal(DROP, 3 * least), None, PIXELS[:2], Silent()) is None
+
+
+@pytest.mark.parametrize("share", [0.6, 1e-3])
+def test_units_pay_what_tokens_leave_of_the_whole_price(share, monkeypatch):
+    """Where no cut is that deep, none is tried."""
+    made, prices = pruner()
+    asked, cut = [], IterativePruner.cut
+
+    def recorded(self, state, price, most):
+        asked.append((price.whole, most))
+        return cut(self, state, price, most)
+
+    monkeypatch.setattr(IterativePruner, "cut", recorded)
+    search_schedule(made, prices, Goal(FLOPS, share), share, PIXELS[:2], Silent())
+    assert {most for _, most in asked} == ({share * prices.unmerged.whole} if share > 0.1 else set())
+    assert share < 0.1 or len({whole for whole, _ in asked}) > 1
+
+
 def test_parameters_do_not_fall_with_tokens():
     assert search_schedule(*pruner(), Goal(PARAMETERS, 0.5), 0.5, PIXELS[:2], Silent()) is None
 
