@@ -148,6 +148,18 @@ def test_settings_from_python_are_checked(settings, reason):
         vitfx.prune(nn.Identity(), images(4), **settings)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "settings", "said"),
+    [
+        ("auto", {"tau": 0.01}, "auto chooses tokens for a goal: give a schedule"),
+        ("0:2", {"ablation": "position-mean"}, "position-mean leaves a constant for each token behind"),
+    ],
+)
+def test_tokens_that_can_not_merge_here(tokens, settings, said):
+    with pytest.raises(UserError, match=said):
+        vitfx.prune(make("timm"), images(4), tokens=tokens, **settings)
+
+
 def test_one_image_is_too_few():
     with pytest.raises(UserError, match="1 images are too few"):
         vitfx.prune(nn.Identity(), images(1))
