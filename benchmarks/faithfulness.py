@@ -37,7 +37,7 @@ from vitfx.support.tables import Table
 FORMAT = "vitfx-faithfulness/1"
 METHODS = (
     "random,magnitude,taylor,eap,eap:logit-difference,relp,relp:logit-difference,eap-ig,eap-ig:logit-difference,"
-    "eap-ig-activations,eap-ig-activations:logit-difference,ensemble,acdc,eap-acdc"
+    "eap-ig-activations,eap-ig-activations:logit-difference,ensemble,edge-pruning,acdc,eap-acdc"
 )
 EXAMPLE = """example:
   python -m benchmarks.faithfulness vit.pt --data photos/ --markdown curves.md --plot curves.png
@@ -214,7 +214,7 @@ class _Trial:
         UserError."""
         settings, subject, load = read_method(method, self.settings), self.subject, load_average()
         begin = time.perf_counter()
-        scores = rank_edges(subject, settings, self.options.taus, self.watcher.bar(method), runs, remember)
+        scores = rank_edges(subject, settings, self.options.taus, self.watcher, runs, remember)
         seconds = time.perf_counter() - begin
         return {
             "method": method,

@@ -8,16 +8,19 @@ from dataclasses import replace
 from benchmarks.subject import Subject
 from benchmarks.thresholds import decide
 from vitfx.circuits.circuit import Decision
-from vitfx.discovery.basis.settings import DIFFERENTIATING, METRICS, RANKING, Settings
+from vitfx.discovery.basis.settings import DIFFERENTIATING, EDGE_PRUNING, METRICS, RANKING, Settings
 from vitfx.discovery.methods.attribution import score_edges
+from vitfx.discovery.run import learn
 from vitfx.support.errors import UserError
-from vitfx.support.progress import Report
+from vitfx.support.progress import Watcher
 
 Run = dict[str, tuple[bool, float]]
 """At one τ: for each edge, by its name, whether it was kept, and what its removal cost."""
 THRESHOLDS = ("acdc", "eap-acdc")
 """Methods that decide at a threshold τ, and rank edges by several of them."""
-RANKED = (*RANKING, *THRESHOLDS)
+RANKED = (*RANKING, *THRESHOLDS, EDGE_PRUNING)
+SHARE = 0.9
+"""That edge pruning learns to remove: it ranks edges by how long their gates stay open on the way there."""
 
 
 def read_method(text: str, settings: Settings) -> Settings:
@@ -29,14 +32,15 @@ def read_method(text: str, settings: Settings) -> Settings:
         raise UserError(f"method {text} names a metric, which {method} does not take: leave it out")
     if metric and metric not in METRICS:
         raise UserError(f"metric {metric} of {text} is not known: choose one of {', '.join(METRICS)}")
-    return replace(settings, method=method, metric=metric or settings.metric)
+    share = SHARE if method == EDGE_PRUNING else None
+    return replace(settings, method=method, metric=metric or settings.metric, remove=share)
 
 
 def rank_edges(
     subject: Subject,
     settings: Settings,
     taus: Sequence[float],
-    report: Report,
+    watcher: Watcher,
     runs: dict[str, Run] | None = None,
     remember: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
@@ -46,7 +50,10 @@ def rank_edges(
     taus: at which methods run that decide at a threshold, see `by_thresholds`.
     runs: by τ, those of an interrupted call, which are not repeated; new ones are added. remember: called after each.
     """
-    setup = subject.setup
+    setup, report = subject.setup, watcher.bar(settings.method)
+    if settings.method == EDGE_PRUNING:
+        learned = learn(subject.graph_module, subject.graph, setup.calibration, setup.reference, settings, watcher)
+        return {decision.edge.name: float(place) for place, decision in enumerate(learned)}
     if settings.method in RANKING:
         return score_edges(subject.graph, setup.calibration, setup.reference, settings, report, signed=True)
     order = subject.order() if settings.method == "acdc" else None

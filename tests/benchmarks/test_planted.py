@@ -16,6 +16,7 @@ from vitfx.support.json_files import read_json
 from vitfx.support.progress import Silent
 
 SAMPLES = 48
+FINDING = ("acdc", "eap-acdc", "edge-pruning", "eap", "relp", "eap-ig", "eap-ig-activations", "ensemble")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,9 @@ def test_all_other_heads_and_paths_are_idle_whatever_replaces_them(subject):
     assert cost(subject, others, nothing) < 1e-6
 
 
-@pytest.mark.parametrize("method", ["acdc", "eap-acdc", "eap", "relp", "eap-ig", "eap-ig-activations", "ensemble"])
+@pytest.mark.parametrize(
+    "method", ["acdc", "eap-acdc", "edge-pruning", "eap", "relp", "eap-ig", "eap-ig-activations", "ensemble"]
+)
 def test_methods_find_the_circuit(subject, method):
     assert auroc(subject, method) >= 0.95
 
@@ -89,8 +92,10 @@ def test_chance_and_weights_do_not(subject, method):
 
 
 def auroc(subject, method):
-    settings = read_method(method, Settings(samples=SAMPLES, paths=PATHS, granularity=subject.graph.granularity))
-    scores = rank_edges(subject, settings, [3e-3, 3e-2], lambda done, total: None)
+    settings = read_method(
+        method, Settings(samples=SAMPLES, paths=PATHS, gate_steps=150, granularity=subject.graph.granularity)
+    )
+    scores = rank_edges(subject, read_method(method, settings), [3e-3, 3e-2], Silent())
     circuit = set(CIRCUIT[subject.graph.granularity])
     return roc_auc_score([name in circuit for name in scores], [abs(score) for score in scores.values()])
 

@@ -200,7 +200,7 @@ class _Discovery:
             report = self.watcher.bar(settings.method)
             return self._rank(score_edges(self.graph, self.calibration, self.reference, settings, report))
         if settings.method == EDGE_PRUNING:
-            return self._learn()
+            return learn(self.graph_module, self.graph, self.calibration, self.reference, self.settings, self.watcher)
         limits = Limits(settings.tau, settings.max_kl)
         order = self._order() if settings.method == "acdc" else None
         # A process that has no room for its file must tell the others.
@@ -217,32 +217,7 @@ class _Discovery:
     def _rank(self, scores: dict[str, float]) -> list[Decision]:
         if self.settings.remove is None:
             return below(self.graph, scores, self.settings.tau)
-        return least(self.graph, scores, self.settings.remove, *self._size())
-
-    def _size(self) -> tuple[int, int]:
-        """The model's tokens where the stream begins, and its FLOPs."""
-        pixels = self.calibration.clean[:2]
-        return tokens_of(self.graph_module, pixels), measure_cost(self.graph_module, pixels.shape[1:]).flops
-
-    def _learn(self) -> list[Decision]:
-        settings, edges = self.settings, self.graph.edges()
-        start = dict.fromkeys((edge.name for edge in edges), 0.0)
-        if settings.gate_start != "equal":
-            asked = replace(settings, method=settings.gate_start)
-            start = score_edges(self.graph, self.calibration, self.reference, asked, self.watcher.bar(asked.method))
-        report, last = self.watcher.bar(EDGE_PRUNING), Step(0, 0.0, 0.0, 0.0)
-
-        def progress(step: Step) -> None:
-            nonlocal last
-            last = step
-            self.watcher.detail(f"KL {step.kl:.4f}, {step.removed:.1%} of {step.target:.1%} removed")
-            report(step.done, settings.gate_steps)
-
-        shares, attributions = removed_by(self.graph, *self._size()), [start[edge.name] for edge in edges]
-        decisions = edge_pruning(self.graph, self.calibration, self.reference, settings, shares, attributions, progress)
-        if abs(last.removed - last.target) > _MISSED:
-            self.watcher.say(f"training closed {last.removed:.1%} and not {last.target:.1%}: give more `gate_steps`")
-        return decisions
+        return least(self.graph, scores, self.settings.remove, *_size(self.graph_module, self.calibration))
 
     def _order(self) -> Order:
         if self.settings.order != "attribution":
@@ -266,3 +241,38 @@ class _Discovery:
             report(done, total)
 
         return progress
+
+
+def learn(
+    graph_module: GraphModule,
+    graph: EdgeGraph,
+    calibration: Calibration,
+    reference: Reference,
+    settings: Settings,
+    watcher: Watcher,
+) -> list[Decision]:
+    """Edge pruning from the start that the settings name: decisions from the edge that closes first to the last."""
+    edges = graph.edges()
+    start = dict.fromkeys((edge.name for edge in edges), 0.0)
+    if settings.gate_start != "equal":
+        asked = replace(settings, method=settings.gate_start)
+        start = score_edges(graph, calibration, reference, asked, watcher.bar(asked.method))
+    report, last = watcher.bar(EDGE_PRUNING), Step(0, 0.0, 0.0, 0.0)
+
+    def progress(step: Step) -> None:
+        nonlocal last
+        last = step
+        watcher.detail(f"KL {step.kl:.4f}, {step.removed:.1%} of {step.target:.1%} removed")
+        report(step.done, settings.gate_steps)
+
+    shares, attributions = removed_by(graph, *_size(graph_module, calibration)), [start[edge.name] for edge in edges]
+    decisions = edge_pruning(graph, calibration, reference, settings, shares, attributions, progress)
+    if abs(last.removed - last.target) > _MISSED:
+        watcher.say(f"training closed {last.removed:.1%} and not {last.target:.1%}: give more `gate_steps`")
+    return decisions
+
+
+def _size(graph_module: GraphModule, calibration: Calibration) -> tuple[int, int]:
+    """The model's tokens where the stream begins, and its FLOPs."""
+    pixels = calibration.clean[:2]
+    return tokens_of(graph_module, pixels), measure_cost(graph_module, pixels.shape[1:]).flops
