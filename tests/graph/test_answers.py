@@ -34,7 +34,7 @@ def test_it_shows_in_the_answers_and_the_graph(name):
     kind = found(make(name))
     assert kind.name == KIND[name]
     assert bool(kind.note) == (name != "classes")
-    assert ("probabilities" in kind.sentence) == ("probabilities" in name)
+    assert ("taken for probabilities of" in kind.sentence) == ("probabilities" in name)
 
 
 @pytest.mark.parametrize(

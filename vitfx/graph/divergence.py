@@ -115,7 +115,7 @@ class Classes(Divergence):
 
     @property
     def looks(self) -> str:
-        return f"{'probabilities for ' if self.probabilities else ''}{super().looks}"
+        return super().looks.replace("logits", "probabilities") if self.probabilities else super().looks
 
 
 CLASSES = Classes()
@@ -153,7 +153,7 @@ class Labels(Divergence):
 
     @property
     def looks(self) -> str:
-        return f"{'probabilities for ' if self.probabilities else ''}{super().looks}"
+        return super().looks.replace("logits", "probabilities") if self.probabilities else super().looks
 
 
 @dataclass(frozen=True)
