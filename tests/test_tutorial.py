@@ -1,0 +1,54 @@
+"""docs/tutorial.ipynb: its code is whole and calls what is there, its figures are saved, and all of it runs."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pytest
+
+from tests.test_docs import check_names
+
+NOTEBOOK = Path(__file__).resolve().parents[1] / "docs" / "tutorial.ipynb"
+
+
+def code_cells() -> list[dict[str, Any]]:
+    cells: list[dict[str, Any]] = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def source(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"])
+
+
+def test_its_code_calls_what_is_there() -> None:
+    code = "\n".join(map(source, code_cells()))
+    check_names(code)
+    called = {
+        node.func.id
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert {"read_circuit", "picture_bytes"} <= called
+
+
+def test_its_figures_are_saved_and_nothing_failed() -> None:
+    outputs = [output for cell in code_cells() for output in cell["outputs"]]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert [cell["execution_count"] for cell in code_cells()] == list(range(1, len(code_cells()) + 1))
+
+
+@pytest.mark.slow
+def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    matplotlib.use("Agg")
+    names: dict[str, Any] = {}
+    for number, cell in enumerate(code_cells()):
+        exec(compile(source(cell), f"cell {number}", "exec"), names)
+    small, faster = (json.loads(Path(folder, "report.json").read_text()) for folder in ("small", "faster"))
+    assert small["pruned"]["params"] < 0.6 * small["baseline"]["params"]
+    assert faster["pruned"]["flops"] < 0.9 * faster["baseline"]["flops"] and faster["pruned"]["accuracy"] > 0.5
