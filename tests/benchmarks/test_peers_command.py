@@ -10,6 +10,7 @@ from benchmarks import peer_package, subject
 from benchmarks.command import read_finished
 from benchmarks.coverage import FORMAT as COVERAGE
 from benchmarks.discovery import FORMAT as DISCOVERY
+from benchmarks.faithfulness import FORMAT as FAITHFULNESS
 from benchmarks.match import Match
 from benchmarks.peers import FORMAT, main
 from benchmarks.peers_table import speeds_at_equal_accuracy
@@ -143,7 +144,7 @@ def test_every_record_in_the_docs_names_its_format():
     formats = {path.name: json.loads(path.read_text())["format"] for path in docs.glob("*.json")}
     assert formats.pop("peers.json") == FORMAT
     assert formats.pop("families.json") == COVERAGE
-    assert set(formats.values()) == {DISCOVERY}
+    assert set(formats.values()) == {DISCOVERY, FAITHFULNESS}
 
 
 def test_ctrl_c_says_that_it_goes_on(model, tmp_path, capsys, monkeypatch):

@@ -28,8 +28,8 @@ def of_process(rank: int, monkeypatch: pytest.MonkeyPatch) -> Distributed:
 
 
 def test_sums_are_the_same_to_the_bit_on_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two numbers commute, three and more do not associate."""
-    assert 1.0 + 1e16 - 1e16 + 1.0 != -1e16 + 1.0 + 1e16 + 1.0
+    """Two numbers commute, three do not associate: with its own part first, the last process would have another sum."""
+    assert 1.0 + 1e16 - 1e16 + 1.0 != 1.0 + 1.0 + 1e16 - 1e16
     sums = {float(of_process(rank, monkeypatch).sum(part)) for rank, part in enumerate(PARTS)}
     assert sums == {1.0 + 1e16 - 1e16 + 1.0}
 
