@@ -35,13 +35,7 @@ def random_half(images: Images, seed: int, number: int) -> Images:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(number + 1):
         order = torch.randperm(len(images), generator=generator)
-    chosen = order[: len(images) // 2].sort().values
-    return replace(
-        images,
-        pixels=images.pixels[chosen],
-        labels=None if images.labels is None else images.labels[chosen],
-        names=tuple(images.names[index] for index in chosen.tolist()),
-    )
+    return images.subset(order[: len(images) // 2].sort().values)
 
 
 def settle(discovery: Discovery, halves: Sequence[Outcome], certain: float | None) -> Discovery:

@@ -84,12 +84,7 @@ def hardest_first(measure: Divergence, answers: Tensor, images: Images, share: S
     """
     # Processes on other machines may round differently, and all must take their shares from the same order.
     order = share.broadcast(torch.argsort(measure.certainty(answers), stable=True))
-    return replace(
-        images,
-        pixels=images.pixels[order],
-        labels=None if images.labels is None else images.labels[order],
-        names=tuple(images.names[index] for index in order.tolist()),
-    )
+    return images.subset(order)
 
 
 def check_settings(settings: Settings) -> None:

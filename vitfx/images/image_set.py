@@ -33,6 +33,15 @@ class Images:
     def __len__(self) -> int:
         return len(self.names)
 
+    def subset(self, positions: torch.Tensor) -> Images:
+        """Those at these positions, int64 (M,), in that order."""
+        return replace(
+            self,
+            pixels=self.pixels[positions],
+            labels=None if self.labels is None else self.labels[positions],
+            names=tuple(self.names[position] for position in positions.tolist()),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:

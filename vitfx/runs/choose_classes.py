@@ -76,9 +76,7 @@ def choose_given(module: nn.Module, images: Images, asked: Asked, *, other: bool
     if other:
         labels = torch.where(kept, places.int().argmax(1), len(positions))
         return chosen, replace(images, labels=labels)
-    own = tuple(images.names[place] for place in kept.nonzero().flatten().tolist())
-    labels = places[kept].int().argmax(1)
-    return chosen, replace(images, pixels=images.pixels[kept], labels=labels, names=own)
+    return chosen, replace(images.subset(kept.nonzero().flatten()), labels=places[kept].int().argmax(1))
 
 
 def own_classes(settings: Mapping[str, Any], asked: Asked | None, *, other: bool) -> tuple[Asked | None, bool]:
