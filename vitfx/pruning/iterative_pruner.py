@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from vitfx.graph.verify import rewritten
 from vitfx.pruning.budget import select
 from vitfx.pruning.compensation import Compensator
 from vitfx.pruning.cost_model import Price
-from vitfx.pruning.removal_order import removal_order
+from vitfx.pruning.removal_order import RemovalOrder, removal_order
 from vitfx.pruning.unit_worth import planned_projections, unit_worth
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
@@ -107,19 +108,7 @@ class IterativePruner:
 
     def cut(self, state: State, price: Price, most: float) -> State:
         """Scores the model anew and prunes it to a total price of `most`. Raises UserError where none is that cheap."""
-        worth = unit_worth(
-            self.stages,
-            planned_projections(self.stages, state.plan),
-            self.scored,
-            seed=self.seed + self.rounds,
-            measure=self.measure,
-            progress=self.watcher.bar("scoring"),
-        )
-        self.rounds += 1
-        orders, report = {}, self.watcher.bar("ordering")
-        for number, (name, units) in enumerate(worth.items(), start=1):
-            orders[name] = removal_order(units.fisher, units.covariance, self.modules[name].out.weight.detach())
-            report(number, len(worth))
+        orders = self._removal_orders(state.plan) if state.plan.deletions else self._whole_orders
         counts = select(orders, price, most, self.multiples)
         if counts is None:
             raise UserError(
@@ -131,6 +120,27 @@ class IterativePruner:
             plan = self._quick(plan, self.watcher.bar("refitting")).plan
         kept = {name: module.units - counts[name] for name, module in self.modules.items()}
         return State(plan, kept, {name: float(orders[name].costs[count]) for name, count in counts.items()})
+
+    @cached_property
+    def _whole_orders(self) -> Mapping[str, RemovalOrder]:
+        """Where nothing is deleted yet: searches for a token schedule cut the whole model again and again."""
+        return self._removal_orders(DeletionPlan())
+
+    def _removal_orders(self, plan: DeletionPlan) -> Mapping[str, RemovalOrder]:
+        worth = unit_worth(
+            self.stages,
+            planned_projections(self.stages, plan),
+            self.scored,
+            seed=self.seed + self.rounds,
+            measure=self.measure,
+            progress=self.watcher.bar("scoring"),
+        )
+        self.rounds += 1
+        orders, report = {}, self.watcher.bar("ordering")
+        for number, (name, units) in enumerate(worth.items(), start=1):
+            orders[name] = removal_order(units.fisher, units.covariance, self.modules[name].out.weight.detach())
+            report(number, len(worth))
+        return orders
 
     def finish(self, state: State) -> State:
         """The same deletions, with survivors refitted on all images but those held out."""
