@@ -42,9 +42,9 @@ Folders are those that vitfx.prune or vitfx.recover wrote: report.json is read, 
 rounds.json (of --rounds) where there is one. Files are those of python -m benchmarks.peers --out, which give a curve
 for each peer, of python -m benchmarks.runtimes, which give bars for every batch and runtime, and of vitfx.discover
 --tasks. The page shows all models in one table and two pictures, top-1 and KL against time, with the knees of sweeps
-marked, and then each run by itself. Times are shares of each run's own baseline, which was timed in turns with it, so
-runs made at different hours can be compared; runs on different machines or images only as far as those are alike. A
-single run's page is the report.html in its folder.
+marked, what each run deleted side by side, and then each run by itself. Times are shares of each run's own baseline,
+which was timed in turns with it, so runs made at different hours can be compared; runs on different machines or images
+only as far as those are alike. A single run's page is the report.html in its folder.
 
 exit code: 0, or 2 when something you gave can't be used; then nothing is written."""
 

@@ -118,12 +118,14 @@ class Compensator:
         the time; otherwise memory holds two streams and a batch of one sublayer's inner channels
     """
 
-    def __init__(self, original: GraphModule, pixels: Tensor, *, keep: bool = False) -> None:
+    def __init__(
+        self, original: GraphModule, pixels: Tensor, *, keep: bool = False, progress: Report | None = None
+    ) -> None:
         self.original = original
         self.pixels = pixels.to(next(original.parameters()).device)
         self._batch = max(1, min(_BATCH, len(pixels) // _CHOOSES))
         self._narrowed = self._narrow(original)
-        self._kept = list(self._streams()) if keep else None
+        self._kept = list(self._streams(progress)) if keep else None
 
     @torch.no_grad()
     def __call__(self, plan: DeletionPlan, progress: Report | None = None) -> Compensated:
@@ -155,10 +157,13 @@ class Compensator:
         return narrow(read_stages(graph_module), self.pixels[:2])
 
     @torch.no_grad()
-    def _streams(self) -> Iterator[tuple[str, Tensor]]:
+    def _streams(self, progress: Report | None = None) -> Iterator[tuple[str, Tensor]]:
         """The original's stream as each stage reads it."""
-        for reading in streams_at(self._narrowed.stages, self.pixels, self._batch):
+        stages = self._narrowed.stages
+        for number, reading in enumerate(streams_at(stages, self.pixels, self._batch), start=1):
             yield reading.stage.name, reading.stream
+            if progress is not None:
+                progress(number, len(stages))
 
     def _moments(self, pruned: Narrowed, stage: Stage, stream: Tensor, target: Tensor) -> tuple[Moments, Moments]:
         """Of the surviving inner channels and what the stream lacks: to fit, and to choose the shrinkage."""

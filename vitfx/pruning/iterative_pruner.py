@@ -99,7 +99,8 @@ class IterativePruner:
         self.multiples = {name: align for name, module in self.modules.items() if module.kind != "head"}
         self.expected = _logits(original, self.held_out, watcher)
         self.measure = make_divergence(task, self.expected)
-        self._quick = Compensator(original, self.scored, keep=True)
+        keeping = watcher.bar("keeping the original's streams")
+        self._quick = Compensator(original, self.scored, keep=True, progress=keeping)
         self.rounds = 0
 
     def start(self) -> State:

@@ -12,6 +12,7 @@ from vitfx.circuits.circuit import Circuit
 from vitfx.reports import prune_text, recover_text
 from vitfx.reports.attention_maps import AttentionMaps
 from vitfx.reports.course import curves, gradient_flow
+from vitfx.reports.deleted_beside import deleted_beside
 from vitfx.reports.page import bullets, page, section
 from vitfx.reports.points import points_of_prune, points_of_recover
 from vitfx.reports.read_runs import Run
@@ -86,6 +87,7 @@ def compare_page(runs: Sequence[Run]) -> str:
             divergence(points, "KL against time"),
             points_table(points, "All models") if points else Markup(""),
             latency(groups, "Time") if groups else Markup(""),
+            deleted_beside([(run.name, run.plan) for run in runs if run.plan is not None], "What each run deleted"),
             *(part for run in runs for part in _own(run)),
         ],
     )
