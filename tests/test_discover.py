@@ -16,7 +16,7 @@ from tests.support.prune_runs import discover as prune_discover
 from tests.support.prune_runs import run_circuit as prune_circuit
 from vitfx.circuits.circuit import Circuit, Decision
 from vitfx.circuits.edge_graph import EdgeGraph
-from vitfx.discover import _next, build_parser, main
+from vitfx.discover import main
 from vitfx.discovery.basis.fidelity import fidelity
 from vitfx.discovery.basis.journal import FileJournal
 from vitfx.discovery.basis.settings import METHODS, Settings
@@ -58,7 +58,10 @@ def test_a_circuit_is_written_and_told(path: Path, tmp_path: Path, capsys: Captu
     assert f"the head graph has {EDGES} edges" in said
     assert "activations kept: " in said
     assert f"the circuit on 16 calibration images: KL {found.kl:.4f} nats" in said
-    assert f"python -m vitfx.prune {path} --circuit {out}" in said
+    assert said.splitlines()[-2:] == [
+        f"next: python -m vitfx.show {out}",
+        f"next: python -m vitfx.prune {path} --circuit {out}",
+    ]
     assert show([str(out), "--out", str(tmp_path / "picture.svg")]) == 0
 
 
@@ -203,12 +206,6 @@ def test_fewer_images_than_the_default_are_no_error(path: Path, tmp_path: Path) 
     options = ["--data", str(tmp_path / "photos"), "--paths", "4", "--device", "cpu", "--out", str(out)]
     assert main([str(path), *options]) == 0
     assert read(out).settings["samples"] == 40
-
-
-def test_the_command_that_prunes_has_the_numbers_that_were_given() -> None:
-    given = ["--image-size", "224", "--mean", "0.48145466", "0.4578275", "0.40821073", "--std", "0.26862954"]
-    options = build_parser().parse_args(["m.safetensors", "--arch", "timm:x", *given])
-    assert _next(options, Path("c.json"))[-1].endswith(f"--circuit c.json --arch timm:x {' '.join(given)}")
 
 
 def test_repeats(path: Path, tmp_path: Path, capsys: Captured) -> None:

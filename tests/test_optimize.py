@@ -88,7 +88,9 @@ def test_int8_is_a_third_file_in_the_form_that_suits_it(tmp_path: Path, capsys: 
     exact, rounded = (logits(out / name, plain) for name in ("optimized.onnx", INT8_FILE))
     assert 0 < np.linalg.norm(rounded - exact) < 0.2 * np.linalg.norm(exact)
     assert f"- {INT8_FILE}: {found['quantized']} linear maps in int8" in (out / "report.md").read_text()
-    assert "all, form standard in int8" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "all, form standard in int8" in printed
+    assert printed.splitlines()[-1] == f"next: python -m vitfx.prune {path}"
     slow = report | {"precision": found | {"time_of_fp32": {"1": 0.5, "8": 1.25}}}
     assert f"{INT8_FILE} is slower here than the float32 file at batch 8 (1.25 of its time)" in to_markdown(slow)
 
@@ -149,6 +151,8 @@ def test_nothing_rewritten_an_artifact_and_no_data(tmp_path: Path, capsys: pytes
     assert report["form"] == "exported"
     assert report["rewrites"] == []
     assert report["images"] == {"count": 16, "of": "noise"}
+    # Pruning needs images, and none are known.
+    assert capsys.readouterr().out.splitlines()[-1] == f"{out}/ has optimized.onnx, optimized.pt2 and the report"
     assert main([str(path), "--out", str(tmp_path / "int8"), "--precision", "int8"]) == 2
     said = "error: int8 takes its ranges from images, and none are given: give --data, or leave out --precision\n"
     assert capsys.readouterr().err.endswith(said)

@@ -195,7 +195,10 @@ def test_the_console_says_what_is_done(finished: Finished) -> None:
     assert lines[1].startswith("digits: 1438 images of digits for calibration, 359 of digits for evaluation")
     assert any(line.startswith("removed ") and line.endswith(f" of {EDGES} edges; plan:") for line in lines)
     assert "top-1" in finished.printed
-    assert lines[-1] == f"{finished.out}/ has the artifact and the report"
+    assert lines[-3] == f"{finished.out}/ has the artifact and the report"
+    assert lines[-2] == f"next: python -m vitfx.show {finished.out}/circuit.json"
+    recover = f"vitfx.recover {finished.out}/pruned.pt --teacher {finished.checkpoint} --minutes 30"
+    assert lines[-1] == f"next: python -m {recover}"
 
 
 def test_the_artifact_prunes_again(finished: Finished, tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ def test_the_four_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "circuit_fingerprint" not in other
     assert other["recovered"]["from"] == str(tmp_path / "model.pt")
     assert {name: other["recovered"]["settings"][name] for name in ("loss", "lr")} == {"loss": "ce", "lr": 1e-3}
-    assert "has the retrained model and the report" in capsys.readouterr().out.replace("\n", " ")
+    *_, contents, following = capsys.readouterr().out.splitlines()
+    assert contents == f"{out}/ has the retrained model and the report"
+    assert following == f"next: python -m vitfx.report {out}"
 
 
 def test_unlabelled_images_and_an_artifact_of_an_earlier_run(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -20,7 +19,8 @@ from vitfx.circuits.circuit import Circuit
 from vitfx.circuits.summary import summary
 from vitfx.cli.discover_parser import discover_parser
 from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending
-from vitfx.cli.options import OF_IMAGES, given_settings, make_settings, threshold
+from vitfx.cli.next_steps import after_discover
+from vitfx.cli.options import given_settings, make_settings, threshold
 from vitfx.cli.parser import CommandParser
 from vitfx.discovery.basis.settings import MEASURING, Settings
 from vitfx.discovery.certainty import check_halves
@@ -173,13 +173,14 @@ def _run(task: _Task, share: Share, watcher: Watcher) -> list[RenderableType]:
     if task.tasks is not None:
         record = discover_tasks(task.tasks, lambda classes: _open(task, share, watcher, classes), task.out, watcher)
         tables = [tasks_table(record), *(overlap_table(record, kind) for kind in record["overlap"])]
-        return [*tables, f"{task.out.with_suffix('.html')} has the page, beside it are the picture and all circuits"]
+        contents = f"{task.out.with_suffix('.html')} has the page, beside it are the picture and all circuits"
+        return [*tables, contents, *after_discover(task.options, task.out.with_name(record["tasks"][0]["file"]))]
     job, settings = _open(task, share, watcher, task.options.classes)
     if task.taus is None:
         return _shown(job.run(settings, task.out), task)
     rows = sweep(job, settings, task.taus, task.out)
     example = circuit_path(task.out, task.taus[0])
-    return [to_table(rows), f"{record_path(task.out)} has the table", *_next(task.options, example)]
+    return [to_table(rows), f"{record_path(task.out)} has the table", *after_discover(task.options, example)]
 
 
 def _open(task: _Task, share: Share, watcher: Watcher, classes: Asked | None) -> tuple[Discoveries, Settings]:
@@ -250,30 +251,7 @@ def _shown(outcome: Outcome, task: _Task) -> list[RenderableType]:
         threshold_name = "τ" if task.settings.remove is None else "--remove"
         shown.append(f"nothing of the image reaches the logits any more: choose a smaller {threshold_name}")
         return [*shown, f"{task.out} has the circuit"]
-    return [*shown, f"{task.out} has the circuit", *_next(task.options, task.out)]
-
-
-def _next(options: argparse.Namespace, out: Path) -> list[str]:
-    more = [
-        part
-        for name in ("data", "arch", "weights", "output", "task")
-        if (value := getattr(options, name))
-        for part in (f"--{name}", value)
-    ]
-    more += ["--trust-pickle"] if options.trust_pickle else []
-    # The circuit itself says which classes were chosen.
-    for name in ("class_names", *OF_IMAGES):
-        if (value := getattr(options, name)) is not None:
-            texts = [str(part) for part in (value if isinstance(value, list | tuple) else [value])]
-            more += [
-                f"--{name.replace('_', '-')}",
-                *(["x".join(dict.fromkeys(texts))] if name == "image_size" else texts),
-            ]
-    return [
-        f"draw it:               {shlex.join(['python', '-m', 'vitfx.show', str(out)])}",
-        f"delete what is dead:   "
-        f"{shlex.join(['python', '-m', 'vitfx.prune', options.model, '--circuit', str(out), *more])}",
-    ]
+    return [*shown, f"{task.out} has the circuit", *after_discover(task.options, task.out)]
 
 
 def build_parser() -> CommandParser:

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from vitfx.cli.exit_codes import BEGINS_ANEW, ending
+from vitfx.cli.next_steps import after_optimize
 from vitfx.cli.optimize_parser import optimize_parser
 from vitfx.cli.options import refuse_given
 from vitfx.cli.parser import CommandParser
@@ -41,7 +42,7 @@ from vitfx.support.files import check_output
 from vitfx.support.locks import hold_folder
 from vitfx.support.progress import Watcher, console_watcher
 
-_IMAGES = 16
+_IMAGES, _NOISE = 16, "noise"
 
 _FOR_FILES = (
     "out",
@@ -113,12 +114,9 @@ def main(arguments: list[str] | None = None) -> int:
             with hold_folder(job.out, force=options.force):
                 report = run_optimize(job, watcher)
         console.print(to_table(report))
-        console.print(
-            f"{job.out}/ has optimized.onnx, optimized.pt2 and the report",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        following = [] if job.images == _NOISE else after_optimize(options)
+        for line in (f"{job.out}/ has optimized.onnx, optimized.pt2 and the report", *following):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         return None
 
     return ending(work, lambda: BEGINS_ANEW)
@@ -191,7 +189,7 @@ def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -
         model = choose(model, options.classes, model.classes, count_logits(model), other=options.other)
         if (chosen := chosen_of(model)) is not None:
             watcher.say(chosen.sentence)
-    return model, torch.randn(shape, generator=torch.Generator().manual_seed(0)), "noise"
+    return model, torch.randn(shape, generator=torch.Generator().manual_seed(0)), _NOISE
 
 
 def _forms(name: str, portable: bool, rewrites: tuple[str, ...], opset: int) -> tuple[Form, ...]:

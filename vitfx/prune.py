@@ -5,9 +5,11 @@ In Python: `vitfx.prune(model, images, labels, target_speedup=1.5).save("small/"
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Unpack
 
 from numpy.typing import ArrayLike
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from vitfx.circuits.circuit import Circuit
 from vitfx.cli.exit_codes import BEGINS_ANEW, GOES_ON, ending, going_on
+from vitfx.cli.next_steps import after_prune, after_several
 from vitfx.cli.parser import CommandParser
 from vitfx.cli.prune_options import open_run, unfinished_file
 from vitfx.cli.prune_parser import prune_parser
@@ -126,12 +129,13 @@ def main(arguments: list[str] | None = None) -> int:
             run = open_run(options, shlex.join(["python", "-m", "vitfx.prune", *given]))
             stopped = _stopped(run)
             with hold_folder(run.out, force=options.force, unfinished=unfinished_file(options)):
-                table, contents, missed = _carry_out(run, watcher)
-        console.print(table)
-        console.print(f"{run.out}/ has {contents}", highlight=False, markup=False, soft_wrap=True)
-        if missed is None:
+                end = _carry_out(run, options, watcher)
+        console.print(end.table)
+        for line in (f"{run.out}/ has {end.contents}", *end.following):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if end.missed is None:
             return 0
-        print(f"error: the goal was missed ({missed}): the results are written all the same", file=sys.stderr)
+        print(f"error: the goal was missed ({end.missed}): the results are written all the same", file=sys.stderr)
         return 1
 
     return ending(work, lambda: stopped())
@@ -154,20 +158,34 @@ def _stopped(run: PruneRun) -> Callable[[], str]:
             return _begins_anew
 
 
-def _carry_out(run: PruneRun, watcher: Watcher) -> tuple[Table, str, str | None]:
-    """What is shown, what the folder has, and the goal that was missed, if one was."""
+@dataclass(frozen=True)
+class _End:
+    """What is said of a finished run."""
+
+    table: Table
+    contents: str  #: of its folder
+    missed: str | None  #: the goal that was missed, if one was
+    following: list[str]  #: lines of what to do next
+
+
+def _carry_out(run: PruneRun, options: argparse.Namespace, watcher: Watcher) -> _End:
     match run:
         case RoundsRun():
             rounds = run_rounds(run, watcher)
-            return rounds_table(rounds.steps, rounds.settings), "the last round's model, and rounds.md", rounds.missed
+            table = rounds_table(rounds.steps, rounds.settings)
+            return _End(table, "the last round's model, and rounds.md", rounds.missed, after_several(run.out))
         case SweepRun():
             sweep = run_sweep(run, watcher)
-            return sweep_table(sweep.points), "the front and its models", sweep.missed
+            table = sweep_table(sweep.points)
+            return _End(table, "the front and its models", sweep.missed, after_several(run.out))
         case GoalRun():
             result = run_goal(run, watcher)
         case CircuitRun():
             result = run_circuit(run, watcher)
-    return to_table(result.report), "the artifact and the report", result.missed
+    report = result.report
+    smaller = report["pruned"]["flops"] < report["baseline"]["flops"]
+    following = after_prune(options, run.out, scored=isinstance(run, CircuitRun), smaller=smaller)
+    return _End(to_table(report), "the artifact and the report", result.missed, following)
 
 
 def build_parser() -> CommandParser:

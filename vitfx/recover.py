@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vitfx.cli.exit_codes import ending, going_on
+from vitfx.cli.next_steps import after_recover
 from vitfx.cli.options import OF_IMAGES, add_images, add_rewrites, add_runtime, add_task
 from vitfx.cli.parser import CommandParser
 from vitfx.deploy.deployment import default_deployment, read_rewrites
@@ -79,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with hold_folder(job.out, force=job.force, unfinished=STATE):
                 report = run_recover(job, watcher)
         console.print(to_table(report))
-        for line in (report["recovery"]["sentence"], f"{job.out}/ has the retrained model and the report"):
+        contents = f"{job.out}/ has the retrained model and the report"
+        for line in (report["recovery"]["sentence"], contents, *after_recover(options, job.out)):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     return ending(work, stopped)

@@ -25,6 +25,7 @@ from typing import Any
 from rich.console import Console
 
 from vitfx.cli.exit_codes import ending, going_on
+from vitfx.cli.next_steps import after_train
 from vitfx.cli.options import image_size
 from vitfx.cli.parser import CommandParser
 from vitfx.images.pixel_cache import default_cache
@@ -116,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console_watcher(console) if first else nullcontext(Silent()) as watcher,
         ):
             report = run_training(job, share, watcher)
-        console.print(_summary(job, report), highlight=False, markup=False, soft_wrap=True)
+        for line in (_summary(job, report), *after_train(job.model_file or job.out / "last.pt")):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     return ending(work, stopped if first else str)
 
