@@ -6,7 +6,7 @@ from passes.plan import DeletionPlan, SublayerDeletion
 from passes.stream import read_sites
 from tests.support.checks import assert_equal, canonical, traced
 from tests.support.families import images
-from vitfx.circuits.circuit import EMBED, Edge, Writer
+from vitfx.circuits.circuit import EMBED, PARTS, Edge, Reader, Writer
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.ablation import make_reference
 from vitfx.graph.divergence import kl_divergence
@@ -56,6 +56,30 @@ def test_zero_ablation_of_a_head_is_its_part_of_the_sum(graph):
         for later in graph.stages[graph.stages.index(stage) + 1 :]:
             stream = later(stream)
         assert_equal(graph.run(PIXELS, [Edge(writer)], zero), stream, 1e-12)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("name", ["embed", "a0.h1"])
+def test_a_reader_sees_the_reference_in_place_of_the_writer_and_no_other_reader_does(name, part):
+    """By hand: of head 2 in a1 the queries, keys or values come from the stream with the writer's mean in it."""
+    graph = EdgeGraph(canonical(), PATHS, "qkv")
+    mean = make_reference(graph, images(8, torch.float64)[4:], "mean")
+    writer = next(one for one in graph.writers if one.name == name)
+    a0, m0, a1, *later = graph.stages[graph.first :]
+    with torch.no_grad():
+        embedding = graph.embedding(PIXELS)
+        change = embedding - mean["embed"]
+        if name == "a0.h1":
+            change = (a0.inner(embedding) - mean["a0"])[..., 8:16] @ a0.sublayer.out.weight[:, 8:16].T
+        stream = run_stages([a0, m0], embedding)
+        own = {"q": a1.sublayer.q, "k": a1.sublayer.k, "v": a1.sublayer.v}
+        read = {key: linear(a1.norm(stream)).unflatten(-1, (4, 8)).transpose(1, 2) for key, linear in own.items()}
+        unseen = own[part](a1.norm(stream - change)).unflatten(-1, (4, 8)).transpose(1, 2)
+        read[part] = torch.stack([read[part][:, 0], read[part][:, 1], unseen[:, 2], read[part][:, 3]], 1)
+        expected = run_stages(later, a1.behind(stream, a1.sublayer.core(**read)))
+        got = graph.run(PIXELS, [Edge(writer, Reader("a1", 2, part))], mean)
+        assert_equal(got, expected, 1e-12)
+        assert float((got - graph.run(PIXELS)).abs().max()) > 1e-4 * float(expected.abs().max())
 
 
 def test_removing_everything_with_resampling_is_the_corrupted_run(graph):

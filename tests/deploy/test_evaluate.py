@@ -51,6 +51,17 @@ def test_scores_are_those_of_a_direct_computation(digits: ImageSet, batch: int) 
     assert found["second"].agreement == pytest.approx((old.argmax(1) == new.argmax(1)).double().mean().item())
 
 
+@pytest.mark.parametrize("other", [9, 3])
+def test_accuracies_on_chosen_and_on_other_classes(digits: ImageSet, other: int) -> None:
+    """Of a model that always answers 9."""
+    always = torch.eye(10)[9]
+    (found,) = evaluate({"only": lambda x: always.expand(len(x), 10)}, digits, batch=7, other=other).values()
+    images = digits.load()
+    assert images.labels is not None
+    chosen, others = images.labels[images.labels != other], images.labels[images.labels == other]
+    assert found.by_choice == pytest.approx([float((part == 9).double().mean()) for part in (chosen, others)])
+
+
 def test_without_labels_there_is_neither_loss_nor_accuracy(digits: ImageSet) -> None:
     first = model()
     (found,) = evaluate({"only": lambda x: logits(first, x)}, without_labels(digits), batch=32).values()

@@ -53,7 +53,7 @@ def test_linear_maps_are_int8_and_the_rest_is_not(whole: onnx.ModelProto, small:
 
 
 def test_maps_of_one_token_among_many_stay_float32(digits: Images) -> None:
-    """They take no time. One of the same weights that reads every token does not."""
+    """They take no time. One of the same weights that reads all 1,280 does."""
 
     class Narrowed(torch.nn.Module):
         def __init__(self) -> None:
@@ -61,12 +61,23 @@ def test_maps_of_one_token_among_many_stay_float32(digits: Images) -> None:
             self.wide, self.one, self.head = (torch.nn.Linear(8, 8) for _ in range(3))
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            tokens = torch.nn.functional.relu(self.wide(pixels.repeat(1, 256, 1, 1).flatten(1, 2)))
+            tokens = torch.nn.functional.relu(self.wide(pixels.repeat(1, 160, 1, 1).flatten(1, 2)))
             return self.head(torch.nn.functional.relu(self.one(tokens[:, 0])))
 
     pixels = digits.pixels[:4]
     found = to_int8(to_onnx(Narrowed(), pixels[:2], {}), pixels)
     assert (found.quantized, len(found.kept)) == (1, 2)
+
+
+def test_a_classifier_that_is_half_of_the_work_stays_float32() -> None:
+    """Unless the model is a part of one, whose last map is none."""
+    pixels = torch.randn(8, 1, 2, 4, generator=torch.Generator().manual_seed(0))
+    first, last = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+    model = to_onnx(torch.nn.Sequential(torch.nn.Flatten(), first, torch.nn.ReLU(), last), pixels[:2], {})
+    found = to_int8(model, pixels)
+    (kept,) = [node for node in found.exact.graph.node if node.name in found.kept]
+    assert found.quantized == 1 and kept.output[0] == found.model.graph.output[0].name
+    assert to_int8(model, pixels, keep_last=False).quantized == 2
 
 
 def test_each_output_channel_has_a_scale(small: Quantized) -> None:

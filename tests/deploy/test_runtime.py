@@ -113,16 +113,18 @@ def test_files_that_are_no_model(tmp_path):
 
 
 def test_models_of_another_form_are_refused():
-    def model(inputs, kind):
+    def model(inputs, kind, outputs=1):
         values = [onnx.helper.make_tensor_value_info(f"x{i}", kind, ["n", "m"]) for i in range(inputs)]
-        nodes = [onnx.helper.make_node("Identity", ["x0"], ["y"])]
-        out = onnx.helper.make_tensor_value_info("y", kind, ["n", "k"])
-        graph = onnx.helper.make_graph(nodes, "g", values, [out])
+        nodes = [onnx.helper.make_node("Identity", ["x0"], [f"y{i}"]) for i in range(outputs)]
+        outs = [onnx.helper.make_tensor_value_info(f"y{i}", kind, ["n", "k"]) for i in range(outputs)]
+        graph = onnx.helper.make_graph(nodes, "g", values, outs)
         opset = onnx.helper.make_opsetid("", 23)
         return onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
 
     with pytest.raises(UserError, match="2 inputs and 1 outputs"):
         open_session(model(2, onnx.TensorProto.FLOAT), CPU)
+    with pytest.raises(UserError, match="1 inputs and 2 outputs"):
+        open_session(model(1, onnx.TensorProto.FLOAT, outputs=2), CPU)
     with pytest.raises(UserError, match=r"tensor\(int64\)"):
         open_session(model(1, onnx.TensorProto.INT64), CPU)
     with pytest.raises(UserError, match="only the batch may vary"):

@@ -243,3 +243,20 @@ def test_whatever_torch_says_the_sentence_is_true(
     assert not (tmp_path / "marker").exists()
     read_model_file(path, trust_pickle=True)
     assert (tmp_path / "marker").exists()
+
+
+def test_a_trusted_file_runs_its_code_only_where_it_has_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[bool] = []
+    load: Callable[..., Any] = torch.load
+
+    def noted(*arguments: Any, weights_only: bool, **options: Any) -> Any:
+        tried.append(weights_only)
+        return load(*arguments, weights_only=weights_only, **options)
+
+    monkeypatch.setattr(torch, "load", noted)
+    torch.save(weights(), tmp_path / "plain.pt")
+    read_model_file(tmp_path / "plain.pt", trust_pickle=True)
+    assert tried == [True]
+    torch.save(Code(tmp_path / "marker"), tmp_path / "code.pt")
+    read_model_file(tmp_path / "code.pt", trust_pickle=True)
+    assert tried == [True, True, False] and (tmp_path / "marker").exists()

@@ -304,35 +304,6 @@ def test_a_match_that_is_off_is_not_believed(dtype, factor, monkeypatch):
         assert_equal(found.graph_module(images(3, dtype)), make("timm").to(dtype)(images(3, dtype)), 1e-5)
 
 
-class Masked(HandWritten):
-    """Attention in one operator, with a mask."""
-
-    def __init__(self, **mask):
-        super().__init__()
-        self.mask = mask
-
-    def attention(self, block, x):
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in block["qkv"](x).chunk(3, -1))
-        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, **self.mask)
-        return block["proj"](mixed.transpose(1, 2).flatten(2))
-
-
-def test_a_mask_is_a_position_bias():
-    near = (torch.arange(16)[:, None] - torch.arange(16)).abs() < 3
-    model = randomised(Masked(attn_mask=near))
-    found = to_canonical(model, images(2))
-    assert found.notes == ()
-    bias = read_sites(found.graph_module)[0].module.core.position_bias
-    assert torch.equal(bias[0], torch.zeros(16, 16).masked_fill(~near, -torch.inf))
-    with torch.no_grad():
-        assert_equal(found.graph_module(images(3)), model(images(3)), 1e-5)
-
-
-def test_a_causal_attention_is_named():
-    with pytest.raises(UserError, match="its attention has dropout or a causal mask"):
-        to_canonical(randomised(Masked(is_causal=True)), images(2))
-
-
 def test_one_image_and_two_answers_are_refused():
     with pytest.raises(PassError, match="a batch of 1: give two, to tell the axes apart"):
         Canonicalize(images(1))
