@@ -29,7 +29,7 @@ THEMES: Mapping[str, Mapping[str, str]] = {
         "back": "#ffffff",
         "ink": "#1b1f24",
         "soft": "#59616b",
-        "line": "#cfd5dc",
+        "line": "#87919c",
         "heads": "#2f66b0",
         "neurons": "#2a8f7c",
     },
@@ -37,7 +37,7 @@ THEMES: Mapping[str, Mapping[str, str]] = {
         "back": "#0d1117",
         "ink": "#e6edf3",
         "soft": "#9aa5b1",
-        "line": "#3a424c",
+        "line": "#6b7682",
         "heads": "#6ea8fe",
         "neurons": "#56c2a8",
     },
@@ -76,7 +76,7 @@ def read_sublayers(folder: Path) -> list[Sublayer]:
 
 def draw(sublayers: Sequence[Sublayer], before: Side, after: Side, theme: Mapping[str, str]) -> str:
     """SVG, the same for the same run."""
-    height = _TOP + _ROW * (len(sublayers) + 2)
+    height = _TOP + _ROW * (len(sublayers) + 3)
     total, left = (sum(part) for part in zip(*((each.units, len(each.kept)) for each in sublayers), strict=True))
     name = f"The canonical graph before and after pruning: {left} of {total} heads and neurons are left."
     root = Xml.Element("svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {_WIDTH} {height}", role="img")
@@ -96,6 +96,7 @@ def draw(sublayers: Sequence[Sublayer], before: Side, after: Side, theme: Mappin
         _text(column, 0, 28, title, "title")
         _text(column, 0, 48, facts, "soft")
         column.extend(_graph(graph))
+    root.append(_legend(height - 14))
     return Xml.tostring(root, encoding="unicode") + "\n"
 
 
@@ -105,9 +106,6 @@ def _graph(sublayers: Sequence[Sublayer]) -> Iterator[Xml.Element]:
     holder = Xml.Element("g")
     _text(holder, 48, _TOP + 4, "norm → head → answer", "soft")
     _text(holder, 48, bottom + 4, "pixels → embed", "soft")
-    for x, kind in ((176, "heads"), (236, "neurons")):
-        Xml.SubElement(holder, "rect", {"class": kind}, x=str(x), y=str(bottom - 5), width="10", height="10")
-        _text(holder, x + 14, bottom + 4, kind, "soft")
     yield holder
     for index, each in enumerate(sublayers):
         y = bottom - _ROW * (index + 1)
@@ -125,6 +123,19 @@ def _graph(sublayers: Sequence[Sublayer]) -> Iterator[Xml.Element]:
                 kind = "heads" if each.attends else "neurons"
                 Xml.SubElement(row, "rect", {**box, "class": kind, "width": f"{share * (width - 2):.1f}"})
         yield row
+
+
+def _legend(y: int) -> Xml.Element:
+    legend, x = Xml.Element("g"), 74
+    for kind, text in (
+        ("heads", "heads of an attention (a)"),
+        ("neurons", "neurons of an MLP (m)"),
+        ("gone", "deleted"),
+    ):
+        Xml.SubElement(legend, "rect", {"class": kind}, x=str(x), y=str(y - 9), width="10", height="10")
+        _text(legend, x + 16, y, text, "soft")
+        x += 40 + 6 * len(text)
+    return legend
 
 
 def _text(parent: Xml.Element, x: int, y: int, text: str, kind: str) -> None:

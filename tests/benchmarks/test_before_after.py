@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -38,6 +39,13 @@ def test_what_is_left_is_filled() -> None:
     assert after == pytest.approx(before / 4, abs=0.1)
     assert "1.5 M parameters · 2,000 FLOPs · top-1 50.00%" in svg
     assert "4 of 16 heads and neurons are left" in svg
+
+
+def test_every_colour_is_explained() -> None:
+    """In the legend, in the colours of what it explains."""
+    tags = list(Xml.fromstring(draw(SUBLAYERS, SIDE, SIDE, THEMES["dark"])).iter())
+    legend = {tag.get("class"): text.text for tag, text in pairwise(tags) if tag.get("height") == "10"}
+    assert legend == {"heads": "heads of an attention (a)", "neurons": "neurons of an MLP (m)", "gone": "deleted"}
 
 
 def test_themes_differ_in_colours_alone() -> None:
