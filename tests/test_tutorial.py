@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pytest
 
+from tests.support.command_lines import parse
 from tests.test_docs import check_names
+from vitfx.cli.next_steps import after_prune
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "docs" / "tutorial.ipynb"
 
@@ -40,6 +43,24 @@ def test_its_figures_are_saved_and_nothing_failed() -> None:
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
     assert not [output for output in outputs if output["output_type"] == "error"]
     assert [cell["execution_count"] for cell in code_cells()] == list(range(1, len(code_cells()) + 1))
+
+
+def test_the_readme_shows_what_the_demo_printed_here() -> None:
+    """And what a run says last, which the commands' own code makes."""
+    (cell,) = [cell for cell in code_cells() if "demo --tau 0.001" in source(cell)]
+    printed = re.sub(r"\x1b\[\d*m", "", "".join(map(_text, cell["outputs"])))
+    options = parse("python -m vitfx.prune demo --tau 0.001")
+    following = after_prune(options, Path("demo-pruned-tau0.001"), scored=True, smaller=True)
+    known = {" ".join(line.split()) for line in [*printed.splitlines(), *following, "…"]}
+    (shown,) = re.findall(
+        r"```text\n(.*?)```", (NOTEBOOK.parents[1] / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert len(lines) > 10 and set(lines) <= known
+
+
+def _text(output: dict[str, Any]) -> str:
+    return "".join(output.get("text") or output.get("data", {}).get("text/plain", ""))
 
 
 @pytest.mark.slow
