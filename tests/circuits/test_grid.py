@@ -37,12 +37,12 @@ def test_the_grid_of_the_living() -> None:
     assert label == "Layers upwards: 1 of 2 heads and 0 of 2 MLP paths are dead (hollow)."
     assert drawn.count('class="hollow"') == 4
     assert drawn.count("fill-opacity") == 3
-    assert "<title>a0.h1: dead</title>" in drawn
+    assert "<title>layer 0, head 1 (a0.h1): dead</title>" in drawn
 
 
 def test_layers_run_upwards() -> None:
     drawn = state_grid(made_up("head", layers=3), frozenset()).svg()
-    assert re.findall(r"layer \d", drawn) == ["layer 2", "layer 1", "layer 0"]
+    assert re.findall(r"layer \d(?=<)", drawn) == ["layer 2", "layer 1", "layer 0"]
 
 
 def test_scores_shade_over_three_decades() -> None:
@@ -64,7 +64,7 @@ def test_only_a_cut_for_a_goal_has_costs() -> None:
 def test_very_many_paths_are_drawn_together() -> None:
     drawn = state_grid(circuit(paths=100), frozenset({"m0.p0"})).svg()
     assert drawn.count('class="hollow"') == 2 + 25
-    assert 'fill-opacity="0.750"><title>m0.p0: dead … m0.p3: alive' in drawn
+    assert 'fill-opacity="0.750"><title>layer 0, MLP path 0 (m0.p0): dead … layer 0, MLP path 3 (m0.p3): alive' in drawn
 
 
 def test_a_picture_of_its_own_has_names_and_crosses() -> None:
@@ -80,4 +80,10 @@ def test_a_picture_of_its_own_has_names_and_crosses() -> None:
 
 def test_bounds_are_marked() -> None:
     bound = Circuit((Decision(Edge(Writer("a0", 0)), True, 0.5, None, BOUND),), 0.1, {})
-    assert "<title>a0.h0: ≥ 0.5</title>" in score_grid(bound).svg()
+    assert "<title>layer 0, head 0 (a0.h0): ≥ 0.5</title>" in score_grid(bound).svg()
+
+
+def test_a_whole_sublayer_is_named_with_its_layer() -> None:
+    drawn = state_grid(made_up("block", layers=2), frozenset()).svg()
+    for title in ("layer 0, attention (a0): alive", "layer 1, MLP (m1): alive"):
+        assert f"<title>{title}</title>" in drawn

@@ -35,4 +35,4 @@ def test_nothing_is_shown_of_nothing() -> None:
 
 def test_a_table_scrolls_by_keyboard_too() -> None:
     box = Page(table(Table(["", "a"], [["row", "1"]], caption="Numbers"))).first["div"]
-    assert (box["tabindex"], box["role"], box["aria-label"]) == ("0", "region", "Numbers")
+    assert (box["tabindex"], box["role"], box["aria-label"]) == ("0", "group", "Numbers")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import html
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import pytest
 
 from passes.plan import DeletionPlan, SublayerDeletion
 from tests.reports.test_prune_text import made
+from tests.support.browser import shown_in_a_browser
 from tests.support.circuits import made_up
 from tests.support.pages import Page, read
 from tests.support.prune_runs import checkpoint, report, run
@@ -165,38 +163,22 @@ def test_a_cut_for_a_goal_has_the_costs_of_what_it_deleted() -> None:
     cut = tuple(Decision(Edge(writer), kept, score, None, ATTRIBUTED) for writer, kept, score in parts)
     page = drawn(found, circuit=Circuit(cut, 0.1, {"method": "goal"}))
     assert page.sections[:3] == ["Baseline and pruned", "What died, and where", "What the deleted cost, by layer"]
-    assert "a0.h1: 0.02" in page.told
+    assert "layer 0, head 1 (a0.h1): 0.02" in page.told
     assert any("m0.p1 has the greatest, 0.2" in label for label in page.labels)
     nothing = Circuit(cut[:2], 0.1, {"method": "goal"})
     assert not {"Sensitivity by layer", "What the deleted cost, by layer"} & set(drawn(found, circuit=nothing).sections)
 
 
-def asked_of_a_browser(page: Path, folder: Path, scheme: str) -> str:
-    """The DOM of a page as wide as a phone, and behind it how wide it would be and its background."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no chromium on PATH")
-    phone = folder / "phone.html"
-    phone.write_text(
-        f'<iframe id="phone" width="390" height="800" srcdoc="{html.escape(page.read_text())}"></iframe>'
-        "<script>phone.onload = () => { const inner = phone.contentDocument; document.body.innerText ="
-        " inner.body.outerHTML + ' wide: ' + inner.documentElement.scrollWidth + ', background: ' +"
-        " getComputedStyle(inner.body).backgroundColor; }</script>"
-    )
-    command = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={folder / 'profile'}",
-        f"--blink-settings=preferredColorScheme={('dark', 'light').index(scheme)}", "--dump-dom", phone.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0
-    return html.unescape(done.stdout)
-
-
 @pytest.mark.parametrize(("kind", "scheme"), [("pruned", "dark"), ("recovered", "light"), ("recovered", "dark")])
 def test_a_browser_shows_it_on_a_phone(kind: str, scheme: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     page = request.getfixturevalue(kind) / "report.html"
-    shown = asked_of_a_browser(page, tmp_path, scheme)
+    shown = shown_in_a_browser(
+        page.read_text(),
+        "document.body.innerText = inner.body.outerHTML + ' wide: ' + inner.documentElement.scrollWidth + "
+        "', background: ' + getComputedStyle(inner.body).backgroundColor",
+        tmp_path,
+        scheme,
+    )
     assert all(f"<h2>{title}</h2>" in shown for title in read(page.read_text()).sections)
     found = re.search(r" wide: (\d+), background: rgb\((\d+), (\d+), (\d+)\)", shown)
     assert found is not None

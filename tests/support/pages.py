@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+from hashlib import sha256
 from html.parser import HTMLParser
+from itertools import pairwise
 
 _VOID = {"meta", "img"}
 
@@ -19,6 +22,7 @@ class Page(HTMLParser):
         self.labels: list[str] = []
         self.told = ""
         self.links: list[str] = []
+        self.scripts: list[str] = []
         self.first: dict[str, dict[str, str | None]] = {}
         self.feed(source)
         self.close()
@@ -48,7 +52,9 @@ class Page(HTMLParser):
         self.open.pop()
 
     def handle_data(self, data: str) -> None:
-        if "style" in self.open:
+        if "script" in self.open:
+            self.scripts.append(data)
+        if {"style", "script"} & set(self.open):
             return
         self.told += data
         if self.open and self.open[-1] in ("th", "td"):
@@ -67,10 +73,14 @@ def read(source: str) -> Page:
     assert source.startswith("<!DOCTYPE html>\n")
     assert page.first["html"] == {"lang": "en"}
     assert [level for level, _ in page.headings].count(1) == 1
-    assert page.headings[0][0] == 1
+    levels = [level for level, _ in page.headings]
+    assert levels[0] == 1 and all(below <= above + 1 for above, below in pairwise(levels)), "a level is left out"
+    assert page.tags.count("table") == page.tags.count("caption")
     assert all(page.labels), "a picture says nothing"
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
-    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert not {"link", "iframe", "object"} & set(page.tags)
+    for script in page.scripts:
+        assert f"script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'\"" in source
     assert "http://" not in source
     assert "https://" not in source
     assert "url(" not in source

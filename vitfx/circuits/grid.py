@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from passes.plan import DeletionPlan
 from vitfx.circuits.circuit import BOUND, EMBED, Circuit, Writer
-from vitfx.circuits.view import read_sublayers, reads_stream, strength, structurally_alive, writer_scores
+from vitfx.circuits.view import place, read_sublayers, reads_stream, strength, structurally_alive, writer_scores
 from vitfx.support.svg import drawing, element
 
 ROW = 22
@@ -25,6 +25,8 @@ _LETTER = 6
 LIGHT = 0.65
 """Above this shade what is written into a cell is white."""
 _DECADES = 3
+_PARTS = {"a": ("attention", "head"), "m": ("MLP", "MLP path")}
+"""What a sublayer is called, and a part of it."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def state_grid(circuit: Circuit, dead: frozenset[str]) -> Grid:
     """Filled is what lives, hollow what is dead."""
     heads, paths = (_counted(circuit, kind, dead) for kind in ("a", "m"))
     cells = {
-        name: Cell(name, f"{name}: {'dead' if name in dead else 'alive'}", _weight(writer), float(name not in dead))
+        name: Cell(name, _titled(writer, "dead" if name in dead else "alive"), _weight(writer), float(name not in dead))
         for name, writer in _writers(circuit).items()
     }
     alt = f"Layers upwards: {heads[0]} of {heads[1]} heads and {paths[0]} of {paths[1]} MLP paths are dead (hollow)."
@@ -133,7 +135,7 @@ def score_grid(circuit: Circuit, dead: frozenset[str] = frozenset(), *, labelled
         score, sign = scores[name], "≥ " if name in bounds else ""
         shade = max(0.0, 1 + math.log10(score / most) / _DECADES) if score > 0 else 0.0
         label = sign.strip() + (name.partition(".")[2] or name) if labelled else ""
-        return Cell(name, f"{name}: {sign}{score:.3g}", _weight(writer), shade, label, name in dead)
+        return Cell(name, _titled(writer, f"{sign}{score:.3g}"), _weight(writer), shade, label, name in dead)
 
     alt = f"Heat map of scores by layer, layers upwards; {best} has the greatest, {most:.3g}."
     longest = max((len(sublayer.cells) for sublayer in read_sublayers(circuit)), default=1)
@@ -166,6 +168,13 @@ def bound_writers(circuit: Circuit) -> frozenset[str]:
 def _writers(circuit: Circuit) -> Mapping[str, Writer]:
     writers = (decision.edge.writer for decision in circuit.decisions)
     return {writer.name: writer for writer in writers if writer.sublayer != EMBED}
+
+
+def _titled(writer: Writer, told: str) -> str:
+    """What a pointer that rests on the cell is shown: which layer's part it is, its name, and what is to be said."""
+    layer, kind = place(writer.sublayer)
+    whole, part = _PARTS[kind]
+    return f"layer {layer}, {whole if writer.index is None else f'{part} {writer.index}'} ({writer.name}): {told}"
 
 
 def _weight(writer: Writer) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from hashlib import sha256
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -29,9 +30,15 @@ def _part(name: str, *arguments: object) -> Markup:
     return Markup(macro(*arguments).strip())
 
 
-def page(title: str, lead: str, sections: Iterable[Markup]) -> str:
-    """The whole file."""
-    return _templates().get_template("page.html").render(title=title, lead=lead, sections=sections)
+def page(title: str, lead: str, sections: Iterable[Markup], *, sorts: bool = False) -> str:
+    """The whole file. sorts: with the script that makes tables sort; no other script runs."""
+    script = Markup(_templates().get_template("sort.js").render()) if sorts else Markup("")
+    digest = base64.b64encode(sha256(script.encode()).digest()).decode()
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(title=title, lead=lead, sections=sections, script=script, script_hash=Markup(f"sha256-{digest}"))
+    )
 
 
 def section(title: str, *parts: Markup) -> Markup:
@@ -40,9 +47,12 @@ def section(title: str, *parts: Markup) -> Markup:
     return _part("section", title, shown) if shown else Markup("")
 
 
-def table(table: Table) -> Markup:
-    """A row's first cell names it. Where it is too wide it scrolls in a box of its own. It must have a caption."""
-    return _part("table", table)
+def table(table: Table, *, sorts: bool = False) -> Markup:
+    """A row's first cell names it. Where it is too wide it scrolls in a box of its own. It must have a caption.
+
+    sorts: its headings become buttons that sort it, on a page that was asked for this.
+    """
+    return _part("table", table, sorts)
 
 
 def bullets(sentences: Sequence[str]) -> Markup:

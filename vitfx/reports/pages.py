@@ -90,6 +90,7 @@ def compare_page(runs: Sequence[Run]) -> str:
             deleted_beside([(run.name, run.plan) for run in runs if run.plan is not None], "What each run deleted"),
             *(part for run in runs for part in _own(run)),
         ],
+        sorts=True,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from vitfx.circuits.view import place
 from vitfx.reports.page import bullets, figure, page, paragraph, section, table
 from vitfx.reports.records import TaskCircuit, TasksRecord
 from vitfx.reports.sections import surroundings
@@ -17,9 +18,9 @@ from vitfx.version import VERSION
 _TITLES = {"heads": "heads", "paths": "MLP paths, by their neurons"}
 _INK, _SOFT, _HEAT = "#1f2933", "#52606d", "#2a6f97"
 _SHEET = f"""text {{ font: 12px sans-serif; fill: {_INK}; }} .soft {{ fill: {_SOFT}; font-size: 11px; }}
-.light {{ fill: #ffffff; }} .heat {{ fill: {_HEAT}; }} .hollow {{ fill: none; stroke: #cfd5dc; }}"""
+.halo {{ paint-order: stroke; stroke: #ffffff; stroke-width: 3px; }}
+.heat {{ fill: {_HEAT}; }} .hollow {{ fill: none; stroke: #cfd5dc; }}"""
 _EDGE, _NARROWEST, _ROW, _HEAD, _LETTER = 24, 74.0, 30, 11, 6.4
-_LIGHT = 0.6
 _LISTED = 40
 
 
@@ -137,9 +138,8 @@ def _matrix(
         )
         for column, cell in enumerate(line):
             parts.append(_box(left + width * column, y, width - 2, _ROW - 2, cell["mean"]))
-            ink = "light" if cell["mean"] > _LIGHT else "dark"
             x = left + width * (column + 0.5) - 1
-            parts.append(element("text", _cell(cell), x=x, y=y + 18, text_anchor="middle", class_=ink))
+            parts.append(element("text", _cell(cell), x=x, y=y + 18, text_anchor="middle", class_="halo"))
     return parts
 
 
@@ -149,7 +149,10 @@ def _strips(tasks: Sequence[TaskCircuit], sublayers: dict[str, list[str]], left:
     for sublayer, heads in sublayers.items():
         parts.append(element("text", sublayer, x=x, y=top - 6, class_="soft"))
         for head in heads:
-            parts += [_box(x, top + 20.0 * row, _HEAD - 1, 16, task["heads"][head]) for row, task in enumerate(tasks)]
+            for row, task in enumerate(tasks):
+                share = task["heads"][head]
+                title = f"layer {place(sublayer)[0]}, {head}, {task['name']}: {share:.0%}"
+                parts.append(_box(x, top + 20.0 * row, _HEAD - 1, 16, share, title))
             x += _HEAD
         x += _HEAD
     for row, task in enumerate(tasks):
@@ -157,10 +160,12 @@ def _strips(tasks: Sequence[TaskCircuit], sublayers: dict[str, list[str]], left:
     return parts
 
 
-def _box(x: float, y: float, width: float, height: float, shade: float) -> Markup:
+def _box(x: float, y: float, width: float, height: float, shade: float, title: str = "") -> Markup:
+    """title: shown to a pointer that rests on it."""
     box = {"x": x, "y": y, "width": width, "height": height, "rx": 2}
-    filled = element("rect", class_="heat", fill_opacity=f"{shade:.3f}", **box)
-    return filled + element("rect", class_="hollow", **box)
+    shown = element("title", title) if title else ""
+    filled = element("rect", shown, class_="heat", fill_opacity=f"{shade:.3f}", **box)
+    return filled + element("rect", shown, class_="hollow", **box)
 
 
 def _by_sublayer(heads: dict[str, float]) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ Named = Sequence[tuple[str, Sequence[ModelPoint]]]
 """Runs: names and points."""
 
 _COLUMNS = (
-    "run", "", "model", "top-1", "agreement", "KL", "parameters left", "FLOPs left", "time left", "faster", "on",
+    "run", "no.", "model", "top-1", "agreement", "KL", "parameters left", "FLOPs left", "time left", "faster", "on",
 )  # fmt: skip
 
 
@@ -116,4 +116,4 @@ def points_table(runs: Named, title: str) -> Markup:
     metric = _shared([point.words.metric for _, point in named], "score")
     measure = _shared([point.words.divergence for _, point in named], "divergence")
     columns = [{"top-1": metric, "KL": measure}.get(column, column) for column in _COLUMNS]
-    return section(title, table(Table(columns, rows, caption=caption)))
+    return section(title, table(Table(columns, rows, caption=caption), sorts=True))
