@@ -193,6 +193,9 @@ def test_the_console_says_what_is_done(finished: Finished) -> None:
     lines = finished.printed.splitlines()
     assert lines[0] == "images: resized to 8×8 (bicubic), grey; mean 0.3, std 0.4 (the file's own)"
     assert lines[1].startswith("digits: 1438 images of digits for calibration, 359 of digits for evaluation")
+    assert lines[2] == "device: cpu, 1 thread"
+    assert lines[4].startswith("the model: ")
+    assert lines[4].endswith(" parameters; 2 attentions of 2 heads and 2 MLPs of 16 neurons can be pruned")
     assert any(line.startswith("removed ") and line.endswith(f" of {EDGES} edges; plan:") for line in lines)
     assert "top-1" in finished.printed
     assert lines[-3] == f"{finished.out}/ has the artifact and the report"

@@ -47,7 +47,7 @@ def test_a_training_leaves_its_files(tmp_path: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert "of 359 held-out images are classified correctly by the last weights" in said
     assert "epoch 1 of 2: training loss" in said
-    assert "precision: bf16, as requested" in said
+    assert "device: cpu, " in said and "precision: bf16, as requested" in said
     assert said.splitlines()[-1] == f"next: python -m vitfx.prune {out}/last.pt"
     assert {path.name for path in out.iterdir()} == FILES
     for name in ("best.pt", "last.pt"):

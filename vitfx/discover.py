@@ -189,8 +189,7 @@ def _open(task: _Task, share: Share, watcher: Watcher, classes: Asked | None) ->
     inputs = on_each(share, lambda: open_inputs(options))
     if options.samples is None:
         settings = replace(settings, samples=inputs.available(settings.samples))
-    for line in inputs.first_lines:
-        watcher.say(line)
+    inputs.tell(watcher, task.device)
     images = on_each(share, lambda: inputs.calibration(settings.samples, settings.seed, watcher.bar("loading")))
     front = read_module(inputs.model.module, images.pixels, watcher)
     kind = front.kind(images.labels, inputs.task, watcher)

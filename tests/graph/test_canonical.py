@@ -7,9 +7,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from passes.plan import DeletionPlan, SublayerDeletion
+from tests.support.recover_runs import Heard
 from vitfx.graph.canonical import check_answers_differ, read_module
 from vitfx.graph.trace import to_canonical
-from vitfx.graph.verify import VerificationError
+from vitfx.graph.verify import VerificationError, rewrite
 from vitfx.models.vit import ViT
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Silent
@@ -51,6 +53,19 @@ def test_only_shared_weights_are_told(shared: bool) -> None:
         model.blocks[1] = model.blocks[0]
     notes = read_module(model, torch.randn(4, 3, 8, 8), Silent()).notes
     assert any("shares weights" in note for note in notes) == shared
+
+
+def test_what_can_be_pruned_is_told() -> None:
+    torch.manual_seed(0)
+    model, heard = ViT(**SIZES).eval(), Heard()
+    for weight in model.parameters():
+        nn.init.normal_(weight, std=0.2)
+    graph_module = read_module(model, torch.randn(4, 3, 8, 8), heard).graph_module
+    assert heard.said[1].endswith("parameters; 2 attentions of 2 heads and 2 MLPs of 8 neurons can be pruned")
+    plan = DeletionPlan((SublayerDeletion("m1", "neuron", (1, 2), 8), SublayerDeletion("a0", "head", (0, 1), 2)))
+    smaller, heard = rewrite(graph_module, plan).graph_module.eval(), Heard()
+    read_module(smaller, torch.randn(4, 3, 8, 8), heard)
+    assert heard.said[1].endswith("parameters; 1 attention of 2 heads and 2 MLPs of 6 to 8 neurons can be pruned")
 
 
 def test_zero_key_biases_are_not_shared() -> None:

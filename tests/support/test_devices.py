@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitfx.support.devices import GPU, gpu_names, is_gpu, pick_device, synchronize
+from vitfx.support.devices import GPU, gpu_names, is_gpu, pick_device, synchronize, words_for
 from vitfx.support.errors import UserError
 
 
@@ -23,6 +23,15 @@ def test_auto_takes_the_gpu_where_there_is_one(monkeypatch):
     assert pick_device(f"{GPU}:1") == torch.device(GPU, 1)
     assert pick_device("cpu") == torch.device("cpu")
     assert gpu_names() == ["GPU 0", "GPU 1"]
+    assert words_for(torch.device(GPU, 1)) == f"{GPU}:1, GPU {GPU}:1"
+
+
+def test_threads_are_told_of_a_cpu(monkeypatch):
+    told = []
+    for threads in (1, 8):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        told.append(words_for(torch.device("cpu")))
+    assert told == ["cpu, 1 thread", "cpu, 8 threads"]
 
 
 @pytest.mark.parametrize(("count", "name"), [(0, GPU), (0, f"{GPU}:0"), (2, f"{GPU}:2")])

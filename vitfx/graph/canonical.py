@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.fx import GraphModule
 
 from passes.base import run_passes
 from passes.merge_tokens import UndoMerges, schedule_of
+from passes.stream import read_sites
 from passes.token_schedule import TokenSchedule
 from vitfx.graph.answers import AnswerKind, Kind, declared_kind, ends_without_bias, find_kind, projection_kind
 from vitfx.graph.chosen_classes import ChosenClasses
@@ -19,6 +21,7 @@ from vitfx.graph.trace import at_rest, first_line, to_canonical
 from vitfx.graph.verify import VerificationError
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
+from vitfx.support.text import large
 
 _IDENTITY_TOLERANCE = 1e-4
 _ALIKE = 1e-5
@@ -75,6 +78,7 @@ def read_module(module: nn.Module, pixels: Tensor, watcher: Watcher, *, merged: 
     if not merged and (schedule := schedule_of(graph_module)):
         graph_module = run_passes(graph_module, [UndoMerges()]).graph_module.eval()
         notes += (f"tokens merge in the model given, by the schedule {schedule}: it is judged without that",)
+    watcher.say(_recognised(graph_module))
     for note in notes:
         watcher.say(f"note: {note}")
     declared = declared_kind(module)
@@ -88,6 +92,25 @@ def read_module(module: nn.Module, pixels: Tensor, watcher: Watcher, *, merged: 
         if declared is None and classes is not None:
             declared = Kind("classes", "some of them were chosen")
     return Canonical(graph_module, notes, answers, declared, schedule, classes, other)
+
+
+def _recognised(graph_module: GraphModule) -> str:
+    """What can be pruned, in a sentence."""
+    sizes: dict[str, list[int]] = {"head": [], "neuron": []}
+    for site in read_sites(graph_module):
+        sizes[site.module.kind].append(site.module.units)
+    parts = [
+        f"{len(units)} {whole}{'' if len(units) == 1 else 's'} of {_range(units)} {kind}s"
+        for (kind, units), whole in zip(sizes.items(), ("attention", "MLP"), strict=True)
+        if units
+    ]
+    count = sum(weight.numel() for weight in graph_module.parameters())
+    return f"the model: {large(count)} parameters; {' and '.join(parts) or 'no sublayer'} can be pruned"
+
+
+def _range(counts: Sequence[int]) -> str:
+    least, most = min(counts), max(counts)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def check_answers_differ(answers: Tensor) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from vitfx.graph.answers import Kind
@@ -21,8 +22,9 @@ from vitfx.models.checkpoint import LoadedModel, load_model
 from vitfx.models.chosen import chosen_of, renamed
 from vitfx.runs.choose_classes import Asked, choose
 from vitfx.runs.tasks import blank_answers, is_classless, known_task, without_labels
+from vitfx.support.devices import words_for
 from vitfx.support.errors import UserError
-from vitfx.support.progress import Report
+from vitfx.support.progress import Report, Watcher
 
 # Images that are decoded to see whether they are square.
 _LOOKED_AT = 32
@@ -50,6 +52,11 @@ class Inputs:
     def remarks(self) -> tuple[str, ...]:
         """The same for a report, which has the numbers of images already."""
         return (*self.model.first_lines, *self.splits.remarks)
+
+    def tell(self, watcher: Watcher, device: torch.device, more: str = "") -> None:
+        """Says what was inferred, and where it runs. more: what else is to be said of that."""
+        for line in (*self.first_lines, f"device: {words_for(device)}{more}"):
+            watcher.say(line)
 
     def available(self, samples: int) -> int:
         """This many calibration images, or all that there are: for a default, which the user did not ask for."""

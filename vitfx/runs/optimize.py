@@ -24,6 +24,7 @@ from vitfx.reports.records import OPTIMIZE_REPORT, OptimizeReport, RewriteRecord
 from vitfx.runs.optimize_bench import OptimizeBench, fastest, measure_alone
 from vitfx.runs.optimize_int8 import add_times, quantize_forms, write_and_compare
 from vitfx.runs.optimize_text import to_markdown
+from vitfx.support.devices import words_for
 from vitfx.support.files import UNFINISHED, begin_results, remove_results, write_aside
 from vitfx.support.json_files import write_json
 from vitfx.support.machine import environment, load_average
@@ -71,6 +72,7 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
     Raises UserError, VerificationError and ExportMismatch.
     """
     load = load_average()
+    watcher.say(f"device: {words_for(job.device)}")
     front = read_module(job.model.module, job.pixels, watcher, merged=True)
     canonical = front.graph_module
     if job.deployment.remark:

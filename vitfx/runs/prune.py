@@ -54,8 +54,7 @@ def run_circuit(run: CircuitRun, watcher: Watcher) -> PruneResult:
 
     Raises UserError, VerificationError and ExportMismatch.
     """
-    for line in run.inputs.first_lines:
-        watcher.say(line)
+    run.inputs.tell(watcher, run.device)
     images = run.inputs.calibration(run.settings.samples, run.settings.seed, watcher.bar("loading"))
     journal = _LateJournal(run.out / JOURNAL, run.force, watcher)
     pruned = _by_circuit(run, images, journal, watcher)

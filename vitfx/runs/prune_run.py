@@ -116,8 +116,7 @@ class _TargetRun(_Run):
 
     def calibration(self, watcher: Watcher) -> Images:
         """Raises UserError."""
-        for line in self.inputs.first_lines:
-            watcher.say(line)
+        self.inputs.tell(watcher, self.device, f"; times are of {self.target}")
         return self.inputs.calibration(self.samples, self.seed, watcher.bar("loading"))
 
     def basis(self, origins: Mapping[str, str], samples: int) -> Basis:

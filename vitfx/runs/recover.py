@@ -63,9 +63,9 @@ def run_recover(job: RecoverJob, watcher: Watcher) -> RecoverReport:
     """
     refuse_unlabelled(job)
     load = load_average()
-    for line in (*job.inputs.first_lines, job.teacher.weights_note):
-        if line:
-            watcher.say(line)
+    job.inputs.tell(watcher, job.device)
+    if job.teacher.weights_note:
+        watcher.say(job.teacher.weights_note)
     data = open_recover_data(
         job.inputs.splits.calibration, job.cache, watcher,
         held_out=held_out_at_most(job), samples=job.samples, seed=job.settings.seed,

@@ -17,6 +17,7 @@ from vitfx.models.weights import fingerprint
 from vitfx.runs.train_files import BOARD, Files
 from vitfx.runs.train_job import Data, TrainJob
 from vitfx.runs.train_record import TrainReport, training_report
+from vitfx.support.devices import words_for
 from vitfx.support.errors import UserError
 from vitfx.support.interrupts import held_interrupts
 from vitfx.support.pictures import has_matplotlib
@@ -50,6 +51,7 @@ def run_training(job: TrainJob, share: Share, watcher: Watcher) -> TrainReport:
         precision, why = on_first(share, partial(_precision, job, made, data))
     else:
         precision, why = parts["precision"], f"going on after step {len(log.losses)}, in {parts['precision']}"
+    watcher.say(f"device: {words_for(job.device)}")
     watcher.say(why)
     with first_says(share.rank == 0):
         plan = make_plan(job, data, share)

@@ -35,6 +35,14 @@ def is_gpu(device: torch.device) -> bool:
     return device.type == GPU
 
 
+def words_for(device: torch.device) -> str:
+    """ "cpu, 2 threads", or a GPU's name and what it is."""
+    if is_gpu(device):
+        return f"{device}, {torch.cuda.get_device_name(device)}"
+    threads = torch.get_num_threads()
+    return f"{device}, {threads} thread{'' if threads == 1 else 's'}"
+
+
 def synchronize(device: torch.device) -> None:
     """Waits for the device to finish its work; the CPU always has."""
     if is_gpu(device):
