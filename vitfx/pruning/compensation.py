@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from passes.compensate import refitted
+from passes.dialect import Sublayer
 from passes.least_squares import Moments, Ridge, ridge
 from passes.merge_tokens import MergeBySchedule
 from passes.plan import DeletionPlan, Refit
@@ -123,7 +124,7 @@ class Compensator:
     ) -> None:
         self.original = original
         self.pixels = pixels.to(next(original.parameters()).device)
-        self._batch = max(1, min(_BATCH, len(pixels) // _CHOOSES))
+        self._batch = batch_size(len(pixels))
         self._narrowed = self._narrow(original)
         self._kept = list(self._streams(progress)) if keep else None
 
@@ -144,10 +145,10 @@ class Compensator:
             if touched and stage.sublayer is not None:
                 reader = next(after.name for after in pruned.stages[index + 1 :] if after.name in names)
                 target = next(value for name, value in targets if name == reader)
-                fit = ridge(*self._moments(pruned, stage, reading.stream, target))
+                fit = fit_batches(self._missing(pruned, stage, reading.stream, target))
                 fits.append((stage, fit))
                 if fit.change is not None or stage.name in deleted:
-                    _install(stage, fit)
+                    install(stage.sublayer, fit)
             if progress is not None:
                 progress(index + 1, len(pruned.stages))
         report = tuple(RefitReport(stage.name, fit.shrinkage, fit.before, fit.after) for stage, fit in fits)
@@ -165,11 +166,12 @@ class Compensator:
             if progress is not None:
                 progress(number, len(stages))
 
-    def _moments(self, pruned: Narrowed, stage: Stage, stream: Tensor, target: Tensor) -> tuple[Moments, Moments]:
-        """Of the surviving inner channels and what the stream lacks: to fit, and to choose the shrinkage."""
+    def _missing(
+        self, pruned: Narrowed, stage: Stage, stream: Tensor, target: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of the surviving inner channels and of what the stream lacks."""
         assert stage.sublayer is not None
-        sums: list[Moments | None] = [None, None]
-        for number, (batch, goal) in enumerate(zip(stream.split(self._batch), target.split(self._batch), strict=True)):
+        for batch, goal in zip(stream.split(self._batch), target.split(self._batch), strict=True):
             inner = stage.inner(batch)
             got = stage.carried(batch) + stage.sublayer.out(inner)
             # Where only one of the two models still mixes tokens later on, the other carries fewer tokens.
@@ -177,13 +179,26 @@ class Compensator:
                 goal = goal[:, pruned.tokens]
             elif got.shape[1] > goal.shape[1]:
                 inner, got = inner[:, self._narrowed.tokens], got[:, self._narrowed.tokens]
-            moments = Moments.of(inner.flatten(0, 1), (goal - got).flatten(0, 1))
-            part = int(number % _CHOOSES == 1)
-            old = sums[part]
-            sums[part] = moments if old is None else old + moments
-        fitted, chooses = sums
-        assert fitted is not None and chooses is not None
-        return fitted, chooses
+            yield inner, goal - got
+
+
+def fit_batches(batches: Iterable[tuple[Tensor, Tensor]]) -> Ridge:
+    """The map of the inner channels (n, T, E) to what the stream lacks (n, T, D). At least two batches: every fourth,
+    from the second on, chooses the shrinkage."""
+    sums: list[Moments | None] = [None, None]
+    for number, (inner, missing) in enumerate(batches):
+        moments = Moments.of(inner.flatten(0, 1), missing.flatten(0, 1))
+        part = int(number % _CHOOSES == 1)
+        old = sums[part]
+        sums[part] = moments if old is None else old + moments
+    fitted, chooses = sums
+    assert fitted is not None and chooses is not None
+    return ridge(fitted, chooses)
+
+
+def batch_size(images: int) -> int:
+    """For `fit_batches`, of at least two images."""
+    return max(1, min(_BATCH, images // _CHOOSES))
 
 
 def _changed(plan: DeletionPlan, names: list[str], name: str, behind: tuple[Stage, ...]) -> bool:
@@ -193,10 +208,8 @@ def _changed(plan: DeletionPlan, names: list[str], name: str, behind: tuple[Stag
     return any(deletion.name in between for deletion in plan.deletions)
 
 
-def _install(stage: Stage, fit: Ridge) -> None:
-    """Gives the stage the fitted projection."""
-    module = stage.sublayer
-    assert module is not None
+def install(module: Sublayer, fit: Ridge) -> None:
+    """Gives the sublayer the fitted projection."""
     weight = module.out.weight.detach()
     module.out = refitted(module.out, weight if fit.change is None else weight + fit.change.to(weight), fit.shift)
 

@@ -25,6 +25,7 @@ from vitfx.graph.verify import rewritten
 from vitfx.pruning.budget import select
 from vitfx.pruning.compensation import Compensator
 from vitfx.pruning.cost_model import Price
+from vitfx.pruning.merged_refit import refit_behind_merges
 from vitfx.pruning.removal_order import RemovalOrder, removal_order
 from vitfx.pruning.unit_worth import planned_projections, unit_worth
 from vitfx.support.errors import UserError
@@ -144,12 +145,24 @@ class IterativePruner:
         return orders
 
     def finish(self, state: State) -> State:
-        """The same deletions, with survivors refitted on all images but those held out."""
-        if not state.plan.deletions or len(self.scored) == len(self.fitted):
+        """The same deletions, with survivors refitted on all images but those held out; behind merges of tokens once
+        more, where the held-out images gain by that."""
+        if not state.plan.deletions:
             return state
-        bare = state.plan.without_constants()
-        refitted = Compensator(self.original, self.fitted)(bare, self.watcher.bar("refitting on all images")).plan
-        return replace(state, plan=refitted)
+        if len(self.scored) < len(self.fitted):
+            bare = state.plan.without_constants()
+            refitted = Compensator(self.original, self.fitted)(bare, self.watcher.bar("refitting on all images")).plan
+            state = replace(state, plan=refitted)
+        return state if self.merging is None else self._refitted_behind_merges(state, self.merging)
+
+    def _refitted_behind_merges(self, state: State, merging: MergeBySchedule) -> State:
+        progress = self.watcher.bar("refitting behind merges")
+        plan = refit_behind_merges(self.original, state.plan, merging, self.fitted, progress)
+        refitted = replace(state, plan=plan)
+        before, after = self.held_out_loss(state), self.held_out_loss(refitted)
+        verdict = "" if after.kl < before.kl else ", so they stay as they were"
+        self.watcher.say(f"survivors refitted behind merged tokens: from {before} to {after}{verdict}")
+        return refitted if after.kl < before.kl else state
 
     def held_out_loss(self, state: State, most: int | None = None) -> HeldOutLoss:
         """most: how many of the held-out images are enough, None for all."""
