@@ -21,6 +21,9 @@ ROUNDS = 3
 TOLERANCE = PROMISED / 2
 """Relative error in speed that is left uncorrected: the measurement has an error of its own."""
 CORRECTIONS = 4
+_UNLIKELY = 0.15
+"""Relative difference from the speed that is expected beyond which it is measured once more, as one that another
+program spoiled leads all later cuts astray."""
 _STRIDE, _FINEST = 0.06, 0.015
 """Shares of the whole price: how much cheaper each next cut is, and how close to a cut too deep the search goes."""
 _MOST_CUTS = 24
@@ -60,6 +63,7 @@ class GoalSearch:
     def __init__(self, pruner: IterativePruner, price: Price, watcher: Watcher) -> None:
         self.pruner, self.price, self.watcher = pruner, price, watcher
         self.steps: list[SearchStep] = []
+        self._factor = 1.0  # of the last measured speed-up to the predicted one
 
     def to_price(self, most: float, rounds: int = ROUNDS, start: State | None = None) -> State:
         """A model of at most this total price, in `rounds` cuts from `start` or, without it, from the whole model.
@@ -99,11 +103,18 @@ class GoalSearch:
 
     def _measured(self, state: State, plain: float, speedup: float, measure: Speed) -> SpeedUp:
         measured, predicted = measure(state), _predicted(self.price, state, plain)
+        if self._surprise(measured, predicted) > _UNLIKELY:
+            self.watcher.say(f"measured {measured}, which is far from what was expected: measuring once more")
+            measured = min(measured, measure(state), key=lambda each: self._surprise(each, predicted))
+        self._factor = measured.value / predicted
         self.watcher.say(f"measured {measured}, predicted {predicted:.2f}×, asked for {speedup:g}×")
         if self.steps:
             interval = [measured.low, measured.high]
             self.steps[-1] |= {"predicted": predicted, "measured": measured.value, "interval": interval}
         return measured
+
+    def _surprise(self, measured: SpeedUp, predicted: float) -> float:
+        return abs(measured.value / (predicted * self._factor) - 1)
 
     def to_count(self, most: float, parameters: bool) -> State:
         """A finished model of at most this total price, and, for parameters, of at most so many: refits add biases that
