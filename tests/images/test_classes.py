@@ -42,7 +42,8 @@ def test_numbers_are_indices_and_not_text(tmp_path: Path, count: int, width: int
 def test_some_of_the_numbers(tmp_path: Path) -> None:
     image_folder(tmp_path, dict.fromkeys(["3", "10", "7"], 2))
     assert opened(tmp_path, 12)[1] == {"3": 3, "7": 7, "10": 10}
-    assert "3 classes and the model 2 logits, which have no names" in refused(tmp_path, 2)
+    few = "3 classes and the model 2 logits, which have no names (the classes are 0 '3', 1 '7', 2 '10')"
+    assert few in refused(tmp_path, 2)
 
 
 def test_numbers_from_one(tmp_path: Path) -> None:

@@ -215,6 +215,7 @@ def test_a_state_dict_needs_arch(tmp_path: Path) -> None:
             "`arch` torchvision:vit_b_17 cannot be made: torchvision has no image classifier of this name",
         ),
         ("timm:vit_tiny_patch16_224", "does not fit timm:vit_tiny_patch16_224, with"),
+        ("timm:vit_tiny_patch16_224", "with the arguments that it was made with, as in timm:NAME,depth=4,embed_dim=96"),
         ("hf:nowhere", "nowhere has no config.json"),
     ],
 )

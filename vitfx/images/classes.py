@@ -70,9 +70,9 @@ def match_classes(data: Sequence[str], model: Sequence[str] | None, logits: int 
         return by_index
     if logits is not None and logits != len(data):
         raise UserError(
-            f"{where} has {len(data)} classes and the model {logits} logits, which have no names: name them in their "
-            "order with `class_names` FILE, one name a line, give images without class folders, or say with `task` "
-            "what its numbers are, if no logits"
+            f"{where} has {len(data)} classes and the model {logits} logits, which have no names (the classes are "
+            f"{_ends(data)}): name the logits in their order with `class_names` FILE, one name a line, give images "
+            "without class folders, or say with `task` what its numbers are, if no logits"
         )
     rule = f"the model does not name its {len(data)} logits: they are taken to be the classes in order, {_ends(data)}"
     return Matching({name: index for index, name in enumerate(data)}, tuple(data), rule)
@@ -221,5 +221,5 @@ def is_index(name: str) -> bool:
 
 def _ends(names: Sequence[str]) -> str:
     """The first and last of some names: "0 'cat', 1 'dog' … 9 'whale'"."""
-    first = ", ".join(f"{index} {name!r}" for index, name in enumerate(names[:3]))
-    return first if len(names) <= 3 else f"{first} … {len(names) - 1} {names[-1]!r}"
+    listed = [f"{index} {name!r}" for index, name in enumerate(names)]
+    return ", ".join(listed) if len(names) <= 5 else f"{', '.join(listed[:3])} … {listed[-1]}"

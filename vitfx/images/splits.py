@@ -57,14 +57,14 @@ def open_data(
     if len(sets) == 1:
         sets = _split(sets[0], layout)
         origin = f"a fixed 20 % of {'each class' if sets[0].has_labels else 'the images'}, set aside"
-        titles = [layout.parts[0].title or "the images"] * 2
+        titles = [layout.parts[0].title] * 2
     else:
         origin = "as the data set divides them"
         titles = [part.title for part in layout.parts]
     calibration, evaluation = sets
     description = (
-        f"{layout.name}: {len(calibration)} images of {titles[0]} for calibration,"
-        f" {len(evaluation)} of {titles[1]} for evaluation ({origin})"
+        f"{layout.name}: {len(calibration)} images{_of(titles[0])} for calibration,"
+        f" {len(evaluation)}{_of(titles[1])} for evaluation ({origin})"
     )
     rule = matching.rule if matching is not None else ""
     remarks = tuple(filter(None, (rule, _missing(evaluation, layout), *map(_empty, layout.parts))))
@@ -75,6 +75,10 @@ def open_data(
         description += "; these are scikit-learn's digits, and the folder of that name here is ./digits"
     order = matching.order if matching is not None else None if classes is None else tuple(classes)
     return Splits(layout.name, calibration, evaluation, order, description, remarks)
+
+
+def _of(title: str) -> str:
+    return f" of {title}" if title else ""
 
 
 def _match(layout: Layout, classes: Sequence[str] | None, logits: Callable[[], int] | None) -> Matching | None:

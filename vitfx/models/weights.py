@@ -67,6 +67,8 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], factory
     misfits = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
     if faults := [f"{len(names)} {fault} (first: {names[0]})" for fault, names in misfits.items() if names]:
         advice = "name the model that it was saved from"
+        if factory.startswith("timm:"):
+            advice += ", with the arguments that it was made with, as in timm:NAME,depth=4,embed_dim=96"
         # As many others that end alike are a classifier under another name.
         renamed = sorted(name.split(".")[-1] for name in missing) == sorted(name.split(".")[-1] for name in unexpected)
         last = missing and len(missing) <= 2 and missing == list(wanted)[-len(missing) :]
