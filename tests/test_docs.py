@@ -122,10 +122,26 @@ def test_links_to_sections_lead_somewhere(page: Path) -> None:
         assert section in _sections(other), f"{page.name} links to {target}#{section}"
 
 
+def test_contents_have_every_section() -> None:
+    for name in ("benchmarks", "contributing", "how-to"):
+        page = ROOT / "docs" / f"{name}.md"
+        contents = page.read_text(encoding="utf-8").partition("\n## ")[0]
+        deeper = re.findall(r"^##+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert len(deeper) > 5
+        assert _sections(page) - {_anchor(_title(page))} == set(re.findall(r"\]\(#([^)]+)\)", contents)), name
+
+
+def _title(page: Path) -> str:
+    return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+
+
+def _anchor(heading: str) -> str:
+    """As GitHub names it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
 def _sections(page: Path) -> set[str]:
-    """As GitHub names them."""
-    headings = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    return {_anchor(heading) for heading in re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)}
 
 
 @pytest.fixture(scope="module")

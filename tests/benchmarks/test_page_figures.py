@@ -1,0 +1,61 @@
+"""docs/benchmarks.md: figures that have a record beside the page are the record's."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+PEERS = {
+    "random": "random", "magnitude": "magnitude", "Taylor": "taylor", "Torch-Pruning, uniform": "torch-pruning-uniform",
+    "VBP": "vbp", "CORP's MLP ridge": "corp", "**vitfx**": "vitfx",
+}  # fmt: skip
+
+
+def record(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((DOCS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def table(section: str, first: str) -> list[list[str]]:
+    """The rows of the section's table whose first heading begins so, with its headings."""
+    lines = PAGE.partition(f"\n## {section}\n")[2].partition("\n## ")[0].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {first}"))
+    rows = [line for line in lines[start : lines.index("", start)] if not line.startswith("| ---")]
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+
+
+def test_peers() -> None:
+    (_, *shares), *rows = table("Against the others", "top-1 / KL / speed-up")
+    known = record("peers")["rows"]
+    assert [row[0] for row in rows] == list(PEERS) and len(shares) == 5
+    for name, *cells in rows:
+        for share, cell in zip(shares, cells, strict=True):
+            row = known[f"{PEERS[name]} {int(share.removesuffix(' %')) / 100:g}"]
+            assert cell == f"{100 * row['accuracy']:.1f} % / {row['kl']:.3f} / {row['speedup']:.2f}", (name, share)
+
+
+def test_discovery() -> None:
+    exact, forecast = record("discovery-acdc-qkv"), record("discovery-eap-acdc-qkv")
+    equal = forecast["agreement"]["all"]
+    told = [
+        f"{exact['whole_ratio']:.1f} times",
+        f"All {exact['engine_agreement']['all']['agreeing']} decisions equal the loop's",
+        f"ViT-S, qkv, `eap-acdc`, 1e-3 | 2 | {forecast['edges']:,} | {forecast['whole_run']['seconds'] / 60:.1f} min",
+        f"| {forecast['whole_ratio']:.0f} | {equal['agreeing']} of {equal['edges']} |",
+        f"lacks {forecast['whole_run']['removed']:,} of its edges, at a KL of {forecast['whole_run']['kl']:.3f}",
+    ]
+    page = " ".join(PAGE.split())
+    assert [figure for figure in told if figure not in page] == []
+
+
+def test_the_summary_repeats_its_sections() -> None:
+    """Every figure in it stands below it, too."""
+    summary, below = PAGE.partition("\n## In short\n")[2].split("\n## ", 1)
+    answers = [cells[1] for cells in (line.strip("|").split(" | ") for line in summary.splitlines()) if len(cells) == 3]
+    figures = {figure for answer in answers for figure in re.findall(r"\d[\d,]*\.\d+ %|\d+,\d+|\d+\.\d{4}", answer)}
+    assert len(figures) >= 8
+    assert {figure for figure in figures if figure not in below} == set()
