@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -20,7 +20,8 @@ class DeleteUnits(Pass):
     """Physically deletes units of one kind. The constants of the plan become AddConstant nodes behind the sublayer.
 
     Requires a canonical graph that the plan is for; ensures a canonical graph. A sublayer whose units are already gone
-    is left alone, so that a second run changes nothing.
+    is left alone, so that a second run changes nothing. Where tokens merge already, it refuses to delete an attention
+    by whose keys they do, and constants for tokens that have merged.
     """
 
     kind: ClassVar[str]
@@ -38,6 +39,7 @@ class DeleteUnits(Pass):
     def rewrite(self, graph_module: GraphModule) -> PassResult:
         notes = []
         sites = {site.name: site for site in read_sites(graph_module)}
+        merged = _behind_merges(sites.values())
         for name, deletion in self.plan.of_kind(self.kind).items():
             site = sites.get(name)
             done = site is None if deletion.whole else site is not None and site.module.units == len(deletion.kept)
@@ -46,6 +48,7 @@ class DeleteUnits(Pass):
             if site is None or site.module.units != deletion.total:
                 units = "is not there" if site is None else f"has {site.module.units}"
                 raise PassError(f"the plan is for {name} with {deletion.total} {self.kind}s, which {units}")
+            _check_merges(site, deletion, merged)
             self._delete(graph_module, site, deletion)
             notes.append(f"{name} keeps {len(deletion.kept)} of {deletion.total} {self.kind}s")
         return PassResult(graph_module, bool(notes), tuple(notes))
@@ -61,6 +64,25 @@ class DeleteUnits(Pass):
             graph_module.set_submodule(site.name, self.shrunk(site.module, deletion.kept))
         if constant is not None:
             _add_constant(graph_module, stream, f"{site.name}_constant", constant, site.module.out.weight)
+
+
+def _behind_merges(sites: Iterable[Site]) -> set[str]:
+    """The names of the sites that read tokens of which some have merged."""
+    names, merged = set(), False
+    for site in sites:
+        names |= {site.name} if merged else set()
+        merged = merged or site.merge is not None
+    return names
+
+
+def _check_merges(site: Site, deletion: SublayerDeletion, merged: Collection[str]) -> None:
+    """Raises PassError for a deletion that is only defined where tokens have not merged."""
+    if deletion.whole and site.merge is not None:
+        raise PassError(f"tokens merge by the keys of {site.name}, which is to go: undo the merges before")
+    if site.name in merged and deletion.constant is not None and deletion.constant.dim() == 2:
+        raise PassError(
+            f"the constant of {site.name} has a row for each token, and tokens merge before: undo the merges before"
+        )
 
 
 def left_behind(module: Sublayer, deletion: SublayerDeletion) -> Tensor | None:

@@ -9,17 +9,19 @@ from hypothesis import strategies as st
 
 from passes.base import PassError, run_passes
 from passes.cost import measure_cost
+from passes.delete_heads import DeleteHeads
 from passes.delete_mlp_paths import DeleteMlpPaths
 from passes.merge_tokens import MergeBySchedule, UndoMerges, schedule_of, token_counts
 from passes.merging import MergeTokens
 from passes.stream import read_sites
 from passes.token_schedule import TokenSchedule
-from tests.support.checks import canonical, check, plan_of, traced
+from tests.support.checks import assert_equal, canonical, check, plan_of, traced
 from tests.support.families import FAMILIES, HandWritten, images, randomised
 from tests.support.tome import tome_logits
 from vitfx.deploy.lowering import REWRITES, lower
+from vitfx.graph.merge_oracle import Merges
 from vitfx.graph.trace import to_canonical
-from vitfx.graph.verify import rewrite, verify
+from vitfx.graph.verify import ablated_logits, rewrite, verify
 
 PIXELS = images(3, torch.float64)
 PROTECTED = {
@@ -157,6 +159,27 @@ def test_a_constant_that_is_added_to_each_token_stops_merges_before_it():
     with pytest.raises(PassError, match="m1_constant adds a constant to each token"):
         merged(cut, [(0, 2)])
     assert schedule_of(merged(cut, [(2, 2)])) == TokenSchedule(((2, 2),))
+
+
+@pytest.mark.parametrize(
+    ("units", "constants", "reason"),
+    [
+        ({"a1": range(4)}, "none", "tokens merge by the keys of a1, which is to go: undo the merges before"),
+        ({"m1": [3]}, "position", "the constant of m1 has a row for each token, and tokens merge before"),
+        ({"m0": [3], "a1": [2]}, "mean", None),
+        ({"a0": [1, 2]}, "position", None),
+    ],
+)
+def test_what_can_not_go_where_tokens_merge_already_is_told(units, constants, reason):
+    made = merged(canonical(), [(1, 2)])
+    plan = plan_of(canonical(), units, constants)
+    passes = [DeleteHeads(plan), DeleteMlpPaths(plan)]
+    if reason is not None:
+        with pytest.raises(PassError, match=reason):
+            run_passes(made, passes)
+    else:
+        expected = ablated_logits(canonical(), plan, PIXELS, Merges.of(made))
+        assert_equal(run_passes(made, passes).graph_module(PIXELS), expected, 1e-9)
 
 
 class Unusual(HandWritten):
