@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -185,17 +186,24 @@ def _deletion(record: dict[str, Any]) -> SublayerDeletion:
     tensor = None
     if constant is not None:
         raw = bytearray(base64.b64decode(constant["float64"]))
-        tensor = torch.frombuffer(raw, dtype=torch.float64).reshape(constant["shape"]).clone()
+        shape = constant["shape"]
+        if not raw or len(raw) != 8 * math.prod(shape) or min(shape) < 1 or not 1 <= len(shape) <= 2:
+            raise PassError(f"the constant of {record['name']} has {len(raw)} bytes for the shape {shape}")
+        tensor = torch.frombuffer(raw, dtype=torch.float64).reshape(shape).clone()
     return SublayerDeletion(record["name"], record["kind"], tuple(record["units"]), record["total"], tensor)
 
 
 def _facts(value: Tensor) -> dict[str, Any]:
+    if value.dtype not in (torch.float32, torch.float64):
+        raise PassError(f"a plan's tensors are float32 or float64, not {value.dtype}")
     raw = value.detach().cpu().contiguous().numpy()
     little = raw.astype(raw.dtype.newbyteorder("<"), copy=False)
     return {"shape": list(value.shape), "type": raw.dtype.name, "sha256": hashlib.sha256(little.tobytes()).hexdigest()}
 
 
 def _refit(record: dict[str, Any], tensors: Mapping[str, Tensor]) -> Refit:
+    if list(record["tensors"]) != (names := [f"{record['name']}.weight", f"{record['name']}.shift"]):
+        raise PassError(f"the refit of {record['name']} has the tensors {list(record['tensors'])}, not {names}")
     for name, facts in record["tensors"].items():
         if name not in tensors:
             raise PassError(f"the plan's tensor {name} is missing: give the file that was written beside the plan")

@@ -22,7 +22,7 @@ def test_a_circuit_is_read(tmp_path: Path) -> None:
     [
         (b'{"format": "vitfx-circuit/1"}', "format 'vitfx-circuit/1' is not vitfx-circuit/2: give"),
         (b"{", "the circuit can't be read: JSONDecodeError("),
-        (b"\xff\xfe\x00", "is not text: give"),
+        (b"\xff\xfe\x00", "is not text ("),
         (Circuit((), 0.0).to_json().encode(), "has no edges: give"),
     ],
 )

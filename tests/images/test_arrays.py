@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -109,3 +111,22 @@ def test_npz_that_is_none(tmp_path: Path) -> None:
     with path.open("wb") as file:
         np.save(file, np.zeros((3, 4, 4), np.uint8))
     assert "not an .npz file of plain arrays" in refusal(path)
+
+
+def test_members_that_are_no_arrays(tmp_path: Path) -> None:
+    path, images = tmp_path / "a.npz", np.zeros((2, 4, 4), np.uint8)
+    np.savez(tmp_path / "a.npz", images=images)
+    for name, contents, why in (
+        ("images", b"text", "images of .*a.npz is no array: write it with numpy.savez"),
+        ("labels.npy", b"\x93NUMPY\x01\x00\x06\x00{'a':\n", "is not an .npz file of plain arrays"),
+    ):
+        np.savez(path, images=images)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(name, contents)
+        assert re.search(why, refusal(path))
+
+
+def test_labels_that_are_no_text(tmp_path: Path) -> None:
+    labels = np.frombuffer(np.array([0x110000, 65], "<u4").tobytes(), "<U1")
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 4), np.uint8), labels=labels)
+    assert "hold what is no text" in refusal(tmp_path / "a.npz")

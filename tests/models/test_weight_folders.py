@@ -76,8 +76,9 @@ def test_a_hugging_face_folder_in_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("index", "sentence"),
     [
-        ("{", "is no index of weights"),
-        ("[1]", "is no index of weights"),
+        ("{", "is not JSON"),
+        ('{"weight_map": {"a": 3}}', "is no index of weights (the index.weight_map.a is 3, not text)"),
+        ("[1]", "is no index of weights (the index is [1], not an object)"),
         ('{"weight_map": {"a": "../up.safetensors"}}', "names the file '../up.safetensors', which is not beside it"),
         ('{"weight_map": {"a": "/etc/passwd"}}', "names the file '/etc/passwd', which is not beside it"),
         ('{"weight_map": {"a": ".."}}', "names the file '..', which is not beside it"),

@@ -44,6 +44,9 @@ FORMAT = '{"format": "vitfx-latency/1", '
         ("[]", "is of no format"),
         ('{"plain": 1}', "is of no format"),
         (FORMAT + '"plain": 1}', "is damaged"),
+        (FORMAT + f'"plain": 1{"0" * 400}, "whole": 1, "sublayers": {{}}}}', "is damaged"),
+        (f'{{"format": "{"x" * 5000}"}}', "is a x{300}, not a"),
+        ('{"a":' * 500 + "1" + "}" * 500, "is not JSON .it is nested more than 100 deep"),
         (FORMAT + '"plain": 1, "whole": 1, "sublayers": {"a0": [[1]]}}', "is damaged"),
     ],
 )

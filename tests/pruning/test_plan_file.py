@@ -1,14 +1,18 @@
 import pytest
 import torch
 
-from passes.plan import DeletionPlan, Refit, SublayerDeletion
+from passes.plan import FORMAT, DeletionPlan, Refit, SublayerDeletion
+from tests.support.records import json_record
 from vitfx.pruning.plan_file import PLAN_FILES, read_plan, write_plan
 from vitfx.support.errors import UserError
+from vitfx.support.json_files import write_json
 
 PLAN = DeletionPlan(
     (SublayerDeletion("m0", "neuron", (0, 2), 5, torch.arange(4.0, dtype=torch.float64)),),
     (Refit("m0", torch.arange(12.0).reshape(4, 3), torch.full((4,), 0.1, dtype=torch.float64)),),
 )
+
+DELETION = {"name": "m0", "kind": "neuron", "units": [0], "total": 5, "constant": None}
 
 
 @pytest.mark.parametrize("plan", [PLAN, DeletionPlan()], ids=["refits", "empty"])
@@ -38,3 +42,24 @@ def test_broken_and_missing_files(tmp_path, name):
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=f"{name} can't be read"):
         read_plan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"deletions": None}, "the plan.deletions is None, not a list"),
+        ({"refits": [{"name": "m0"}]}, r"the plan.refits\[0\] has no tensors"),
+        ({"refits": [{"name": "m0", "tensors": {}}]}, "the refit of m0 has the tensors"),
+        ({"deletions": [{**DELETION, "units": [True]}]}, r"units\[0\] is True, not a whole number"),
+        ({"deletions": [{**DELETION, "constant": {"shape": [3], "float64": ""}}]}, "has 0 bytes for the shape"),
+        ({"deletions": [{**DELETION, "constant": {"shape": [-1, -1], "float64": "AAAAAAAAAAA="}}]}, "has 8 bytes for"),
+        ({"deletions": [{**DELETION, "constant": {"shape": [1], "float64": "x"}}]}, "can't be used"),
+    ],
+)
+def test_values_of_another_type(tmp_path, change, why):
+    """With the right digest: nobody but whoever wrote it knows that they are wrong."""
+    write_plan(tmp_path, PLAN)
+    write_json(tmp_path / "plan.json", FORMAT, json_record(tmp_path / "plan.json") | change)
+    with pytest.raises(UserError, match=why) as caught:
+        read_plan(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -83,6 +83,8 @@ def test_in_a_comparison(folder: Path, tmp_path: Path) -> None:
     ("text", "sentence"),
     [
         ("cats = [", "is not TOML"),
+        ("cats = " + "[" * 50_000, "is not TOML"),
+        ("cats = " + "1" * 5000, "is not TOML"),
         ('cats = ["a"]\n', "has 1 tasks, which leaves nothing to compare: give two"),
         ('cats = ["a", "b"]\ndogs = []\n', "dogs = [] is no list of classes: give names or numbers"),
         ('cats = ["a", "b"]\ndogs = [true, false]\n', "dogs = [True, False] is no list of classes"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,22 @@ def test_tensors_at_any_depth_come_to_the_cpu() -> None:
     found = to_cpu({"b": {0: torch.ones(1).requires_grad_()}, "c": (1, [2.5])})
     assert not found["b"][0].requires_grad
     assert found["c"] == (1, [2.5])
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"key": 3}, "the state.key is 3, not text"),
+        ({"log": {"losses": []}}, "the state.log has no epochs"),
+        ({"parts": []}, r"the state.parts is \[\], not an object"),
+    ],
+)
+def test_a_state_of_other_types_is_refused(tmp_path: Path, change: dict[str, object], why: str) -> None:
+    write_state(tmp_path / "state.pt", "key", log(), {})
+    torch.save(torch.load(tmp_path / "state.pt") | change, tmp_path / "state.pt")
+    with pytest.raises(UserError, match=rf"is damaged \({why}\): give `force` to start over"):
+        read_state(tmp_path / "state.pt", "key", force=False)
+    (tmp_path / "state.pt").unlink()
+    os.mkfifo(tmp_path / "state.pt")
+    with pytest.raises(UserError, match="is a pipe or a device and no file"):
+        read_state(tmp_path / "state.pt", "key", force=False)

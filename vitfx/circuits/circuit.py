@@ -11,7 +11,8 @@ from typing import Any
 
 from vitfx.circuits.details import Details
 from vitfx.support.digests import DIGEST, DamagedError, check_digest, digest_of
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, in_a_line
+from vitfx.support.reading import check_depth, read_text
 
 FORMAT = "vitfx-circuit/2"
 EMBED = "embed"
@@ -150,10 +151,11 @@ class Circuit:
         """Raises UserError for anything but a vitfx circuit."""
         try:
             record = json.loads(text)
+            check_depth(record)
             check_digest(record)
-            if record.get("format") != FORMAT:
+            if (form := record.get("format")) != FORMAT:
                 raise UserError(
-                    f"format {record.get('format')!r} is not {FORMAT}: give a circuit.json that this vitfx wrote"
+                    f"format {in_a_line(form)!r} is not {FORMAT}: give a circuit.json that this vitfx wrote"
                 )
             writers = {name: _writer(*fields) for name, fields in record["writers"].items()}
             decisions = tuple(_decision(writers, *fields) for fields in record["decisions"])
@@ -164,7 +166,9 @@ class Circuit:
         except DamagedError as error:
             raise UserError(f"the circuit can't be trusted, for {error}: give one that vitfx wrote") from error
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
-            raise UserError(f"the circuit can't be read: {error!r}; give a circuit.json that vitfx wrote") from error
+            raise UserError(
+                f"the circuit can't be read: {in_a_line(repr(error))}; give a circuit.json that vitfx wrote"
+            ) from error
 
 
 _NUMBER, _NONE = (int, float), type(None)
@@ -212,12 +216,9 @@ def _row(decision: Decision) -> list[str | float | None]:
 
 def read_circuit(path: Path) -> Circuit:
     """Raises UserError for anything but a circuit with edges."""
+    text = read_text(path, "give a circuit.json that vitfx wrote")
     try:
-        circuit = Circuit.from_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}): give a circuit.json that vitfx wrote") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text: give a circuit.json that vitfx wrote") from error
+        circuit = Circuit.from_json(text)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if not circuit.decisions:

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 
 from vitfx.support.digests import DIGEST
 from vitfx.support.errors import UserError, in_a_line
+from vitfx.support.reading import check_file
 
 _SHOWN = 400
 """Letters of a value in the metadata that are shown, as a list of a thousand classes is not."""
@@ -25,6 +26,7 @@ def seal(model: onnx.ModelProto) -> None:
 def read_onnx(path: Path) -> onnx.ModelProto:
     """The model of a file. Raises UserError where it is not ONNX, or has a digest that it does not match."""
     try:
+        check_file(path, "give an ONNX file")
         model = onnx.load(path)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}): give an ONNX file") from error

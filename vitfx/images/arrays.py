@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from vitfx.support.errors import UserError
+from vitfx.support.digests import check_zip
+from vitfx.support.errors import UserError, in_a_line
 
 # Labels are positions among the classes: a larger one is a mistake, such as a time stamp or an identifier.
 _MOST_CLASSES = 100_000
@@ -30,12 +29,16 @@ def read_npz(path: Path, channels: int) -> Arrays:
     """Reads `images` and, where it is there, `labels`: integers or strings, or rows of a 0 or 1 for each label; raises
     UserError."""
     try:
+        check_zip(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("images", "labels") if key in file.files}
-            known = ", ".join(file.files) or "nothing"
-    # TypeError: a single array, as numpy.save writes it.
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is not an .npz file of plain arrays: write it with numpy.savez") from error
+            known = in_a_line(", ".join(file.files) or "nothing")
+    except Exception as error:  # What a member's header may hold wrongly is for numpy to say, in its own way each time.
+        raise UserError(
+            f"{path} is not an .npz file of plain arrays ({in_a_line(error)}): write it with numpy.savez"
+        ) from error
+    if other := [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise UserError(f"{other[0]} of {path} is no array: write it with numpy.savez")
     if "images" not in arrays:
         raise UserError(f"{path} holds {known} and no array named images: use numpy.savez(images=...)")
     pixels = _to_uint8(path, _channels_first(path, arrays["images"], channels))
@@ -92,7 +95,10 @@ def _to_uint8(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 def _names_of(path: Path, labels: np.ndarray) -> tuple[list[str], list[str]]:
-    names = [str(label) for label in labels]
+    try:
+        names = [str(label) for label in labels]
+    except SystemError as error:  # A string of numpy's may hold numbers that are no characters.
+        raise UserError(f"labels of {path} hold what is no text: give integers from 0, or class names") from error
     if labels.dtype.kind == "U":
         return names, sorted(set(names))
     if labels.dtype.kind not in "iu":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitfx.support.errors import UserError
+from vitfx.support.reading import read_text
 
 _WNID = re.compile(r"n\d{8}(?!\d)")
 _IMAGENET = 1000
@@ -40,10 +41,8 @@ def sort_names(names: Iterable[str]) -> tuple[str, ...]:
 
 def read_class_names(path: Path) -> tuple[str, ...]:
     """One name a line, in the order of the logits; raises UserError."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    except OSError as reason:
-        raise UserError(f"`class_names` {path} can't be read ({reason.strerror}): check the path") from reason
+    advice = "give `class_names` a file with a name on each line"
+    lines = read_text(path, advice, encoding="utf-8-sig", errors="surrogateescape").splitlines()
     return tuple(normal(line.strip()) for line in lines if line.strip())
 
 

@@ -12,6 +12,7 @@ from vitfx.images.classes import normal, sort_names
 from vitfx.images.layouts import Labels, Layout, Part
 from vitfx.images.sources import ENDINGS
 from vitfx.support.errors import UserError
+from vitfx.support.reading import read_text
 
 _FORMS = "give lines of file,label,label… or a header with the labels and a 0 or 1 for each"
 _BITS = {"0", "1", "0.0", "1.0"}
@@ -108,13 +109,13 @@ def _ends(name: str) -> tuple[str, str]:
 
 
 def _lines(path: Path) -> list[list[str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as reason:
-        raise UserError(f"`labels` {path} can't be read ({reason.strerror}): check the path") from reason
+    text = read_text(path, f"as `labels` {_FORMS}", encoding="utf-8-sig", errors="surrogateescape")
     first = next((line for line in text.splitlines() if line.strip()), "")
     mark = next((mark for mark in ("\t", ";", ",") if mark in first), ",")
-    rows = [[normal(field.strip()) for field in row] for row in csv.reader(text.splitlines(), delimiter=mark)]
+    try:
+        rows = [[normal(field.strip()) for field in row] for row in csv.reader(text.splitlines(), delimiter=mark)]
+    except csv.Error as error:
+        raise UserError(f"`labels` {path} is no table ({error}): {_FORMS}") from error
     rows = [row for row in rows if any(row)]
     if not rows or not any(len(row) > 1 for row in rows):
         raise UserError(f"`labels` {path} has no labels: {_FORMS}")

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from vitfx.images.decoding import VITFX, decode
 from vitfx.support.errors import UserError
+from vitfx.support.reading import check_file
 
 ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
@@ -61,6 +62,7 @@ class StoredImage:
     size: int = -1
 
     def read(self) -> bytes:
+        check_file(self.path, "check the file")
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset)

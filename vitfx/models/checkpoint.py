@@ -31,6 +31,7 @@ from vitfx.models.state_dicts import WEIGHTS, refuse_adapter, tensor_names
 from vitfx.models.timm_folder import is_timm_folder, load_timm_folder
 from vitfx.models.weights import check_finite, fingerprint, load_weights, unwrap_state_dict
 from vitfx.support.errors import UserError, in_a_line
+from vitfx.support.reading import check_file
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def load_model(
     path = Path(str(resources.files("vitfx.models") / "demo" / "digits.pt")) if spec == "demo" else Path(spec)
     if not path.exists():
         raise UserError(f"{spec} does not exist: give the path of a model file, or demo for the built-in model")
+    if not path.is_dir():
+        check_file(path, "give a model file, or a folder of Hugging Face or timm")
     try:
         size = preprocess.size if preprocess else overrides.size if overrides else None
         parts = _load(path, arch, trust_pickle, weights, size)

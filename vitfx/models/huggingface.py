@@ -19,8 +19,10 @@ from vitfx.models.processors import processor_recipe
 from vitfx.models.state_dicts import choose_weights
 from vitfx.models.weights import check_finite, load_weights
 from vitfx.support.errors import UserError, in_a_line
+from vitfx.support.reading import check_depth, read_text
 
 _PROCESSOR = "preprocessor_config.json"
+_AGAIN = "save the model and its processor again"
 # Keys of a configuration that name code or files elsewhere; vitfx needs none of them.
 _ELSEWHERE = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal")
 
@@ -138,16 +140,19 @@ def _without(value: Any, keys: tuple[str, ...]) -> Any:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file, without numbers too large for a model's; raises UserError."""
+    text = read_text(path, _AGAIN)
     try:
-        return as_object(json.loads(path.read_text(encoding="utf-8"), parse_int=to_size), path)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({in_a_line(error)}): save the model and its processor again") from error
+        value = json.loads(text, parse_int=to_size)
+        check_depth(value)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({in_a_line(error)}): {_AGAIN}") from error
+    return as_object(value, path)
 
 
 def as_object(value: Any, path: Path) -> dict[str, Any]:
     """`value`, which the file at `path` holds; raises UserError where it is no JSON object."""
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds {in_a_line(value)!r}, not an object: save the model and its processor again")
+        raise UserError(f"{path} holds {in_a_line(value)!r}, not an object: {_AGAIN}")
     return value
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -18,9 +17,19 @@ from vitfx.models.inert import PickledCodeError, pickled_code, read_without_code
 from vitfx.support.digests import DamagedError, check_zip
 from vitfx.support.errors import UserError, in_a_line
 from vitfx.support.files import write_aside
+from vitfx.support.reading import check_file, read_json_value
+from vitfx.support.typed import TypeMismatch, typed
 
 # The order in which transformers and timm look for weights in a folder.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+class _Index(TypedDict):
+    weight_map: dict[str, str]
+
+
+class _TrainerState(TypedDict):
+    best_model_checkpoint: str
 
 
 def read_model_file(path: Path, *, trust_pickle: bool) -> Any:
@@ -39,6 +48,7 @@ def read_model_file(path: Path, *, trust_pickle: bool) -> Any:
 
 
 def _read_whole(path: Path, *, trust_pickle: bool) -> Any:
+    check_file(path, "give a model file")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     check_whole(path)
@@ -89,11 +99,12 @@ def _read_beside_code(path: Path, refusal: Exception) -> Any:
 
 def _read_shards(path: Path, *, trust_pickle: bool) -> dict[str, Any]:
     """The tensors of all the files that an index names, which are beside it."""
+    advice = "copy or download it again"
     try:
-        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted({str(name) for name in places.values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is no index of weights ({in_a_line(error)}): copy or download it again") from error
+        places = typed(read_json_value(path, advice), _Index, "the index")["weight_map"]
+    except TypeMismatch as error:
+        raise UserError(f"{path} is no index of weights ({error}): {advice}") from error
+    files = sorted(set(places.values()))
     weights: dict[str, Any] = {}
     for name in files:
         if name in ("", ".", "..") or re.search(r"[/\\\0]", name) or not (path.parent / name).is_file():
@@ -152,10 +163,10 @@ def trained_folder(folder: Path) -> tuple[Path, str | None]:
 def _best_checkpoint(checkpoints: list[Path]) -> Path | None:
     """What the last trainer_state.json calls the best, by its name, as folders are moved."""
     try:
-        state = json.loads((checkpoints[-1] / "trainer_state.json").read_text(encoding="utf-8"))
-        name = re.split(r"[/\\]", state["best_model_checkpoint"])[-1]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        state = typed(read_json_value(checkpoints[-1] / "trainer_state.json", "copy it again"), _TrainerState)
+    except (UserError, TypeMismatch):
         return None
+    name = re.split(r"[/\\]", state["best_model_checkpoint"])[-1]
     return next((path for path in checkpoints if path.name == name), None)
 
 
@@ -164,7 +175,7 @@ def zip_members(path: Path) -> tuple[str, ...]:
     try:
         with zipfile.ZipFile(path) as archive:
             return tuple(archive.namelist())
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+    except Exception:  # A damaged archive breaks in as many ways as it has parts.
         return ()
 
 

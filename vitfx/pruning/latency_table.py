@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from vitfx.support.errors import UserError
 from vitfx.support.json_files import read_json, write_json
 from vitfx.support.progress import Watcher
 from vitfx.support.timing import time_interleaved
+from vitfx.support.typed import TypeMismatch, typed
 
 STEPS = 4
 """How many counts of a sublayer's units are timed; times between them are interpolated."""
@@ -41,6 +42,12 @@ Deploy = Callable[[GraphModule], GraphModule]
 """From a canonical graph to the graph that is exported."""
 Open = Callable[[GraphModule, Tensor], Session]
 """From a graph and an example of its input, a batch of two or more, to a session on the target."""
+
+
+class _Record(TypedDict):
+    plain: float
+    whole: float
+    sublayers: dict[str, tuple[tuple[int, float], ...]]
 
 
 @dataclass(frozen=True)
@@ -66,12 +73,11 @@ class LatencyTable:
     @staticmethod
     def read(path: Path) -> LatencyTable:
         """Raises UserError for anything but what `write` makes."""
-        record = read_json(path, FORMAT, _ADVICE)
         try:
-            points = {name: tuple((int(n), float(ms)) for n, ms in row) for name, row in record["sublayers"].items()}
-            return LatencyTable(float(record["plain"]), float(record["whole"]), points)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({error!r}): {_ADVICE}") from error
+            record = typed(read_json(path, FORMAT, _ADVICE), _Record, "the table")
+        except TypeMismatch as error:
+            raise UserError(f"{path} is damaged ({error}): {_ADVICE}") from error
+        return LatencyTable(record["plain"], record["whole"], record["sublayers"])
 
 
 def measure_table(

@@ -17,11 +17,12 @@ from vitfx.reports.records import TASKS_RECORD, TaskCircuit, TasksRecord
 from vitfx.reports.task_pages import tasks_page, tasks_picture
 from vitfx.runs.discover import Discoveries
 from vitfx.runs.step_file import StepFile
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, in_a_line
 from vitfx.support.files import write_aside
 from vitfx.support.machine import environment
 from vitfx.support.processes import on_first
 from vitfx.support.progress import Watcher
+from vitfx.support.reading import read_text
 
 ALL = "all"
 """In place of a task's classes."""
@@ -45,19 +46,24 @@ _FILE = StepFile(TASKS_RECORD, "file of tasks", "tasks", _read_row, _ADVICE)
 def read_tasks(path: Path) -> Tasks:
     """A file in TOML with a line for each task, maybe under [tasks]: name = "all", or a list of classes, or what
     `classes` takes. Raises UserError."""
+    advice = 'give lines such as cats = ["tabby", "lynx"]'
+    text = read_text(path, f"as `tasks` {advice}", encoding="utf-8-sig")
     try:
-        record: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"`tasks` {path} can't be read ({error.strerror}): check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f'`tasks` {path} is not TOML ({error}): give lines such as cats = ["tabby", "lynx"]') from error
+        record: dict[str, Any] = tomllib.loads(text)
+    # ValueError: what Python says of an integer of too many digits, and tomllib of all else.
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"`tasks` {path} is not TOML ({in_a_line(error)}): {advice}") from error
     tasks = record["tasks"] if set(record) == {"tasks"} and isinstance(record["tasks"], dict) else record
     for name, classes in tasks.items():
         if not re.fullmatch(r"[\w. -]+", name):
-            raise UserError(f"`tasks` {path} names a task {name!r}, which no file can be named after: use letters")
+            raise UserError(
+                f"`tasks` {path} names a task {in_a_line(name)!r}, which no file can be named after: use letters"
+            )
         items = classes if isinstance(classes, list) else [classes]
         if not items or not all(isinstance(item, str) or type(item) is int for item in items):
-            raise UserError(f"`tasks` {path}: {name} = {classes!r} is no list of classes: give names or numbers")
+            raise UserError(
+                f"`tasks` {path}: {name} = {in_a_line(repr(classes))} is no list of classes: give names or numbers"
+            )
     if len(tasks) < 2:
         raise UserError(f"`tasks` {path} has {len(tasks) or 'no'} tasks, which leaves nothing to compare: give two")
     return {name: None if classes == ALL else classes for name, classes in tasks.items()}

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vitfx.support.errors import in_a_line
+
 DIGEST = "digest"
 """The key under which a JSON record has the digest of all its other fields."""
 
@@ -34,10 +36,10 @@ def check_digest(record: Mapping[str, Any]) -> None:
 
 def check_zip(path: Path) -> None:
     """Compares every member of a zip file, such as torch.save writes, with its checksum. Raises DamagedError."""
-    with zipfile.ZipFile(path) as archive:
-        try:
+    try:
+        with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
-            raise DamagedError(f"its zip structure is damaged ({error})") from error
+    except Exception as error:  # A damaged archive breaks in as many ways as it has parts.
+        raise DamagedError(f"its zip structure is damaged ({in_a_line(error)})") from error
     if damaged is not None:
         raise DamagedError(f"its part {damaged} does not match its checksum")

@@ -11,6 +11,7 @@ from typing import Any
 from vitfx.support.digests import DIGEST, DamagedError, check_digest, digest_of
 from vitfx.support.errors import UserError, in_a_line
 from vitfx.support.files import write_aside
+from vitfx.support.reading import read_json_value
 
 
 def json_text(format: str, record: Mapping[str, Any]) -> str:
@@ -38,19 +39,14 @@ def read_any_json(path: Path, formats: Sequence[str], advice: str) -> tuple[str,
     advice: ends the sentence of the error, such as "give a report.json that vitfx wrote". Raises UserError where the
     file can't be read, is no JSON object, has another format, or is not as it was written.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}): {advice}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({in_a_line(error)}): {advice}") from error
+    record = read_json_value(path, advice)
     try:
         check_digest(record if isinstance(record, dict) else {})
     except DamagedError as error:
         raise UserError(f"{path} can't be trusted, for {error}: {advice}") from error
     format = record.pop("format", None) if isinstance(record, dict) else None
     if not isinstance(format, str) or format not in formats:
-        kind = "of no format" if format is None else f"a {format}"
+        kind = "of no format" if format is None else f"a {in_a_line(format)}"
         raise UserError(f"{path} is {kind}, not a {' or a '.join(formats)}: {advice}")
     record.pop(DIGEST, None)
     return format, record

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vitfx.images.preprocess import Preprocess
-from vitfx.support.errors import UserError
+from vitfx.support.errors import UserError, in_a_line
+from vitfx.support.reading import read_text
 
 PACKAGED = ("tiny-imagenet", "digits")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -187,10 +188,12 @@ def _read_file(name: str) -> dict[str, Any]:
     path = Path(name)
     if not path.is_file():
         raise UserError(f"`config` {name} is neither {' nor '.join(PACKAGED)} nor a file: give one of these")
+    text = read_text(path, "correct it")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{name} can't be read as TOML ({error}): correct it") from error
+        return tomllib.loads(text)
+    # ValueError: what Python says of an integer of too many digits, and tomllib of all else.
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} can't be read as TOML ({in_a_line(error)}): correct it") from error
 
 
 def _value(text: str) -> Any:

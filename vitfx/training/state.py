@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
 from vitfx.models.model_file import read_model_file, write_record
 from vitfx.support.errors import UserError
 from vitfx.support.json_files import write_json
+from vitfx.support.typed import TypeMismatch, typed
 
 STATE = "state.pt"
 FORMAT, HISTORY_FORMAT = "vitfx-training/1", "vitfx-history/1"
@@ -54,6 +55,28 @@ class Log:
         return Log(list(record["losses"]), [Epoch(**epoch) for epoch in record["epochs"]], record["seconds"])
 
 
+class _Epoch(TypedDict):
+    number: int
+    train_loss: float
+    loss: float
+    accuracy: float
+    lr: float
+    images_per_second: float
+    flow: dict[str, list[float]]
+
+
+class _Log(TypedDict):
+    losses: list[float]
+    epochs: list[_Epoch]
+    seconds: float
+
+
+class _State(TypedDict):
+    key: str
+    log: _Log
+    parts: dict[str, Any]
+
+
 def write_state(path: Path, key: str, log: Log, parts: dict[str, Any]) -> None:
     """Replaces the file in one go: a reader, or a crash, finds the old or the new one whole. Raises WriteError."""
     write_record(path, {"format": FORMAT, "key": key, "log": log.to_json(), "parts": parts})
@@ -67,10 +90,15 @@ def read_state(path: Path, key: str, *, force: bool) -> tuple[Log, dict[str, Any
     if force or not path.exists():
         return None
     record = read_model_file(path, trust_pickle=False)
-    known = isinstance(record, dict) and record.get("format") == FORMAT
-    if known and record["key"] == key:
-        return Log.from_json(record["log"]), record["parts"]
-    steps = len(record["log"]["losses"]) if known else 0
+    steps = 0
+    if isinstance(record, dict) and record.get("format") == FORMAT:
+        try:
+            state = typed(record, _State, "the state")
+        except TypeMismatch as error:
+            raise UserError(f"{path} is damaged ({error}): give `force` to start over") from error
+        if state["key"] == key:
+            return Log.from_json(state["log"]), state["parts"]
+        steps = len(state["log"]["losses"])
     raise UserError(
         f"{path} is of a training that was stopped after {steps} steps, with other settings, images or weights: "
         "give the same ones to go on, another folder with `out`, or `force` to start over"

@@ -10,6 +10,7 @@ import pytest
 
 from vitfx.circuits.circuit import Decision, Edge, Writer
 from vitfx.discovery.basis.journal import FileJournal
+from vitfx.support.digests import DIGEST, digest_of
 from vitfx.support.errors import UserError
 from vitfx.support.files import WriteError
 
@@ -161,3 +162,14 @@ def test_a_place_that_takes_no_files(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(WriteError, match="can't be written"):
         FileJournal(tmp_path / "file" / "run" / "journal", "key")
+
+
+@pytest.mark.parametrize("change", [{"edge": []}, {"units": 3}, {"kept": "false"}, {"kl": []}, {"order": 2.5}])
+def test_a_line_of_other_types_ends_the_journal(path: Path, change: dict[str, object]) -> None:
+    """With the right digest."""
+    lines = path.read_text().splitlines()
+    record = {name: value for name, value in json.loads(lines[2]).items() if name != DIGEST} | change
+    lines[2] = json.dumps({**record, DIGEST: digest_of(record)})
+    path.write_text("\n".join(lines) + "\n")
+    journal = FileJournal(path, "key")
+    assert len(journal) == 1 and journal.recall(EDGES[:1]) == DECISIONS[:1]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -16,8 +16,25 @@ from vitfx.support.digests import DIGEST, DamagedError, check_digest, digest_of
 from vitfx.support.errors import UserError
 from vitfx.support.files import write_aside, writing
 from vitfx.support.processes import Share
+from vitfx.support.reading import check_depth
+from vitfx.support.typed import typed
 
 _MEASURED = ("kept", "score", "kl", "basis", "attribution", "order")
+
+
+class _Head(TypedDict):
+    key: str
+
+
+class _Line(TypedDict):
+    edge: str
+    units: list[int]
+    kept: bool
+    score: float
+    kl: float | None
+    basis: str
+    attribution: float | None
+    order: list[int] | None
 
 
 class NoJournal:
@@ -114,9 +131,8 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     for text in path.read_text(errors="replace").splitlines():
         try:
             line = json.loads(text)
-            needed = {"edge", "units", *_MEASURED} if lines else {"key"}
-            if not isinstance(line, dict) or not needed <= line.keys():
-                break
+            check_depth(line)
+            line = typed(line, _Line if lines else _Head)
             check_digest(line)
         except (ValueError, RecursionError, DamagedError):
             break
