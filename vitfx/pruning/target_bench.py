@@ -189,6 +189,7 @@ class TargetBench:
 
     @cached_property
     def _plain_export(self) -> onnx.ModelProto:
+        self.watcher.say("exporting the unpruned model, which speed-ups are counted from")
         return export_plain(self.reference.module, self.reference.graph, self.examples[:2], {})[0]
 
     def counted(self, graph_module: GraphModule) -> Price:
