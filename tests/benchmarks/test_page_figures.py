@@ -48,8 +48,24 @@ def test_discovery() -> None:
         f"| {forecast['whole_ratio']:.0f} | {equal['agreeing']} of {equal['edges']} |",
         f"lacks {forecast['whole_run']['removed']:,} of its edges, at a KL of {forecast['whole_run']['kl']:.3f}",
     ]
-    page = " ".join(PAGE.split())
-    assert [figure for figure in told if figure not in page] == []
+    assert [figure for figure in told if figure not in flat(PAGE)] == []
+
+
+def test_goals() -> None:
+    """On this page and on that of recipes."""
+    ten, int8 = record("goal-ten-classes"), record("goal-int8")
+    sides = [f"{100 * ten[side]['accuracy']:.1f} %" for side in ("pruned", "baseline")]
+    assert f"{sides[0]} where the whole model cut to these classes has {sides[1]}, KL {ten['kl']:.3f}" in flat(PAGE)
+    file, speeds = int8["precision"], int8["precision"]["speedup_by_batch"]
+    recipes = flat((DOCS / "how-to.md").read_text(encoding="utf-8"))
+    assert f"{speeds['8']:.2f}× at batch 8 ({speeds['1']:.2f}× at batch 1, {speeds['64']:.2f}× at batch 64)" in recipes
+    assert f"KL {file['kl']:.3f}, {100 * file['accuracy']:.2f} % of 75.02 % for the int8 file" in recipes
+    float32 = f"{int8['speedup']:.2f}×, KL {int8['kl']:.3f}, {100 * int8['pruned']['accuracy']:.2f} % for the float32"
+    assert float32 in recipes
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
 
 
 def test_the_summary_repeats_its_sections() -> None:
