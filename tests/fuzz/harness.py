@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -162,6 +163,8 @@ def _child(job: _Job, number: int, pipe: Connection, left: int | None) -> None:
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    # Whoever started this process may have it report crashes elsewhere; here they are findings.
+    faulthandler.disable()
     while time.monotonic() < job.end and left != 0:
         left = None if left is None else left - 1
         rng = random.Random(f"{job.seed}-{number}")

@@ -102,7 +102,7 @@ def test_a_missing_file_of_names(tmp_path: Path) -> None:
         model=str(tmp_path / "model.pt"), arch=None, weights=None, output=None, trust_pickle=False,
         data="digits", class_names=tmp_path / "none.txt", **dict.fromkeys(OF_IMAGES),
     )  # fmt: skip
-    with pytest.raises(UserError, match=r"`class_names` .*none.txt can't be read"):
+    with pytest.raises(UserError, match=r"none.txt can't be read .*: give `class_names` a file"):
         open_inputs(options)
 
 
