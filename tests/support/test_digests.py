@@ -50,3 +50,29 @@ def test_a_part_of_an_archive_that_was_changed_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"biases!", b"biases?"))
     with pytest.raises(DamagedError, match="its part second does not match its checksum"):
         check_zip(path)
+
+
+def test_a_part_that_a_damaged_length_hides_is_missed(tmp_path: Path) -> None:
+    """The second member's entry is taken for a comment on the first."""
+    path = tmp_path / "archive"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("first", b"weights")
+        archive.writestr("second", b"biases!")
+    contents = bytearray(path.read_bytes())
+    comment = contents.index(b"PK\x01\x02") + 32
+    contents[comment : comment + 2] = (100).to_bytes(2, "little")
+    path.write_bytes(contents)
+    with pytest.raises(DamagedError, match="of its 2 parts 1 can be found"):
+        check_zip(path)
+
+
+def test_an_archive_of_more_parts_than_its_end_can_count(tmp_path: Path) -> None:
+    path = tmp_path / "archive"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("first", b"weights")
+        archive.comment = b"of many parts"
+    contents = bytearray(path.read_bytes())
+    count = contents.rindex(b"PK\x05\x06") + 10
+    contents[count : count + 2] = b"\xff\xff"
+    path.write_bytes(contents)
+    check_zip(path)

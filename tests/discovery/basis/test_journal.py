@@ -67,8 +67,10 @@ def test_rubbish_at_the_end_is_dropped(path: Path, rubbish: str) -> None:
         lambda line: line.replace("0.1", "0.2", 1),
         lambda line: '{"note": "of somebody"}',
         lambda line: "",
+        lambda line: resealed({**json.loads(line), "score": 0.25}),
+        lambda line: json.dumps({name: value for name, value in json.loads(line).items() if name != DIGEST}),
     ],
-    ids=["cut off", "changed", "another record", "empty"],
+    ids=["cut off", "changed", "another record", "empty", "changed with its digest", "without a digest"],
 )
 def test_behind_a_broken_line_nothing_is_believed(path: Path, damage: Callable[[str], str]) -> None:
     """Later decisions rest on it."""
@@ -77,6 +79,60 @@ def test_behind_a_broken_line_nothing_is_believed(path: Path, damage: Callable[[
     assert damage(second) != second
     assert recalled(FileJournal(path, "key")) == [DECISIONS[0], None, None]
     assert len(path.read_text().splitlines()) == 2
+
+
+def resealed(record: dict[str, object]) -> str:
+    """With the digest that it has alone, without the lines before it."""
+    return json.dumps({**record, DIGEST: digest_of(record)})
+
+
+@pytest.mark.parametrize("places", [(0, 2, 3), (0, 1, 1, 2, 3), (0, 1, 3, 2), (0, 3), (0, 2, 1, 3)])
+def test_lines_that_are_lost_doubled_or_moved_are_noticed(path: Path, places: tuple[int, ...]) -> None:
+    """Each is whole, and what stands before the first that is in a wrong place is what was decided first."""
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[place] for place in places))
+    right = next(count for count, place in enumerate((*places, -1)) if place != count) - 1
+    again = FileJournal(path, "key")
+    assert len(again) == right
+    again.record(DECISIONS[right:])
+    assert recalled(FileJournal(path, "key")) == DECISIONS
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_journal_of_an_older_version_is_gone_on_with(path: Path, sealed: bool) -> None:
+    """Without a chain; what is recorded behind it then has one."""
+    records = [json.loads(line) for line in path.read_text().splitlines()[:3]]
+    plain = [{name: value for name, value in line.items() if name not in (DIGEST, "format")} for line in records]
+    path.write_text("\n".join(resealed(line) if sealed else json.dumps(line) for line in plain) + "\n")
+    again = FileJournal(path, "key")
+    assert recalled(again) == [*DECISIONS[:2], None]
+    again.record(DECISIONS[2:])
+    lines = path.read_text().splitlines(keepends=True)
+    assert recalled(FileJournal(path, "key")) == DECISIONS
+    path.write_text("".join([lines[0], *lines[2:]]))
+    assert len(FileJournal(path, "key")) == 0
+
+
+def test_a_damaged_line_of_an_older_version_is_not_believed(path: Path) -> None:
+    first, changed = ({"edge": edge.name, "units": list(edge.writer.units), "kept": True, "score": 1.0, "kl": None,
+                       "basis": "exact", "attribution": None, "order": None} for edge in EDGES[:2])  # fmt: skip
+    text = "\n".join(map(resealed, ({"key": "key"}, first, changed))) + "\n"
+    path.write_text(text)
+    assert len(FileJournal(path, "key")) == 2
+    path.write_text(text[:-200] + text[-200:].replace("true", "false"))
+    assert len(FileJournal(path, "key")) == 1
+
+
+def test_a_journal_cut_off_anywhere_recalls_what_was_decided_first(path: Path) -> None:
+    whole = path.read_bytes()
+    head = whole.index(b"\n")
+    for length in range(head, len(whole), 11):
+        path.write_bytes(whole[:length])
+        again = FileJournal(path, "key")
+        count = len(again)
+        assert recalled(again, EDGES[:count]) == DECISIONS[:count]
+        again.record(DECISIONS[count:])
+        assert path.read_bytes() == whole
 
 
 def test_a_crash_while_the_journal_is_opened_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,9 +223,9 @@ def test_a_place_that_takes_no_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"edge": []}, {"units": 3}, {"kept": "false"}, {"kl": []}, {"order": 2.5}])
 def test_a_line_of_other_types_ends_the_journal(path: Path, change: dict[str, object]) -> None:
     """With the right digest."""
-    lines = path.read_text().splitlines()
-    record = {name: value for name, value in json.loads(lines[2]).items() if name != DIGEST} | change
-    lines[2] = json.dumps({**record, DIGEST: digest_of(record)})
-    path.write_text("\n".join(lines) + "\n")
+    head, first, second, _ = (json.loads(line) for line in path.read_text().splitlines())
+    record = {**second, **change}
+    record[DIGEST] = digest_of({**record, "behind": first[DIGEST]})
+    path.write_text("".join(json.dumps(line) + "\n" for line in (head, first, record)))
     journal = FileJournal(path, "key")
     assert len(journal) == 1 and journal.recall(EDGES[:1]) == DECISIONS[:1]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
@@ -19,10 +19,14 @@ from vitfx.support.processes import Share
 from vitfx.support.reading import check_depth
 from vitfx.support.typed import typed
 
+_FORMAT = "vitfx-journal/2"
+"""Each line's digest covers the digest of the line before it as well: a line that is lost or moved shows. Journals of
+vitfx 0.5 have no format and are gone on with, their lines believed one by one."""
 _MEASURED = ("kept", "score", "kl", "basis", "attribution", "order")
 
 
 class _Head(TypedDict):
+    format: NotRequired[str]
     key: str
 
 
@@ -73,11 +77,13 @@ class FileJournal:
             )
         else:
             lines = [{"key": key}]
+        lines[0]["format"] = _FORMAT
         self._place = {name: place for place, name in enumerate(self._lines)}
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         # The last line may have been cut off: all whole lines are written anew.
-        write_aside(path, "".join(map(_written, lines)))
+        text, self._last = _chained(lines, "")
+        write_aside(path, text)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -105,8 +111,10 @@ class FileJournal:
             }
             for decision in decisions
         ]
+        text, last = _chained(lines, self._last)
         with writing(self.path), self.path.open("a") as file:
-            file.write("".join(map(_written, lines)))
+            file.write(text)
+        self._last = last
 
     def discard(self) -> None:
         """Removes the file, and the folder if the journal made it and it holds nothing else."""
@@ -119,8 +127,17 @@ def _has_contents(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _written(line: dict[str, Any]) -> str:
-    return json.dumps({**line, DIGEST: digest_of(line)}) + "\n"
+def _chained(lines: Sequence[dict[str, Any]], last: str) -> tuple[str, str]:
+    """Their text behind a line with the digest `last`, and the digest of the last of them."""
+    text = ""
+    for line in lines:
+        last = _link(line, last)
+        text += json.dumps({**line, DIGEST: last}) + "\n"
+    return text, last
+
+
+def _link(line: dict[str, Any], last: str) -> str:
+    return digest_of({**line, "behind": last})
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
@@ -128,17 +145,28 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines: list[dict[str, Any]] = []
+    last = ""
     for text in path.read_text(errors="replace").splitlines():
         try:
             line = json.loads(text)
             check_depth(line)
             line = typed(line, _Line if lines else _Head)
-            check_digest(line)
+            if "format" in (lines[0] if lines else line):
+                last = _checked(line, last)
+            else:
+                check_digest(line)
         except (ValueError, RecursionError, DamagedError):
             break
         line.pop(DIGEST, None)
         lines.append(line)
     return lines
+
+
+def _checked(line: dict[str, Any], last: str) -> str:
+    """Its digest. Raises DamagedError where it is not the line that was written behind the last one."""
+    if line.get(DIGEST) != (digest := _link(line, last)):
+        raise DamagedError("it does not follow the line before it")
+    return digest
 
 
 ImageOrder = tuple[int, ...] | None
