@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
@@ -20,16 +21,16 @@ from torch.fx import Graph, GraphModule, Node
 
 from passes.aten import aten, attribute_tensor, backward_slice, cut_points, data_nodes, record_values
 from passes.base import Pass, PassError, PassResult
-from passes.dialect import AddConstant, Attention, Sublayer
+from passes.dialect import AddConstant, Attention
 from passes.extract import extract
+from passes.gather_branches import gather_branches
 from passes.known_forms import attends, attention_beside, known_form
 from passes.layout import Mismatch, Walker
 from passes.match_attention import match_attention
 from passes.match_mlp import match_mlp
 from passes.match_norm import match_norm, match_single_norm
+from passes.match_parallel import Matched, match_parallel, summands
 from passes.match_pooling import match_pooling
-from passes.merge_parallel import merge_parallel
-from passes.norms import Norm
 from passes.pooled_attention import FreshTokens, PooledAttention
 from passes.stream import is_canonical
 
@@ -43,10 +44,9 @@ class _Segment:
     start: Node
     end: Node
     branch: Node | None = None  #: what is added to the stream, if anything is
-    name: str = ""
-    norm: Norm | None = None
-    module: Sublayer | None = None
-    reason: str = ""  #: why it has no module
+    names: Sequence[str] = ()  #: of the parts; of what is not recognised, one
+    parts: Sequence[Matched] = ()  #: what is recognised: a sublayer with its norm, or two that read the stream
+    reason: str = ""  #: why there is nothing
     known: bool = False  #: the reason is a form that has a name
 
 
@@ -66,7 +66,7 @@ class Canonicalize(Pass):
 
     def rewrite(self, graph_module: GraphModule) -> PassResult:
         """Raises PassError with the reason where no attention sublayer is recognised."""
-        walker = Walker(graph_module, record_values(graph_module, self.example))
+        walker = self._walker(graph_module)
         segments = _segments(walker, len(self.example))
         if all(segment.branch is None for segment in segments):
             walker.tokens_first = True
@@ -76,13 +76,18 @@ class Canonicalize(Pass):
         tokens = walker.stream(inside[0].start).shape[1]
         for segment in inside:
             _match(walker, segment, tokens)
-            tokens = segment.module.queries if isinstance(segment.module, PooledAttention) else tokens
+            tokens = next((part.queries for _, part in segment.parts if isinstance(part, PooledAttention)), tokens)
         _refuse_the_unrecognisable(inside)
         _name(walker, inside)
-        result = _Builder(graph_module, walker).build(segments, first, last)
-        notes = [f"{segment.name} is not prunable: {segment.reason}" for segment in inside if segment.reason]
+        result = _Builder(walker).build(segments, first, last)
+        notes = [f"{segment.names[0]} is not prunable: {segment.reason}" for segment in inside if segment.reason]
         notes += attention_beside(walker, inside[0].start, inside[-1].end)
         return PassResult(result, True, tuple(notes))
+
+    def _walker(self, graph_module: GraphModule) -> Walker:
+        walker = Walker(graph_module, record_values(graph_module, self.example))
+        gathered = gather_branches(walker)
+        return walker if gathered is None else Walker(gathered, record_values(gathered, self.example))
 
 
 def _segments(walker: Walker, batch: int) -> list[_Segment]:
@@ -125,35 +130,39 @@ def _stream_ends(segments: list[_Segment]) -> tuple[int, int]:
 
 
 def _match(walker: Walker, segment: _Segment, tokens: int) -> None:
-    """Fills in the segment's norm and module, or the reason why it has none."""
+    """Fills in the segment's parts, or the reason why it has none."""
     try:
-        segment.norm, segment.module = _matched(walker, segment, tokens)
+        segment.parts = _matched(walker, segment, tokens)
     except Mismatch as mismatch:
-        form = None if segment.branch is None else known_form(walker, segment.start, segment.branch, segment.end)
+        terms = [] if segment.branch is None else summands(walker, segment.branch)
+        forms = (known_form(walker, segment.start, term, segment.end) for term in terms)
+        form = next((form for form in forms if form is not None), None)
         segment.reason, segment.known = form or str(mismatch), form is not None
 
 
-def _matched(walker: Walker, segment: _Segment, tokens: int) -> tuple[Norm, Sublayer]:
+def _matched(walker: Walker, segment: _Segment, tokens: int) -> Sequence[Matched]:
     branch = segment.end if segment.branch is None else segment.branch
     count = walker.stream(segment.start).shape[1]
     if count != tokens:
         raise Mismatch(f"it has {count} tokens where the stream begins with {tokens}")
-    try:
-        norm, module = _recognised(walker, segment.start, branch, pools=segment.branch is None)
-    except Mismatch:
-        merged = None if segment.branch is None else _side_by_side(walker, segment.start, segment.branch)
-        if merged is None:
-            raise
-        norm, module = merged
+    parts = _parallel(walker, segment.start, branch) if segment.branch is not None else None
+    if parts is None:
+        parts = [_recognised(walker, segment.start, branch, pools=segment.branch is None)]
+    stream, recorded = walker.stream(segment.start), walker.stream(branch)
     with torch.no_grad():
-        matched, recorded = module(norm(walker.stream(segment.start))), walker.stream(branch)
+        matched = torch.stack([module(norm(stream)) for norm, module in parts]).sum(dim=0)
     error = float((matched - recorded).abs().max() / recorded.abs().max().clamp_min(torch.finfo(recorded.dtype).tiny))
     if not error < _TOLERANCE.get(recorded.dtype, 1e-2):
-        raise Mismatch(f"the matched {type(module).__name__} is off by {error:.1e}")
-    return norm, module
+        names = " and ".join(type(module).__name__ for _, module in parts)
+        raise Mismatch(f"the matched {names} is off by {error:.1e}")
+    return parts
 
 
-def _recognised(walker: Walker, stream: Node, branch: Node, *, pools: bool = False) -> tuple[Norm, Sublayer]:
+def _parallel(walker: Walker, stream: Node, branch: Node) -> Sequence[Matched] | None:
+    return match_parallel(walker, branch, lambda term: _recognised(walker, stream, term))
+
+
+def _recognised(walker: Walker, stream: Node, branch: Node, *, pools: bool = False) -> Matched:
     """pools: the branch takes the stream's place."""
     attention = attends(branch, stream)
     if pools and not attention:
@@ -163,14 +172,8 @@ def _recognised(walker: Walker, stream: Node, branch: Node, *, pools: bool = Fal
     return norm, match(walker, norm_node, branch)
 
 
-def _side_by_side(walker: Walker, stream: Node, branch: Node) -> tuple[Norm, Sublayer] | None:
-    with suppress(Mismatch):
-        return merge_parallel(walker, branch, lambda term: _recognised(walker, stream, term))
-    return None
-
-
 def _refuse_the_unrecognisable(inside: list[_Segment]) -> None:
-    if any(isinstance(segment.module, Attention) for segment in inside):
+    if any(isinstance(module, Attention) for segment in inside for _, module in segment.parts):
         return
     named = any(segment.known for segment in inside)
     reasons = list(dict.fromkeys(part.reason for part in inside if part.reason and part.known >= named))
@@ -185,19 +188,22 @@ def _name(walker: Walker, inside: list[_Segment]) -> None:
     """a0, m0, a1, …: unrecognised sublayers are counted, so that a name gives the layer."""
     counts = {"a": 0, "m": 0}
     for segment in inside:
-        if segment.branch is None and segment.module is None:
-            segment.name = f"between_{segment.end.name}"
+        if segment.branch is None and not segment.parts:
+            segment.names = [f"between_{segment.end.name}"]
             continue
-        kind = "a" if attends(segment.branch or segment.end, segment.start) else "m"
-        segment.name = f"{kind}{counts[kind]}" + ("_opaque" if segment.module is None else "")
-        counts[kind] += 1
+        terms = [segment.end] if segment.branch is None else summands(walker, segment.branch)
+        kinds = sorted({"a" if attends(term, segment.start) else "m" for term in terms})
+        numbered = [f"{kind}{counts[kind]}" for kind in kinds]
+        segment.names = numbered if segment.parts else [f"{numbered[0]}_opaque"]
+        for kind in kinds:
+            counts[kind] += 1
 
 
 class _Builder:
     """Writes the canonical graph, one module after the other."""
 
-    def __init__(self, source: GraphModule, walker: Walker) -> None:
-        self.source, self.walker = source, walker
+    def __init__(self, walker: Walker) -> None:
+        self.source, self.walker = walker.graph_module, walker
         self.root = nn.Module()
         self.graph = Graph()
         self.stream = self.graph.placeholder("pixels")
@@ -205,16 +211,19 @@ class _Builder:
     def build(self, segments: list[_Segment], first: int, last: int) -> GraphModule:
         self._embed(segments[0].start, segments[first].start)
         for segment in segments[first : last + 1]:
-            if segment.module is None or segment.norm is None:
-                self._extract(segment.name, segment.start, segment.end, swaps=(True, True))
+            if not segment.parts:
+                self._extract(segment.names[0], segment.start, segment.end, swaps=(True, True))
                 continue
             stream = carried = self.stream
-            if isinstance(segment.module, PooledAttention):
-                self._call(f"{segment.name}_fresh", FreshTokens(segment.module.queries))
-                carried, self.stream = self.stream, stream
-            self._call(f"{segment.name}_norm", segment.norm)
-            self._call(segment.name, segment.module)
-            self.stream = self.graph.call_function(operator.add, (carried, self.stream), name=f"{segment.name}_add")
+            for name, (norm, module) in zip(segment.names, segment.parts, strict=True):
+                self.stream = stream
+                if isinstance(module, PooledAttention):
+                    self._call(f"{name}_fresh", FreshTokens(module.queries))
+                    carried, self.stream = self.stream, stream
+                self._call(f"{name}_norm", norm)
+                self._call(name, module)
+                carried = self.graph.call_function(operator.add, (carried, self.stream), name=f"{name}_add")
+            self.stream = carried
         self._head(segments[last].end, segments[-1].end)
         self.graph.output(self.stream)
         return GraphModule(self.root, self.graph, class_name="ViT")

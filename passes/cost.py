@@ -121,11 +121,14 @@ def tokens_at(graph_module: GraphModule, tokens: int) -> dict[str, int]:
     """The same in a graph in which tokens may merge: they are fewer behind each merge, and all again for a pooling."""
     sites = read_sites(graph_module)
     counts, merged = tokens_read_by({site.name: site.module for site in sites}, tokens), 0
+    beside = 0  # tokens that merge behind the MLP beside an attention
     for site in sites:
         if not isinstance(site.module, PooledAttention):
             counts[site.name] -= merged
         merge = None if site.merge is None else module_of(graph_module, site.merge)
-        merged += merge.merged if isinstance(merge, MergeTokens) else 0
+        merged, beside = merged + beside, merge.merged if isinstance(merge, MergeTokens) else 0
+        if site.beside is None:
+            merged, beside = merged + beside, 0
     return counts
 
 
@@ -136,6 +139,7 @@ def _bias_growth(graph_module: GraphModule, plan: DeletionPlan) -> int:
     refitted = {refit.name for refit in plan.refits}
     growth = 0
     carrier: int | None = None  # elements of the bias or table that the next constant goes into
+    waiting: list[torch.Tensor] = []  # what an attention leaves behind the MLP beside it
     for node in graph_module.graph.nodes:
         module = module_of(graph_module, node)
         if isinstance(module, AddConstant):
@@ -154,8 +158,9 @@ def _bias_growth(graph_module: GraphModule, plan: DeletionPlan) -> int:
             if sites[node].name in refitted and not bias:
                 carrier = out.weight.shape[0]
                 growth += carrier
-        if left is not None:
-            needed = max(carrier or 0, left.numel())
+        waiting += [] if left is None else [left]
+        while waiting and sites[node].beside is None:
+            needed = max(carrier or 0, waiting.pop().numel())
             growth += needed - (carrier or 0)
             carrier = needed
     return growth

@@ -55,9 +55,10 @@ class DeleteUnits(Pass):
 
     def _delete(self, graph_module: GraphModule, site: Site, deletion: SublayerDeletion) -> None:
         constant = left_behind(site.module, deletion)
-        stream = site.carried if deletion.whole else site.add
+        stream = site.end
         if deletion.whole:
-            site.add.replace_all_uses_with(stream)
+            stream = site.carried if site.beside is None else site.beside
+            site.add.replace_all_uses_with(site.carried)
             for node in (site.add, site.node, site.norm):
                 graph_module.graph.erase_node(node)
         else:

@@ -25,10 +25,7 @@ def known_form(walker: Walker, start: Node, branch: Node, end: Node) -> str | No
     it has no known one."""
     stretch = [node for node in backward_slice(branch, start) if walker.carries_data(node)]
     return (
-        _parallel(walker, start, branch)
-        or _norms(walker, start, branch, end)
-        or _differential(walker, start, stretch)
-        or _patterns(walker, start, stretch)
+        _norms(walker, start, branch, end) or _differential(walker, start, stretch) or _patterns(walker, start, stretch)
     )
 
 
@@ -62,18 +59,6 @@ def _has_product(end: Node, start: Node) -> bool:
     return any(node.target is SDPA for node in inside) or any(
         part.target in SOFTMAX_OPS for node in products for part in backward_slice(cast(Node, node.args[0]), start)
     )
-
-
-def _parallel(walker: Walker, start: Node, branch: Node) -> str | None:
-    """Attention and an MLP side by side, behind two projections or one."""
-    node = walker.trail(branch, gains=True).start
-    if node.target is aten.linear.default:
-        node = cast(Node, node.args[0])
-    by_channel = node.target is aten.cat.default and node.args[1:] in ((-1,), (walker.values[node].dim() - 1,))
-    parts = [part for part in node.all_input_nodes if walker.carries_data(part) and part is not start]
-    if not (by_channel or node.target is aten.add.Tensor) or len({attends(part, start) for part in parts}) < 2:
-        return None
-    return "attention and an MLP read the stream side by side (a parallel block)"
 
 
 def _norms(walker: Walker, start: Node, branch: Node, end: Node) -> str | None:

@@ -44,10 +44,11 @@ def match_mlp(walker: Walker, norm: Node, result: Node) -> Neurons:
 
 def _plain(walker: Walker, norm: Node, hidden_node: Node, out_bias: Tensor | None) -> Mlp:
     """All but the values of the projection."""
-    first = _first_linear(walker, norm, hidden_node)
-    weight, bias = walker.weights(first)
-    if first.args[0] is not norm:
-        raise Mismatch(f"{first.name} reads {first.args[0]} and not the norm {norm.name}")
+    first = _last_rows(walker, norm, hidden_node)
+    rows = None if first is None else _rows(walker, norm, first)
+    if first is None or rows is None:
+        raise Mismatch(_why_no_rows(walker, norm, hidden_node))
+    weight, bias = rows
     activation = match_activation(walker, first, hidden_node)
     hidden, width = weight.shape
     module = Mlp(width, hidden, activation, bias is not None, None if out_bias is None else (width,))
@@ -94,6 +95,8 @@ def _last_rows(walker: Walker, norm: Node, end: Node) -> Node | None:
 
 def _rows(walker: Walker, norm: Node, node: Node) -> tuple[Tensor, Tensor | None] | None:
     """The rows of a linear map of the normalised stream, and their biases, that `node` is; None where it is not."""
+    if node.target is aten.add.Tensor and not node.kwargs:
+        return _shifted(walker, norm, node)
     trail = walker.trail(node)
     linear = trail.start
     if linear.target is not aten.linear.default or linear.args[0] is not norm or trail.factor != 1.0:
@@ -111,10 +114,20 @@ def _rows(walker: Walker, norm: Node, node: Node) -> tuple[Tensor, Tensor | None
     return weight[chosen], None if bias is None else bias[chosen]
 
 
-def _first_linear(walker: Walker, norm: Node, hidden: Node) -> Node:
-    """The one linear before the hidden activation."""
+def _shifted(walker: Walker, norm: Node, add: Node) -> tuple[Tensor, Tensor | None] | None:
+    """`_rows` of rows whose biases are added by themselves."""
+    for node, other in (add.args[:2], add.args[1::-1]):
+        shift = walker.constant(other)
+        rows = _rows(walker, norm, node) if isinstance(node, Node) and walker.carries_data(node) else None
+        if shift is not None and rows is not None and shift.shape == (len(rows[0]),):
+            return rows[0], shift if rows[1] is None else rows[1] + shift
+    return None
+
+
+def _why_no_rows(walker: Walker, norm: Node, hidden: Node) -> str:
+    """What stands before the hidden activation, which is not one linear map of the normalised stream."""
     between = [node for node in backward_slice(hidden, norm) if walker.carries_data(node)]
     linears = [node for node in between if node.target is aten.linear.default]
     if len(linears) != 1:
-        raise Mismatch(f"{len(linears)} linear projections before the last one of an MLP")
-    return linears[0]
+        return f"{len(linears)} linear projections before the last one of an MLP"
+    return f"{linears[0].name} reads {linears[0].args[0]} and not the norm {norm.name}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import re
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -161,7 +162,7 @@ class _Merging:
         """Raises PassError where something unknown reads merged tokens."""
         inside = {node for site in self.sites for node in (site.add, *site.inside)}
         nodes = self._before_end()
-        first = next(site.add for site in self.sites if site.name in merges)
+        first = next(site.end for site in self.sites if site.name in merges)
         for node in nodes[nodes.index(first) + 1 :]:
             module = module_of(self.graph_module, node)
             if node in inside:
@@ -180,15 +181,15 @@ class _Merging:
                 site.node.kwargs = beside.of_attention(site.module)
             if site.name in merges:
                 stream_behind, beside = self._insert(site, merges[site.name], beside)
-                stream = stream_behind if site.add is stream else stream
+                stream = stream_behind if site.end is stream else stream
                 free -= merges[site.name]
                 notes.append(f"behind {site.name} {self.protected + free} tokens are left")
         if self.restores:
             assert beside is not None
             self.graph_module.add_submodule("restore", RestoreTokens())
-            graph = self.graph_module.graph
-            with graph.inserting_after(stream):
-                node = graph.create_node("call_module", "restore", (stream, beside.parts["groups"]), name="restore")
+            graph, groups = self.graph_module.graph, cast(Node, beside.parts["groups"])
+            with graph.inserting_after(max(stream, groups, key=list(graph.nodes).index)):
+                node = graph.create_node("call_module", "restore", (stream, groups), name="restore")
             stream.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
         self.graph_module.graph.eliminate_dead_code()
         return notes
@@ -201,11 +202,11 @@ class _Merging:
         module = MergeTokens(self.protected, merged, tracks=self.restores, turns=self.turns)
         self.graph_module.add_submodule(name, module)
         before = {} if beside is None else dict(beside.parts)
-        with graph.inserting_after(site.add):
-            node = graph.create_node("call_module", name, (site.add, keys), before, name=name)
+        with graph.inserting_after(site.end):
+            node = graph.create_node("call_module", name, (site.end, keys), before, name=name)
         names = ("sizes", *(["groups"] if self.restores else []), *(["positions"] if self.turns else []))
         stream, *others = self._parts(node, f"{name}_stream", *(f"{name}_{part}" for part in names))
-        site.add.replace_all_uses_with(stream, delete_user_cb=lambda user: user is not node)
+        site.end.replace_all_uses_with(stream, delete_user_cb=lambda user: user is not node)
         return stream, _Beside(dict(zip(names, others, strict=True)))
 
     def _parts(self, node: Node, *names: str) -> list[Node]:

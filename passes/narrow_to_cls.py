@@ -127,4 +127,5 @@ def _narrow(graph_module: GraphModule, region: _Region, count: int, whole: int) 
     graph_module.add_submodule(name, TakeTokens(count))
     with graph_module.graph.inserting_before(site.add):
         taken = graph_module.graph.create_node("call_module", name, (site.stream,), name=name)
-    site.add.replace_input_with(site.stream, taken)
+    for node in (site.add, *region.nodes):
+        node.replace_input_with(site.stream, taken)

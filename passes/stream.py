@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.fx import GraphModule, Node
 
 from passes.base import PassError
-from passes.dialect import AddConstant, Sublayer
+from passes.dialect import AddConstant, Attention, Sublayer
 from passes.merging import MergeTokens, RestoreTokens
+from passes.mlp import Neurons
 from passes.norms import NORMS
 from passes.pooled_attention import FreshTokens, PooledAttention
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where a prunable sublayer stands: stream → norm → sublayer, and the sum of stream and sublayer."""
+    """Where a prunable sublayer stands: stream → norm → sublayer, and the sum of stream and sublayer.
+
+    An MLP may stand beside an attention: it reads the stream that the attention reads, and adds to the attention's sum.
+    """
 
     name: str  #: the module's in the graph, "a3" or "m3", which is also the name of its writers
     norm: Node
     node: Node  #: calls the sublayer
     add: Node  #: the sum
     module: Sublayer
+    beside: Node | None = None  #: of an attention that an MLP stands beside: that one's sum
+
+    @property
+    def end(self) -> Node:
+        """The sum behind which the stream goes on."""
+        return self.add if self.beside is None else self.beside
 
     @property
     def stream(self) -> Node:
@@ -48,13 +58,14 @@ class Site:
 
     @property
     def carried(self) -> Node:
-        """What the sublayer adds to: the stream that it reads, or the fresh tokens of a pooling."""
+        """What the sublayer adds to: the stream that it reads, the sum of the attention beside it, or the fresh tokens
+        of a pooling."""
         return next(node for node in self.add.all_input_nodes if node is not self.added)
 
     @property
     def inside(self) -> set[Node]:
         """The nodes between the stream and the sum."""
-        fresh = {self.carried} - {self.stream}
+        fresh = {self.carried} if isinstance(self.module, PooledAttention) else set()
         return {self.norm, self.node, self.added, *fresh, *(self.node.users if self.keyed else ())}
 
 
@@ -68,7 +79,7 @@ def read_sites(graph_module: GraphModule) -> list[Site]:
 
     Raises PassError where a sublayer does not stand in the form norm → sublayer → add.
     """
-    sites = []
+    sites: list[Site] = []
     for node in graph_module.graph.nodes:
         module = module_of(graph_module, node)
         if not isinstance(module, Sublayer):
@@ -87,10 +98,17 @@ def read_sites(graph_module: GraphModule) -> list[Site]:
         site = Site(str(node.target), norm, node, add, module)
         fresh = isinstance(module_of(graph_module, site.carried), FreshTokens)
         begins = site.carried.all_input_nodes[0] if fresh else site.carried
-        if begins is not site.stream or fresh is not isinstance(module, PooledAttention):
+        if sites and _stands_beside(sites[-1], site):
+            sites[-1] = replace(sites[-1], beside=add)
+        elif begins is not site.stream or fresh is not isinstance(module, PooledAttention):
             raise PassError(f"sublayer {node.target} does not add to the stream that it reads")
         sites.append(site)
     return sites
+
+
+def _stands_beside(attention: Site, mlp: Site) -> bool:
+    kinds = isinstance(attention.module, Attention) and isinstance(mlp.module, Neurons)
+    return kinds and mlp.carried is attention.add and mlp.stream is attention.stream
 
 
 def is_canonical(graph_module: GraphModule) -> None:
@@ -99,8 +117,9 @@ def is_canonical(graph_module: GraphModule) -> None:
 
     Raises PassError naming the first node that is out of place.
     """
-    sites = {site.add: site for site in read_sites(graph_module)}
-    inside = {node for site in sites.values() for node in site.inside}
+    all_sites = read_sites(graph_module)
+    sites = {site.end: site for site in all_sites}
+    inside = {node for site in all_sites for node in (*site.inside, site.add)} - sites.keys()
     nodes = list(graph_module.graph.nodes)
     placeholders = [node for node in nodes if node.op == "placeholder"]
     if len(placeholders) != 1:
@@ -144,7 +163,7 @@ def undo_merge(site: Site) -> None:
     assert merge is not None
     graph = merge.graph
     (stream,) = (user for user in merge.users if user.args[1:] == (0,))
-    stream.replace_all_uses_with(site.add)
+    stream.replace_all_uses_with(site.end)
     for node in (*merge.users, merge):
         graph.erase_node(node)
     added.replace_all_uses_with(site.node)

@@ -82,6 +82,29 @@ def test_a_reader_sees_the_reference_in_place_of_the_writer_and_no_other_reader_
         assert float((got - graph.run(PIXELS)).abs().max()) > 1e-4 * float(expected.abs().max())
 
 
+@pytest.mark.parametrize("granularity", ["edge", "qkv"])
+def test_an_mlp_beside_an_attention_reads_what_that_one_reads(granularity):
+    """By hand: m1 sees the mean of a0's head 1, and neither a1 nor the sum does."""
+    graph_module = canonical("timm-parallel")
+    paths = {name: [range(graph_module.get_submodule(name).units)] for name in PATHS}
+    graph = EdgeGraph(graph_module, paths, granularity)
+    parents = [writer.sublayer for writer in graph.parents(Reader("m1"))]
+    assert parents == [writer.sublayer for writer in graph.parents(graph.readers_of("a1")[0])]
+    assert set(parents) == {EMBED, "a0", "m0"}
+    mean = make_reference(graph, images(8, torch.float64)[4:], "mean")
+    writer = next(one for one in graph.writers if one.name == "a0.h1")
+    a0, m0, a1, m1, *later = graph.stages[graph.first :]
+    with torch.no_grad():
+        embedding = graph.embedding(PIXELS)
+        change = (a0.inner(embedding) - mean["a0"])[..., 8:16] @ a0.sublayer.out.weight[:, 8:16].T
+        read = run_stages([a0, m0], embedding)
+        total = read + a1.module(a1.norm(read)) + m1.module(m1.norm(read - change))
+        expected = run_stages(later, total)
+        got = graph.run(PIXELS, [Edge(writer, Reader("m1"))], mean)
+        assert_equal(got, expected, 1e-12)
+        assert float((got - graph.run(PIXELS)).abs().max()) > 1e-4 * float(expected.abs().max())
+
+
 def test_removing_everything_with_resampling_is_the_corrupted_run(graph):
     corrupted = images(8, torch.float64)[4:]
     reference = make_reference(graph, corrupted, "resample")

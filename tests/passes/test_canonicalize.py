@@ -23,6 +23,7 @@ ROUNDED = {
     "careless",
     "timm-beit",
     "timm-side-by-side",
+    "timm-parallel-fused",
     "hf-dinov3",
 }
 """Tracing folds factors or norms into their weights or resamples their positions: in float32 this rounds."""
@@ -98,16 +99,12 @@ class Parallel(HandWritten):
     ("rule", "reason"),
     [
         (
-            lambda model, block, x: model.attention(block, block["n1"](x)) + block["down"](block["up"](block["n2"](x))),
-            r"attention and an MLP read the stream side by side \(a parallel block\)",
-        ),
-        (
             lambda model, block, x: model.attention(block, block["n1"](x)) + block["down"](block["up"](x)),
-            r"attention and an MLP read the stream side by side \(a parallel block\)",
+            r"linear\w* \(aten.linear.default\) reads the stream with no LayerNorm before it",
         ),
         (
             lambda model, block, x: block["down"](block["up"](x)) + model.attention(block, block["n1"](x)),
-            r"attention and an MLP read the stream side by side \(a parallel block\)",
+            r"linear\w* \(aten.linear.default\) reads the stream with no LayerNorm before it",
         ),
         (
             lambda model, block, x: model.attention(block, x),

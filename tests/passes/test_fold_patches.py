@@ -22,6 +22,7 @@ PREFIX = {
     "hand-written": 0,
     "careless": 0,
     "torch-encoder": 0,
+    "timm-parallel-fused": 0,
 }
 
 

@@ -14,7 +14,6 @@ from vitfx.support.errors import UserError
 
 SMALL = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 7}
 RELATIVE = {"img_size": 32, "depth": 2, "num_classes": 7}
-PARALLEL = r"attention and an MLP read the stream side by side \(a parallel block\)"
 BEHIND = r"its output is normalised before it is added to the stream, and not its input \(residual-post-norm\)"
 POST = r"the stream is normalised behind the sum, and not before the sublayer \(post-LN\)"
 
@@ -55,9 +54,7 @@ def timm_model(name, **kwargs):
 
 
 REFUSED = {
-    "two projections": (timm_model("vit_base_patch16_xp_224", **SMALL), PARALLEL),
-    "one projection": (timm_model("vit_pwee_patch16_reg1_gap_256", **SMALL), PARALLEL),
-    "differential and parallel": (timm_model("vit_dpwee_patch16_reg1_gap_256", **SMALL), PARALLEL),
+    "differential and parallel": (timm_model("vit_dpwee_patch16_reg1_gap_256", **SMALL), r"\(differential attention\)"),
     "differential": (timm_model("vit_dwee_patch16_reg1_gap_256", **SMALL), r"\(differential attention\)"),
     "residual-post-norm": (timm_model("vit_base_patch16_rpn_224", **SMALL), BEHIND),
     "residual-post-norm with relative positions": (timm_model("vit_relpos_small_patch16_rpn_224", **RELATIVE), BEHIND),

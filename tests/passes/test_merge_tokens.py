@@ -25,7 +25,7 @@ from vitfx.graph.verify import ablated_logits, rewrite, verify
 
 PIXELS = images(3, torch.float64)
 PROTECTED = {
-    **dict.fromkeys(("hand-written", "careless", "torch-encoder"), 0),
+    **dict.fromkeys(("hand-written", "careless", "torch-encoder", "timm-parallel-fused"), 0),
     **dict.fromkeys(("timm-layerscale-average-registers", "hf-dinov3"), 3),
     **dict.fromkeys(("timm-registers-after-positions", "timm-distilled", "hf-deit"), 2),
     "hf-dinov2-registers": 5,
@@ -57,7 +57,7 @@ def test_every_family_merges_as_tome_does(name):
 @given(data=st.data())
 def test_plans_and_schedules_are_proved_together(data):
     """The oracle merges the ablated model's tokens by loops, by the keys of the heads that survive."""
-    name = data.draw(st.sampled_from(["vitfx", "timm-distilled", "timm-eva02", "timm-norms-inside"]))
+    name = data.draw(st.sampled_from(["vitfx", "timm-distilled", "timm-eva02", "timm-norms-inside", "timm-parallel"]))
     graph_module = traced(name).graph_module
     units = {}
     for site in read_sites(graph_module):

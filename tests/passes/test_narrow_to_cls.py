@@ -20,7 +20,7 @@ READ = {
     **dict.fromkeys(("vitfx", "torchvision", "timm", "timm-written-out", "hf-vit", "hf-vit-eager"), 1),
     "timm-registers-after-positions": 1,
     **dict.fromkeys(("timm-rms-swiglu-qk-norm", "timm-norms-inside", "timm-side-by-side", "hf-dinov3"), 1),
-    **dict.fromkeys(("timm-norm-on-norm", "timm-grouped-queries"), 1),
+    **dict.fromkeys(("timm-norm-on-norm", "timm-grouped-queries", "timm-parallel"), 1),
     "timm-distilled": 2,
     "hf-deit": 2,
 }

@@ -23,7 +23,9 @@ def plan_without_constants(graph_module, units):
     return plan_of(graph_module, units, "none")
 
 
-@pytest.mark.parametrize("family", ["torchvision", "timm-layerscale-average-registers", "hf-dinov2", "hand-written"])
+@pytest.mark.parametrize(
+    "family", ["torchvision", "timm-layerscale-average-registers", "hf-dinov2", "hand-written", "timm-parallel"]
+)
 def test_survivors_make_up_for_the_dead(family):
     graph_module = traced(family).graph_module
     names = {
@@ -64,6 +66,7 @@ def test_a_twin_takes_over(name):
         *(("vitfx", one) for one in ("a1", "m1", "a0 m0", "a2", "m2", "a1 m1 a2", "a2 m2")),
         ("hand-written", "a2"),
         ("hand-written", "a0 a1 a2"),
+        *(("timm-parallel-fused", gone) for gone in ("a1", "m1", "a0 m0", "a2", "a1 m1 a2")),
     ],
 )
 def test_whole_sublayers_are_made_up_for_by_those_around_them(family, gone):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import timm
 import torch
@@ -11,7 +12,7 @@ import transformers
 from timm.layers import AttentionPoolLatent, RmsNorm, SwiGLU, set_fused_attn
 from timm.models.beit import Beit
 from timm.models.eva import Eva
-from timm.models.vision_transformer import ParallelThingsBlock
+from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock
 from timm.models.vitamin import GeGluMlp
 from torch import Tensor, nn
 
@@ -230,6 +231,15 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
         rope_rotate_half=True,
     ),
     "timm-side-by-side": lambda: timm.models.VisionTransformer(**_TIMM, block_fn=ParallelThingsBlock),
+    "timm-parallel": lambda: timm.models.VisionTransformer(**_TIMM, qk_norm=True, block_fn=ParallelScalingBlock),
+    "timm-parallel-fused": lambda: timm.models.VisionTransformer(
+        **_TIMM,
+        block_fn=partial(ParallelScalingBlock, fuse_out_proj=True),
+        qkv_bias=False,
+        init_values=0.1,
+        class_token=False,
+        global_pool="avg",
+    ),
     "hf-dinov3": lambda: FirstToken(
         transformers.DINOv3ViTModel(
             transformers.DINOv3ViTConfig(**_HF, num_register_tokens=2, use_gated_mlp=True, hidden_act="silu")

@@ -64,27 +64,28 @@ def run(graph, stream, see, nudge=lambda reader, norm, stream, written: 0):
     see: (edge, what its writer adds) -> what its reader is to see of it. nudge: (a sublayer's reader, its norm, what it
     reads, what each writer has added) -> what is added behind its norm.
     """
-    embed, behind = graph.writers[0], graph.reads_stream
+    embed, behind, read = graph.writers[0], graph.reads_stream, stream
     written = {embed: stream}
     stream = see(Edge(embed), stream) if behind else stream
 
-    def seen(reader):
-        total = stream
+    def seen(reader, total):
         for writer in [] if behind else graph.parents(reader):
             total = total + see(Edge(writer, reader), written[writer]) - written[writer]
         return total
 
-    def normed(reader, norm):
-        read = seen(reader)
+    def normed(reader, norm, stream):
+        read = seen(reader, stream)
         return norm(read) + nudge(reader, norm, read, written)
 
     for index, stage in enumerate(graph.stages[graph.first :], graph.first):
         if index == graph.last + 1:
-            stream = seen(Reader(LOGITS))
+            stream = seen(Reader(LOGITS), stream)
         if stage.sublayer is None:
             stream = stage(stream)
             continue
-        inner = _inner(graph, stage, lambda reader, stage=stage: normed(reader, stage.norm))
+        # An MLP beside an attention reads what that one has read.
+        read = read if stage.joins else stream
+        inner = _inner(graph, stage, lambda reader, norm=stage.norm, read=read: normed(reader, norm, read))
         total = stream if stage.sublayer.out.bias is None else stream + stage.sublayer.out.bias
         for writer in graph.writers:
             if writer.sublayer == stage.name:

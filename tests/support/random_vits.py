@@ -12,7 +12,7 @@ import transformers
 from hypothesis import strategies as st
 from timm.layers import GluMlp, RmsNorm, SwiGLU
 from timm.models.eva import Eva
-from timm.models.vision_transformer import ParallelThingsBlock
+from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock
 from torch import nn
 from torch.fx import GraphModule
 
@@ -61,7 +61,17 @@ def _timm(draw: Draw, width: int, heads: int, depth: int, hidden: int) -> nn.Mod
         pre_norm=draw(st.booleans()),
         norm_layer=draw(st.sampled_from((None, RmsNorm))),
         act_layer=draw(st.sampled_from((None, nn.ReLU, nn.SiLU))),
-        **draw(st.sampled_from(({}, {"mlp_layer": GluMlp}, {"mlp_layer": SwiGLU}, {"block_fn": ParallelThingsBlock}))),
+        **draw(
+            st.sampled_from(
+                (
+                    {},
+                    {"mlp_layer": GluMlp},
+                    {"mlp_layer": SwiGLU},
+                    {"block_fn": ParallelThingsBlock},
+                    {"block_fn": ParallelScalingBlock},
+                )
+            )
+        ),
     )
 
 

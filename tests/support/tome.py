@@ -15,23 +15,24 @@ from vitfx.graph.stages import read_stages
 def tome_logits(graph_module: GraphModule, schedule: TokenSchedule, protected: int, pixels: Tensor) -> Tensor:
     """Of a canonical graph in which no tokens merge. Tokens are restored behind the blocks."""
     merges = {f"a{block}": merged for block, merged in schedule.merges}
-    x, size, source, places = pixels, None, None, None
+    x, size, source, places, merged = pixels, None, None, None, 0
     stages = read_stages(graph_module)
     blocks = [index for index, stage in enumerate(stages) if stage.sublayer is not None and stage.carry is None]
     for index, stage in enumerate(stages):
         if isinstance(stage.module, Attention) and stage.carry is None:
-            x, metric = _attention(stage, x, size, places)
-            if stage.name in merges:
-                source = torch.eye(x.shape[1]).to(x).expand(len(x), -1, -1) if source is None else source
-                size = x.new_ones(*x.shape[:2], 1) if size is None else size
-                merge = _bipartite_soft_matching(metric, merges[stage.name], protected)
-                source = merge(source, "amax")
-                x, size = merge(x * size, "sum"), merge(size, "sum")
-                x = x / size
-                tokens = torch.arange(source.shape[2]).expand(len(x), -1) if places is None else places
-                places = merge.stay(tokens.unsqueeze(-1)).squeeze(-1)
+            total, metric = _attention(stage, x, size, places)
+            x, merged = stage.forked(total, x), merges.get(stage.name, 0)
         else:
             x = stage(x)
+        if merged and not stage.forks:
+            source = torch.eye(x.shape[1]).to(x).expand(len(x), -1, -1) if source is None else source
+            size = x.new_ones(*x.shape[:2], 1) if size is None else size
+            merge = _bipartite_soft_matching(metric, merged, protected)
+            source = merge(source, "amax")
+            x, size = merge(x * size, "sum"), merge(size, "sum")
+            x = x / size
+            tokens = torch.arange(source.shape[2]).expand(len(x), -1) if places is None else places
+            places, merged = merge.stay(tokens.unsqueeze(-1)).squeeze(-1), 0
         if index == blocks[-1] and source is not None:
             x = source.transpose(1, 2) @ x
     return x

@@ -112,7 +112,7 @@ class EdgeGraph:
         """The writers before a reader, in the order of the stream."""
         if reader in (STREAM_READER, LOGITS_READER):
             return self.writers
-        at = self.stage_index(reader.sublayer)
+        at = self.reads_at(reader.sublayer)
         return tuple(
             writer for writer in self.writers if writer.sublayer == EMBED or self.stage_index(writer.sublayer) < at
         )
@@ -131,6 +131,12 @@ class EdgeGraph:
         if sublayer == LOGITS:
             return self.last + 1
         return next(index for index, stage in enumerate(self.stages) if stage.name == sublayer)
+
+    def reads_at(self, sublayer: str) -> int:
+        """The stage before which the stream is what a sublayer reads: an MLP beside an attention reads what that one
+        reads."""
+        index = self.stage_index(sublayer)
+        return index - 1 if index <= self.last and self.stages[index].joins else index
 
     def run(self, pixels: Tensor, removed: Collection[Edge] = (), reference: Reference | None = None) -> Tensor:
         """(N, C, H, W) -> logits (N, K); each removed edge's reader sees the writer's reference instead."""
@@ -218,7 +224,7 @@ class _Run:
         readers = self.graph.readers_of(stage.name)
         if not any(reader in self.unseen for reader in readers):
             return stage.inner(stream)
-        return inner_apart(stage, self.seen(stream, readers))
+        return inner_apart(stage, self.seen(stage.read(stream), readers))
 
     def _reference(self, name: str) -> Tensor:
         if self.reference is None or name not in self.reference:

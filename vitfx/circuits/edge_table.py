@@ -25,7 +25,8 @@ class Wiring:
         self.reader_stage = [graph.stage_index(reader.sublayer) for reader in self.readers]
         stages = torch.tensor(self.writer_stage)
         #: bool (readers, writers): the edge exists and was not removed
-        self.seen = torch.stack([stages < stage for stage in self.reader_stage])
+        self.seen = torch.stack([stages < graph.reads_at(reader.sublayer) for reader in self.readers])
+        self._exists = self.seen.clone()
         #: bool (writers,): some chain of kept edges leads to the logits; known once the stage is settled
         self.alive = torch.zeros(len(self.writers), dtype=torch.bool)
         self._leads = torch.tensor([reader.sublayer == LOGITS for reader in self.readers])
@@ -45,10 +46,15 @@ class Wiring:
         leading = [row for row in self.readers_of(stage) if bool(self._leads[row])]
         return sorted(leading, key=lambda row: self.readers[row].part or "")
 
+    @property
+    def gone(self) -> torch.Tensor:
+        """bool (readers, writers): the edge was removed."""
+        return self._exists & ~self.seen
+
     def missed(self, stage: int) -> list[bool]:
         """For each writer, whether some reader behind this stage that leads to the logits does not see it."""
         behind = self._leads & (torch.tensor(self.reader_stage) > stage)
-        return (behind[:, None] & ~self.seen).any(dim=0).tolist()
+        return (behind[:, None] & self.gone).any(dim=0).tolist()
 
     def head_row(self, reader: Reader) -> int:
         """The row, as a writer, of the head that a reader belongs to."""

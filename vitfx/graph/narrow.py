@@ -7,7 +7,7 @@ of the norms and of the MLP. For the tokens that are left, the stages here give 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -88,8 +88,8 @@ def narrow(stages: Sequence[Stage], pixels: Tensor) -> Narrowed:
     tokens = torch.tensor(read, device=stream.device)
     first, last = stages[start], stages[end]
     changed = [
-        NarrowingStage(name=first.name, module=cut_tokens(first.module, tokens), norm=first.norm, tokens=tokens),
-        *(Stage(stage.name, cut_tokens(stage.module, tokens), stage.norm) for stage in stages[start + 1 : end]),
+        NarrowingStage(first.name, cut_tokens(first.module, tokens), first.norm, forks=first.forks, tokens=tokens),
+        *(replace(stage, module=cut_tokens(stage.module, tokens)) for stage in stages[start + 1 : end]),
         WideningStage(name=last.name, module=last.module, tokens=tokens, count=stream.shape[1]),
     ]
     return Narrowed((*plain[:start], *changed, *plain[end + 1 :]), start, end, tokens)

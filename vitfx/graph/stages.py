@@ -12,9 +12,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn.functional import pad
 
 from passes.dialect import AddConstant, Sublayer
 from passes.plan import channels_of
+from passes.pooled_attention import PooledAttention
 from passes.stream import module_of, read_sites
 
 Reference = Mapping[str, Tensor]
@@ -24,12 +26,18 @@ Reference = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Stage:
-    """One step along the stream: x + sublayer(norm(x)), or, where nothing is prunable, module(x)."""
+    """One step along the stream: x + sublayer(norm(x)), or, where nothing is prunable, module(x).
+
+    An attention that an MLP stands beside `forks` the stream, and the MLP `joins` it again: between them it is twice as
+    wide, (N, T, 2D), the sum first and then what the MLP reads.
+    """
 
     name: str  #: the sublayer's or the module's name in the graph
     module: nn.Module
     norm: nn.Module | None = None  #: of a sublayer: what it reads the stream through
     carry: nn.Module | None = None  #: of a pooling: what it makes of the stream to add to; None: the stream itself
+    forks: bool = False
+    joins: bool = False
 
     @property
     def sublayer(self) -> Sublayer | None:
@@ -44,18 +52,33 @@ class Stage:
         """(N, T, D) -> the sublayer's inner channels (N, T, E), or those of another module in its place."""
         module = self.sublayer if module is None else module
         assert module is not None and self.norm is not None
-        return module.inner(self.norm(stream))
+        return module.inner(self.norm(self.read(stream)))
+
+    def read(self, stream: Tensor) -> Tensor:
+        """What the norm reads, (N, T, D)."""
+        return stream.chunk(2, dim=-1)[1] if self.joins else stream
+
+    def target(self, stream: Tensor, *, forked: bool) -> Tensor:
+        """Of the stream before the stage, what the sublayer before it should make: what this one reads, or the sum,
+        where that sublayer forked the stream."""
+        return self.carried(stream) if self.joins and forked else self.read(stream)
 
     def carried(self, stream: Tensor) -> Tensor:
-        """What goes on past the sublayer: all of the stream, or a fresh one."""
+        """What goes on past the sublayer: the stream, or a fresh one."""
+        if self.joins:
+            return stream.chunk(2, dim=-1)[0]
         carried: Tensor = stream if self.carry is None else self.carry(stream)
         return carried
 
+    def forked(self, total: Tensor, carried: Tensor) -> Tensor:
+        """The stream behind the sublayer, from its sum and what that one added to, (N, T, D)."""
+        return torch.cat([total, carried], dim=-1) if self.forks else total
+
     def behind(self, stream: Tensor, inner: Tensor) -> Tensor:
-        """The stream behind the sublayer, from the stream that it reads and its inner channels."""
+        """The stream behind the sublayer, from the one before it and its inner channels."""
         assert self.sublayer is not None
-        result: Tensor = self.carried(stream) + self.sublayer.out(inner)
-        return result
+        carried = self.carried(stream)
+        return self.forked(carried + self.sublayer.out(inner), carried)
 
     def __call__(self, stream: Tensor) -> Tensor:
         if self.sublayer is not None:
@@ -106,6 +129,11 @@ def run_stages(stages: Iterable[Stage], stream: Tensor) -> Tensor:
     return stream
 
 
+def onto(stream: Tensor, change: Tensor) -> Tensor:
+    """The stream with a change (…, D) of what a sublayer adds to it; one that forks also holds what an MLP reads."""
+    return stream + pad(change, (0, stream.shape[-1] - change.shape[-1]))
+
+
 def in_batches(function: Callable[[Tensor], Tensor], stream: Tensor, size: int) -> Tensor:
     """The function's value for all images, computed for `size` of them at a time."""
     return torch.cat([function(images) for images in stream.split(size)])
@@ -120,12 +148,14 @@ def read_stages(graph_module: GraphModule) -> list[Stage]:
     """A canonical graph as the list of its stages."""
     sites = {site.add: site for site in read_sites(graph_module)}
     inside = {node for site in sites.values() for node in site.inside}
+    joined = {site.beside for site in sites.values()}
     stages = []
     for node in graph_module.graph.nodes:
         if node in sites:
             site = sites[node]
-            carry = None if site.carried is site.stream else module_of(graph_module, site.carried)
-            stages.append(Stage(site.name, site.module, module_of(graph_module, site.norm), carry))
+            carry = module_of(graph_module, site.carried) if isinstance(site.module, PooledAttention) else None
+            norm, forks = module_of(graph_module, site.norm), site.beside is not None
+            stages.append(Stage(site.name, site.module, norm, carry, forks=forks, joins=node in joined))
         elif node.op == "call_module" and node not in inside:
             module = module_of(graph_module, node)
             assert module is not None

@@ -165,7 +165,7 @@ class _AblatedModel(Interpreter):
         self.merges = merges or Merges({}, 0, restored=False)
         self._merged: Merged | None = None
         self._keys: dict[str, Tensor] = {}
-        self._adds = {site.add: site.name for site in sites}
+        self._ends = {site.end: site.name for site in sites if isinstance(site.module, Attention)}
         self._last = [site.add for site in sites if isinstance(site.module, Attention | Neurons)][-1:]
         self.deletions = {deletion.name: deletion for deletion in plan.deletions}
         self.refits = {refit.name: refit for refit in plan.refits}
@@ -176,7 +176,7 @@ class _AblatedModel(Interpreter):
         if self._keeps and n in self._norms:
             self.read[self._norms[n]] = self.env[n.all_input_nodes[0]]
         value = self._run(n)
-        if (name := self._adds.get(n, "")) in self.merges.behind:
+        if (name := self._ends.get(n, "")) in self.merges.behind:
             self._merged = self._merged or Merged.of(value)
             value = self._merged.merge(value, self._keys[name], self.merges.behind[name], self.merges.protected)
         if n in self._last and self._merged is not None and self.merges.restored:

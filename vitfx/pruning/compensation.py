@@ -144,7 +144,7 @@ class Compensator:
             touched = touched or _changed(plan, names, stage.name, pruned.stages[index + 1 :])
             if touched and stage.sublayer is not None:
                 reader = next(after.name for after in pruned.stages[index + 1 :] if after.name in names)
-                target = next(value for name, value in targets if name == reader)
+                target = next(old.target(value, forked=stage.forks) for old, value in targets if old.name == reader)
                 fit = fit_batches(self._missing(pruned, stage, reading.stream, target))
                 fits.append((stage, fit))
                 if fit.change is not None or stage.name in deleted:
@@ -158,11 +158,11 @@ class Compensator:
         return narrow(read_stages(graph_module), self.pixels[:2])
 
     @torch.no_grad()
-    def _streams(self, progress: Report | None = None) -> Iterator[tuple[str, Tensor]]:
-        """The original's stream as each stage reads it."""
+    def _streams(self, progress: Report | None = None) -> Iterator[tuple[Stage, Tensor]]:
+        """The original's stages, and the stream before each."""
         stages = self._narrowed.stages
         for number, reading in enumerate(streams_at(stages, self.pixels, self._batch), start=1):
-            yield reading.stage.name, reading.stream
+            yield reading.stage, reading.stream
             if progress is not None:
                 progress(number, len(stages))
 

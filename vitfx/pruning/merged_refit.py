@@ -45,7 +45,7 @@ def refit_behind_merges(
     pruned = rewritten(original, plan, merging)
     batch = batch_size(len(pixels))
     readers, read = _readers(original, pruned), _tokens_read(original, plan, pixels[:2])
-    streams = ((reading.stage.name, reading.stream) for reading in streams_at(read_stages(original), pixels, batch))
+    streams = ((reading.stage, reading.stream) for reading in streams_at(read_stages(original), pixels, batch))
     run, refits = _LockStep(pruned, pixels.split(batch)), dict[str, Refit]()
     sites, old = {site.node: site for site in read_sites(pruned)}, {refit.name: refit for refit in plan.refits}
     nodes = list(pruned.graph.nodes)
@@ -54,8 +54,9 @@ def refit_behind_merges(
         if reader is None:
             run.step(node)
         else:
-            target = next(stream for name, stream in streams if name == reader.name)
             site = sites[node]
+            forked = site.beside is not None
+            target = next(stage.target(stream, forked=forked) for stage, stream in streams if stage.name == reader.name)
             fit = run.refit(site, (target - reader.constant).split(batch), read.get(site.name))
             refits[site.name] = _combined(site, fit, old.get(site.name))
         if progress is not None:

@@ -89,7 +89,8 @@ def unit_worth(
         inners, gradients = _run(stages, projections, batch, generator, measure)
         with torch.no_grad():
             for (stage, inner), gradient in zip(inners, gradients, strict=True):
-                slope = gradient @ _weight(stage, projections.get(stage.name))
+                weight = _weight(stage, projections.get(stage.name))
+                slope = gradient[..., : len(weight)] @ weight
                 sums.setdefault(stage.name, _Sums()).add(inner, slope)
         if progress is not None:
             progress(start + len(batch), len(pixels))
@@ -114,7 +115,8 @@ def _run(
                 continue
             if (projection := projections.get(stage.name)) is not None:
                 out = reading.inner @ projection.weight.T + projection.bias
-                reading.behind = stage.carried(reading.stream) + out
+                carried = stage.carried(reading.stream)
+                reading.behind = stage.forked(carried + out, carried)
             if not reading.behind.requires_grad:
                 reading.behind.requires_grad_()
             inners.append((stage, reading.inner.detach()))

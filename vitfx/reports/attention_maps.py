@@ -143,7 +143,7 @@ def _looks(graph_module: GraphModule, name: str, pixels: Tensor) -> tuple[Tensor
         stage = reading.stage
         if stage.name == name:
             assert isinstance(stage.module, Attention) and stage.norm is not None
-            weights = _weights(stage.module, stage.norm(reading.stream))
+            weights = _weights(stage.module, stage.norm(stage.read(reading.stream)))
     assert weights is not None
     return weights, reading.behind
 

@@ -33,7 +33,9 @@ def test_gates_of_0_and_1_are_the_oracles_edges(granularity: str, ablation: str)
     assert_the_oracles(graph, calibration.clean, reference)
 
 
-@pytest.mark.parametrize("family", ["hand-written", "torchvision", "timm-rms-swiglu-qk-norm", "hf-dinov3"])
+@pytest.mark.parametrize(
+    "family", ["hand-written", "torchvision", "timm-rms-swiglu-qk-norm", "hf-dinov3", "timm-parallel"]
+)
 @pytest.mark.parametrize("granularity", ["head", "qkv"])
 def test_other_families(granularity: str, family: str) -> None:
     graph, calibration, reference = make_inputs(granularity, family=family)

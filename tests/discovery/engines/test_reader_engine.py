@@ -109,6 +109,8 @@ def test_classifiers_that_read_other_tokens(name):
         pytest.param("timm-grouped-queries", "qkv", marks=pytest.mark.slow),
         ("timm-norm-on-norm", "edge"),
         ("timm-rotary-mixed", "edge"),
+        ("timm-parallel", "qkv"),
+        ("timm-parallel-fused", "edge"),
     ],
 )
 def test_cores_that_do_more_than_a_product(name, granularity):

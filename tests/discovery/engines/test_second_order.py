@@ -97,7 +97,8 @@ def test_forecasts_are_the_formulas(make, stop, ahead):
 
 
 @pytest.mark.parametrize(
-    ("name", "granularity"), [("torchvision", "edge"), ("torchvision", "qkv"), ("hand-written", "qkv")]
+    ("name", "granularity"),
+    [("torchvision", "edge"), ("torchvision", "qkv"), ("hand-written", "qkv"), ("timm-parallel", "edge")],
 )
 def test_a_sublayers_readers_together_are_the_whole_graph(name, granularity):
     """Trials of single edges and of edges into several readers, before and after removals, against the edge graph."""

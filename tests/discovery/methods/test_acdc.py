@@ -107,6 +107,12 @@ def _assert_naive(setting, tau):
     return got
 
 
+@pytest.mark.parametrize(("granularity", "tau"), [("block", 2e-2), ("head", 5e-3)])
+def test_attention_and_mlp_side_by_side(granularity, tau):
+    got = _assert_naive(Setting("timm-parallel", "mean", granularity), tau)
+    assert 0 < sum(not decision.kept for decision in got) < len(got)
+
+
 def test_thresholds_between_give_circuits_between():
     """The taus above are no all-or-nothing: some edges go and some stay."""
     setting = Setting("torchvision", "mean")

@@ -45,7 +45,9 @@ def test_every_ablation_agrees(granularity, ablation):
     assert_scores(got, by_autograd(graph, calibration, reference, "loss"))
 
 
-@pytest.mark.parametrize("family", ["hand-written", "torchvision", "timm-rms-swiglu-qk-norm", "hf-dinov3"])
+@pytest.mark.parametrize(
+    "family", ["hand-written", "torchvision", "timm-rms-swiglu-qk-norm", "hf-dinov3", "timm-parallel"]
+)
 @pytest.mark.parametrize("granularity", ["head", "edge"])
 def test_other_families_agree(granularity, family):
     """Without biases, with pooling behind the last sublayer; with a class token."""

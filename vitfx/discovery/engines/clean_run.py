@@ -63,7 +63,7 @@ class CleanRun:
                     writers = self._writers[index]
                     self._keep(index, images, [contribution(module, writer.units, missing) for writer in writers])
             logits.append(reading.behind)
-        #: the input of each stage from the first sublayer on, (N, T, D)
+        #: the stream before each stage from the first sublayer on, (N, T, D)
         self.streams = {index: torch.cat(parts) for index, parts in streams.items()}
         self.logits = torch.cat(logits)  #: (N, K)
 
@@ -88,6 +88,10 @@ class CleanRun:
     def _empty(self, writers: int, like: Tensor) -> Tensor:
         shape = (writers, len(self.calibration.clean), *like.shape[1:])
         return like.new_empty(shape) if self._folder is None else mapped(self._folder, shape, like.dtype)
+
+    def read(self, index: int) -> Tensor:
+        """What a stage's readers read, or the logits: (N, T, D)."""
+        return self.narrowed.stages[index].read(self.streams[index])
 
     @torch.no_grad()
     def inner(self, index: int) -> Tensor:

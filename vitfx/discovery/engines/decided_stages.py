@@ -37,10 +37,11 @@ class DecidedStage:
         """stream: (n, T, D), of these images."""
         if self.stage.sublayer is None:
             return self.stage(stream)
-        result = self.stage.carried(stream)
+        total = carried = self.stage.carried(stream)
         if self.small is not None:
-            result = result + self.small.out(self.stage.inner(stream, self.small))
-        return result if self.added is None else result + of_images(self.added, images)
+            total = total + self.small.out(self.stage.inner(stream, self.small))
+        total = total if self.added is None else total + of_images(self.added, images)
+        return self.stage.forked(total, carried)
 
 
 def decide(stage: Stage, removed: Sequence[int], reference: Tensor | None) -> DecidedStage:

@@ -40,7 +40,7 @@ class Downstream:
         self.steps = self._plan(list(rows))
         self.missed = wiring.missed(stage)
         self._more = sum(len(step.units.rows) for step in self.steps if step.units is not None)
-        stream = run.streams[stage][:BATCH]
+        stream = run.read(stage)[:BATCH]
         self._memory = stream.new_empty((len(rows) + self._more) * stream.numel())
         self._fill(inner)
 
@@ -151,7 +151,8 @@ class _Walk:
     def __init__(self, downstream: Downstream, images: Chosen, inner: Tensor) -> None:
         self.down, self.run, self.wiring, self.images = downstream, downstream.run, downstream.wiring, images
         stream = self.run.streams[downstream.stage][images]
-        self.changes = stream.new_zeros(len(self.wiring.writers), *stream.shape)
+        read = self.run.narrowed.stages[downstream.stage].read(stream)
+        self.changes = stream.new_zeros(len(self.wiring.writers), *read.shape)
         for index in range(self.run.graph.first - 1, downstream.stage):
             self._read_before(index)
         self._write(downstream.stage, stream, inner)
@@ -187,19 +188,20 @@ class _Walk:
         if stage is not None and not readers:
             self._write(index, self.stream, self._ablated(index))
             return None
-        mask = (~self.wiring.seen[readers]).to(self.stream)
-        read = self.stream + (mask @ self.changes.flatten(1)).unflatten(1, self.stream.shape)
+        mask = self.wiring.gone[readers].to(self.stream)
+        whole = self.stream if stage is None else stage.read(self.stream)
+        read = whole + (mask @ self.changes.flatten(1)).unflatten(1, whole.shape)
         chosen = [] if wanted is None else [readers.index(row) for row in wanted.readers]
         if stage is None:
             return read[chosen], [], read.new_zeros(read.shape[1])
         alive = Units(stage, self.wiring, self.wiring.alive_writers(index))
         parts = alive.parts([self.wiring.readers[row] for row in readers], read)
-        whole = self._ablated(index).index_copy(2, alive.channels, alive.inner(read, parts))
-        self._write(index, self.stream, whole)
+        inner = self._ablated(index).index_copy(2, alive.channels, alive.inner(read, parts))
+        self._write(index, self.stream, inner)
         if wanted is None or wanted.units is None:
             return None
         heads = [alive.units.index(unit) for unit in wanted.units.units] if parts else []
-        return read[chosen], [part[:, heads] for part in parts], whole[..., wanted.units.channels]
+        return read[chosen], [part[:, heads] for part in parts], inner[..., wanted.units.channels]
 
     def _ablated(self, index: int) -> Tensor:
         """The reference of the inner channels. No live reader sees those of dead writers, so any value does."""

@@ -117,11 +117,12 @@ class _ReaderRun:
                 continue
             readers = slice(reader, reader + len(graph.readers_of(stage.name)))
             writers = slice(writer, writer + len(graph.writers_of(stage.name)))
-            seen = self._seen(ablated, readers, writer)
+            before = len(graph.parents(graph.readers_of(stage.name)[0]))
+            seen = self._seen(stage.read(ablated), readers, before)
             with torch.enable_grad():
                 made = self._writes(stage, seen, reference[stage.name])
             self._added[writers] = made.detach()
-            yield _Step(readers, writer, writers, seen, made)
+            yield _Step(readers, before, writers, seen, made)
             ablated = _behind(stage, ablated, reference)
             reader, writer = readers.stop, writers.stop
         seen = self._seen(ablated, slice(reader, reader + 1), writer)

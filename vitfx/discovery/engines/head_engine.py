@@ -22,7 +22,7 @@ from vitfx.discovery.basis.protocol import BATCH, Chosen, Trial, mean_kl
 from vitfx.discovery.engines.decided_stages import DecidedStage, decide, run_decided
 from vitfx.discovery.engines.second_order import ByAutograd, TrackedLogits, second_order
 from vitfx.graph.narrow import narrow
-from vitfx.graph.stages import Reference, Stage, in_batches, of_images, streams_at
+from vitfx.graph.stages import Reference, Stage, in_batches, of_images, onto, streams_at
 
 
 class HeadEngine:
@@ -95,7 +95,7 @@ class StreamVisit:
         """The stream without these writers as well: (n, T, D)."""
         stream = self.stream(images)
         for writer in writers:
-            stream = stream + self.change(writer, images)
+            stream = onto(stream, self.change(writer, images))
         return stream
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ class StreamVisit:
 
         def along(gradients: Tensor, stream: Tensor, images: slice) -> Tensor:
             changes = torch.stack([self.change(writer, images) for writer in self.writers])
-            return torch.einsum("wntd,gntd->gwn", changes, gradients)
+            return torch.einsum("wntd,gntd->gwn", changes, gradients[..., : changes.shape[-1]])
 
         return second_order(
             self.engine.calibration, self.engine.clean, partial(self.stream_without, gone), track, along
@@ -178,7 +178,7 @@ class SublayerStreamVisit(StreamVisit):
         self.gone += [unit for writer in writers for unit in writer.units]
         with torch.no_grad():
             for writer in writers:
-                self.behind = self.behind + self.change(writer, slice(None))
+                self.behind = onto(self.behind, self.change(writer, slice(None)))
 
 
 class EmbeddingStreamVisit(StreamVisit):

@@ -112,7 +112,7 @@ class _Unit:
         return self.units is None and not self.is_logits
 
     def _clean(self, images: Chosen, readers: int) -> Tensor:
-        stream = self.run.streams[self.index][images]
+        stream = self.run.read(self.index)[images]
         return stream.expand(readers, *stream.shape)
 
     def _parts(self, readers: list[int], read: Tensor, known: Sequence[Tensor]) -> list[Tensor]:
@@ -167,7 +167,7 @@ class ReaderVisit:
     def _whole(self) -> Tensor:
         """What the reader reads in the whole model; queries of the last attention, for the tokens that the logits read
         alone."""
-        stream = self.run.streams[self.unit.index]
+        stream = self.run.read(self.unit.index)
         return self.run.narrowed.cut(stream) if self.unit.index == self.run.narrowed.start and self.cut else stream
 
     @torch.no_grad()

@@ -47,7 +47,7 @@ class WideReaderVisit:
         self.idle: Sequence[Edge] = [Edge(writer, reader) for reader in idle for writer in self.writers]
         self.cut = index > run.narrowed.start
         #: what each reader sees in the circuit as it stands, (R, N, T, D)
-        self.read = run.streams[index].repeat(len(self.rows), 1, 1, 1)
+        self.read = run.read(index).repeat(len(self.rows), 1, 1, 1)
         rows = [] if inner is None else wiring.alive_writers(index)
         self.units = Units(run.narrowed.stages[index], wiring, rows) if rows else None
         self.parts: list[Tensor] = []
@@ -142,7 +142,7 @@ class WideReaderVisit:
         rounding does not depend on the steps in which edges were removed: an interrupted run resumes to the same
         bits."""
         gone = [edge for edge in self.edges if not self.wiring.sees(edge)]
-        self.read = self.run.streams[self.index].repeat(len(self.rows), 1, 1, 1)
+        self.read = self.run.read(self.index).repeat(len(self.rows), 1, 1, 1)
         self.remove(gone)
         if self.units is not None and self.inner is not None:
             units = self.units

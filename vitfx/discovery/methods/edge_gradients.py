@@ -115,7 +115,8 @@ class TrackedRun:
     def _tap(self, reading: Reading, module: Sublayer) -> None:
         stage = reading.stage
         assert stage.norm is not None
-        values: tuple[Tensor, ...] = (stage.norm(reading.stream),)
+        read = stage.read(reading.stream)
+        values: tuple[Tensor, ...] = (stage.norm(read),)
         if isinstance(module, Attention):
             values = tuple(linear(values[0]) for linear in (module.q, module.k, module.v))
             heads = (value.unflatten(-1, (module.units, -1)).transpose(1, 2) for value in values)
@@ -128,7 +129,7 @@ class TrackedRun:
             self._tap_writers(stage.name, reading.behind)
             return
         parents = self.graph.parents(self.graph.readers_of(stage.name)[0])
-        self._taps.append(_Tap(values, slice(len(parents)), stage, reading.stream.detach()))
+        self._taps.append(_Tap(values, slice(len(parents)), stage, read.detach()))
 
     def _tap_writers(self, sublayer: str, stream: Tensor) -> None:
         first = self.graph.writers.index(self.graph.writers_of(sublayer)[0])
@@ -137,7 +138,7 @@ class TrackedRun:
     def _of_readers(self, tap: _Tap, gradients: Sequence[Tensor]) -> Tensor:
         """∂metric/∂x_r for a tap's readers, in the graph's order: (R, n, T, D)."""
         if tap.stage is None:
-            return gradients[0][None]
+            return gradients[0][None, ..., : self.embedding.shape[-1]]
         module, norm = tap.stage.module, tap.stage.norm
         assert norm is not None and tap.stream is not None
         if not isinstance(module, Attention):

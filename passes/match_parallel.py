@@ -1,4 +1,4 @@
-"""Sublayers of one kind that read one stream side by side are one sublayer with all of their units.
+"""Sublayers that read one stream side by side: of a kind, they are one sublayer with all of their units.
 
     x + A₁(n₁(x)) + A₂(n₂(x)) = x + [A₁ A₂](x̂),   n(x) = s ⊙ x̂ + t
 
@@ -20,21 +20,29 @@ from passes.deployment import linear_of
 from passes.dialect import Attention, Projection, Sublayer
 from passes.fold_norms import fold_into
 from passes.layout import Walker
-from passes.mlp import GatedMlp, Mlp
+from passes.mlp import GatedMlp, Mlp, Neurons
 from passes.norms import Norm, NormOnNorm, plain
 
 Matched = tuple[Norm, Sublayer]
 
 
-def merge_parallel(walker: Walker, branch: Node, match: Callable[[Node], Matched]) -> Matched | None:
-    """One norm and sublayer for a branch that is a sum of several; None where they can't be one.
+def match_parallel(walker: Walker, branch: Node, match: Callable[[Node], Matched]) -> list[Matched] | None:
+    """Norm and sublayer of a branch that is a sum of several of a kind, or of attention and of an MLP; None where it is
+    neither.
 
     match: recognises a summand, or raises Mismatch.
     """
-    terms = _summands(walker, branch)
+    terms = summands(walker, branch)
     if len(terms) < 2:
         return None
     matched = [match(term) for term in terms]
+    kinds = [[pair for pair in matched if isinstance(pair[1], kind)] for kind in (Attention, Neurons)]
+    merged = [pairs[0] if len(pairs) == 1 else _merge(pairs) for pairs in kinds if pairs]
+    return None if None in merged else [pair for pair in merged if pair is not None]
+
+
+def _merge(matched: Sequence[Matched]) -> Matched | None:
+    """One for several sublayers of one kind; None where they can't be one."""
     modules = [module for _, module in matched]
     norms = [norm for norm, _ in matched if not isinstance(norm, NormOnNorm)]
     alike = len({(type(norm), norm.eps) for norm in norms}) == len({_like(module) for module in modules}) == 1
@@ -47,11 +55,11 @@ def merge_parallel(walker: Walker, branch: Node, match: Callable[[Node], Matched
     return None if merged is None else (plain(norms[0]), merged)
 
 
-def _summands(walker: Walker, node: Node) -> list[Node]:
+def summands(walker: Walker, node: Node) -> list[Node]:
     """The nodes whose sum it is: a tree of additions, or the sum of a stack."""
     arguments = list(node.args)
     if node.target is aten.add.Tensor and not node.kwargs and all(_is_data(walker, part) for part in arguments):
-        return [term for part in arguments for term in _summands(walker, cast(Node, part))]
+        return [term for part in arguments for term in summands(walker, cast(Node, part))]
     if node.target is aten.sum.dim_IntList and arguments[1:] == [[0]]:
         stack = cast(Node, arguments[0])
         if stack.target is aten.stack.default and (len(stack.args) == 1 or stack.args[1] == 0):
