@@ -287,11 +287,11 @@ def test_help_teaches(capsys: Captured) -> None:
 
 
 def test_what_halves_do_not_agree_on_is_marked_and_kept(path: Path, tmp_path: Path, capsys: Captured) -> None:
-    options = ["--method", "eap", "--granularity", "qkv", "--remove", "0.4", "--eval-samples", "0"]
+    options = ["--method", "eap", "--granularity", "qkv", "--remove", "0.4"]
     for name, more in {
-        "plain": [],
-        "marked": ["--stability", "3"],
-        "certain": ["--stability", "3", "--certain", "1"],
+        "plain": ["--eval-samples", "20"],
+        "marked": ["--stability", "3", "--eval-samples", "0"],
+        "certain": ["--stability", "3", "--certain", "1", "--eval-samples", "20"],
     }.items():
         assert run(path, tmp_path / f"{name}.json", *options, *more) == 0
     said = capsys.readouterr().out
@@ -306,3 +306,14 @@ def test_what_halves_do_not_agree_on_is_marked_and_kept(path: Path, tmp_path: Pa
     assert certain.kl == certain.details["fidelity"]["kl"] < plain.kl
     assert f"3 random halves of the images: some removed and others kept {len(unsure):,} of " in said
     assert f"; {kept:,} edges that fewer than 100% removed are kept" in said
+    assert "abstention" not in {**plain.details, **marked.details}
+    compared = certain.details["abstention"]
+    assert list(compared) == ["as they are", "blurred", "noisy"]
+    unshifted = compared["as they are"]
+    assert unshifted["abstaining"] == certain.details["evaluation"]
+    assert unshifted["removing"] == plain.details["evaluation"]
+    for of in compared.values():
+        assert of["abstaining"]["kl"] < of["removing"]["kl"]
+        assert of["abstaining"]["whole_accuracy"] == of["removing"]["whole_accuracy"] is not None
+    assert len({of["removing"]["kl"] for of in compared.values()}) == 3
+    assert "20 held-out images: with and without the edges kept for want of agreement" in said

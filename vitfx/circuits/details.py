@@ -72,6 +72,13 @@ class Halves(TypedDict):
     unsure_units: dict[str, float]  #: heads and paths that are dead in some halves and alive in others, likewise
 
 
+class Abstention(TypedDict):
+    """What a circuit is worth on held-out images, with and without the edges that it keeps for want of agreement."""
+
+    abstaining: Fidelity
+    removing: Fidelity  #: the circuit as it was found on all calibration images
+
+
 Details = TypedDict(
     "Details",
     {
@@ -80,6 +87,7 @@ Details = TypedDict(
         "calibration": ForecastCalibration,
         "stability": Stability,
         "halves": Halves,
+        "abstention": Mapping[str, Abstention],  #: on held-out images as they are, and shifted, by the kind of shift
         "price": Mapping[str, object],  #: of a circuit found for a goal: what it costs, as predicted and as measured
         "held out": Mapping[str, object],  #: of the same: what it loses on images that it was not fitted on
         "healing": Mapping[str, object],  #: of a goal: the training, and what is lost on these before and after

@@ -10,9 +10,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from vitfx.circuits.circuit import ATTRIBUTED, BOUND, LEARNED, Circuit, Decision
+from vitfx.circuits.details import Abstention
 from vitfx.circuits.view import layer_of, live_edges, read_sublayers, score_unit, strength, structurally_alive
-from vitfx.graph.kinds import words_of
+from vitfx.graph.kinds import KindWords, words_of
 from vitfx.support.tables import Table
+from vitfx.support.text import percent
 
 DETAILS = ("calibration", "stability", "halves")
 _MOST_DETAILS = 24
@@ -77,7 +79,26 @@ def summary(circuit: Circuit, top: int) -> Group:
         live = live_edges(circuit, structurally_alive(circuit))
         parts.append(_strongest(live[:top], f"the strongest {min(top, len(live)):,} of {len(live):,} live kept edges"))
     parts += [_details(details, name) for name in DETAILS if (details := circuit.details.get(name))]
+    if abstention := circuit.details.get("abstention"):
+        parts.append(_abstention(abstention, words))
     return Group(*parts)
+
+
+def _abstention(compared: Mapping[str, Abstention], words: KindWords) -> Table:
+    """What keeping the edges that halves do not agree on is worth, on held-out images."""
+    first = next(iter(compared.values()))
+    labelled = first["abstaining"]["accuracy"] is not None
+    rows = []
+    for name, of in compared.items():
+        both = (of["abstaining"], of["removing"])
+        shares = (both[0]["whole_accuracy"], *(each["accuracy"] for each in both)) if labelled else ()
+        rows.append([name, *(f"{each['kl']:.4g}" for each in both), *map(percent, shares)])
+    columns = ["images", words.divergence, "without"]
+    return Table(
+        [*columns, *([f"{words.metric}, model", "circuit", "without"] if labelled else [])],
+        rows,
+        f"{first['abstaining']['images']:,} held-out images: with and without the edges kept for want of agreement",
+    )
 
 
 def _layers(circuit: Circuit) -> Table:

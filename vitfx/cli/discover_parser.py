@@ -68,8 +68,8 @@ def discover_parser(doc: str | None) -> CommandParser:
         "--certain",
         type=float,
         metavar="P",
-        help="with --stability: keep what fewer than a share P of the halves removed, 1 for all of them (default: keep "
-        "nothing more)",
+        help="with --stability: keep what fewer than a share P of the halves removed, 1 for all of them, and tell "
+        "what that is worth on held-out images, also blurred and noisy ones (default: keep nothing more)",
     )
     add(
         "--tasks",

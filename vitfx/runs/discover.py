@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule
 
 from vitfx.circuits.circuit import Circuit
-from vitfx.circuits.details import Fidelity
+from vitfx.circuits.details import Abstention, Fidelity
 from vitfx.discovery.basis.fidelity import fidelity
 from vitfx.discovery.basis.journal import FileJournal, SharedJournal
 from vitfx.discovery.basis.settings import Settings
@@ -18,6 +18,7 @@ from vitfx.discovery.certainty import random_half, settle
 from vitfx.discovery.run import Discovery, discover, journal_key, origins
 from vitfx.discovery.stability import Outcome, stability
 from vitfx.images.image_set import Images, ImageSet
+from vitfx.images.shifts import AS_THEY_ARE, SHIFTS
 from vitfx.runs.inputs import Inputs
 from vitfx.support.errors import UserError
 from vitfx.support.files import WriteError, write_aside
@@ -61,13 +62,15 @@ class Discoveries:
         same command would end again. Raises UserError, also where a journal is of another run.
         """
         evaluated = self._held_out(settings)
-        discovery, journal = self._discover(settings, self.images, self._journal_path(out, _repeat(0)))
+        found, journal = self._discover(settings, self.images, self._journal_path(out, _repeat(0)))
         journals = [journal]
-        if self.halves:
-            discovery = settle(discovery, self._on_halves(settings, out, journals), self.certain)
+        discovery = settle(found, self._on_halves(settings, out, journals), self.certain) if self.halves else found
         details = discovery.circuit.details.copy()
-        if (evaluation := self._evaluation(discovery, evaluated)) is not None:
-            details["evaluation"] = evaluation
+        if evaluated is not None:
+            images = on_each(self.share, lambda: evaluated.load(self.watcher.bar("loading")))
+            details["evaluation"] = self._evaluation(discovery, images)
+            if self.certain is not None:
+                details["abstention"] = self._abstention(found, discovery, images, settings.seed)
         outcomes = [Outcome.of(discovery)]
         for repeat in range(1, self.repeats):
             again = replace(settings, seed=settings.seed + repeat)
@@ -130,11 +133,8 @@ class Discoveries:
             )
         return chosen.subset(range(self.share.rank, len(chosen), self.share.world))
 
-    def _evaluation(self, discovery: Discovery, mine: ImageSet | None) -> Fidelity | None:
-        """How faithful the circuit is on images that discovery did not see; mine: this process's part of them."""
-        if mine is None:
-            return None
-        images = on_each(self.share, lambda: mine.load(self.watcher.bar("loading")))
+    def _evaluation(self, discovery: Discovery, images: Images) -> Fidelity:
+        """How faithful the circuit is on images that discovery did not see; images: this process's part of them."""
         return fidelity(
             discovery.graph,
             discovery.circuit.removed,
@@ -145,6 +145,18 @@ class Discoveries:
             self.watcher.bar("evaluating"),
             discovery.calibration.divergence,
         )
+
+    def _abstention(self, found: Discovery, settled: Discovery, images: Images, seed: int) -> dict[str, Abstention]:
+        """The circuit with and without its abstentions, on held-out images as they are and shifted."""
+        numbers = range(self.share.rank, self.share.rank + self.share.world * len(images), self.share.world)
+        compared = {}
+        for name, shift in {AS_THEY_ARE: None, **SHIFTS}.items():
+            pixels = images.pixels if shift is None else shift(images.pixels, numbers, seed)
+            abstaining, removing = (
+                self._evaluation(discovery, replace(images, pixels=pixels)) for discovery in (settled, found)
+            )
+            compared[name] = Abstention(abstaining=abstaining, removing=removing)
+        return compared
 
     @property
     def _device(self) -> torch.device:
