@@ -128,7 +128,8 @@ def main(arguments: list[str] | None = None) -> int:
         with console_watcher(console) as watcher:
             run = open_run(options, shlex.join(["python", "-m", "vitfx.prune", *given]))
             stopped = _stopped(run)
-            with hold_folder(run.out, force=options.force, unfinished=unfinished_file(options)):
+            unfinished = unfinished_file(options, discovers=isinstance(run, CircuitRun) and run.circuit is None)
+            with hold_folder(run.out, force=options.force, unfinished=unfinished):
                 end = _carry_out(run, options, watcher)
         console.print(end.table)
         for line in (f"{run.out}/ has {end.contents}", *end.following):

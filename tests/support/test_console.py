@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import io
 import os
 import re
@@ -180,6 +181,30 @@ def test_no_standard_output_at_all() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, shell=True, stderr=subprocess.PIPE, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("how", ["rich", "print", "briefly"])
+def test_output_to_a_full_disk_ends_in_a_sentence(tmp_path: Path, how: str, buffered: bool) -> None:
+    brief = "from vitfx.support.console import entry_point\nexit(entry_point(lambda: print(1) or 0)())"
+    run = [sys.executable, "-c", brief if how == "briefly" else WRITER, how, str(tmp_path / "result")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "" if buffered else "1"}
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, env=environment, check=False)
+    said = "error: standard output, or a temporary file, can't be written (No space left on device): make room"
+    assert done.stderr.decode().startswith(said) and done.stderr.count(b"\n") == 1
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device", "a"), OSError(errno.EIO, "oh")])
+def test_another_error_of_the_system_is_a_defect(error: OSError) -> None:
+    @entry_point
+    def main() -> int:
+        raise error
+
+    with pytest.raises(OSError, match=str(error.strerror)):
+        main()
 
 
 def test_another_broken_pipe_is_a_defect() -> None:

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from vitfx.support.errors import UserError
-from vitfx.support.files import JOURNAL, UNFINISHED, WriteError, check_output, is_leftover, remove_results, write_aside
+from vitfx.support.files import (
+    JOURNAL,
+    RECOVERY_STATE,
+    TRAINING_STATE,
+    UNFINISHED,
+    WriteError,
+    check_output,
+    is_leftover,
+    remove_results,
+    temporary_folder,
+    write_aside,
+)
 
 
 def test_contents_are_written_as_they_are(tmp_path: Path) -> None:
@@ -51,7 +63,7 @@ def test_free_folders(tmp_path: Path, force: bool) -> None:
         (tmp_path / "begun" / name).write_text("")
     before = sorted(tmp_path.rglob("*"))
     for folder in (tmp_path / "new" / "folder", tmp_path / "empty", tmp_path / "begun"):
-        check_output(folder, force=force)
+        check_output(folder, force=force, unfinished=JOURNAL)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -105,6 +117,18 @@ def test_folders_with_something_in_them(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", [JOURNAL, TRAINING_STATE, RECOVERY_STATE])
+def test_what_a_run_goes_on_from_is_not_anothers_to_replace(tmp_path: Path, name: str) -> None:
+    """Though the folder says that it is unfinished."""
+    (tmp_path / UNFINISHED).touch()
+    check_output(tmp_path, force=False)
+    (tmp_path / name).touch()
+    check_output(tmp_path, force=False, unfinished=name)
+    check_output(tmp_path, force=True)
+    with pytest.raises(UserError, match=f"has {name}, from which an interrupted run goes on: give that run's command"):
+        check_output(tmp_path, force=False)
+
+
 @pytest.mark.parametrize("force", [True, False])
 @pytest.mark.parametrize(
     ("name", "reason"), [("file", "is a file"), ("file/a/b", "file is a file"), ("n" * 300, "File name too long")]
@@ -121,3 +145,13 @@ def test_only_results_are_removed(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     remove_results(tmp_path, ["a", "c", "never"])
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_no_room_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with temporary_folder() as folder:
+        (folder / "a").write_text("b")
+    assert not folder.exists()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    with pytest.raises(WriteError, match=r"can't be made \(.*\): .* TMPDIR"), temporary_folder():
+        pass

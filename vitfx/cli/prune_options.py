@@ -29,7 +29,7 @@ from vitfx.runs.inputs import Inputs, open_inputs
 from vitfx.runs.prune_run import CircuitRun, GoalRun, PruneRun, RoundsRun, SweepRun
 from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
-from vitfx.support.files import JOURNAL, ROUNDS, SWEEP, check_output
+from vitfx.support.files import JOURNAL, ROUNDS, SWEEP, UNFINISHED, check_output
 
 COMPENSATE_SAMPLES = 512
 
@@ -69,7 +69,8 @@ def open_run(options: argparse.Namespace, command: str) -> PruneRun:
     precision = _precision(options, asked)
     _check_of_one_model(options)
     out = _out(options, settings, asked)
-    check_output(out, force=options.force, unfinished=unfinished_file(options))
+    unfinished = unfinished_file(options, discovers=asked is None and circuit is None)
+    check_output(out, force=options.force, unfinished=unfinished)
     device = pick_device(options.device)
     onnx_device = device if asked is None else pick_device(asked.target.device)
     check_precision(precision, onnx_device)
@@ -133,11 +134,16 @@ def _check_of_one_model(options: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value} is for one model: leave out {other}")
 
 
-def unfinished_file(options: argparse.Namespace) -> str:
-    """The file in the folder of results that a run which was stopped goes on from."""
+def unfinished_file(options: argparse.Namespace, *, discovers: bool) -> str:
+    """The file in the folder of results that a run which was stopped goes on from, or the one that any run leaves.
+
+    discovers: whether the run makes a circuit, which has a journal.
+    """
     if options.rounds is not None:
         return ROUNDS
-    return JOURNAL if options.sweep is None else SWEEP
+    if options.sweep is not None:
+        return SWEEP
+    return JOURNAL if discovers else UNFINISHED
 
 
 def _settings(

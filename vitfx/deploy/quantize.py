@@ -4,11 +4,9 @@ bytes and gets fused attention kernels that float32 does not."""
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -22,6 +20,7 @@ from vitfx.deploy.int8_choice import SPARED, MapCost, dearest, drop_unused, keep
 from vitfx.deploy.int8_tuning import balance, correct_biases
 from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.support.errors import UserError
+from vitfx.support.files import temporary_folder
 
 _LINEAR = ("Gemm", "MatMul")
 _BATCH = 16
@@ -97,8 +96,8 @@ def to_int8(model: onnx.ModelProto, pixels: Tensor, *, keep_last: bool = True) -
     if not maps:
         raise UserError("no linear map is left that int8 would make faster: leave out `precision` int8")
     balance(named, maps, pixels)
-    with tempfile.TemporaryDirectory(prefix="vitfx-") as folder, _without_advice():
-        path = Path(folder) / "int8.onnx"
+    with temporary_folder() as folder, _without_advice():
+        path = folder / "int8.onnx"
         quantize_static(
             # The tool moves the weights of what it is given to a file.
             _copy(named),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from vitfx.images.decoding import UPRIGHT
 from vitfx.images.geometry import Resize
 from vitfx.images.preprocess import Preprocess
 from vitfx.support.errors import UserError, in_a_line
+from vitfx.support.files import temporary_folder
 
 # Pillow's numbers for ways to resample, which files use, as transformers' torchvision backend takes them.
 _RESAMPLE = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -90,8 +89,8 @@ def _refusal(name: str, reason: str) -> UserError:
 
 def _make(record: Mapping[str, Any], config: Any, transformers: Any) -> Any:
     """The processor that transformers makes of a folder with this record, from its own code alone."""
-    with TemporaryDirectory() as folder:
-        Path(folder, "preprocessor_config.json").write_text(json.dumps(record), encoding="utf-8")
+    with temporary_folder() as folder:
+        (folder / "preprocessor_config.json").write_text(json.dumps(record), encoding="utf-8")
         return transformers.AutoImageProcessor.from_pretrained(
             folder, config=config, local_files_only=True, trust_remote_code=False
         )

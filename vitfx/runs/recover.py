@@ -29,14 +29,14 @@ from vitfx.runs.recover_job import RecoverJob, held_out_at_most, refuse_unlabell
 from vitfx.runs.recover_measure import Row, measure
 from vitfx.runs.recover_record import make_report
 from vitfx.support.errors import UserError
-from vitfx.support.files import UNFINISHED, begin_results, remove_results, write_aside
+from vitfx.support.files import RECOVERY_STATE, UNFINISHED, begin_results, remove_results, write_aside
 from vitfx.support.json_files import write_json
 from vitfx.support.machine import environment, load_average
 from vitfx.support.progress import Watcher
 from vitfx.version import VERSION
 
 PRUNED, BASELINE, RETRAINED = "pruned", "baseline", "baseline-retrained"
-STATE, BASELINE_STATE = "recovery.state", "baseline.state"
+STATE, BASELINE_STATE = RECOVERY_STATE, "baseline.state"
 PICTURE = "recovery.png"
 RESULTS = (
     "pruned.pt", "pruned.pt2", "pruned.onnx", "baseline.onnx", "baseline-retrained.pt", "baseline-retrained.onnx",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import errno
 import os
 import select
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from io import TextIOWrapper
 from itertools import groupby
@@ -18,6 +19,8 @@ from typing import ParamSpec, TextIO
 CLOSED_PIPE = 141
 """The exit code when the reader of a stream has left: what shells report of a command that SIGPIPE ended."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of disks without room, of users who have used up their share, and of limits to a file's size."""
 _SPELLED = {
     "→": "->",
     "‖": "||",
@@ -43,9 +46,10 @@ _P = ParamSpec("_P")
 
 
 def entry_point(main: Callable[_P, int]) -> Callable[_P, int]:
-    """Wraps the `main` of a command: what a stream can't encode is spelled out, and a closed pipe ends it quietly.
+    """Wraps the `main` of a command: what a stream can't encode is spelled out, a closed pipe ends it quietly, and a
+    full disk, where output goes to a file, with a sentence.
 
-    The exit code is that of `main`, or `CLOSED_PIPE`.
+    The exit code is that of `main`, or `CLOSED_PIPE`, or 2.
     """
 
     @wraps(main)
@@ -66,6 +70,17 @@ def entry_point(main: Callable[_P, int]) -> Callable[_P, int]:
             # rich raises it for a closed pipe, after it has sent what is left nowhere.
             if not isinstance(end.__context__, BrokenPipeError):
                 raise
+        except OSError as error:
+            # What has a name is written by code that says so itself; standard streams and temporary files have none.
+            if error.errno not in _FULL or error.filename is not None:
+                raise
+            _discard_unwritten()
+            print(
+                f"error: standard output, or a temporary file, can't be written ({error.strerror}): make room, or send "
+                "the output elsewhere",
+                file=sys.stderr,
+            )
+            return 2
         return CLOSED_PIPE
 
     return run
@@ -106,12 +121,29 @@ def _spelled(error: UnicodeError) -> tuple[str | bytes, int]:
 
 def _discard_unread() -> bool:
     """Discards what streams without a reader still hold; whether there are such streams."""
-    unread = [stream for stream in _streams() if _has_no_reader(stream)]
-    for stream in unread:
+    return _discard([stream for stream in _streams() if _has_no_reader(stream)])
+
+
+def _discard_unwritten() -> None:
+    """Discards what streams still hold that can't be written: Python would try again at its end, and complain."""
+    _discard([stream for stream in _streams() if _is_stuck(stream)])
+
+
+def _discard(streams: Sequence[TextIO]) -> bool:
+    """Whether there are any."""
+    for stream in streams:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
-    return bool(unread)
+    return bool(streams)
+
+
+def _is_stuck(stream: TextIO) -> bool:
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _has_no_reader(stream: TextIO) -> bool:

@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from vitfx.support.errors import UserError
 
-JOURNAL = "discovery.jsonl"
+JOURNAL, TRAINING_STATE, RECOVERY_STATE = "discovery.jsonl", "state.pt", "recovery.state"
+"""What discoveries, trainings and retrainings go on from, as long as they have not finished."""
 UNFINISHED = "unfinished"
 """A file that stands in a run's folder until the last result is written, for runs that can't go on."""
 LOCK = ".lock"
@@ -52,6 +54,20 @@ def write_aside(path: Path, contents: bytes | str) -> None:
             aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards. Raises WriteError where none can be made."""
+    try:
+        folder = TemporaryDirectory(prefix="vitfx-")
+    except OSError as error:
+        raise WriteError(
+            f"a temporary folder can't be made ({error.strerror}): make room there, or name another place with the "
+            "environment variable TMPDIR"
+        ) from error
+    with folder as name:
+        yield Path(name)
+
+
 def remove_leftovers(folder: Path, pattern: str = ".*.partial", *, older: float = 0.0) -> None:
     """Removes what writers left that were killed. older: seconds, where another process may still be writing."""
     for leftover in folder.glob(pattern):
@@ -65,11 +81,12 @@ def is_leftover(path: Path) -> bool:
     return re.fullmatch(r"\..+\.[0-9a-f]{8}\.partial", path.name) is not None
 
 
-def check_output(folder: Path, *, force: bool, unfinished: str = JOURNAL) -> None:
+def check_output(folder: Path, *, force: bool, unfinished: str = UNFINISHED) -> None:
     """Raises UserError where results can't go there; writes nothing.
 
     Free is a folder that does not exist, is empty but for a lock and leftovers of `write_aside`, or holds what an
-    interrupted run leaves: the file `unfinished` to go on from, or `UNFINISHED`.
+    interrupted run leaves: the file `unfinished` to go on from, or `UNFINISHED`; but nothing that another kind of run
+    goes on from.
     """
     with writing(folder):
         nearest = next(ancestor for ancestor in (folder, *folder.absolute().parents) if ancestor.exists())
@@ -78,7 +95,15 @@ def check_output(folder: Path, *, force: bool, unfinished: str = JOURNAL) -> Non
         raise UserError(f"{folder} {where}: name another folder with `out`")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"{folder} can't be written, {nearest} does not allow it: name another folder with `out`")
-    if force or not folder.exists() or any((folder / name).exists() for name in (unfinished, UNFINISHED)):
+    if force or not folder.exists():
+        return
+    for name in (JOURNAL, TRAINING_STATE, RECOVERY_STATE):
+        if name != unfinished and (folder / name).exists():
+            raise UserError(
+                f"{folder} has {name}, from which an interrupted run goes on: give that run's command again, name "
+                "another folder with `out`, or pass `force` to replace it"
+            )
+    if any((folder / name).exists() for name in (unfinished, UNFINISHED)):
         return
     if results := sorted(path.name for path in folder.iterdir() if path.name != LOCK and not is_leftover(path)):
         raise UserError(

@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 
 from vitfx.support.errors import UserError
-from vitfx.support.files import JOURNAL, LOCK, check_output, remove_leftovers, writing
+from vitfx.support.files import LOCK, UNFINISHED, check_output, remove_leftovers, writing
 
 if sys.platform != "win32":
     import fcntl
@@ -58,7 +58,7 @@ class Holder:
 
 
 @contextmanager
-def hold_folder(folder: Path, *, force: bool, unfinished: str = JOURNAL) -> Iterator[None]:
+def hold_folder(folder: Path, *, force: bool, unfinished: str = UNFINISHED) -> Iterator[None]:
     """Makes the folder and keeps other commands out of it while the block runs; afterwards an empty one is removed.
 
     force, unfinished: see `check_output`, which is called again once the folder is held: another command may have

@@ -14,10 +14,11 @@ import torch
 
 from vitfx.models.model_file import read_model_file, write_record
 from vitfx.support.errors import UserError
+from vitfx.support.files import TRAINING_STATE
 from vitfx.support.json_files import write_json
 from vitfx.support.typed import TypeMismatch, typed
 
-STATE = "state.pt"
+STATE = TRAINING_STATE
 FORMAT, HISTORY_FORMAT = "vitfx-training/1", "vitfx-history/1"
 
 
