@@ -2,8 +2,8 @@
 
 The residual stream is a chain of *cut points*: nodes that every path from the pixels to the logits passes. Between two
 of them stands a sublayer if the later one is the sum of the earlier and something computed from it. What such a
-sublayer computes is matched as attention or MLP, and a match counts only if it gives the recorded values. What does not
-match stays a graph of ATen operators, with the reason in the notes.
+sublayer computes is matched as attention or MLP, or as both side by side, and a match counts only if it gives the
+recorded values. What does not match stays a graph of ATen operators, with the reason in the notes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The ViT dialect: the few modules that a canonical graph calls.
 
-A canonical graph reads `embed → positions → [norm → attention → add → norm → mlp → add] × L → norm → head`.
+A canonical graph reads `embed → positions → [norm → attention → add → norm → mlp → add] × L → norm → head`. An MLP may
+also read the stream that the attention before it reads, `x + a(norm(x)) + m(norm'(x))`.
 Attention and MLPs (`passes.mlp`) are the prunable sublayers. Both compute *inner channels* (heads' outputs, or hidden
 neurons) that one projection carries back to the residual stream, so that the sublayer is exactly a sum over its
 *units*, plus a bias:
