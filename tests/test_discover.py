@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,20 +12,16 @@ from tests.support.discover_runs import read, run
 from tests.support.prune_runs import EDGES, GREY, artifact, model, picture, report
 from tests.support.prune_runs import discover as prune_discover
 from tests.support.prune_runs import run_circuit as prune_circuit
-from vitfx.circuits.circuit import Circuit, Decision
+from vitfx.circuits.circuit import Circuit
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discover import main
 from vitfx.discovery.basis.fidelity import fidelity
-from vitfx.discovery.basis.journal import FileJournal
 from vitfx.discovery.basis.settings import METHODS, Settings
 from vitfx.discovery.run import prepare
 from vitfx.graph.trace import to_canonical
 from vitfx.images.splits import open_data
 from vitfx.models.record import sealed
-from vitfx.runs.discover import Discoveries
-from vitfx.runs.tau_sweep import circuit_path
 from vitfx.show import main as show
-from vitfx.support.errors import UserError
 
 Captured = pytest.CaptureFixture[str]
 
@@ -103,99 +97,6 @@ def test_a_resampled_circuit_is_not_run_on_other_images(path: Path, tmp_path: Pa
 def test_the_same_seed_gives_the_same_bytes(path: Path, circuit: Path, tmp_path: Path) -> None:
     assert run(path, tmp_path / "again.json", *QKV) == 0
     assert (tmp_path / "again.json").read_bytes() == circuit.read_bytes()
-
-
-def test_ctrl_c_and_on(path: Path, circuit: Path, tmp_path: Path, capsys: Captured) -> None:
-    record, recorded = FileJournal.record, 0
-
-    def interrupting(journal: FileJournal, decisions: Sequence[Decision]) -> None:
-        nonlocal recorded
-        record(journal, decisions)
-        recorded += 1
-        if recorded == 30:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FileJournal, "record", interrupting)
-        assert run(path, tmp_path / "out.json", *QKV) == 130
-    assert capsys.readouterr().err == "\nstopped; the same command goes on where it stopped\n"
-    assert [one.name for one in tmp_path.iterdir()] == [".out.json.journal"]
-    assert run(path, tmp_path / "out.json", "--tau", "0.1") == 2
-    assert ".out.json.journal belongs to an interrupted run of 30 decisions" in capsys.readouterr().err
-    assert run(path, tmp_path / "out.json", *QKV) == 0
-    assert "going on after 30 decisions" in capsys.readouterr().out
-    assert [one.name for one in tmp_path.iterdir()] == ["out.json"]
-    assert (tmp_path / "out.json").read_bytes() == circuit.read_bytes()
-
-
-def test_ctrl_c_with_force_loses_no_decision(path: Path, circuit: Path, tmp_path: Path, capsys: Captured) -> None:
-    out = tmp_path / "out.json"
-    out.write_text("of an earlier run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Discoveries, "_evaluation", _stop)
-        assert run(path, out, *QKV, "--force") == 130
-    assert capsys.readouterr().err == "\nstopped; the same command goes on where it stopped\n"
-    assert run(path, out, *QKV, "--force") == 0
-    assert f"going on after {len(read(circuit).decisions)} decisions" in capsys.readouterr().out
-    assert out.read_bytes() == circuit.read_bytes()
-
-
-def test_ctrl_c_in_a_forced_sweep_loses_no_threshold(path: Path, tmp_path: Path, capsys: Captured) -> None:
-    out, thresholds = tmp_path / "out.json", ("--tau-sweep", "1e-2:1e-1:2")
-    assert run(path, out, *thresholds, "--seed", "1") == 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitfx.runs.tau_sweep.circuit_path", _stop_at_second())
-        assert run(path, out, *thresholds, "--force") == 130
-    assert capsys.readouterr().err == "\nstopped; the same command goes on where it stopped\n"
-    assert run(path, out, *thresholds, "--force") == 0
-    assert "out-tau0.01.json is there already" in capsys.readouterr().out
-
-
-def _stop(*_: Any) -> Any:
-    raise KeyboardInterrupt
-
-
-def _stop_at_second() -> Any:
-    """`circuit_path`, until the second threshold is to be discovered."""
-    asked: list[float] = []
-
-    def path(out: Path, tau: float) -> Path:
-        asked.append(tau)
-        if asked.count(0.1) == 2:
-            raise KeyboardInterrupt
-        return circuit_path(out, tau)
-
-    return path
-
-
-def test_ctrl_c_in_a_ranking_is_not_gone_on_from(
-    path: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: Any) -> Any:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Discoveries, "_evaluation", broken)
-    for options, said in (
-        (("--method", "eap"), "begins anew"),
-        (("--method", "acdc"), "goes on where it stopped"),
-        (("--method", "eap", "--tau-sweep", "1e-2:1e-1:2"), "goes on where it stopped"),
-    ):
-        assert run(path, tmp_path / f"{len(options)}{options[1]}.json", *options) == 130
-        assert capsys.readouterr().err == f"\nstopped; the same command {said}\n"
-
-
-def test_what_fails_behind_a_discovery_costs_no_decision(
-    path: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: Any) -> Any:
-        raise UserError("the evaluation images are corrupt")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Discoveries, "_evaluation", broken)
-        assert run(path, tmp_path / "out.json", *QKV) == 2
-    assert [one.name for one in tmp_path.iterdir()] == [".out.json.journal"]
-    assert run(path, tmp_path / "out.json", *QKV) == 0
-    assert "going on after" in capsys.readouterr().out
 
 
 def test_fewer_images_than_the_default_are_no_error(path: Path, tmp_path: Path) -> None:

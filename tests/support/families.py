@@ -239,7 +239,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
         init_values=0.1,
         class_token=False,
         global_pool="avg",
-    ),
+    ),  # fmt: skip
     "hf-dinov3": lambda: FirstToken(
         transformers.DINOv3ViTModel(
             transformers.DINOv3ViTConfig(**_HF, num_register_tokens=2, use_gated_mlp=True, hidden_act="silu")
