@@ -13,6 +13,7 @@ from tests.support.prune_runs import artifact
 from vitfx.circuits.circuit import Decision
 from vitfx.discovery.basis.journal import FileJournal
 from vitfx.runs.discover import Discoveries
+from vitfx.runs.tau_sweep import circuit_path
 from vitfx.support.errors import UserError
 
 Captured = pytest.CaptureFixture[str]

@@ -21,6 +21,7 @@ from vitfx.models.vit import ViT
 
 SIZE, CLASSES = 32, 7
 _TIMM = {"img_size": SIZE, "patch_size": 8, "depth": 3, "num_heads": 4, "embed_dim": 32, "num_classes": CLASSES}
+_AVERAGED = {**_TIMM, "class_token": False, "global_pool": "avg"}
 _HF = {
     "image_size": SIZE,
     "patch_size": 8,
@@ -233,13 +234,8 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "timm-side-by-side": lambda: timm.models.VisionTransformer(**_TIMM, block_fn=ParallelThingsBlock),
     "timm-parallel": lambda: timm.models.VisionTransformer(**_TIMM, qk_norm=True, block_fn=ParallelScalingBlock),
     "timm-parallel-fused": lambda: timm.models.VisionTransformer(
-        **_TIMM,
-        block_fn=partial(ParallelScalingBlock, fuse_out_proj=True),
-        qkv_bias=False,
-        init_values=0.1,
-        class_token=False,
-        global_pool="avg",
-    ),  # fmt: skip
+        **_AVERAGED, block_fn=partial(ParallelScalingBlock, fuse_out_proj=True), qkv_bias=False, init_values=0.1
+    ),
     "hf-dinov3": lambda: FirstToken(
         transformers.DINOv3ViTModel(
             transformers.DINOv3ViTConfig(**_HF, num_register_tokens=2, use_gated_mlp=True, hidden_act="silu")
