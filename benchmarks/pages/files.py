@@ -9,6 +9,7 @@ from benchmarks.pages.classes import fields_of, records_in
 from benchmarks.pages.docstrings import summary_of
 from passes import plan
 from vitfx.circuits import circuit
+from vitfx.discovery.basis import journal
 from vitfx.models import record as model_record
 from vitfx.pruning import latency_table
 from vitfx.reports import records
@@ -86,7 +87,8 @@ same with a `graph` in place of the factory: the canonical graph in JSON, so tha
 )
 _INTERNAL = {
     "latency tables in the cache": latency_table.FORMAT,
-    "state.pt, which an interrupted training or retraining resumes from": state.FORMAT,
+    "state.pt and recovery.state, which an interrupted training or retraining resumes from": state.FORMAT,
+    "discovery.jsonl, which an interrupted discovery resumes from": journal.FORMAT,
 }
 _FOLDERS = {
     "prune": prune_files.RESULTS,

@@ -19,7 +19,7 @@ from vitfx.support.processes import Share
 from vitfx.support.reading import check_depth
 from vitfx.support.typed import typed
 
-_FORMAT = "vitfx-journal/2"
+FORMAT = "vitfx-journal/2"
 """Each line's digest covers the digest of the line before it as well: a line that is lost or moved shows. Journals of
 vitfx 0.5 have no format and are gone on with, their lines believed one by one."""
 _MEASURED = ("kept", "score", "kl", "basis", "attribution", "order")
@@ -77,7 +77,7 @@ class FileJournal:
             )
         else:
             lines = [{"key": key}]
-        lines[0]["format"] = _FORMAT
+        lines[0]["format"] = FORMAT
         self._place = {name: place for place, name in enumerate(self._lines)}
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
