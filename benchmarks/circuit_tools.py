@@ -98,14 +98,18 @@ class Tools:
         return {VITFX: own, **{name: partial(peer.attributions, edges, steps) for name, peer in self.peers.items()}}
 
     def _visits(self, edges: Sequence[Edge], clock: Clock | None = None) -> Iterator[tuple[Visit, list[Edge]]]:
-        """The engine's visits with those of the edges that they decide. Nothing is removed."""
-        clock = clock or Clock()
-        calibration, reference = self.setup.calibration, self.setup.reference
-        visits = clock.timed(lambda: iter(ReaderEngine(self.graph, calibration, reference).visits()))
-        while (visit := clock.timed(lambda: next(visits, None))) is not None:
-            # The first question to a head or an MLP sets up what serves all of its edges, asked or not.
-            clock.timed(partial(visit.kl_without, visit.writers[:1], lambda kl: False))
-            yield visit, [edge for edge in edges if edge.reader == visit.reader]
+        """The engine's visits with those of the edges that they decide. Nothing is removed.
+
+        clock: times what serves all edges of the graph, for which every visit is then set up.
+        """
+        own, (calibration, reference) = clock or Clock(), (self.setup.calibration, self.setup.reference)
+        visits = own.timed(lambda: iter(ReaderEngine(self.graph, calibration, reference).visits()))
+        while (visit := own.timed(lambda: next(visits, None))) is not None:
+            asked = [edge for edge in edges if edge.reader == visit.reader]
+            if asked or clock is not None:
+                # The first question to a head or an MLP sets up what serves all of its edges, asked or not.
+                own.timed(partial(visit.kl_without, visit.writers[:1], lambda kl: False))
+            yield visit, asked
 
 
 def open_tools(

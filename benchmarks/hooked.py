@@ -97,7 +97,7 @@ def _by_head(hook: Hook, heads: int, value: Tensor) -> Tensor | None:
 
 
 class TransformerLens:
-    """TransformerLens's bridge over the same module, with its own forward pass of attention and its own hooks."""
+    """TransformerLens's bridge over the same module: its hooks, around eager attention, whose softmax is in float32."""
 
     def __init__(self, twin: Any) -> None:
         """Raises UserError where the package is missing."""
