@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: figures that have a record beside the page are the record's."""
+"""docs/benchmarks.md and docs/circuits.md: figures that have a record beside the page are the record's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+CIRCUITS = (DOCS / "circuits.md").read_text(encoding="utf-8")
 PEERS = {
     "random": "random", "magnitude": "magnitude", "Taylor": "taylor", "Torch-Pruning, uniform": "torch-pruning-uniform",
     "VBP": "vbp", "CORP's MLP ridge": "corp", "**vitfx**": "vitfx",
@@ -62,6 +63,44 @@ def test_goals() -> None:
     assert f"KL {file['kl']:.3f}, {100 * file['accuracy']:.2f} % of 75.02 % for the int8 file" in recipes
     float32 = f"{int8['speedup']:.2f}×, KL {int8['kl']:.3f}, {100 * int8['pruned']['accuracy']:.2f} % for the float32"
     assert float32 in recipes
+
+
+def test_faithfulness_of_the_vit() -> None:
+    rows = record("faithfulness-vit-s-head")["rows"].values()
+    for row in rows:
+        by_logits, by_kl, spearman = row["areas"]["logit-difference"], row["areas"]["kl"], row["spearman"]
+        signed = [value / row["whole"]["logit-difference"] for value in row["signed"]["values"]["logit-difference"]]
+        cells = [
+            f"`{row['method']}`",
+            *(f"{area:.3f}" for area in (by_logits["CPR"], by_logits["CMD"], by_kl["CPR"])),
+            " / ".join(f"{spearman[kind]:.2f}".replace("0.", ".") for kind in ("heads", "paths")),
+            " / ".join(f"{signed[place]:.2f}" for place in (7, 8)),
+        ]
+        assert f"| {' | '.join(cells)} |".replace("-0", "−0").replace("-.", "−.") in CIRCUITS
+    most = max(row[order]["values"]["logit-difference"][8] for row in rows for order in ("signed", "magnitude"))
+    whole = {row["whole"]["logit-difference"] for row in rows}
+    assert f"half of them carry at most {100 * most / max(whole):.0f} % of the logit difference" in flat(CIRCUITS)
+
+
+def test_circuit_tools() -> None:
+    known = record("circuit-tools-demo")
+    peers = ("plain-hooks", "transformer-lens")
+    edges = " | ".join(f"{known['agreement']['effect'][peer]['relative']:.0e}".replace("e-0", "e-") for peer in peers)
+    told = [
+        f"qkv graph, {known['edges']:,} edges",
+        f"from vitfx's, {known['settings']['sampled_edges']} edges | | {edges} |",
+    ]
+    for method, name in (
+        ("eap", "EAP of all edges: rank correlation with vitfx's"),
+        ("eap-ig", "EAP-IG, 5 steps: the same"),
+    ):
+        ranks = " | ".join(f"{known['agreement'][method][peer]['rank_correlation']:.4f}" for peer in peers)
+        told.append(f"| {name} | | {ranks} |")
+    for what, name in (("effect", "time of an edge, by vitfx's"), ("eap", "of EAP"), ("eap-ig", "of EAP-IG")):
+        times = known["times"][what]
+        ratios = " | ".join(f"{times[peer]['ratio']['of_medians']:.1f}" for peer in peers)
+        told.append(f"| {name} | 1 ({times['vitfx']['median_ms']:.0f} ms) | {ratios} |")
+    assert [line for line in told if line not in CIRCUITS] == []
 
 
 def flat(text: str) -> str:
