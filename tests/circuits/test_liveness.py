@@ -102,11 +102,13 @@ def test_constants_are_added_up_in_float64():
     assert torch.equal(deletion.constant, reference["m1"][units] @ weight[:, units].T)
 
 
+@pytest.mark.parametrize("family", ["vitfx", "timm-parallel"])
 @pytest.mark.parametrize("ablation", ["zero", "mean", "position-mean"])
-def test_where_only_dead_writers_lose_edges_the_artifact_is_the_circuit(ablation):
+def test_where_only_dead_writers_lose_edges_the_artifact_is_the_circuit(ablation, family):
     """Writers without any reader: the circuit as it is, run edge by edge, and the model without them."""
-    graph_module = canonical()
-    graph = EdgeGraph(graph_module, PATHS, "qkv")
+    graph_module = canonical(family)
+    neurons = graph_module.m0.units
+    graph = EdgeGraph(graph_module, {name: [range(0, neurons, 2), range(1, neurons, 2)] for name in PATHS}, "qkv")
     pixels, corrupted = images(12, torch.float64).split(6)
     reference = make_reference(graph, corrupted, ablation)
     circuit = circuit_of(graph, lambda w, r: w in ("a0.h1", "m1.p0", "m2.p0", "m2.p1"))
