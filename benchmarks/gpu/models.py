@@ -52,7 +52,7 @@ def build_subject(name: str, sizes: Sizes, seed: int) -> Subject:
             torch.manual_seed(seed)
             module = small_vit(shape) if name == SMALL else _base_vit(shape)
         pixels = patterns(sizes.images, shape.image, seed)
-        _spread_logits(module, pixels[:8])
+        spread_logits(module, pixels[:8])
         images = Images(pixels, None, tuple(map(str, range(sizes.images))))
     began = time.perf_counter()
     front = read_module(module, images.pixels, Silent())
@@ -92,7 +92,7 @@ def patterns(count: int, size: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def _spread_logits(module: nn.Module, pixels: Tensor) -> None:
+def spread_logits(module: nn.Module, pixels: Tensor) -> None:
     """Scales the classifier's weights, and centres each class on these images."""
     head = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
     nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))

@@ -10,14 +10,14 @@ from torch.nn import functional as F
 from passes.stream import read_sites
 from tests.support.checks import calibration_on, canonical
 from tests.support.families import images
-from vitfx.circuits.circuit import EMBED, EXACT, Edge
+from vitfx.circuits.circuit import EMBED, EXACT, Edge, Reader, Writer
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.ablation import make_reference
 from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.protocol import Limits
 from vitfx.discovery.basis.settings import ABLATIONS
 from vitfx.discovery.engines.head_engine import HeadEngine
-from vitfx.discovery.methods.acdc import acdc, by_attribution
+from vitfx.discovery.methods.acdc import acdc, by_attribution, reverse
 from vitfx.discovery.methods.attribution import fisher
 from vitfx.discovery.methods.unit_importance import fisher_scores, group_paths
 
@@ -179,3 +179,22 @@ def test_a_journal_spares_the_work_of_what_it_recalls():
     again = setting.run(1e-2, journal=journal)
     assert again == list(known.values())
     assert {one.edge.writer.sublayer for one in journal.recorded} == {"a0", "m0", "embed"}
+
+
+class Idle:
+    """An engine of one reader that makes no difference."""
+
+    def __init__(self):
+        self.idle, self.reader, self.writers = True, Reader("logits"), (Writer(EMBED),)
+
+    def visits(self):
+        yield self
+
+    def remove(self, writers, order=None):
+        pass
+
+
+@pytest.mark.parametrize(("tau", "kept"), [(0.0, True), (1e-9, False)])
+def test_what_costs_nothing_is_removed_only_where_costs_are_allowed(tau, kept):
+    (decision,) = acdc(Idle(), reverse, Limits(tau), NoJournal())
+    assert (decision.kept, decision.score, decision.kl) == (kept, 0.0, 0.0)
