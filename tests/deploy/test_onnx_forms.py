@@ -11,6 +11,7 @@ from torch import nn
 from passes.base import run_passes
 from passes.dialect import Attention
 from passes.fold_biases import FoldBiases
+from passes.fold_norms import FoldNorms
 from passes.merge_tokens import MergeBySchedule
 from passes.pack_qkv import PackQkv
 from passes.token_schedule import TokenSchedule
@@ -179,3 +180,20 @@ def test_forms_of_merged_tokens(merging, name):
     assert nodes[OPERATOR[name]] == (1 if name == "packed" else 3)
     assert not [node for node in made.graph.node if "Scatter" in node.op_type]
     assert_same(made, module)
+
+
+def test_norms_without_a_scale_get_one_for_each_channel():
+    """By torch's exporter theirs is as large as the stream, and made anew in each run."""
+    graph_module = run_passes(canonical("timm-rms-swiglu-qk-norm"), [FoldNorms()]).graph_module
+    model, graph_module = exported(graph_module, packed=False)
+    formed = to_form(model, FORMS["exported"], gemm=False)
+    weights = {weight.name: list(weight.dims) for weight in formed.model.graph.initializer}
+    norms = [node for node in formed.model.graph.node if node.op_type == "RMSNormalization"]
+    assert len(norms) >= 7 and all(len(weights[node.input[1]]) == 1 for node in norms)
+    assert not any(node.op_type == "ConstantOfShape" for node in formed.model.graph.node)
+    assert formed.refusals == ()
+    session = onnxruntime.InferenceSession(formed.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        expected = graph_module(PIXELS)
+    (got,) = session.run(None, {"pixels": PIXELS.numpy()})
+    assert float((torch.from_numpy(got) - expected).abs().max() / expected.abs().max()) < 1e-5

@@ -11,8 +11,13 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from passes.base import run_passes
+from passes.fold_norms import FoldNorms
+from tests.support.checks import canonical
+from tests.support.families import images
 from vitfx.deploy.export import to_onnx, write_onnx
 from vitfx.deploy.int8_tuning import activations, balance
+from vitfx.deploy.onnx_forms import FORMS, to_form
 from vitfx.deploy.quantize import Quantized, to_float16, to_int8
 from vitfx.deploy.runtime import open_session
 from vitfx.images.image_set import Images
@@ -190,3 +195,20 @@ def test_corrected_biases_give_the_mean_result(whole: onnx.ModelProto, digits: I
         [v[same.output[0]].reshape(-1, exact.shape[1]) for v in activations(int8, [same.output[0]], pixels)]
     )
     assert np.abs(exact.mean(0) - coarse.mean(0)).max() < 1e-3 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("formed", [True, False])
+def test_norms_without_a_scale_are_balanced_where_they_have_weights(formed: bool) -> None:
+    """By torch's exporter, those of RMSNorm are computed; forms make them weights."""
+    graph_module = run_passes(canonical("timm-rms-swiglu-qk-norm").float(), [FoldNorms()]).graph_module.eval()
+    pixels = images(8)
+    model = to_onnx(graph_module, pixels[:2], {})
+    model = to_form(model, FORMS["standard"], gemm=False).model if formed else model
+    small = to_int8(model, pixels)
+    assert small.quantized > 6
+    weights = {weight.name: numpy_helper.to_array(weight) for weight in small.model.graph.initializer}
+    scales = [weights.get(norm.input[1]) for norm in small.model.graph.node if norm.op_type == "RMSNormalization"]
+    assert any(scale is not None and len(set(scale.tolist())) > 1 for scale in scales) == formed
+    with torch.no_grad():
+        expected = graph_module(pixels)
+    assert float((logits(small.model, pixels) - expected).abs().max() / expected.abs().max()) < 0.1

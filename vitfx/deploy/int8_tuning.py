@@ -24,7 +24,7 @@ def balance(model: onnx.ModelProto, linear: Sequence[NodeProto], pixels: Tensor)
 
     The answers stay the same. Factors are max|x_c|^½ / max|w_c|^½ (SmoothQuant, Xiao et al. 2023, equation 4), so that
     no channel alone sets the scale that all inputs share. Norms are left alone that something else reads as well, or
-    whose readers share their weights.
+    whose readers share their weights, or whose own weights are computed.
 
     model: is changed. linear: its linear maps that will be int8. pixels: (N, C, H, W), as the model takes them.
     Returns how many norms were balanced.
@@ -37,7 +37,8 @@ def balance(model: onnx.ModelProto, linear: Sequence[NodeProto], pixels: Tensor)
     groups = {
         node.name: (node, readers)
         for node in model.graph.node
-        if node.op_type in _NORMS and (readers := _readers(node.output[0], uses, linear, model))
+        if node.op_type in _NORMS and all(name in weights for name in node.input[1:])
+        if (readers := _readers(node.output[0], uses, linear, model))
         if all(len(uses[reader.input[1]]) == 1 for reader in readers)
     }
     greatest: dict[str, np.ndarray] = {}

@@ -16,7 +16,14 @@ import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 from onnxscript.rewriter import RewriteRule, RewriteRuleSet
 
-from vitfx.deploy.onnx_rules import CONTRIB, AttentionOfTokens, FlatActivation, LinearToGemm, ProjectionIntoAttention
+from vitfx.deploy.onnx_rules import (
+    CONTRIB,
+    AttentionOfTokens,
+    FlatActivation,
+    LinearToGemm,
+    ProjectionIntoAttention,
+    ScaleByChannel,
+)
 
 _ACTIVATIONS = ("Gelu", "Relu", "HardSwish")
 
@@ -80,7 +87,7 @@ def to_form(model: onnx.ModelProto, form: Form, *, gemm: bool) -> Formed:
 
 def _rules(form: Form, gemm: bool, refusals: list[str]) -> Sequence[tuple[str, list[RewriteRule]]]:
     """In the order in which they are applied."""
-    rules: list[tuple[str, list[RewriteRule]]] = []
+    rules: list[tuple[str, list[RewriteRule]]] = [("scales", [ScaleByChannel.made(refusals)])]
     if form.attention == "PackedAttention":
         kinds = [{"biased": biased, "sized": sized} for biased in (True, False) for sized in (True, False)]
         rules.append(("packed", [ProjectionIntoAttention.made(refusals, **kind) for kind in kinds]))

@@ -166,6 +166,33 @@ class AttentionOfTokens(_Rule):
         return attention
 
 
+class ScaleByChannel(_Rule):
+    """RMSNorm without a scale, to which torch's exporter gives ones for the whole stream -> one for each channel."""
+
+    def pattern(self, op: Any, x: Any, shape: Any) -> Any:
+        ones = op.ConstantOfShape(shape, _outputs=["ones"])
+        return op.RMSNormalization(x, ones, _outputs=["normed"])
+
+    def check(self, op: Any, x: ir.Value, shape: ir.Value, ones: ir.Value, normed: ir.Value) -> MatchResult:
+        filling, norm = ones.producer(), normed.producer()
+        assert filling is not None and norm is not None
+        value = filling.attributes.get("value")
+        if value is None or value.as_tensor().numpy().item() != 1 or norm.attributes.get_int("axis") != -1:
+            return MatchResult().fail("its scale is not that of a norm without one")
+        known = x.shape is not None and isinstance(x.shape[-1], int)
+        return self._decide(None if known else f"the width of {x.name} is not known")
+
+    def rewrite(self, op: Any, x: ir.Value, shape: ir.Value, ones: ir.Value, normed: ir.Value) -> ir.Value:
+        norm, filling = normed.producer(), ones.producer()
+        assert norm is not None and filling is not None and x.shape is not None
+        dtype, width = filling.attributes["value"].as_tensor().numpy().dtype, x.shape[-1]
+        assert isinstance(width, int)
+        scale = op.Constant(value=ir.tensor(np.ones(width, dtype)))
+        options = {name: norm.attributes[name].as_float() for name in ("epsilon",) if name in norm.attributes}
+        result: ir.Value = op.RMSNormalization(x, scale, axis=-1, **options)
+        return result
+
+
 class LinearToGemm(_Rule):
     """MatMul and Add on (B, T, D) -> Gemm on (B·T, D), which adds the bias without another pass over memory."""
 
