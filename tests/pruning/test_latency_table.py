@@ -11,6 +11,7 @@ from vitfx.deploy.export import to_onnx
 from vitfx.deploy.lowering import lower
 from vitfx.deploy.runtime import open_session
 from vitfx.pruning import latency_table
+from vitfx.pruning.cost_model import Price
 from vitfx.pruning.latency_table import LatencyTable, measure_table
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Silent
@@ -26,6 +27,16 @@ def test_a_price_is_linear_between_what_was_timed_and_never_falls_with_more_unit
     assert price.sublayers["m0"].tolist() == [0, 0.5, 1, 1, 1, 2.5, 4]
     assert price.whole == 10
     assert price.total({"a0": 0, "m0": 2}) == pytest.approx(10 - 3 - 3)
+
+
+def test_times_of_a_machine_that_other_programs_keep_busy_are_doubted() -> None:
+    """Sublayers have 90 of 100 FLOPs here."""
+    flops = Price("FLOPs", 10.0, {"a0": torch.tensor([0.0, 90.0])})
+    sublayers = {"a0": ((1, 1.0), (2, 2.0)), "m0": ((4, 1.0),)}
+    assert LatencyTable(12.0, 11.0, sublayers).doubt(flops) is None
+    doubt = LatencyTable(12.0, 11.2, sublayers).doubt(flops)
+    assert doubt is not None and "the whole model takes 11.2 ms, all of its attentions and MLPs 3 ms" in doubt
+    assert LatencyTable(120.0, 110.0, sublayers).doubt(Price("FLOPs", 99.0, {"a0": torch.tensor([0.0, 1.0])})) is None
 
 
 def test_a_table_read_back_is_the_table(tmp_path):

@@ -36,6 +36,15 @@ def test_measured_times_are_kept_and_made_anew_when_asked(images, table):
     assert len(table) == 2
 
 
+def test_doubtful_times_are_told_and_not_kept(images, table, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(Silent, "say", lambda self, sentence: told.append(sentence))
+    monkeypatch.setattr(LatencyTable, "doubt", lambda self, flops: f"doubtful beside {flops.unit}")
+    for _ in range(2):
+        bench(images, asked(SPEEDUP, 1.2)).price()
+    assert len(table) == 2 and told.count("doubtful beside FLOPs") == 2
+
+
 def test_a_real_measurement_is_a_ratio(images, table):
     found = bench(images, asked(KL, 1))
     pruner = IterativePruner(found.original, images.pixels, None, scored=8, seed=0, watcher=Silent())

@@ -38,11 +38,16 @@ def test_a_log_has_a_line_a_minute_with_the_time_left(monkeypatch: pytest.Monkey
         watcher.say("an epoch")
         for now[0], done in ((181, 2), (183, 3)):
             report(done, 90)
+        report = watcher.bar("merging")
+        for now[0], done in ((183, 0), (400, 1), (480, 3)):
+            report(done, 22)
     assert printed.getvalue().splitlines() == [
         "decoding: 2,000 of 4,000, 2 min left",
         "training: 1 of 9, loss 2.5",
         "an epoch",
         "training: 3 of 90, loss 2.5, 44 min left",
+        "merging: 1 of 22",
+        "merging: 3 of 22, 31 min left",
     ]
 
 

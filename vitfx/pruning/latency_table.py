@@ -29,12 +29,15 @@ from vitfx.support.devices import synchronize
 from vitfx.support.errors import UserError
 from vitfx.support.json_files import read_json, write_json
 from vitfx.support.progress import Watcher
+from vitfx.support.text import digits
 from vitfx.support.timing import time_interleaved
 from vitfx.support.typed import TypeMismatch, typed
 
 STEPS = 4
 """How many counts of a sublayer's units are timed; times between them are interpolated."""
 _ROUNDS, _SECONDS, _MOST_SECONDS = 21, 10.0, 180.0
+_PLAUSIBLE = 0.3
+"""By so much smaller than their share of the FLOPs the sublayers' share of the time may be."""
 FORMAT = "vitfx-latency/1"
 _ADVICE = "times are measured anew"
 
@@ -65,6 +68,17 @@ class LatencyTable:
             counts, times = (np.array(column) for column in zip((0, 0.0), *points, strict=True))
             costs[name] = torch.from_numpy(np.interp(np.arange(counts[-1] + 1), counts, np.maximum.accumulate(times)))
         return Price(MILLISECONDS, self.whole - sum(float(cost[-1]) for cost in costs.values()), costs)
+
+    def doubt(self, flops: Price) -> str | None:
+        """A sentence where the sublayers take far less of the whole model's time than of its FLOPs: on a machine that
+        other programs keep busy a long run is interrupted again and again, a short one hardly ever."""
+        parts = sum(points[-1][1] for points in self.sublayers.values())
+        if parts >= _PLAUSIBLE * (1 - flops.rest / flops.whole) * self.whole:
+            return None
+        return (
+            f"note: the whole model takes {digits(self.whole)} ms, all of its attentions and MLPs {digits(parts)} ms: "
+            "other programs keep this machine busy, and what follows from these times is doubtful"
+        )
 
     def write(self, path: Path) -> None:
         """Raises WriteError."""

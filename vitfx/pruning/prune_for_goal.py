@@ -20,7 +20,7 @@ from vitfx.images.image_set import Images
 from vitfx.pruning.goal import DROP, PARAMETERS, PROMISED, Goal
 from vitfx.pruning.goal_circuit import goal_circuit
 from vitfx.pruning.goal_delivery import search_and_heal
-from vitfx.pruning.goal_search import GoalResult, check_goal
+from vitfx.pruning.goal_search import GoalResult, check_goal, check_reach
 from vitfx.pruning.healing import Heal
 from vitfx.pruning.int8_limit import aim_in_float32, rounding_of
 from vitfx.pruning.iterative_pruner import IterativePruner
@@ -77,7 +77,7 @@ def compile_for_goal(
     merging = choose_merging(front, None if asked.tokens == AUTO else asked.tokens, images.pixels)
     facts = origins(original, images)
     bench = TargetBench(module, original, images.pixels, asked, watcher)
-    prices = MergePrices(bench, bench.price())
+    prices = _prices(bench)
     searched = images if more is None else _with_further(images, more, original)
     pruner = _make_pruner(original, images, searched, kind.name, asked, device, watcher)
     merging = merging or _searched_schedule(pruner, bench, prices)
@@ -104,6 +104,13 @@ def compile_for_goal(
     delivered = (ended.healed.module, original, circuit, result.state.plan, verification, notes, ended.compensated)
     kl, rounding = result.held_out_loss.kl, rounding_of(asked, ended.limit, result, pruner)
     return Pruned(*delivered, artifact_kl=kl, missed=missed, divergence=pruner.measure, rounding=rounding)
+
+
+def _prices(bench: TargetBench) -> MergePrices:
+    """Raises UserError where the goal is out of reach: before tokens are searched for, which takes minutes."""
+    prices = MergePrices(bench, bench.price())
+    check_reach(bench.asked.goal, prices.unmerged, plain=bench.plain, whole=bench.whole)
+    return prices
 
 
 def _searched_schedule(pruner: IterativePruner, bench: TargetBench, prices: MergePrices) -> MergeBySchedule | None:

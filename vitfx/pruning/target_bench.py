@@ -197,6 +197,9 @@ class TargetBench:
         assert self.counts
         if self.asked.goal.kind == PARAMETERS:
             return parameters_price(graph_module)
+        return self._flops(graph_module)
+
+    def _flops(self, graph_module: GraphModule) -> Price:
         return flops_price(graph_module, self.examples.shape[1:], tokens_of(graph_module, self.examples[:2]))
 
     def _table(self) -> LatencyTable:
@@ -216,6 +219,9 @@ class TargetBench:
             return self.open(model, None if example.dim() == self.examples.dim() else example)
 
         table = measure_table(self.original, self.batch, lowered, self.open_plain(), opened, self.device, self.watcher)
+        if (doubt := table.doubt(self._flops(self.original))) is not None:
+            self.watcher.say(doubt)
+            return table
         try:
             with writing(cached):
                 cached.parent.mkdir(parents=True, exist_ok=True)

@@ -91,7 +91,7 @@ _SECONDS = 60.0
 class Lines:
     """Prints sentences, and, when there was none for `_SECONDS`, the state of a bar with the time left.
 
-    A full bar is silent: a message follows it anyway.
+    A full bar is silent: a message follows it anyway. The first step alone, which may set things up, foretells nothing.
     """
 
     def __init__(self, console: Console) -> None:
@@ -113,7 +113,7 @@ class Lines:
             first = first or (now, done)
             if done < total and now - self._last_message >= _SECONDS:
                 began, before = first
-                left = time_left((now - began) / (done - before) * (total - done)) if done > before else ""
+                left = time_left((now - began) / (done - before) * (total - done)) if done - before > 1 else ""
                 self.say(f"{title}: {done:,} of {total:,}{self._detail}{left}")
 
         return report
