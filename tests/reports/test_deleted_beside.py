@@ -30,6 +30,12 @@ def test_units_stand_beside_each_other_by_sublayer() -> None:
     assert caption in shown.told
 
 
+def test_a_sublayer_without_units_is_not_a_list_of_them() -> None:
+    gone, some = (_plan(("a0", "head", tuple(range(units)), 6)) for units in (6, 5))
+    (_, row) = read(page("", "", [deleted_beside([("gone", gone), ("some", some)], "Beside")])).cells
+    assert row == ["a0", "all of 6 heads", "5 of 6 heads: 0, 1, 2, 3, 4", "5 of 6 heads: 0, 1, 2, 3, 4"]
+
+
 def test_one_plan_or_plans_of_several_models_have_nothing_beside() -> None:
     other = _plan(("a0", "head", (0,), 12))
     assert not deleted_beside([("ten", TEN)], "Beside")

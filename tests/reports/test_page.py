@@ -33,6 +33,12 @@ def test_nothing_is_shown_of_nothing() -> None:
     assert read(page("Title", "Lead", [Markup(""), section("Full", paragraph("There."))])).sections == ["Full"]
 
 
+def test_words_stand_to_the_left_and_numbers_to_the_right() -> None:
+    shown = table(Table(["run", "no.", "on"], [["a", "1", "CPU"]], caption="Runs", left=(0, 2)))
+    assert '<th scope="col">no.</th><th scope="col" class="left">on</th>' in shown
+    assert '<td>1</td><td class="left">CPU</td>' in shown
+
+
 def test_a_table_scrolls_by_keyboard_too() -> None:
     box = Page(table(Table(["", "a"], [["row", "1"]], caption="Numbers"))).first["div"]
     assert (box["tabindex"], box["role"], box["aria-label"]) == ("0", "group", "Numbers")

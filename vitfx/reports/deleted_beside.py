@@ -28,7 +28,7 @@ def deleted_beside(plans: Sequence[tuple[str, DeletionPlan]], title: str) -> Mar
     for name in sorted(totals, key=place):
         kind, total = totals[name]
         units = [of.get(name, frozenset()) for of in deleted]
-        shown = [_cell(each, f"of {total:,} {kind}s") for each in (*units, frozenset.intersection(*units))]
+        shown = [_cell(each, kind, total) for each in (*units, frozenset.intersection(*units))]
         rows.append([name, *shown])
     columns = ["", *(name for name, _ in plans), "in all of them"]
     return section(title, table(Table(columns, rows, caption=_caption(deleted, totals), left=range(len(columns)))))
@@ -43,11 +43,13 @@ def _totals(plans: Sequence[DeletionPlan]) -> Mapping[str, tuple[str, int]] | No
     return totals or None
 
 
-def _cell(units: frozenset[int], of: str) -> str:
+def _cell(units: frozenset[int], kind: str, total: int) -> str:
     if not units:
         return "–"
+    if len(units) == total:
+        return f"all of {total:,} {kind}s"
     listed = f": {', '.join(map(str, sorted(units)))}" if len(units) <= _LISTED else ""
-    return f"{len(units):,} {of}{listed}"
+    return f"{len(units):,} of {total:,} {kind}s{listed}"
 
 
 def _caption(deleted: Sequence[Mapping[str, frozenset[int]]], totals: Mapping[str, tuple[str, int]]) -> str:

@@ -116,4 +116,4 @@ def points_table(runs: Named, title: str) -> Markup:
     metric = _shared([point.words.metric for _, point in named], "score")
     measure = _shared([point.words.divergence for _, point in named], "divergence")
     columns = [{"top-1": metric, "KL": measure}.get(column, column) for column in _COLUMNS]
-    return section(title, table(Table(columns, rows, caption=caption), sorts=True))
+    return section(title, table(Table(columns, rows, caption=caption, left=(0, 2, len(columns) - 1)), sorts=True))
