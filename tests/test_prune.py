@@ -198,10 +198,9 @@ def test_the_console_says_what_is_done(finished: Finished) -> None:
     assert lines[4].endswith(" parameters; 2 attentions of 2 heads and 2 MLPs of 16 neurons can be pruned")
     assert any(line.startswith("removed ") and line.endswith(f" of {EDGES} edges; plan:") for line in lines)
     assert "top-1" in finished.printed
-    assert lines[-3] == f"{finished.out}/ has the artifact and the report"
+    assert lines[-3] == f"{finished.out}/ has pruned.onnx, pruned.pt and report.html"
     assert lines[-2] == f"next: python -m vitfx.show {finished.out}/circuit.json"
-    recover = f"vitfx.recover {finished.out}/pruned.pt --teacher {finished.checkpoint} --minutes 30"
-    assert lines[-1] == f"next: python -m {recover}"
+    assert lines[-1] == f"next: python -m vitfx.prune {finished.checkpoint} --samples 16 --paths 4 --tau 0.02"
 
 
 def test_the_artifact_prunes_again(finished: Finished, tmp_path: Path) -> None:

@@ -184,9 +184,9 @@ def _carry_out(run: PruneRun, options: argparse.Namespace, watcher: Watcher) -> 
         case CircuitRun():
             result = run_circuit(run, watcher)
     report = result.report
-    smaller = report["pruned"]["flops"] < report["baseline"]["flops"]
-    following = after_prune(options, run.out, scored=isinstance(run, CircuitRun), smaller=smaller)
-    return _End(to_table(report), "the artifact and the report", result.missed, following)
+    other = [] if (precision := report["precision"]) is None else [precision["file"]]
+    files = ", ".join(["pruned.onnx", *other, "pruned.pt"])
+    return _End(to_table(report), f"{files} and report.html", result.missed, after_prune(options, run.out, report))
 
 
 def build_parser() -> CommandParser:

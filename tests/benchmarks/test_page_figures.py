@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and docs/circuits.md: figures that have a record beside the page are the record's."""
+"""README and docs: figures that have a record beside the page are the record's, and recipes have no others."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
 CIRCUITS = (DOCS / "circuits.md").read_text(encoding="utf-8")
+README = (DOCS.parent / "README.md").read_text(encoding="utf-8")
 PEERS = {
     "random": "random", "magnitude": "magnitude", "Taylor": "taylor", "Torch-Pruning, uniform": "torch-pruning-uniform",
     "VBP": "vbp", "CORP's MLP ridge": "corp", "**vitfx**": "vitfx",
@@ -53,16 +56,52 @@ def test_discovery() -> None:
 
 
 def test_goals() -> None:
-    """On this page and on that of recipes."""
     ten, int8 = record("goal-ten-classes"), record("goal-int8")
     sides = [f"{100 * ten[side]['accuracy']:.1f} %" for side in ("pruned", "baseline")]
     assert f"{sides[0]} where the whole model cut to these classes has {sides[1]}, KL {ten['kl']:.3f}" in flat(PAGE)
     file, speeds = int8["precision"], int8["precision"]["speedup_by_batch"]
-    recipes = flat((DOCS / "how-to.md").read_text(encoding="utf-8"))
-    assert f"{speeds['8']:.2f}× at batch 8 ({speeds['1']:.2f}× at batch 1, {speeds['64']:.2f}× at batch 64)" in recipes
-    assert f"KL {file['kl']:.3f}, {100 * file['accuracy']:.2f} % of 75.02 % for the int8 file" in recipes
+    told = flat(PAGE)
+    assert f"{speeds['8']:.2f}× at batch 8 ({speeds['1']:.2f}× at batch 1, {speeds['64']:.2f}× at batch 64)" in told
+    assert f"KL {file['kl']:.3f}, {100 * file['accuracy']:.2f} % of 75.02 % for the int8 file" in told
     float32 = f"{int8['speedup']:.2f}×, KL {int8['kl']:.3f}, {100 * int8['pruned']['accuracy']:.2f} % for the float32"
-    assert float32 in recipes
+    assert float32 in told
+    accuracies = [f"{100 * side['accuracy']:.2f} %" for side in (file, int8["baseline"])]
+    assert f"| {speeds['8']:.2f}× at batch 8, {' of '.join(accuracies)} | [JSON](goal-int8.json) |" in PAGE
+
+
+def test_the_readme() -> None:
+    """Its table is the peers' record and a row of int8's, and the sentence on ten classes their record's."""
+    peers, int8, ten = record("peers")["rows"], record("goal-int8"), record("goal-ten-classes")
+    rows = []
+    for share in (0.1, 0.2, 0.3, 0.4, 0.5):
+        row = peers[f"vitfx {share:g}"]
+        assert f"{100 * row['plain']:.1f} %" == "75.5 %" and "top-1, of 75.5 %" in README and row["images"] == 2000
+        others = [row for name, row in peers.items() if name.endswith(f" {share:g}") and not name.startswith("vitfx")]
+        best = max(row["accuracy"] for row in others)
+        figures = [f"{100 * share:.0f} %", f"{row['speedup']:.2f}×", f"{100 * row['accuracy']:.1f} %"]
+        rows.append(" | ".join([*figures, f"{row['kl']:.3f}", f"{100 * best:.1f} %"]))
+    file, whole = int8["precision"], int8["baseline"]
+    deleted, accuracies = 1 - int8["pruned"]["flops"] / whole["flops"], (file["accuracy"], whole["accuracy"])
+    top = "{:.2f} %, of {:.2f} %".format(*(100 * accuracy for accuracy in accuracies))
+    speed = f"{file['speedup_by_batch']['8']:.2f}×"
+    rows.append(f"with training: {100 * deleted:.0f} %, int8 | {speed} | {top} | {file['kl']:.3f} |")
+    known = {row["peer"] for row in peers.values()} - {"original", "vitfx", "vitfx-time"}
+    assert len(known) == 6 and "Six other methods" in README and int8["images"]["evaluation"] == 10_000
+    assert [row for row in rows if f"| {row} |" not in README] == []
+    classes = "half of the FLOPs do for ten of the classes: {:.1f} % of {:.1f} %"
+    assert classes.format(*(100 * ten[side]["accuracy"] for side in ("pruned", "baseline"))) in flat(README)
+    assert abs(ten["pruned"]["flops"] / ten["baseline"]["flops"] - 0.5) < 0.001
+
+
+RESULT = r"\bKL (?:of |from )?0\.\d+|\d % top-1|\d\.\d\d×(?! to)|\| 0\.\d+ \||\d\.\d+ (?:ms|s|minutes)\b"
+
+
+@pytest.mark.parametrize("name", ["how-to", "how-it-works"])
+def test_recipes_and_explanations_have_no_results(name: str) -> None:
+    """Which would have no record there; arguments and defaults are not results."""
+    page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    assert re.findall(RESULT, re.sub(r"```.*?```|`[^`]*`", "", page, flags=re.DOTALL)) == []
+    assert re.findall(RESULT, PAGE) != []
 
 
 def test_faithfulness_of_the_vit() -> None:

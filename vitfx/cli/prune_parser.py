@@ -19,9 +19,9 @@ _FIRST = {
         "--classes": "keep these classes alone (default: all)",
     },
     "goal, one of these": {
-        "--max-drop": "as fast as possible for so many points of top-1 (default 1)",
+        "--max-drop": "as fast as so many lost points of top-1 allow (default 1)",
         "--target-speedup": "X times as fast as the plain export",
-        "--target-flops": "this share of the FLOPs, losing least",
+        "--target-flops": "keep this share of the FLOPs, losing least",
         "--tau": "delete what costs less than τ nats an image, head by head",
     },
     "result": {

@@ -167,8 +167,9 @@ class Course:
         if self.settings.minutes is not None and self.steps is None:
             if self._progress() >= 0.5:
                 raise UserError(
-                    f"evaluating {len(self.data.held_out):,} held-out images takes {self._reserve:.0f} s, which leaves "
-                    f"too little of `minutes` {self.settings.minutes:g}: give more minutes, or fewer with `held_out`"
+                    f"preparing took {self.seconds:.0f} s, {self._reserve:.0f} of them to evaluate "
+                    f"{len(self.data.held_out):,} held-out images, which leaves too little of `minutes` "
+                    f"{self.settings.minutes:g}: give more minutes, or fewer images with `held_out`"
                 )
             affordable = int(_CHECKING * 60 * self.settings.minutes / max(self._reserve, 1e-9))
             self.wanted_checks = max(min(affordable, self.settings.checks), _FEWEST_CHECKS)
