@@ -12,7 +12,9 @@ here and go unnoticed.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,10 +35,15 @@ from passes.plan import DeletionPlan, channels_of
 from passes.stream import read_sites
 from vitfx.graph.merge_oracle import Merged, Merges, attended, clearly_merged, keys_of
 from vitfx.support.errors import NothingPrunable
+from vitfx.support.progress import Report
 
 TOLERANCE_FLOAT64 = 1e-9
 TOLERANCE_FLOAT32 = 1e-4
 _FLOAT64_IMAGES = 8
+
+
+Model = Callable[[Tensor], Tensor]
+"""(N, C, H, W) -> (N, K)."""
 
 
 class VerificationError(Exception):
@@ -84,7 +91,13 @@ def rewritten(graph_module: GraphModule, plan: DeletionPlan, merging: MergeBySch
     return rewrite(sharing_weights(graph_module), plan, merging, consume=True).graph_module.eval()
 
 
-def verify(graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan, pixels: Tensor) -> Verification:
+def verify(
+    graph_module: GraphModule,
+    artifact: GraphModule,
+    plan: DeletionPlan,
+    pixels: Tensor,
+    progress: Report | None = None,
+) -> Verification:
     """Compares the artifact with the ablated model on real images (N, C, H, W) of the graph's type and device.
 
     Where tokens merge in the artifact they do so in the ablated model, by plain loops (`vitfx.graph.merge_oracle`);
@@ -95,7 +108,7 @@ def verify(graph_module: GraphModule, artifact: GraphModule, plan: DeletionPlan,
     merges = Merges.of(artifact)
     pixels = clearly_merged(artifact, pixels)
     merging = MergeBySchedule(schedule_of(artifact), pixels[:2])
-    exact = _exact(graph_module, plan, merging, merges, pixels[:_FLOAT64_IMAGES].double())
+    exact = _exact(graph_module, plan, merging, merges, pixels[:_FLOAT64_IMAGES].double(), progress or _silent)
     close = _difference(artifact, pixels, ablated_logits(graph_module, plan, pixels, merges))
     image = pixels.shape[1:]
     tokens = tokens_of(graph_module, pixels[:2])
@@ -138,15 +151,39 @@ def ablated_logits(
 
 
 def _exact(
-    graph_module: GraphModule, plan: DeletionPlan, merging: MergeBySchedule, merges: Merges, pixels: Tensor
+    graph_module: GraphModule,
+    plan: DeletionPlan,
+    merging: MergeBySchedule,
+    merges: Merges,
+    pixels: Tensor,
+    progress: Report,
 ) -> tuple[float, float]:
-    """`_difference` in float64, where the one copy of the weights is first the oracle's and then rewritten."""
+    """`_difference` in float64, where the one copy of the weights is first the oracle's and then rewritten.
+
+    progress: called after each image, since float64 is slow.
+    """
+    done = 0
+
+    def by_image(model: Model, images: Tensor) -> Tensor:
+        nonlocal done
+        answers = []
+        for image in images.split(1):
+            answers.append(model(image))
+            done += 1
+            progress(done, 2 * len(images))
+        return torch.cat(answers)
+
     whole = copy.deepcopy(graph_module).double()
-    oracle = ablated_logits(whole, plan, pixels, merges)
-    return _difference(rewrite(whole, plan, merging, consume=True).graph_module, pixels, oracle)
+    oracle = by_image(lambda image: ablated_logits(whole, plan, image, merges), pixels)
+    artifact = rewrite(whole, plan, merging, consume=True).graph_module
+    return _difference(partial(by_image, artifact), pixels, oracle)
 
 
-def _difference(artifact: GraphModule, pixels: Tensor, oracle: Tensor) -> tuple[float, float]:
+def _silent(done: int, total: int) -> None:
+    """Nobody wants to know."""
+
+
+def _difference(artifact: Model, pixels: Tensor, oracle: Tensor) -> tuple[float, float]:
     """The greatest absolute difference, and the same divided by the oracle's greatest logit."""
     with torch.no_grad():
         error = float((artifact(pixels) - oracle).abs().max())

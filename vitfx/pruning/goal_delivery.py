@@ -54,7 +54,7 @@ def search_and_heal(
         result = reach_goal(
             pruner, each, price, bench.watcher, plain=bench.plain, measure=bench.measure, whole=bench.whole
         )
-        artifact, verification = carry_out(original, result.state.plan, images, bench.merging)
+        artifact, verification = carry_out(original, result.state.plan, images, bench.merging, bench.watcher)
         changed = bool(result.state.plan.deletions) or bench.merging is not None
         delivered = healed(artifact, pruner, original, held_out, result.held_out_loss, heal if changed else None)
         for note in delivered.notes:

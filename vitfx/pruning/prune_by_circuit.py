@@ -115,7 +115,7 @@ def compile_model(
     measure = discovery.calibration.divergence
     compensated = _compensated(on_device, plan, images, compensation, measure, watcher)
     original = on_device.cpu()
-    artifact, verification = carry_out(original, compensated.plan, images, merging)
+    artifact, verification = carry_out(original, compensated.plan, images, merging, watcher)
     artifact_kl = None
     differences = _differences(discovery, settings, plan, compensated.plan)
     if differences := [*differences, *(["tokens merge"] if merging else [])]:
@@ -173,11 +173,15 @@ def _notes(
 
 
 def carry_out(
-    original: GraphModule, plan: DeletionPlan, images: Images, merging: MergeBySchedule | None = None
+    original: GraphModule,
+    plan: DeletionPlan,
+    images: Images,
+    merging: MergeBySchedule | None,
+    watcher: Watcher,
 ) -> tuple[GraphModule, Verification]:
     """The artifact of a plan, in eval mode, and its proof. Raises VerificationError."""
     artifact = rewrite(original, plan, merging).graph_module.eval()
-    return artifact, verify(original, artifact, plan, images.pixels[:_VERIFIED_IMAGES])
+    return artifact, verify(original, artifact, plan, images.pixels[:_VERIFIED_IMAGES], watcher.bar("proof"))
 
 
 def _differences(discovery: Discovery, settings: Settings, ablated: DeletionPlan, plan: DeletionPlan) -> list[str]:
