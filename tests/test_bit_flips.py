@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from onnx import helper
 
 from passes.plan import DeletionPlan, Refit, SublayerDeletion
 from tests.support.bit_flips import with_a_bit_flipped
 from tests.support.prune_runs import DIGITS, GREY, artifact
 from vitfx.circuits.circuit import Circuit, Decision, Edge, Reader, Writer, read_circuit
 from vitfx.deploy.export import export_onnx
-from vitfx.deploy.onnx_file import read_onnx
+from vitfx.deploy.onnx_file import read_onnx, seal
 from vitfx.discovery.basis.journal import FileJournal
 from vitfx.models.checkpoint import load_model
 from vitfx.pruning.latency_table import LatencyTable
@@ -82,6 +83,21 @@ def test_onnx_files(tmp_path):
     written = read_onnx(path)
     sentences = refusals(path, lambda: read_onnx(path), written)
     assert sum("does not match its digest" in sentence for sentence in sentences) >= FLIPS // 2
+
+
+def test_an_onnx_file_whose_digest_has_a_damaged_name(tmp_path):
+    model = helper.make_model(helper.make_graph([], "empty", [], []))
+    helper.set_model_props(model, {"vitfx": "0", "source": "b" * 64})
+    seal(model)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    read_onnx(path)
+    path.write_bytes(path.read_bytes().replace(b"digest", b"diguse"))
+    with pytest.raises(UserError, match="does not match its digest"):
+        read_onnx(path)
+    helper.set_model_props(model, {"source": "b" * 64})
+    path.write_bytes(model.SerializeToString())
+    assert read_onnx(path) == model
 
 
 def test_journals_go_on_before_the_damage(tmp_path):

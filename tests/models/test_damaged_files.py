@@ -24,6 +24,7 @@ from tests.support.families import SIZE
 from tests.support.records import model_record
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.checkpoint import load_model, save_artifact, save_checkpoint
+from vitfx.models.model_file import check_whole
 from vitfx.models.vit import ViT
 from vitfx.support.errors import UserError
 
@@ -248,3 +249,14 @@ def test_a_pickle_that_holds_itself(tmp_path: Path) -> None:
 def checkpoint_path(folder: Path) -> Path:
     checkpoint(folder)
     return folder / "whole.pt"
+
+
+def test_an_archive_that_says_it_is_in_several_files(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"a": torch.zeros(2)}, path)
+    contents = bytearray(path.read_bytes())
+    disks = contents.rindex(b"PK\x06\x07") + 16
+    contents[disks : disks + 4] = (2).to_bytes(4, "little")
+    path.write_bytes(contents)
+    with pytest.raises(UserError, match=r"model.pt is damaged, for .*: copy or download it again"):
+        check_whole(path)

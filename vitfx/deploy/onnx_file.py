@@ -13,6 +13,8 @@ from vitfx.support.digests import DIGEST
 from vitfx.support.errors import UserError, in_a_line
 from vitfx.support.reading import check_file
 
+_HEX = 2 * hashlib.sha256().digest_size
+"""Letters of a digest."""
 _SHOWN = 400
 """Letters of a value in the metadata that are shown, as a list of a thousand classes is not."""
 
@@ -33,11 +35,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     except (DecodeError, ValueError) as error:
         raise UserError(f"{path} is not a whole ONNX file ({in_a_line(error)}): copy it again") from error
     written = _take_digest(model)
+    if _is_misnamed(model) if written is None else written != _digest(model):
+        raise UserError(f"{path} does not match its digest, so it was damaged or edited: copy it again, or export anew")
     if written is not None:
-        if written != _digest(model):
-            raise UserError(
-                f"{path} does not match its digest, so it was damaged or edited: copy it again, or export anew"
-            )
         model.metadata_props.add(key=DIGEST, value=written)
     return model
 
@@ -70,6 +70,18 @@ def _metadata(model: onnx.ModelProto) -> dict[str, str]:
 def _digest(model: onnx.ModelProto) -> str:
     """sha256 of a model whose metadata have no digest: taking it out spares a copy of all weights."""
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _is_misnamed(model: onnx.ModelProto) -> bool:
+    """Whether a digest of the whole model is there under another name, which must have been damaged."""
+    for index, entry in enumerate(model.metadata_props):
+        if len(entry.value) == _HEX:
+            rest = onnx.ModelProto()
+            rest.CopyFrom(model)
+            del rest.metadata_props[index]
+            if _digest(rest) == entry.value:
+                return True
+    return False
 
 
 def _take_digest(model: onnx.ModelProto) -> str | None:

@@ -79,11 +79,10 @@ def _read_whole(path: Path, *, trust_pickle: bool) -> Any:
 def check_whole(path: Path) -> None:
     """Raises UserError where a part of a zip file, as torch.save and torch.export.save write them, does not match its
     checksum: torch would load it with other numbers."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
-        check_zip(path)
-    except DamagedError as error:
+        if zipfile.is_zipfile(path):
+            check_zip(path)
+    except (DamagedError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged, for {error}: copy or download it again") from error
 
 
