@@ -102,7 +102,7 @@ def _alone(cell: Cell) -> dict[str, Any]:
 
 
 def _options(arguments: Sequence[str] | None) -> SizesOptions:
-    given = vars(_parser().parse_args(arguments))
+    given = vars(build_parser().parse_args(arguments))
     try:
         tokens = tuple(dict.fromkeys(int(count) for count in given.pop("tokens").split(",")))
     except ValueError as error:
@@ -111,7 +111,7 @@ def _options(arguments: Sequence[str] | None) -> SizesOptions:
     return SizesOptions(models, tokens, stages, **given)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("sizes", __doc__ or "", _EXAMPLE)
     add = parser.add_argument
     add("--models", default="ti,s", help=f"of {', '.join(SHAPES)} (default: %(default)s)")
