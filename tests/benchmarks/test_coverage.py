@@ -14,7 +14,8 @@ from benchmarks.coverage_models import model_names
         ("eva02_tiny_patch14_224", "Eva", FULL, ""),
         ("vit_base_patch16_siglip_224", "VisionTransformer", FULL, ""),
         ("vit_base_patch16_sapiens2", "Eva", FULL, ""),
-        ("vit_base_patch16_xp_224", "VisionTransformer", REFUSED, "no attention sublayer"),
+        ("vit_base_patch16_xp_224", "VisionTransformer", FULL, ""),
+        ("vit_base_patch16_rpn_224", "VisionTransformer", REFUSED, "no attention sublayer"),
     ],
 )
 def test_states(name, kind, state, reason):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,10 @@ import pytest
 from benchmarks import peer_package, subject
 from benchmarks.command import read_finished
 from benchmarks.coverage import FORMAT as COVERAGE
-from benchmarks.discovery import FORMAT as DISCOVERY
-from benchmarks.faithfulness import FORMAT as FAITHFULNESS
 from benchmarks.match import Match
 from benchmarks.peers import FORMAT, main
 from benchmarks.peers_table import speeds_at_equal_accuracy
 from tests.support.benchmark_folder import write_checkpoint
-from vitfx.reports.records import PRUNE_REPORT
 from vitfx.support.errors import UserError
 from vitfx.support.json_files import write_json
 from vitfx.support.pictures import has_matplotlib
@@ -140,12 +138,12 @@ def test_records_are_read_back_and_others_refused(tmp_path):
             read_finished(out, FORMAT, {"a": 1}, "rows")
 
 
-def test_every_record_in_the_docs_names_its_format():
-    docs = Path(__file__).resolve().parents[2] / "docs"
-    formats = {path.name: json.loads(path.read_text())["format"] for path in docs.glob("*.json")}
-    assert formats.pop("peers.json") == FORMAT
-    assert formats.pop("families.json") == COVERAGE
-    assert set(formats.values()) <= {DISCOVERY, FAITHFULNESS, PRUNE_REPORT}
+def test_every_record_in_the_docs_names_a_format_that_the_code_writes():
+    root = Path(__file__).resolve().parents[2]
+    formats = {path.name: json.loads(path.read_text())["format"] for path in (root / "docs").glob("*.json")}
+    assert (formats["peers.json"], formats["families.json"]) == (FORMAT, COVERAGE)
+    code = "".join(path.read_text() for folder in ("vitfx", "benchmarks") for path in (root / folder).rglob("*.py"))
+    assert set(formats.values()) <= set(re.findall(r'"(vitfx-[a-z-]+/\d+)"', code))
 
 
 def test_ctrl_c_says_that_it_goes_on(model, tmp_path, capsys, monkeypatch):
