@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.discover_runs import read, run
+from tests.support.discover_runs import QKV, qkv_circuit, read, run
 from tests.support.prune_runs import EDGES, GREY, artifact, model, picture, report
 from tests.support.prune_runs import discover as prune_discover
 from tests.support.prune_runs import run_circuit as prune_circuit
@@ -26,9 +26,6 @@ from vitfx.show import main as show
 Captured = pytest.CaptureFixture[str]
 
 
-QKV = ("--granularity", "qkv", "--tau", "0.003")
-
-
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return artifact(tmp_path_factory.mktemp("discover") / "model.pt")
@@ -36,10 +33,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def circuit(path: Path) -> Path:
-    """Of the qkv graph."""
-    out = path.parent / "qkv.json"
-    assert run(path, out, *QKV) == 0
-    return out
+    return qkv_circuit(path)
 
 
 def test_a_circuit_is_written_and_told(path: Path, tmp_path: Path, capsys: Captured) -> None:

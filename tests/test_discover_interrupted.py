@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.discover_runs import read, run
+from tests.support.discover_runs import QKV, qkv_circuit, read, run
 from tests.support.prune_runs import artifact
 from vitfx.circuits.circuit import Decision
 from vitfx.discovery.basis.journal import FileJournal
@@ -19,9 +19,6 @@ from vitfx.support.errors import UserError
 Captured = pytest.CaptureFixture[str]
 
 
-QKV = ("--granularity", "qkv", "--tau", "0.003")
-
-
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return artifact(tmp_path_factory.mktemp("discover") / "model.pt")
@@ -29,10 +26,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def circuit(path: Path) -> Path:
-    """Of the qkv graph."""
-    out = path.parent / "qkv.json"
-    assert run(path, out, *QKV) == 0
-    return out
+    return qkv_circuit(path)
 
 
 def _stop(*_: Any) -> Any:

@@ -7,6 +7,8 @@ from pathlib import Path
 from vitfx.circuits.circuit import Circuit
 from vitfx.discover import main
 
+QKV = ("--granularity", "qkv", "--tau", "0.003")
+
 
 def run(model: Path | str, out: Path, *options: str) -> int:
     """The command's exit code."""
@@ -17,3 +19,10 @@ def run(model: Path | str, out: Path, *options: str) -> int:
 
 def read(path: Path) -> Circuit:
     return Circuit.from_json(path.read_text())
+
+
+def qkv_circuit(model: Path) -> Path:
+    """The file, beside the model, of a circuit of the qkv graph."""
+    out = model.parent / "qkv.json"
+    assert run(model, out, *QKV) == 0
+    return out

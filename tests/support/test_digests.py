@@ -41,11 +41,16 @@ def test_a_file_is_read_by_its_own_format_alone(tmp_path: Path) -> None:
         read_json(path, "vitfx-test/1", "give one")
 
 
-def test_a_part_of_an_archive_that_was_changed_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "archive"
+def archive_of_two(folder: Path) -> Path:
+    path = folder / "archive"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("first", b"weights")
         archive.writestr("second", b"biases!")
+    return path
+
+
+def test_a_part_of_an_archive_that_was_changed_is_named(tmp_path: Path) -> None:
+    path = archive_of_two(tmp_path)
     check_zip(path)
     path.write_bytes(path.read_bytes().replace(b"biases!", b"biases?"))
     with pytest.raises(DamagedError, match="its part second does not match its checksum"):
@@ -54,10 +59,7 @@ def test_a_part_of_an_archive_that_was_changed_is_named(tmp_path: Path) -> None:
 
 def test_a_part_that_a_damaged_length_hides_is_missed(tmp_path: Path) -> None:
     """The second member's entry is taken for a comment on the first."""
-    path = tmp_path / "archive"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("first", b"weights")
-        archive.writestr("second", b"biases!")
+    path = archive_of_two(tmp_path)
     contents = bytearray(path.read_bytes())
     comment = contents.index(b"PK\x01\x02") + 32
     contents[comment : comment + 2] = (100).to_bytes(2, "little")

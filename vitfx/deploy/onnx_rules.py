@@ -188,8 +188,8 @@ class ScaleByChannel(_Rule):
         dtype, width = filling.attributes["value"].as_tensor().numpy().dtype, x.shape[-1]
         assert isinstance(width, int)
         scale = op.Constant(value=ir.tensor(np.ones(width, dtype)))
-        options = {name: norm.attributes[name].as_float() for name in ("epsilon",) if name in norm.attributes}
-        result: ir.Value = op.RMSNormalization(x, scale, axis=-1, **options)
+        # 1e-5 is the operator's default.
+        result: ir.Value = op.RMSNormalization(x, scale, axis=-1, epsilon=norm.attributes.get_float("epsilon", 1e-5))
         return result
 
 

@@ -108,7 +108,7 @@ def verify(
     merges = Merges.of(artifact)
     pixels = clearly_merged(artifact, pixels)
     merging = MergeBySchedule(schedule_of(artifact), pixels[:2])
-    exact = _exact(graph_module, plan, merging, merges, pixels[:_FLOAT64_IMAGES].double(), progress or _silent)
+    exact = _exact(graph_module, plan, merging, merges, pixels[:_FLOAT64_IMAGES].double(), progress)
     close = _difference(artifact, pixels, ablated_logits(graph_module, plan, pixels, merges))
     image = pixels.shape[1:]
     tokens = tokens_of(graph_module, pixels[:2])
@@ -156,7 +156,7 @@ def _exact(
     merging: MergeBySchedule,
     merges: Merges,
     pixels: Tensor,
-    progress: Report,
+    progress: Report | None,
 ) -> tuple[float, float]:
     """`_difference` in float64, where the one copy of the weights is first the oracle's and then rewritten.
 
@@ -170,17 +170,14 @@ def _exact(
         for image in images.split(1):
             answers.append(model(image))
             done += 1
-            progress(done, 2 * len(images))
+            if progress is not None:
+                progress(done, 2 * len(images))
         return torch.cat(answers)
 
     whole = copy.deepcopy(graph_module).double()
     oracle = by_image(lambda image: ablated_logits(whole, plan, image, merges), pixels)
     artifact = rewrite(whole, plan, merging, consume=True).graph_module
     return _difference(partial(by_image, artifact), pixels, oracle)
-
-
-def _silent(done: int, total: int) -> None:
-    """Nobody wants to know."""
 
 
 def _difference(artifact: Model, pixels: Tensor, oracle: Tensor) -> tuple[float, float]:
