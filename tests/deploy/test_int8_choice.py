@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vitfx.deploy.export import to_onnx
-from vitfx.deploy.int8_choice import MapCost, dearest
+from vitfx.deploy.int8_choice import MapCost, dear, dearest
 from vitfx.deploy.quantize import Quantized, to_int8
 from vitfx.deploy.runtime import open_session
 from vitfx.graph.divergence import CLASSES, Divergence, make_divergence
@@ -88,6 +88,14 @@ def test_no_more_work_than_allowed(most: float, names: str) -> None:
     """What is too large is passed over, and what costs nothing stays int8."""
     costs = [MapCost("a", 0.5, 0.5), MapCost("b", 0.09, 0.1), MapCost("c", 0.2, 0.25), MapCost("d", 0.0, 0.15)]
     assert set(dearest(costs, most)) == set(names)
+
+
+def test_only_what_costs_out_of_proportion_is_dear() -> None:
+    """For its work, more than four times what the others cost for theirs."""
+    others = [MapCost("others", 0.9, 0.9)]
+    assert dear([MapCost("a", 0.39, 0.1), *others]) == []
+    assert [cost.name for cost in dear([MapCost("a", 0.41, 0.1), *others])] == ["a"]
+    assert dear([MapCost("a", 0.0, 0.1), MapCost("b", 0.0, 0.9)]) == []
 
 
 class Outlier(nn.Module):

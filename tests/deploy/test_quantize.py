@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from passes.base import run_passes
@@ -16,7 +18,9 @@ from passes.fold_norms import FoldNorms
 from tests.support.checks import canonical
 from tests.support.families import images
 from vitfx.deploy.export import to_onnx, write_onnx
-from vitfx.deploy.int8_tuning import activations, balance
+from vitfx.deploy.int8_balance import balance_norms, balance_values
+from vitfx.deploy.int8_tuning import activations
+from vitfx.deploy.int8_weights import PAIR, in_pairs
 from vitfx.deploy.onnx_forms import FORMS, to_form
 from vitfx.deploy.quantize import Quantized, to_float16, to_int8
 from vitfx.deploy.runtime import open_session
@@ -91,14 +95,46 @@ def test_each_output_channel_has_a_scale(small: Quantized) -> None:
         if node.op_type == "DequantizeLinear" and weights.get(node.input[0], np.zeros(0)).dtype == np.int8:
             matrix, scale = weights[node.input[0]], weights[node.input[1]]
             assert scale.shape == matrix.shape[1:]
-            assert np.abs(matrix).max(0).min() >= 63
+            assert np.abs(matrix.astype(int)).max(0).min() >= 63
 
 
 def test_weights_are_within_what_16_bits_add_up(small: Quantized) -> None:
-    """Two products of a uint8 and a weight, which CPUs without VNNI add before they widen."""
-    weights = [numpy_helper.to_array(one) for one in small.model.graph.initializer]
-    greatest = max(int(np.abs(one.astype(np.int64)).max()) for one in weights if one.dtype == np.int8 and one.ndim == 2)
-    assert 2 * 255 * greatest <= np.iinfo(np.int16).max
+    """Two products of a uint8 and a weight, neighbours among the inputs, which CPUs without VNNI add in 16 bits."""
+    weights = {one.name: numpy_helper.to_array(one) for one in small.model.graph.initializer}
+    makers = {name: node for node in small.model.graph.node for name in node.output}
+    sums, greatest = [], []
+    for node in small.model.graph.node:
+        if node.name in small.maps:
+            steps = np.abs(weights[makers[node.input[1]].input[0]].astype(np.int64))
+            steps = steps.T if any(one.name == "transB" and one.i for one in node.attribute) else steps
+            sums.append(255 * (steps[0:-1:2] + steps[1::2]).max())
+            greatest.append(steps.max())
+    assert max(sums) <= np.iinfo(np.int16).max
+    assert max(greatest) > 64, "no weight needs its eighth bit"
+
+
+@given(
+    rows=st.integers(1, 9), columns=st.integers(1, 4), outlier=st.sampled_from([1.0, 40.0]), seed=st.integers(0, 999)
+)
+@settings(max_examples=60, deadline=None)
+def test_rounding_in_pairs_is_nearer_than_seven_bits(rows: int, columns: int, outlier: float, seed: int) -> None:
+    """Whatever the matrix: no column's error is above that of seven bits and a scale that clips nothing."""
+    matrix = np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32)
+    matrix[seed % rows] *= outlier
+    steps, scale = in_pairs(matrix)
+    assert steps.dtype == np.int8 and scale.shape == (columns,)
+    sizes = np.abs(np.pad(steps.astype(int), ((0, rows % 2), (0, 0))))
+    assert (sizes[0::2] + sizes[1::2]).max() <= PAIR
+    coarse = np.abs(matrix).max(0) / 64
+    of_seven = np.square(np.round(matrix / coarse) * coarse - matrix).sum(0)
+    in_eight = np.square(steps * scale - matrix).sum(0)
+    # At a scale that is a little finer some weights may round less luckily.
+    assert (in_eight <= np.maximum(of_seven, rows * (coarse / 2) ** 2)).all()
+
+
+def test_a_column_of_zeros_stays_zero() -> None:
+    steps, scale = in_pairs(np.zeros((3, 2), np.float32))
+    assert not steps.any() and (scale > 0).all()
 
 
 def test_the_file_is_valid_and_keeps_its_metadata(small: Quantized, tmp_path: Path) -> None:
@@ -144,7 +180,7 @@ def test_balancing_moves_scales_and_keeps_the_answers(whole: onnx.ModelProto, di
     pixels = digits.pixels[:32]
     model, linear = _named(whole)
     before = [value for values in activations(model, [linear[1].input[0]], pixels) for value in values.values()]
-    assert balance(model, linear, pixels) > 10
+    assert balance_norms(model, linear, pixels) > 10
     after = [value for values in activations(model, [linear[1].input[0]], pixels) for value in values.values()]
     assert not np.allclose(before[0], after[0], rtol=0.01), "no channel was scaled"
     torch.testing.assert_close(logits(model, pixels), logits(whole, pixels), rtol=1e-4, atol=1e-4)
@@ -154,11 +190,34 @@ def test_balancing_moves_scales_and_keeps_the_answers(whole: onnx.ModelProto, di
 
 def test_a_norm_that_something_else_reads_keeps_its_scales(whole: onnx.ModelProto, digits: Images) -> None:
     model, linear = _named(whole)
-    assert balance(model, linear[:1], digits.pixels[:8]) <= 1
+    assert balance_norms(model, linear[:1], digits.pixels[:8]) <= 1
     norm = next(node for node in whole.graph.node if node.op_type == "LayerNormalization")
     shown, maps = _named(whole)
     shown.graph.output.append(onnx.helper.make_empty_tensor_value_info(norm.output[0]))
-    assert balance(shown, maps, digits.pixels[:8]) == balance(_named(whole)[0], maps, digits.pixels[:8]) - 1
+    assert balance_norms(shown, maps, digits.pixels[:8]) == balance_norms(_named(whole)[0], maps, digits.pixels[:8]) - 1
+
+
+def test_balancing_values_keeps_the_answers(whole: onnx.ModelProto, digits: Images) -> None:
+    """And makes the channels that the next map reads alike."""
+    pixels = digits.pixels[:32]
+    standard = to_form(whole, FORMS["standard"], gemm=True).model
+    model, linear = _named(standard)
+    assert balance_values(model, linear, pixels) == 5, "all but the last, whose result is cut to the class token"
+    torch.testing.assert_close(logits(model, pixels), logits(whole, pixels), rtol=1e-4, atol=1e-4)
+    (attention, *_) = (node for node in model.graph.node if node.op_type == "Attention")
+    (result,) = activations(model, [attention.output[0]], pixels[:16])
+    before = next(activations(standard, [attention.output[0]], pixels[:16]))
+    spread = [np.ptp(np.log(np.abs(v[attention.output[0]]).max((0, 1)))) for v in (before, result)]
+    assert spread[1] < 0.5 * spread[0]
+
+
+@pytest.mark.parametrize("shown", ["values", "result"])
+def test_values_that_something_else_reads_keep_their_scales(whole: onnx.ModelProto, digits: Images, shown: str) -> None:
+    model, linear = _named(to_form(whole, FORMS["standard"], gemm=True).model)
+    attention = next(node for node in model.graph.node if node.op_type == "Attention")
+    name = attention.input[2] if shown == "values" else attention.output[0]
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    assert balance_values(model, linear, digits.pixels[:8]) == 4
 
 
 def test_tuning_brings_int8_nearer(whole: onnx.ModelProto, digits: Images, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,10 +229,13 @@ def test_tuning_brings_int8_nearer(whole: onnx.ModelProto, digits: Images, monke
         return float((logits(int8, digits.pixels[64:]) - expected).norm() / expected.norm())
 
     both = error()
+    with monkeypatch.context() as coarse:
+        coarse.setattr("vitfx.deploy.quantize.round_in_pairs", lambda *_: 0)
+        assert both < error()
     with monkeypatch.context() as without:
         without.setattr("vitfx.deploy.quantize.correct_biases", lambda *_: 0)
         balanced = error()
-        without.setattr("vitfx.deploy.quantize.balance", lambda *_: 0)
+        without.setattr("vitfx.deploy.quantize.balance_norms", lambda *_: 0)
         neither = error()
     assert both < balanced < neither
 

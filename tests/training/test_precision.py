@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import vitfx.training.precision
-from vitfx.training.precision import autocast, make_scaler, pick_precision
+from vitfx.training.precision import AttentionByProducts, autocast, make_scaler, pick_precision
 
 CPU = torch.device("cpu")
 
@@ -40,3 +43,54 @@ def test_measuring_leaves_the_model_alone() -> None:
     assert model.weight.grad is None
     assert not model.training
     assert torch.equal(model.weight, before)
+
+
+def attend(grad: bool = True, **settings: Any) -> tuple[Tensor, ...]:
+    """The result and the gradients of queries, keys and values (2, 3, T, 4) in float64."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(2, 3, tokens, 4, generator=generator, dtype=torch.float64).requires_grad_(grad)
+        for tokens in (5, 7, 7)
+    )
+    result = F.scaled_dot_product_attention(q, k, v, **settings)
+    return result, *torch.autograd.grad(result.square().sum(), (q, k, v))
+
+
+ALLOWED = torch.rand(5, 7, generator=torch.Generator().manual_seed(1)) < 0.7
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"scale": 0.3}, {"attn_mask": ALLOWED}, {"attn_mask": torch.randn(3, 5, 7, dtype=torch.float64)}]
+)
+def test_attention_by_products_is_attention(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward, with masks and scales."""
+    expected = attend(**settings)
+    computed = []
+    by_products = vitfx.training.precision._by_products
+    monkeypatch.setattr(
+        vitfx.training.precision, "_by_products", lambda *args: computed.append(1) or by_products(*args)
+    )
+    with AttentionByProducts():
+        result = attend(**settings)
+    assert computed
+    for ours, theirs in zip(result, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{"is_causal": True}, {"dropout_p": 0.5}])
+def test_what_products_do_not_know_is_left_to_torch(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """So are very many tokens, whose scores would fill the memory."""
+    monkeypatch.delattr(vitfx.training.precision, "_by_products")
+    with AttentionByProducts():
+        attend(**settings)
+        monkeypatch.setattr(vitfx.training.precision, "_MOST_PAIRS", 34)
+        attend()
+
+
+def test_attention_in_bf16_on_a_cpu_is_by_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vitfx.training.precision, "_by_products", lambda q, *_: torch.full_like(q, 7.0))
+    q = torch.randn(1, 1, 3, 4)
+    with autocast(CPU, "fp32"):
+        assert not (F.scaled_dot_product_attention(q, q, q) == 7).any()
+    with autocast(CPU, "bf16"):
+        assert (F.scaled_dot_product_attention(q, q, q) == 7).all()

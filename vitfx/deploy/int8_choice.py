@@ -20,7 +20,9 @@ from vitfx.deploy.int8_tuning import activations, drop_unused_weights
 from vitfx.graph.divergence import CLASSES, Divergence
 
 SPARED = 0.016
-"""Share of the work that stays float32 where nothing else is asked for, which takes some two percent longer."""
+"""Share of the work that may stay float32 where nothing else is asked for, which takes some two percent longer."""
+_DEAR = 4.0
+"""How many times as much for its work a map's rounding has to cost as that of the others does."""
 _MOST_IMAGES, _FEWEST_IMAGES = 16, 4
 _MOST_WORK = 4e12
 """Multiplications that measuring may take, if that leaves `_FEWEST_IMAGES`."""
@@ -66,6 +68,14 @@ def map_costs(
         for node in linear
     ]
     return sorted(costs, key=lambda cost: -cost.divergence / cost.share)
+
+
+def dear(costs: Sequence[MapCost]) -> list[MapCost]:
+    """Those of the maps whose rounding costs much more for their work than that of the others."""
+    whole = sum(cost.divergence for cost in costs)
+    return [
+        cost for cost in costs if cost.divergence * (1 - cost.share) > _DEAR * (whole - cost.divergence) * cost.share
+    ]
 
 
 def dearest(costs: Sequence[MapCost], most: float) -> tuple[str, ...]:

@@ -16,8 +16,10 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
 
 from vitfx.deploy.export import INPUT
-from vitfx.deploy.int8_choice import SPARED, MapCost, dearest, drop_unused, keep_float32, map_costs, work_of
-from vitfx.deploy.int8_tuning import balance, correct_biases
+from vitfx.deploy.int8_balance import balance_norms, balance_values
+from vitfx.deploy.int8_choice import SPARED, MapCost, dear, dearest, drop_unused, keep_float32, map_costs, work_of
+from vitfx.deploy.int8_tuning import correct_biases
+from vitfx.deploy.int8_weights import round_in_pairs
 from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.support.errors import UserError
 from vitfx.support.files import temporary_folder
@@ -56,21 +58,22 @@ class Quantized:
         )
 
     def sparing_dearest(self, pixels: Tensor, divergence: Divergence = CLASSES, most: float = SPARED) -> Quantized:
-        """The same with those in float32 that this helps most; they have at most so great a share of the work.
+        """The same with those in float32 that this helps most, if they are out of proportion.
 
-        pixels: (N, C, H, W), on which that is measured.
+        pixels: (N, C, H, W), on which that is measured. most: of the work that they have together.
         """
-        return self.sparing(dearest(self.costs(pixels, divergence), most))
+        return self.sparing(dearest(dear(self.costs(pixels, divergence)), most))
 
 
 def to_int8(model: onnx.ModelProto, pixels: Tensor, *, keep_last: bool = True) -> Quantized:
     """Linear maps with int8 weights, a scale for each output channel, and uint8 inputs, a scale for each tensor.
 
-    Before, scales move from activations to weights (`vitfx.deploy.int8_tuning.balance`), and afterwards biases make up
-    for what rounding does to means (`correct_biases`).
+    Before, scales move from activations to weights (`vitfx.deploy.int8_balance`), and afterwards biases make up for
+    what rounding does to means (`correct_biases`).
 
-    Weights use 7 of their 8 bits. CPUs without VNNI instructions add two products of an input and a weight in 16 bits,
-    which 8 bits overflow: there the logits would be wrong, not coarse, and the file does not know where it will run.
+    Two neighbouring weights share 8 bits (`vitfx.deploy.int8_weights.round_in_pairs`). CPUs without VNNI instructions
+    add two products of an input and a weight in 16 bits, which 8 bits each overflow: there the logits would be wrong,
+    not coarse, and the file does not know where it will run.
 
     QuantizeLinear and DequantizeLinear stand around them, which ONNX Runtime fuses into int8 products. Results are
     float32, so that normalisation, attention, activation and the residual stream stay as they were. Patch embedding and
@@ -95,7 +98,8 @@ def to_int8(model: onnx.ModelProto, pixels: Tensor, *, keep_last: bool = True) -
     maps = [node for node in maps if node.name not in small]
     if not maps:
         raise UserError("no linear map is left that int8 would make faster: leave out `precision` int8")
-    balance(named, maps, pixels)
+    balance_norms(named, maps, pixels)
+    balance_values(named, maps, pixels)
     with temporary_folder() as folder, _without_advice():
         path = folder / "int8.onnx"
         quantize_static(
@@ -114,6 +118,7 @@ def to_int8(model: onnx.ModelProto, pixels: Tensor, *, keep_last: bool = True) -
         )
         quantized = onnx.load(path)
     _round_for_maps_alone(quantized, maps)
+    round_in_pairs(named, quantized, maps)
     correct_biases(named, quantized, maps, pixels)
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(model.metadata_props)
