@@ -16,11 +16,12 @@ import vitfx.runs.inputs
 import vitfx.runs.optimize_bench
 from tests.support.prune_runs import GREY, SIZES, artifact, checkpoint, model
 from vitfx.deploy.export import ExportMismatch
+from vitfx.deploy.openvino_runtime import has_bfloat16, is_installed
 from vitfx.graph.verify import VerificationError
 from vitfx.images.preprocess import Preprocess
 from vitfx.models.checkpoint import save_checkpoint
 from vitfx.optimize import _open, build_parser, main
-from vitfx.runs.optimize import INT8_FILE, RESULTS
+from vitfx.runs.optimize import BF16_FILE, INT8_FILE, RESULTS
 from vitfx.runs.optimize_bench import fastest
 from vitfx.runs.optimize_text import to_markdown
 from vitfx.support.progress import Silent
@@ -93,6 +94,24 @@ def test_int8_is_a_third_file_in_the_form_that_suits_it(tmp_path: Path, capsys: 
     assert printed.splitlines()[-1] == f"next: python -m vitfx.prune {path}"
     slow = report | {"precision": found | {"time_of_fp32": {"1": 0.5, "8": 1.25}}}
     assert f"{INT8_FILE} is slower here than the float32 file at batch 8 (1.25 of its time)" in to_markdown(slow)
+
+
+@pytest.mark.skipif(not is_installed() or not has_bfloat16(), reason="needs OpenVINO and a CPU with bfloat16")
+def test_bf16_is_a_third_file_for_openvino(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = checkpoint(tmp_path / "vit.pt"), tmp_path / "out"
+    command = [str(path), "--batch", "2", "--quick", "--precision", "bf16"]
+    assert main([*command, "--out", str(tmp_path / "none")]) == 2
+    assert "bf16 is computed by OpenVINO" in capsys.readouterr().err and not (tmp_path / "none").exists()
+    assert main([*command, "--runtime", "openvino", "--out", str(out)]) == 0
+    assert {one.name for one in out.iterdir()} == {*RESULTS, BF16_FILE}
+    report = json.loads((out / "report.json").read_text())
+    made = report["precision"]
+    assert (made["name"], made["file"]) == ("bf16", BF16_FILE) and 0 < made["divergence"] < 0.01
+    assert set(made["time_left"]) == {"2"}
+    assert f"- {BF16_FILE}: matrices in bfloat16, in which OpenVINO computes." in (out / "report.md").read_text()
+    printed = capsys.readouterr().out
+    assert f"{BF16_FILE}, measured again" in printed and "in int8" not in printed
+    assert (out / BF16_FILE).stat().st_size < 0.8 * (out / "optimized.onnx").stat().st_size
 
 
 def test_int8_is_judged_by_the_task_and_the_model_is_read_once(

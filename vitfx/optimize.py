@@ -144,8 +144,8 @@ def _open(options: argparse.Namespace, watcher: Watcher) -> OptimizeJob:
     out = options.out or Path(f"{Path(options.model).stem}-optimized")
     check_output(out, force=options.force)
     device = pick_device(options.device)
-    check_precision(options.precision, device)
     check_runtime(options.runtime, device)
+    check_precision(options.precision, device, options.runtime)
     model, pixels, images = _images(options, open_model(options), watcher)
     return OptimizeJob(
         model=model,
@@ -170,20 +170,21 @@ def _images(options: argparse.Namespace, model: LoadedModel, watcher: Watcher) -
     data it is noise: the rewrites are exact for any image."""
     for line in model.first_lines:
         watcher.say(line)
-    int8 = options.precision == INT8
+    narrow = options.precision != FP32
     if options.data or model.data:
         try:
             inputs = open_inputs(options, model)
-            count = inputs.available(INT8_IMAGES if int8 else _IMAGES)
+            count = inputs.available(INT8_IMAGES if narrow else _IMAGES)
             for line in inputs.splits.remarks if options.classes else ():
                 watcher.say(line)
             return inputs.model, inputs.calibration(count, 0, watcher.bar("loading")).pixels, inputs.data
         except UserError as error:
-            if options.data or int8 or options.classes or options.other:
+            if options.data or narrow or options.classes or options.other:
                 raise
             watcher.say(f"{as_options(str(error))}; until then proofs and timings run on noise")
-    if int8:
-        raise UserError("int8 takes its ranges from images, and none are given: give --data, or leave out --precision")
+    if narrow:
+        why = "takes its ranges from" if options.precision == INT8 else "is compared with fp32 on"
+        raise UserError(f"{options.precision} {why} images, and none are given: give --data, or leave out --precision")
     shape = (_IMAGES, model.preprocess.channels, *model.preprocess.size)
     if options.classes is not None:
         model = choose(model, options.classes, model.classes, count_logits(model), other=options.other)

@@ -1,4 +1,4 @@
-"""OpenVINO runs our ONNX files in float32 and in int8, or says in one sentence why not."""
+"""OpenVINO runs our ONNX files in float32, bfloat16 and int8, or says in one sentence why not."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from tests.support.checks import traced
 from tests.support.families import images
 from vitfx.deploy.deployment import NAMES, Deployment, deploy
 from vitfx.deploy.onnx_forms import FORMS
-from vitfx.deploy.openvino_runtime import is_installed, open_openvino
-from vitfx.deploy.quantize import to_int8
+from vitfx.deploy.openvino_runtime import has_bfloat16, is_installed, open_openvino
+from vitfx.deploy.quantize import to_bfloat16, to_int8
 from vitfx.deploy.runtime import open_session
 from vitfx.support.errors import UserError
 
 CPU = torch.device("cpu")
 needs_openvino = pytest.mark.skipif(not is_installed(), reason="needs OpenVINO: pip install 'vitfx[openvino]'")
+
+needs_bfloat16 = pytest.mark.skipif(
+    not is_installed() or not has_bfloat16(), reason="needs OpenVINO and a CPU with bfloat16"
+)
 
 
 def exported(family: str, form: str = "standard") -> onnx.ModelProto:
@@ -55,6 +59,19 @@ def test_an_int8_file_is_the_same_there(tmp_path: Path) -> None:
     expected, exact = of_onnx_runtime(small, pixels), of_onnx_runtime(model, pixels)
     error = (open_openvino(tmp_path / "int8.onnx").run(pixels) - expected).norm()
     assert error < 0.5 * (expected - exact).norm()
+
+
+@needs_bfloat16
+def test_a_file_in_bf16_is_computed_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which float32 arithmetic on the same rounded weights is nearer to the original than."""
+    model, pixels = exported("torchvision"), images(8)
+    narrow, exact = to_bfloat16(model), of_onnx_runtime(model, pixels)
+    by_openvino = open_openvino(narrow.SerializeToString()).run(pixels)
+    assert 0 < float((by_openvino - exact).norm() / exact.norm()) < 0.05
+    monkeypatch.setattr("vitfx.deploy.openvino_runtime.has_bfloat16", lambda: False)
+    in_float32 = open_openvino(narrow.SerializeToString()).run(pixels)
+    torch.testing.assert_close(in_float32, of_onnx_runtime(narrow, pixels), rtol=1e-4, atol=1e-4)
+    assert float((by_openvino - in_float32).norm()) > 1e-4 * float(exact.norm())
 
 
 @needs_openvino

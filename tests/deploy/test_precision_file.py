@@ -79,6 +79,18 @@ def test_float16_is_refused_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "out").exists()
 
 
+def test_bf16_is_refused_where_nothing_computes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(artifact(tmp_path / "m.pt"), tmp_path / "out", "--precision", "bf16") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: bf16 is computed by OpenVINO") and said.count("\n") == 1
+    assert "--target openvino:bf16:batch=8" in said
+    monkeypatch.setattr("vitfx.deploy.precision_file.has_bfloat16", lambda: False)
+    with pytest.raises(UserError, match="this CPU has no bfloat16 arithmetic: leave out bf16"):
+        check_precision("bf16", torch.device("cpu"), "openvino")
+
+
 def test_int8_is_refused_on_a_gpu() -> None:
     with pytest.raises(UserError, match=f"int8 is slow on {GPU}:0"):
         check_precision("int8", torch.device(GPU, 0))

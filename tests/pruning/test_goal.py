@@ -47,6 +47,7 @@ def test_a_goal_reads_as_a_person_says_it():
         ("gpu:1:fp16", Target("gpu:1", 8, "fp16", 8)),
         ("cpu:int8:batch=4", Target("cpu", 4, "int8")),
         ("openvino", Target(runtime="openvino")),
+        ("openvino:bf16:batch=4", Target("cpu", 4, "bf16", runtime="openvino")),
         ("openvino:int8:batch=4", Target("cpu", 4, "int8", runtime="openvino")),
     ],
 )
@@ -62,7 +63,9 @@ def test_a_target_says_widths_that_are_not_its_usual_ones():
         Target(align=0)
 
 
-@pytest.mark.parametrize("text", ["", "cpu:batch=0", "cpu batch=8", "cpu:batch=-1", "cpu:int4", "gpu:fp8:batch=1"])
+@pytest.mark.parametrize(
+    "text", ["", "cpu:batch=0", "cpu batch=8", "cpu:batch=-1", "cpu:int4", "gpu:fp8:batch=1", "cpu:bf8", "cpu:b16"]
+)
 def test_other_targets_are_refused(text):
     with pytest.raises(UserError, match="is not a target: give a device and a batch size"):
         parse_target(text)

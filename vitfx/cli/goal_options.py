@@ -53,9 +53,10 @@ def add_goal(parser: argparse.ArgumentParser) -> None:
     add(
         "--target",
         default=str(Target()),
-        metavar="DEVICE[:fp16|:int8]:batch=N",
+        metavar="DEVICE[:fp16|:bf16|:int8]:batch=N",
         help="the device, or openvino, which is the CPU with OpenVINO in place of ONNX Runtime, and the batch at which "
-        "the pruned model and the plain export are timed; with fp16 both run in float16, which GPUs are fast in; with "
+        "the pruned model and the plain export are timed; with fp16 both run in float16, which GPUs are fast in, with "
+        "bf16 in bfloat16, by OpenVINO; with "
         "int8 the pruned model is quantized, for CPUs, and the plain export is "
         f"not; --precision says the same (default {Target()})",
     )

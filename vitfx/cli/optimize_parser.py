@@ -8,8 +8,8 @@ from vitfx.cli.options import INPUT, add_inputs, add_loading, add_rewrites, add_
 from vitfx.cli.parser import CommandParser
 from vitfx.deploy.lowering import PASSES
 from vitfx.deploy.onnx_forms import FORMS
-from vitfx.deploy.precisions import FP32, INT8
-from vitfx.runs.optimize import INT8_FILE
+from vitfx.deploy.precisions import BF16, FP32, INT8
+from vitfx.runs.optimize import BF16_FILE, INT8_FILE
 
 _FIRST = {
     "input": {
@@ -17,7 +17,7 @@ _FIRST = {
         "--data": "images for proofs and timings (default: the checkpoint's, else noise)",
     },
     "result": {
-        "--precision": "int8 also writes a quantized file, for CPUs",
+        "--precision": "int8 and bf16 also write a file in these numbers, for CPUs",
         "--runtime": "where the file is to be fast (default onnxruntime)",
         "--portable": "use only standard ONNX operators, none of ONNX Runtime's own",
         "--batch": "batch sizes to measure (default 1,8,64)",
@@ -56,11 +56,12 @@ def optimize_parser(doc: str | None) -> CommandParser:
     add(
         "--precision",
         default=FP32,
-        choices=(FP32, INT8),
+        choices=(FP32, BF16, INT8),
         help=f"int8 also writes {INT8_FILE}, static quantization for CPUs, and keeps the form that this is fastest in; "
-        "fp32 writes no such file (default fp32)",
+        f"bf16 writes {BF16_FILE}, for --runtime openvino on CPUs with bfloat16; fp32 writes no such file "
+        "(default fp32)",
     )
-    add_runtime(add, "times forms and files; int8 is compared there")
+    add_runtime(add, "times forms and files; int8 and bf16 are compared there")
     add(
         "--plain-pixels",
         action="store_true",

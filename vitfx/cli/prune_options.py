@@ -16,9 +16,9 @@ from vitfx.cli.goal_options import SAMPLES, GoalOptions, read_goal, settle_goal
 from vitfx.cli.options import given_settings, make_settings, threshold
 from vitfx.cli.rounds_options import read_rounds
 from vitfx.deploy.deployment import Deployment, default_deployment, read_rewrites
-from vitfx.deploy.openvino_runtime import require_openvino
 from vitfx.deploy.precision_file import check_precision
-from vitfx.deploy.precisions import FP32, OPENVINO
+from vitfx.deploy.precisions import FP32, ONNX_RUNTIME
+from vitfx.deploy.runtimes import check_runtime
 from vitfx.discovery.basis.settings import Settings
 from vitfx.images.image_set import ImageSet
 from vitfx.pruning.goal import Target
@@ -73,9 +73,9 @@ def open_run(options: argparse.Namespace, command: str) -> PruneRun:
     check_output(out, force=options.force, unfinished=unfinished)
     device = pick_device(options.device)
     onnx_device = device if asked is None else pick_device(asked.target.device)
-    check_precision(precision, onnx_device)
-    if asked is not None and asked.target.runtime == OPENVINO:
-        require_openvino()
+    runtime = ONNX_RUNTIME if asked is None else asked.target.runtime
+    check_runtime(runtime, onnx_device)
+    check_precision(precision, onnx_device, runtime)
     inputs = open_inputs(_with_classes(options, circuit))
     if asked is not None:
         asked, inputs = settle_goal(asked, inputs)

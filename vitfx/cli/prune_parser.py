@@ -26,7 +26,7 @@ _FIRST = {
     },
     "result": {
         "--target": "where it is to be fast (default cpu:batch=8)",
-        "--precision": "int8 and fp16 also write a file in these numbers",
+        "--precision": "int8, fp16 and bf16 also write a file in these numbers",
         "--tokens": "merge alike tokens: r=4 in every block, auto, or off",
         "--out": "folder for the results",
     },
@@ -90,8 +90,9 @@ def prune_parser(doc: str | None) -> CommandParser:
         "--precision",
         choices=PRECISIONS,
         default=FP32,
-        help="int8 (CPU) and fp16 (GPU) also write pruned-int8.onnx or pruned-fp16.onnx, with its own accuracy and "
-        "time in the report; int8 takes its ranges from the calibration images (default fp32)",
+        help="int8 (CPU), fp16 (GPU) and bf16 (CPU, by OpenVINO) also write pruned-int8.onnx, pruned-fp16.onnx or "
+        "pruned-bf16.onnx, with its own accuracy and time in the report; int8 takes its ranges from the calibration "
+        "images (default fp32)",
     )
     add_goal(parser)
     add_rounds(parser)

@@ -57,8 +57,7 @@ def balance_norms(model: onnx.ModelProto, linear: Sequence[NodeProto], pixels: T
     for norm, readers in groups.values():
         matrices = [matrix_of(reader, weights) for reader in readers]
         heaviest = np.max([np.abs(matrix).max(1) for matrix in matrices], axis=0)
-        ratio = np.maximum(greatest[readers[0].input[0]], _TINY) / np.maximum(heaviest, _TINY)
-        factor = (ratio / np.exp(np.log(ratio).mean())) ** _STRENGTH
+        factor = _factor(greatest[readers[0].input[0]], heaviest)
         for place in range(1, len(norm.input)):
             replace_weight(model, norm, place, weights[norm.input[place]] / factor)
         for reader, matrix in zip(readers, matrices, strict=True):
@@ -78,11 +77,9 @@ class _Values:
 
 
 def balance_values(model: onnx.ModelProto, linear: Sequence[NodeProto], pixels: Tensor) -> int:
-    """Divides each channel of an attention's values by its greatest result, and multiplies the weights that read it.
+    """The same for an attention's result, which is linear in its values: each channel of these is divided.
 
-    An attention's result is linear in its values, channel by channel, so that the answers stay the same, and no channel
-    alone sets the scale that all share. Attentions are left alone whose values or results something else reads, or
-    whose weights are shared.
+    Attentions are left alone whose values or results something else reads, or whose weights are shared.
 
     model: is changed. linear: its linear maps that will be int8. pixels: (N, C, H, W), as the model takes them.
     Returns how many attentions were balanced.
@@ -100,9 +97,9 @@ def balance_values(model: onnx.ModelProto, linear: Sequence[NodeProto], pixels: 
     for chain in chains:
         if len({widths[name] for name in chain.between}) > 1:
             continue
-        result = np.maximum(greatest[chain.reader.input[0]], _TINY)
-        factor = result / np.exp(np.log(result).mean())
-        written, read = matrix_of(chain.writer, weights) / factor, matrix_of(chain.reader, weights) * factor[:, None]
+        read = matrix_of(chain.reader, weights)
+        factor = _factor(greatest[chain.reader.input[0]], np.abs(read).max(1))
+        written, read = matrix_of(chain.writer, weights) / factor, read * factor[:, None]
         replace_weight(model, chain.writer, 1, written.T if is_transposed(chain.writer) else written)
         if len(chain.writer.input) == 3:
             replace_weight(model, chain.writer, 2, weights[chain.writer.input[2]] / factor)
@@ -110,6 +107,17 @@ def balance_values(model: onnx.ModelProto, linear: Sequence[NodeProto], pixels: 
         balanced += 1
     drop_unused_weights(model)
     return balanced
+
+
+def _factor(greatest: np.ndarray, heaviest: np.ndarray) -> np.ndarray:
+    """By channel. greatest: its values' size. heaviest: the greatest weight that reads it.
+
+    A strength of 1 would let each channel fill the range, so that images with a greater value in any of them are
+    clipped.
+    """
+    ratio = np.maximum(greatest, _TINY) / np.maximum(heaviest, _TINY)
+    factor: np.ndarray = (ratio / np.exp(np.log(ratio).mean())) ** _STRENGTH
+    return factor
 
 
 def _value_chains(

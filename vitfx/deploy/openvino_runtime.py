@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
-from vitfx.deploy.precisions import OPENVINO
+from vitfx.deploy.precisions import BF16, OPENVINO
 from vitfx.support.errors import UserError
 
 _ONNX_DOMAINS = ("", "ai.onnx")
@@ -96,7 +97,8 @@ class OpenVinoModel:
 
 
 def open_openvino(model: Path | bytes, *, threads: int | None = None) -> OpenVinoModel:
-    """Opens an ONNX file, or its bytes, on the CPU, in float32: where a CPU has bfloat16, OpenVINO's default is that.
+    """Opens an ONNX file, or its bytes, on the CPU. It is computed in float32, where OpenVINO's default is bfloat16 on
+    CPUs that have it; a file of `vitfx.deploy.quantize.to_bfloat16` is computed in that, there.
 
     threads: OpenVINO's own choice when None.
     Raises UserError where the package is missing, the file is no model, or it has operators outside the ONNX standard:
@@ -109,21 +111,26 @@ def open_openvino(model: Path | bytes, *, threads: int | None = None) -> OpenVin
         read = openvino.Core().read_model(contents)
     except (OSError, RuntimeError) as error:
         raise UserError(f"OpenVINO cannot open {label}: {_last_line(error)}") from error
-    if others := _other_domains(contents):
+    proto = onnx.load_model_from_string(contents)
+    if others := _other_domains(proto):
         raise UserError(
             f"{label} has operators of {', '.join(others)}, which OpenVINO can't run: export it with `portable`"
         )
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    narrow = any((entry.key, entry.value) == ("precision", BF16) for entry in proto.metadata_props) and has_bfloat16()
+    hint = "bf16" if narrow else "f32"
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     return OpenVinoModel(read, settings)
 
 
-def _other_domains(contents: bytes) -> Sequence[str]:
-    import onnx
+def has_bfloat16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this CPU. Raises UserError where the package is missing."""
+    return "BF16" in require_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
-    graph = onnx.load_model_from_string(contents).graph
-    return sorted({node.domain for node in graph.node} - set(_ONNX_DOMAINS))
+
+def _other_domains(model: onnx.ModelProto) -> Sequence[str]:
+    return sorted({node.domain for node in model.graph.node} - set(_ONNX_DOMAINS))
 
 
 def _last_line(error: Exception) -> str:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from vitfx.deploy.evaluate import Scores
 from vitfx.deploy.export import write_onnx
-from vitfx.deploy.precisions import FP16, FP32, INT8
-from vitfx.deploy.quantize import Quantized, to_float16, to_int8
+from vitfx.deploy.openvino_runtime import has_bfloat16
+from vitfx.deploy.precisions import BF16, FP16, FP32, INT8, ONNX_RUNTIME, OPENVINO
+from vitfx.deploy.quantize import Quantized, to_bfloat16, to_float16, to_int8
 from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.support.devices import is_gpu
 from vitfx.support.errors import UserError
@@ -24,12 +25,19 @@ from vitfx.support.timing import Timing, ratio
 
 CALIBRATED_IMAGES = 128
 """More images only widen the range that one outlier sets."""
-HALVES = ("pruned-fp16.onnx",)
+HALVES = ("pruned-fp16.onnx", "pruned-bf16.onnx")
 FILES = (*HALVES, "pruned-int8.onnx")
 
 
-def check_precision(precision: str, device: torch.device) -> None:
-    """Raises UserError where the device has no fast arithmetic of this precision."""
+def check_precision(precision: str, device: torch.device, runtime: str = ONNX_RUNTIME) -> None:
+    """Raises UserError where device and runtime have no fast arithmetic of this precision."""
+    if precision == BF16 and runtime != OPENVINO:
+        raise UserError(
+            "bf16 is computed by OpenVINO, on CPUs that have it, and by no kernel of ONNX Runtime's: measure it there, "
+            "with `target` openvino:bf16:batch=8, or `runtime` openvino"
+        )
+    if precision == BF16 and not has_bfloat16():
+        raise UserError("this CPU has no bfloat16 arithmetic: leave out bf16, or give `precision` int8")
     if precision == FP16 and not is_gpu(device):
         raise UserError(
             f"fp16 is slow on {device}, for which ONNX Runtime has no float16 kernels: give a GPU, or `precision` int8"
@@ -64,7 +72,7 @@ def write_precision(folder: Path, precision: str, rounding: Rounding) -> dict[st
     if precision == INT8:
         return write_int8(round_as_asked(model, rounding), folder / "pruned-int8.onnx")
     path = folder / f"pruned-{precision}.onnx"
-    _write(to_float16(model), path, {"precision": precision})
+    _write(to_float16(model) if precision == FP16 else to_bfloat16(model), path, {"precision": precision})
     return {"name": precision, "file": path.name}
 
 

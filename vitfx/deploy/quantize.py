@@ -1,5 +1,5 @@
-"""Fewer bits for an ONNX file: static int8 for CPUs, by ONNX Runtime's own tool, and float16 for CUDA, which halves the
-bytes and gets fused attention kernels that float32 does not."""
+"""Fewer bits for an ONNX file: static int8 for CPUs, by ONNX Runtime's own tool; float16 for CUDA, which halves the
+bytes and gets fused attention kernels that float32 does not; bfloat16, in which OpenVINO computes on some CPUs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 import torch
+from onnx import TensorProto, helper
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
@@ -18,12 +19,18 @@ from torch import Tensor
 from vitfx.deploy.export import INPUT
 from vitfx.deploy.int8_balance import balance_norms, balance_values
 from vitfx.deploy.int8_choice import SPARED, MapCost, dear, dearest, drop_unused, keep_float32, map_costs, work_of
-from vitfx.deploy.int8_tuning import correct_biases
+from vitfx.deploy.int8_tuning import correct_biases, initializers
 from vitfx.deploy.int8_weights import round_in_pairs
+from vitfx.deploy.precisions import BF16
 from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.support.errors import UserError
 from vitfx.support.files import temporary_folder
 
+TUNINGS = ("norms", "values", "pairs", "biases")
+"""What keeps int8 near float32: see `to_int8`."""
+AS_BF16 = {"precision": BF16}
+"""Metadata of a file that OpenVINO is to compute in bfloat16."""
+_NARROW = "_bfloat16"
 _LINEAR = ("Gemm", "MatMul")
 _BATCH = 16
 _SMALL = 1e-3
@@ -65,11 +72,13 @@ class Quantized:
         return self.sparing(dearest(dear(self.costs(pixels, divergence)), most))
 
 
-def to_int8(model: onnx.ModelProto, pixels: Tensor, *, keep_last: bool = True) -> Quantized:
+def to_int8(
+    model: onnx.ModelProto, pixels: Tensor, *, keep_last: bool = True, tunings: Collection[str] = TUNINGS
+) -> Quantized:
     """Linear maps with int8 weights, a scale for each output channel, and uint8 inputs, a scale for each tensor.
 
-    Before, scales move from activations to weights (`vitfx.deploy.int8_balance`), and afterwards biases make up for
-    what rounding does to means (`correct_biases`).
+    Before, scales move from activations to weights, behind norms and in values (`vitfx.deploy.int8_balance`), and
+    afterwards biases make up for what rounding does to means (`correct_biases`).
 
     Two neighbouring weights share 8 bits (`vitfx.deploy.int8_weights.round_in_pairs`). CPUs without VNNI instructions
     add two products of an input and a weight in 16 bits, which 8 bits each overflow: there the logits would be wrong,
@@ -81,6 +90,7 @@ def to_int8(model: onnx.ModelProto, pixels: Tensor, *, keep_last: bool = True) -
     maps of less than a thousandth of the multiplications, such as those of the class token alone in the last layer: of
     what int8 cost a ViT-S (KL), four of them made a twelfth.
     keep_last: False where the model is a part of one, whose last linear map is no classifier.
+    tunings: of `TUNINGS`; fewer say what each is worth. Without "pairs", each weight has 7 bits.
 
     pixels: (N, C, H, W) float32 as the model takes them; their least and greatest values at each linear map set the
     scale of its input. Raises UserError where the model has no linear map to quantize.
@@ -98,8 +108,10 @@ def to_int8(model: onnx.ModelProto, pixels: Tensor, *, keep_last: bool = True) -
     maps = [node for node in maps if node.name not in small]
     if not maps:
         raise UserError("no linear map is left that int8 would make faster: leave out `precision` int8")
-    balance_norms(named, maps, pixels)
-    balance_values(named, maps, pixels)
+    if "norms" in tunings:
+        balance_norms(named, maps, pixels)
+    if "values" in tunings:
+        balance_values(named, maps, pixels)
     with temporary_folder() as folder, _without_advice():
         path = folder / "int8.onnx"
         quantize_static(
@@ -118,8 +130,10 @@ def to_int8(model: onnx.ModelProto, pixels: Tensor, *, keep_last: bool = True) -
         )
         quantized = onnx.load(path)
     _round_for_maps_alone(quantized, maps)
-    round_in_pairs(named, quantized, maps)
-    correct_biases(named, quantized, maps, pixels)
+    if "pairs" in tunings:
+        round_in_pairs(named, quantized, maps)
+    if "biases" in tunings:
+        correct_biases(named, quantized, maps, pixels)
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(model.metadata_props)
     names = tuple(node.name for node in maps)
@@ -195,6 +209,29 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with float16 weights and arithmetic; its input and output stay float32, its metadata as they are."""
     converted: onnx.ModelProto = convert_float_to_float16(_copy(model), keep_io_types=True)
     return converted
+
+
+def to_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with bfloat16 matrices, which Cast widens where they are read, so that every runtime takes it.
+
+    What it is computed in is the runtime's: bfloat16 by OpenVINO on CPUs that have it, float32 by ONNX Runtime.
+    """
+    narrow = _copy(model)
+    names = [weight.name for weight in model.graph.initializer if weight.data_type == TensorProto.FLOAT]
+    matrices = {name: value for name, value in initializers(model).items() if name in names and value.ndim > 1}
+    kept = [weight for weight in narrow.graph.initializer if weight.name not in matrices]
+    for name, value in matrices.items():
+        bits = torch.from_numpy(value.copy()).bfloat16().view(torch.uint8).numpy().tobytes()
+        kept.append(helper.make_tensor(name + _NARROW, TensorProto.BFLOAT16, value.shape, bits, raw=True))
+    casts = [
+        helper.make_node("Cast", [name + _NARROW], [name], f"widen_{name}", to=TensorProto.FLOAT) for name in matrices
+    ]
+    nodes = [*casts, *_copy(model).graph.node]
+    del narrow.graph.initializer[:], narrow.graph.node[:]
+    narrow.graph.initializer.extend(kept)
+    narrow.graph.node.extend(nodes)
+    onnx.helper.set_model_props(narrow, {**{entry.key: entry.value for entry in model.metadata_props}, **AS_BF16})
+    return narrow
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:

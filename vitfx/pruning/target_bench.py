@@ -21,8 +21,8 @@ from vitfx.deploy.deployment import Deployment, deploy
 from vitfx.deploy.export import export_plain, to_onnx
 from vitfx.deploy.lowering import lower
 from vitfx.deploy.openvino_runtime import require_openvino
-from vitfx.deploy.precisions import FP16, INT8, OPENVINO
-from vitfx.deploy.quantize import Quantized, to_float16, to_int8
+from vitfx.deploy.precisions import BF16, FP16, INT8, OPENVINO
+from vitfx.deploy.quantize import Quantized, to_bfloat16, to_float16, to_int8
 from vitfx.deploy.runtime import Session
 from vitfx.deploy.runtimes import open_on
 from vitfx.graph.stages import read_stages
@@ -175,6 +175,8 @@ class TargetBench:
             model = to_int8(model, self.examples if part_of is None else part_of, keep_last=part_of is None).model
         elif precision == FP16:
             model, layouts = to_float16(model), False
+        elif precision == BF16:
+            model = to_bfloat16(model)
         return self._session(model, layouts=layouts)
 
     def open_plain(self) -> Session:

@@ -50,7 +50,7 @@ class Side(TypedDict):
 class PrecisionRecord(TypedDict):
     """A third ONNX file, in other numbers than float32; times are against the float32 baseline."""
 
-    name: str  #: "int8" or "fp16"
+    name: str  #: "int8", "fp16" or "bf16"
     file: str
     quantized: NotRequired[int]  #: linear maps
     kept: NotRequired[list[str]]  #: operators that stay in float32

@@ -22,7 +22,7 @@ from vitfx.graph.canonical import read_module
 from vitfx.models.checkpoint import LoadedModel
 from vitfx.reports.records import OPTIMIZE_REPORT, OptimizeReport, RewriteRecord
 from vitfx.runs.optimize_bench import OptimizeBench, fastest, measure_alone
-from vitfx.runs.optimize_int8 import add_times, quantize_forms, write_and_compare
+from vitfx.runs.optimize_int8 import add_times, narrow_and_compare, quantize_forms, write_and_compare
 from vitfx.runs.optimize_text import to_markdown
 from vitfx.support.devices import words_for
 from vitfx.support.files import UNFINISHED, begin_results, remove_results, write_aside
@@ -32,7 +32,7 @@ from vitfx.support.progress import Watcher
 from vitfx.support.timing import Ratio, ratio
 
 BASELINE, OPTIMIZED, PROGRAM = "baseline.onnx", "optimized.onnx", "optimized.pt2"
-INT8_FILE = "optimized-int8.onnx"
+INT8_FILE, BF16_FILE = "optimized-int8.onnx", "optimized-bf16.onnx"
 RESULTS = (BASELINE, OPTIMIZED, PROGRAM, "report.json", "report.md")
 
 
@@ -81,7 +81,7 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
     metadata = onnx_metadata(job.model, {}, job.deployment.preprocess(job.model.preprocess))
     deployed = deploy_forms(canonical, job.deployment, job.forms, job.pixels, metadata)
     begin_results(job.out)
-    remove_results(job.out, (*RESULTS, INT8_FILE))
+    remove_results(job.out, (*RESULTS, INT8_FILE, BF16_FILE))
     baseline = _export_baseline(job, canonical)
     plain = job.model.preprocess if job.plain else None
     bench = OptimizeBench(job.device, job.batches, job.pixels, plain, watcher, job.runtime)
@@ -93,10 +93,10 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
     errors = _export_optimized(job, best, canonical, metadata)
     alone = measure_alone(bench, canonical, job.deployment, FORMS[chosen]) if job.alone else {}
     files, made = {"optimized": job.out / OPTIMIZED}, None
-    if int8:
-        path = job.out / INT8_FILE
-        kind = front.kind(None, job.task, watcher).name
-        made = write_and_compare(int8[chosen], path, job.out / OPTIMIZED, job.file_pixels, kind, job.runtime)
+    if job.precision != FP32:
+        path = job.out / (INT8_FILE if int8 else BF16_FILE)
+        given = (path, job.out / OPTIMIZED, job.file_pixels, front.kind(None, job.task, watcher).name, job.runtime)
+        made = write_and_compare(int8[chosen], *given) if int8 else narrow_and_compare(best.model, *given)
         files[path.stem] = path
     final = bench.final(job.out / BASELINE, files)
     report: OptimizeReport = {

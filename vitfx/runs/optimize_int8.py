@@ -1,4 +1,4 @@
-"""The int8 file of `vitfx.optimize`: all forms quantized, to be timed as such, and what int8 costs in the best."""
+"""The third file of `vitfx.optimize`: all forms in int8, to be timed as such, or the best one in bf16, and its cost."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from vitfx.deploy.deployment import Deployed
+from vitfx.deploy.export import write_onnx
 from vitfx.deploy.precision_file import CALIBRATED_IMAGES, Rounding, round_as_asked, slower, write_int8
-from vitfx.deploy.precisions import ONNX_RUNTIME
-from vitfx.deploy.quantize import Quantized, to_int8
+from vitfx.deploy.precisions import BF16, ONNX_RUNTIME
+from vitfx.deploy.quantize import Quantized, to_bfloat16, to_int8
 from vitfx.deploy.runtimes import open_on
 from vitfx.graph.divergence import Divergence, make_divergence
 from vitfx.graph.kinds import WORDS
@@ -50,6 +51,15 @@ def write_and_compare(
     return {**made, "task": kind, "divergence": divergence, "held_out": len(held_out)}
 
 
+def narrow_and_compare(
+    model: onnx.ModelProto, path: Path, exact: Path, pixels: Tensor, kind: str, runtime: str
+) -> dict[str, Any]:
+    """Writes the file in bf16, and compares its answers with the float32 file's; see `write_and_compare`."""
+    write_onnx(to_bfloat16(model), path)
+    divergence = _divergence(exact, path, pixels, kind, runtime)
+    return {"name": BF16, "file": path.name, "task": kind, "divergence": divergence, "held_out": len(pixels)}
+
+
 def quantize_and_compare(model: onnx.ModelProto, pixels: Tensor, kind: str) -> tuple[Quantized, float]:
     """In memory: the quantized model, and its divergence from this one on images that it was not calibrated on.
 
@@ -71,16 +81,19 @@ def add_times(made: dict[str, Any], timings: Mapping[int, Mapping[str, Timing]])
     return {**made, "time_left": shares["baseline"], "time_of_fp32": shares["optimized"]}
 
 
-def int8_facts(record: Mapping[str, Any] | None) -> list[str]:
+def precision_facts(record: Mapping[str, Any] | None) -> list[str]:
     """For the report: sentences, or nothing."""
     if record is None:
         return []
     words = WORDS[record["task"]]
     times = ", ".join(f"{share:.3f} at batch {batch}" for batch, share in record["time_left"].items())
+    how, others = "matrices in bfloat16, in which OpenVINO computes", ""
+    if record["name"] != BF16:
+        how = f"{record['quantized']} linear maps in int8, ranges from {record['images']} images, "
+        how, others = f"{how}{', '.join(record['kept'])} in float32", "other "
     return [
-        f"{record['file']}: {record['quantized']} linear maps in int8, ranges from {record['images']} images, "
-        f"{', '.join(record['kept'])} in float32. Time as a part of baseline.onnx's: {times}. {words.divergence} from "
-        f"optimized.onnx {digits(record['divergence'])} on {record['held_out']} other images.",
+        f"{record['file']}: {how}. Time as a part of baseline.onnx's: {times}. {words.divergence} from "
+        f"optimized.onnx {digits(record['divergence'])} on {record['held_out']} {others}images.",
         *(f"{warning}." for warning in slower(record)),
     ]
 

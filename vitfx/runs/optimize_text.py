@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vitfx.deploy.precisions import INT8
 from vitfx.reports.records import OptimizeReport
-from vitfx.runs.optimize_int8 import int8_facts
+from vitfx.runs.optimize_int8 import precision_facts
 from vitfx.support.tables import Table, markdown_report
 from vitfx.support.text import digits
 
@@ -24,12 +25,13 @@ def to_table(report: OptimizeReport) -> Table:
         else row(f"{rewrite['name']}: nothing to do", None, rewrite["error"])
         for rewrite in report["rewrites"]
     ]
-    precision = "" if report["precision"] is None else " in int8"
+    int8 = report["precision"] is not None and report["precision"]["name"] == INT8
+    precision = " in int8" if int8 else ""
     rows += [row(f"all, form {name}{precision}", times) for name, times in report["forms"].items()]
     kept = f"kept: form {report['form']}, measured again"
     rows.append(row(kept, report["time_left"], report["verify"]["float64"]))
-    if (int8 := report["precision"]) is not None:
-        rows.append(row(f"{int8['file']}, measured again", int8["time_left"]))
+    if (third := report["precision"]) is not None:
+        rows.append(row(f"{third['file']}, measured again", third["time_left"]))
     title = f"{report['model']}: time as a part of {report['baseline']}"
     return Table(("time left", *(f"batch {batch}" for batch in batches), "error"), rows, title)
 
@@ -51,7 +53,7 @@ def to_markdown(report: OptimizeReport) -> str:
         if report["portable"]
         else "The file has operators of ONNX Runtime's own; --portable leaves them out.",
         *(note for rewrite in report["rewrites"] for note in rewrite["notes"]),
-        *int8_facts(report["precision"]),
+        *precision_facts(report["precision"]),
         *report["notes"],
     ]
     title = f"{report['model']}, optimized by vitfx"
