@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,31 @@ def test_what_fails_behind_a_discovery_costs_no_decision(
     assert [one.name for one in tmp_path.iterdir()] == [".out.json.journal"]
     assert run(path, tmp_path / "out.json", *QKV) == 0
     assert "going on after" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "every"])
+def test_kill_9_at_a_write_of_the_journal(path: Path, tmp_path: Path, capsys: Captured, step: int) -> None:
+    """What is on the disk then is what was written before, and perhaps a part of the line: a run goes on from either,
+    to the same circuit."""
+    journal, written = tmp_path / ".out.json.journal", [""]
+    record = FileJournal.record
+
+    def watched(of: FileJournal, decisions: Sequence[Decision]) -> None:
+        written[-1] = written[-1] or journal.read_text()
+        record(of, decisions)
+        written.append(journal.read_text())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileJournal, "record", watched)
+        assert run(path, tmp_path / "out.json", "--tau", "0.1") == 0
+    unbroken = (tmp_path / "out.json").read_bytes()
+    assert len(written) > 12
+    (tmp_path / "out.json").unlink()
+    for before, after in list(itertools.pairwise(written))[::step]:
+        for left in (before, before + after[len(before) :][: (len(after) - len(before)) // 2]):
+            journal.write_text(left)
+            assert run(path, tmp_path / "out.json", "--tau", "0.1") == 0
+            assert (tmp_path / "out.json").read_bytes() == unbroken
+            assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
+            (tmp_path / "out.json").unlink()
+    assert capsys.readouterr().err == ""
