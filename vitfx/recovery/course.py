@@ -82,6 +82,8 @@ class Course:
         self._began = self._saved = time.monotonic()
         if not self.checks:
             self._first_check()
+            if self.rate < self.settings.rate:
+                self.watcher.say(f"so near to the teacher, the learning rate rises to no more than {self.rate:.1e}")
         bar = self.watcher.bar("retraining")
         while True:
             # Before the step, so that a resumed run checks where an uninterrupted one does.
@@ -100,6 +102,11 @@ class Course:
         with torch.no_grad():
             for name, value in self.best.items():
                 self.trained[name].copy_(value)
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate; the first check has been made."""
+        return self.settings.rate_at(self.checks[0].kl)
 
     @property
     def seconds(self) -> float:
@@ -126,7 +133,7 @@ class Course:
         # By the clock the first 5 % may be only a few steps, too few for AdamW to learn how large gradients are.
         begun = min((len(self.losses) + 1) / _FIRST_STEPS, 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate * min(rate_factor(self._progress()), begun)
+            group["lr"] = self.rate * min(rate_factor(self._progress()), begun)
         self.student.train()
         loss = self._loss(batch)
         self.scaler.scale(loss).backward()
@@ -141,7 +148,7 @@ class Course:
         if not math.isfinite(value):
             raise UserError(
                 f"the loss is {value} at step {len(self.losses) + 1}: "
-                f"give a learning rate below {self.settings.rate:g} with `lr`"
+                f"give a learning rate below {self.rate:g} with `lr`"
             )
         self.losses.append(value)
 

@@ -48,6 +48,7 @@ class Recovered:
     steps: int
     seconds: float
     trained: int  #: how many numbers were trained
+    rate: float  #: the highest learning rate
     precision: str
     augment: str
     notes: tuple[str, ...]  #: for the user
@@ -60,6 +61,7 @@ class Recovered:
             "steps": self.steps,
             "seconds": self.seconds,
             "trained_parameters": self.trained,
+            "highest_rate": self.rate,
             "precision": self.precision,
             "augment": self.augment,
             "told": list(self.notes),
@@ -170,6 +172,7 @@ def _recovered(course: Course, student: GraphModule, trained: int, augment: str,
         steps=len(course.losses),
         seconds=course.checks[-1].seconds,
         trained=trained,
+        rate=course.rate,
         precision=course.precision,
         augment=augment,
         notes=tuple(notes),

@@ -141,6 +141,7 @@ class CourseRecord(TypedDict):
     steps: int
     seconds: float
     trained_parameters: int
+    highest_rate: NotRequired[float]  #: of AdamW; records before version 0.7 lack it
     precision: str
     augment: str
     told: list[str]

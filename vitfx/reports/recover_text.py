@@ -59,7 +59,7 @@ def facts(report: RecoverReport) -> list[str]:
         *([] if baseline is None else [f"Baseline, {baseline['steps']:,} steps by labels: {baseline['sentence']}."]),
         f"{course['steps']:,} steps of {settings['batch']} images in {course['seconds'] / 60:.1f} minutes "
         f"({course['precision']}), loss {settings['loss']}, {course['trained_parameters']:,} numbers trained "
-        f"(only: {settings['only']}), highest learning rate {settings['lr']:g}, augmentation {course['augment']}.",
+        f"(only: {settings['only']}), highest learning rate {course.get('highest_rate', settings['lr']):.2g}, augmentation {course['augment']}.",
         f"Trained on {images['training']:,} images; {images['held_out']:,} more of the training part decided what is "
         f"kept; {images['evaluation']:,} others are the test.",
         "Unpruned models are as torch exports them, pruned ones after exact rewrites; all were timed in turns.",
