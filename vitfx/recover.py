@@ -159,8 +159,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add(
         "--lr",
         type=float,
-        help="highest learning rate (default 5e-5; 3e-4 with compensating; 1e-3 with lora, norms-and-biases; less for a "
-        "model that is near to its teacher; a fifth of these with --hidden 0)",
+        help="highest learning rate (default 5e-5; 3e-4 with compensating; 1e-3 with lora, norms-and-biases; less near "
+        "to the teacher; a fifth of these with --hidden 0)",
     )
     add("--batch", type=int, help=f"images a step (default {default.batch})")
     add(

@@ -52,6 +52,7 @@ def facts(report: RecoverReport) -> list[str]:
     """What the table does not say, in sentences."""
     settings, course, baseline = report["settings"], report["recovery"], report["baseline_recovery"]
     won, images = report["won_back"], report["images"]
+    rate = course.get("highest_rate", settings["lr"])
     return [
         *([] if won is None else [f"{won:.0%} of the accuracy that pruning cost is won back."]),
         *_by_choice(report),
@@ -59,7 +60,7 @@ def facts(report: RecoverReport) -> list[str]:
         *([] if baseline is None else [f"Baseline, {baseline['steps']:,} steps by labels: {baseline['sentence']}."]),
         f"{course['steps']:,} steps of {settings['batch']} images in {course['seconds'] / 60:.1f} minutes "
         f"({course['precision']}), loss {settings['loss']}, {course['trained_parameters']:,} numbers trained "
-        f"(only: {settings['only']}), highest learning rate {course.get('highest_rate', settings['lr']):.2g}, augmentation {course['augment']}.",
+        f"(only: {settings['only']}), highest learning rate {rate:.2g}, augmentation {course['augment']}.",
         f"Trained on {images['training']:,} images; {images['held_out']:,} more of the training part decided what is "
         f"kept; {images['evaluation']:,} others are the test.",
         "Unpruned models are as torch exports them, pruned ones after exact rewrites; all were timed in turns.",
