@@ -17,9 +17,10 @@ SAMPLES, SAVE_SECONDS = 100_000, 120.0
 _RATES = {"all": 5e-5, "compensating": 3e-4, "norms-and-biases": 1e-3, "neighbours": 5e-5, "lora": 1e-3}
 """The fewer parameters are trained, the further each may move."""
 _FAR, _NEAREST = 0.135, 0.1
-"""The divergence from the teacher at and above which these are right, and the least factor on them nearer to it. At .139
-half an hour at 5e-5 took a ViT-S's KL to .078, at 2e-5 to .086; at .024 it was thrown off, to .071 after a fifth of the
-time. Rates therefore follow the divergence's square root."""
+"""The divergence from the teacher at and above which these are right, and the least factor on them nearer to it.
+
+At .139 half an hour at 5e-5 took a ViT-S's KL to .078, at 2e-5 to .086; at .024 it was thrown off, to .071 after a fifth
+of the time. Rates therefore follow the divergence's square root."""
 _UNTAUGHT = 0.2
 """Factor on these where no streams are taught: the logits or labels of a few images move weights far that streams hold
 in place."""
