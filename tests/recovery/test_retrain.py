@@ -259,7 +259,7 @@ def test_a_hopeless_run_stops_early(tmp_path: Path) -> None:
 def test_rates() -> None:
     given = [RecoverSettings(epochs=1, **one) for one in ({}, {"hidden": 0}, {"loss": "ce"}, {"lr": 0.5, "hidden": 0})]
     assert [one.rate for one in given] == pytest.approx([5e-5, 1e-5, 1e-5, 0.5])
-    assert [one.rate_at(0.135 / 4) for one in given] == pytest.approx([2.5e-5, 1e-5, 1e-5, 0.5]), "near the teacher"
+    assert [one.rate_at(0.135 / 4) for one in given] == pytest.approx([1.25e-5, 1e-5, 1e-5, 0.5]), "near the teacher"
     assert [given[0].rate_at(kl) for kl in (0.0, 0.135, 2.0)] == pytest.approx([5e-6, 5e-5, 5e-5])
     assert rate_factor(0.05) == 1
     assert rate_factor(0.025) == pytest.approx(0.5)
