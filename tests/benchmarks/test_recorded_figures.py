@@ -35,6 +35,8 @@ def leaves(value: Any) -> Iterator[float]:
     if isinstance(value, dict):
         if value.get("format") == "vitfx-runtimes/1":
             yield from speedups(value["latency"])
+        if value.get("format") == "vitfx-prune-report/1":
+            yield from (value["pruned"][name] / value["baseline"][name] for name in ("flops", "params"))
         for part in value.values():
             yield from leaves(part)
     elif isinstance(value, list):
@@ -53,7 +55,7 @@ def speedups(rows: list[dict[str, Any]]) -> Iterator[float]:
         for row in rows
         if row["runtime"].startswith("onnxruntime") and row["model"] == rows[0]["model"]
     }
-    yield from (plain[row["batch"]] / row["median_ms"] for row in rows if "median_ms" in row)
+    yield from (plain[row["batch"]] / row["median_ms"] for row in rows if "median_ms" in row and row["batch"] in plain)
 
 
 def forms(value: float) -> tuple[float, ...]:
