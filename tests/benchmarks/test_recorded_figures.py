@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: every figure is in one of the records that its section links to."""
+"""docs/benchmarks.md and docs/on-a-gpu.md: every figure is in a record that its section, or the page, links to."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 SECTIONS = dict(
     re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", (DOCS / "benchmarks.md").read_text(), re.DOTALL | re.MULTILINE)
 )
+SECTIONS["On a GPU"] = (DOCS / "on-a-gpu.md").read_text()
 _CODE = re.compile(
     r"^    .*$|`[^`]*`|\]\([^)]*\)|\d{4}\.\d{5}|version \d+\.\d+(\.\d+)?|\bvitfx \d+\.\d+\.\d+", re.MULTILINE
 )
