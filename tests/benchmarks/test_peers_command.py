@@ -143,7 +143,7 @@ def test_every_record_in_the_docs_names_a_format_that_the_code_writes():
     formats = {path.name: json.loads(path.read_text())["format"] for path in (root / "docs").glob("*.json")}
     assert (formats["peers.json"], formats["families.json"]) == (FORMAT, COVERAGE)
     code = "".join(path.read_text() for folder in ("vitfx", "benchmarks") for path in (root / folder).rglob("*.py"))
-    assert set(formats.values()) <= set(re.findall(r'"(vitfx-[a-z-]+/\d+)"', code))
+    assert set(formats.values()) <= set(re.findall(r'"(vitfx-[a-z0-9-]+/\d+)"', code))
 
 
 def test_ctrl_c_says_that_it_goes_on(model, tmp_path, capsys, monkeypatch):

@@ -11,7 +11,6 @@ import torch
 
 from tests.support.prune_runs import artifact, checkpoint, report, run_circuit
 from tests.support.recover_runs import npz, pruned_file
-from vitfx.cli import prune_options
 from vitfx.deploy import runtimes
 from vitfx.deploy.openvino_runtime import is_installed
 from vitfx.optimize import main as optimize
@@ -85,7 +84,7 @@ def test_without_the_package_nothing_is_written(
     def missing() -> None:
         raise UserError("OpenVINO is not installed here: pip install 'vitfx[openvino]'")
 
-    monkeypatch.setattr(prune_options, "require_openvino", missing)
+    monkeypatch.setattr(runtimes, "require_openvino", missing)
     options = ["--target-speedup", "1.2", "--target", "openvino:batch=2"]
     assert run_circuit(artifact(tmp_path / "m.pt"), tmp_path / "out", *options) == 2
     assert capsys.readouterr().err == "error: OpenVINO is not installed here: pip install 'vitfx[openvino]'\n"

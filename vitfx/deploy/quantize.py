@@ -112,11 +112,25 @@ def to_int8(
         balance_norms(named, maps, pixels)
     if "values" in tunings:
         balance_values(named, maps, pixels)
+    quantized = _by_the_tool(named, maps, pixels)
+    _round_for_maps_alone(quantized, maps)
+    if "pairs" in tunings:
+        round_in_pairs(named, quantized, maps)
+    if "biases" in tunings:
+        correct_biases(named, quantized, maps, pixels)
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(model.metadata_props)
+    names = tuple(node.name for node in maps)
+    return Quantized(quantized, len(maps), tuple(sorted(ends)), len(pixels), named, names)
+
+
+def _by_the_tool(model: onnx.ModelProto, maps: list[onnx.NodeProto], pixels: Tensor) -> onnx.ModelProto:
+    """With QuantizeLinear and DequantizeLinear around the maps, ranges from these images."""
     with temporary_folder() as folder, _without_advice():
         path = folder / "int8.onnx"
         quantize_static(
             # The tool moves the weights of what it is given to a file.
-            _copy(named),
+            _copy(model),
             path,
             _Reader(pixels),
             quant_format=QuantFormat.QDQ,
@@ -128,16 +142,7 @@ def to_int8(
             weight_type=QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": list(_LINEAR)},
         )
-        quantized = onnx.load(path)
-    _round_for_maps_alone(quantized, maps)
-    if "pairs" in tunings:
-        round_in_pairs(named, quantized, maps)
-    if "biases" in tunings:
-        correct_biases(named, quantized, maps, pixels)
-    del quantized.metadata_props[:]
-    quantized.metadata_props.extend(model.metadata_props)
-    names = tuple(node.name for node in maps)
-    return Quantized(quantized, len(maps), tuple(sorted(ends)), len(pixels), named, names)
+        return onnx.load(path)
 
 
 def _round_for_maps_alone(quantized: onnx.ModelProto, maps: list[onnx.NodeProto]) -> None:
