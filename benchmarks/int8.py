@@ -16,9 +16,9 @@ from benchmarks import command
 from benchmarks.subject import Opened, open_model_and_data
 from vitfx.deploy.deployment import NAMES, default_deployment, deploy
 from vitfx.deploy.quantize import TUNINGS, Quantized, to_int8
-from vitfx.deploy.runtime import open_session
 from vitfx.graph.canonical import read_module
 from vitfx.graph.divergence import make_divergence
+from vitfx.runs.optimize_int8 import answers_of
 from vitfx.support.console import entry_point
 from vitfx.support.json_files import write_json
 from vitfx.support.machine import environment
@@ -33,7 +33,6 @@ The model is not pruned. Each row leaves one thing out: scales that move from ac
 eight bits for pairs of weights, corrected biases, or maps that stay float32. D_KL(float32 ‖ int8) is on evaluation
 images; the calibration images set the ranges."""
 _NOTHING, _SPARING = "nothing", "maps in float32"
-_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +58,14 @@ def _work(options: Int8Options, watcher: Watcher) -> list[Table]:
     evaluation = opened.evaluation(options.eval_samples)
     pixels = evaluation.load(watcher.bar("loading")).pixels
     exact = _float32(opened, watcher)
-    expected = _answers(exact, pixels)
+    expected = answers_of(exact.SerializeToString(), pixels)
     rows: dict[str, dict[str, Any]] = {}
     divergence = make_divergence("classes", expected)
     for left_out in (_NOTHING, _SPARING, *TUNINGS):
         watcher.say(f"rounding, left out: {left_out}")
         int8 = to_int8(exact, calibration, tunings=[name for name in TUNINGS if name != left_out])
         int8 = int8 if left_out == _SPARING else int8.sparing_dearest(calibration, divergence)
-        rows[left_out] = _row(int8, divergence(expected, _answers(int8.model, pixels)))
+        rows[left_out] = _row(int8, divergence(expected, answers_of(int8.model.SerializeToString(), pixels)))
     record = {
         "model": {"source": options.model, "fingerprint": opened.model.fingerprint},
         "images": {"calibration": opened.sample.fingerprint(), "evaluation": evaluation.fingerprint()},
@@ -94,11 +93,6 @@ def _row(int8: Quantized, kl: Tensor) -> dict[str, Any]:
         "quantized": int8.quantized,
         "kept": list(int8.kept),
     }
-
-
-def _answers(model: onnx.ModelProto, pixels: Tensor) -> Tensor:
-    session = open_session(model.SerializeToString(), torch.device("cpu"))
-    return torch.cat([session.run(part) for part in pixels.split(_BATCH)])
 
 
 def _table(rows: dict[str, dict[str, Any]]) -> Table:

@@ -129,7 +129,7 @@ def _switched(
                 nodes.append(helper.make_node("Where", [flag, node.input[place], name], [chosen]))
                 node.input[place] = chosen
         nodes.append(node)
-    _set_nodes(switched, nodes)
+    set_nodes(switched, nodes)
     options = onnxruntime.SessionOptions()
     # Others would make integer products of what is only rounded here.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -144,11 +144,12 @@ def drop_unused(model: onnx.ModelProto) -> None:
         if used.intersection(node.output):
             used.update(node.input)
             nodes.insert(0, node)
-    _set_nodes(model, nodes)
+    set_nodes(model, nodes)
     drop_unused_weights(model)
 
 
-def _set_nodes(model: onnx.ModelProto, nodes: Sequence[NodeProto]) -> None:
+def set_nodes(model: onnx.ModelProto, nodes: Sequence[NodeProto]) -> None:
+    """Copies of these nodes, some of which may be the model's own, take the place of those that it has."""
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(copies)

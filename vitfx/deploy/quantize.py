@@ -18,7 +18,17 @@ from torch import Tensor
 
 from vitfx.deploy.export import INPUT
 from vitfx.deploy.int8_balance import balance_norms, balance_values
-from vitfx.deploy.int8_choice import SPARED, MapCost, dear, dearest, drop_unused, keep_float32, map_costs, work_of
+from vitfx.deploy.int8_choice import (
+    SPARED,
+    MapCost,
+    dear,
+    dearest,
+    drop_unused,
+    keep_float32,
+    map_costs,
+    set_nodes,
+    work_of,
+)
 from vitfx.deploy.int8_tuning import correct_biases, initializers
 from vitfx.deploy.int8_weights import round_in_pairs
 from vitfx.deploy.precisions import BF16
@@ -231,10 +241,9 @@ def to_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
     casts = [
         helper.make_node("Cast", [name + _NARROW], [name], f"widen_{name}", to=TensorProto.FLOAT) for name in matrices
     ]
-    nodes = [*casts, *_copy(model).graph.node]
-    del narrow.graph.initializer[:], narrow.graph.node[:]
+    del narrow.graph.initializer[:]
     narrow.graph.initializer.extend(kept)
-    narrow.graph.node.extend(nodes)
+    set_nodes(narrow, [*casts, *narrow.graph.node])
     onnx.helper.set_model_props(narrow, {**{entry.key: entry.value for entry in model.metadata_props}, **AS_BF16})
     return narrow
 

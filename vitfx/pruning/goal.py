@@ -127,7 +127,9 @@ def _default_align(precision: str) -> int:
 def parse_target(text: str) -> Target:
     """`cpu`, `cpu:batch=8`, `cuda:0:fp16:batch=1`, `openvino:int8`: a device by torch's name or `OPENVINO`, a precision
     and a batch size. Widths are aligned as the precision needs. Raises UserError."""
-    match = re.fullmatch(r"(?P<device>[a-z]+(:\d+)?)(:(?P<precision>b?fp?\d+|int\d+))?(:batch=(?P<batch>\d+))?", text)
+    match = re.fullmatch(
+        r"(?P<device>[a-z]+(:\d+)?)(:(?P<precision>fp\d+|bf\d+|int\d+))?(:batch=(?P<batch>\d+))?", text
+    )
     batch = Target.batch if match is None or match["batch"] is None else int(match["batch"])
     precision = (match and match["precision"]) or FP32
     if match is None or batch < 1 or precision not in PRECISIONS:

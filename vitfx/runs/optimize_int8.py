@@ -105,14 +105,15 @@ def _split(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _measure(exact: Path | bytes, pixels: Tensor, kind: str) -> Divergence:
     """By which maps are chosen, scaled to the model's answers to a few of these images."""
-    return make_divergence(kind, _answers(exact, pixels[:_BATCH], ONNX_RUNTIME))
+    return make_divergence(kind, answers_of(exact, pixels[:_BATCH]))
 
 
 def _divergence(exact: Path | bytes, rounded: Path | bytes, pixels: Tensor, kind: str, runtime: str) -> float:
-    answers, others = (_answers(file, pixels, runtime) for file in (exact, rounded))
+    answers, others = (answers_of(file, pixels, runtime) for file in (exact, rounded))
     return float(make_divergence(kind, answers)(answers, others).mean())
 
 
-def _answers(model: Path | bytes, pixels: Tensor, runtime: str) -> Tensor:
+def answers_of(model: Path | bytes, pixels: Tensor, runtime: str = ONNX_RUNTIME) -> Tensor:
+    """Of an ONNX file, or its bytes, on the CPU. pixels: (N, C, H, W), as it takes them."""
     session = open_on(runtime, model, torch.device("cpu"))
     return torch.cat([session.run(part) for part in pixels.split(_BATCH)])

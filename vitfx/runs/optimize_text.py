@@ -25,12 +25,12 @@ def to_table(report: OptimizeReport) -> Table:
         else row(f"{rewrite['name']}: nothing to do", None, rewrite["error"])
         for rewrite in report["rewrites"]
     ]
-    int8 = report["precision"] is not None and report["precision"]["name"] == INT8
-    precision = " in int8" if int8 else ""
+    third = report["precision"]
+    precision = " in int8" if third is not None and third["name"] == INT8 else ""
     rows += [row(f"all, form {name}{precision}", times) for name, times in report["forms"].items()]
     kept = f"kept: form {report['form']}, measured again"
     rows.append(row(kept, report["time_left"], report["verify"]["float64"]))
-    if (third := report["precision"]) is not None:
+    if third is not None:
         rows.append(row(f"{third['file']}, measured again", third["time_left"]))
     title = f"{report['model']}: time as a part of {report['baseline']}"
     return Table(("time left", *(f"batch {batch}" for batch in batches), "error"), rows, title)
