@@ -6,9 +6,6 @@ import ast
 import importlib
 import pkgutil
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ import torch
 
 import vitfx
 from tests.support.checks import assert_equal
-from tests.support.command_lines import parse
+from tests.support.command_lines import commands, parse
 from tests.support.families import SIZE, images, make
 from vitfx.cli.goal_options import read_goal
 from vitfx.cli.options import given_settings, make_settings
@@ -26,33 +23,6 @@ from vitfx.cli.rounds_options import read_rounds
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-DEMO = (
-    "python -m vitfx.prune demo --tau 0.001",
-    "python -m vitfx.show demo",
-    "python -m vitfx.show demo-pruned-tau0.001/circuit.json",
-    "python -m vitfx.show demo-pruned-tau0.001/pruned.onnx",
-    "python -m vitfx.optimize demo",
-    "python -m vitfx.optimize demo --passes fold_norms,narrow_to_cls --print-after all",
-    "python -m vitfx.discover demo --granularity qkv --method eap-acdc --tau 0.001 --out circuit.json",
-    "python -m vitfx.show circuit.json",
-    "python -m vitfx.prune demo --circuit circuit.json",
-    "python -m vitfx.recover demo-pruned-tau0.001/pruned.pt --teacher demo --minutes 0.5",
-    "python -m vitfx.report demo-pruned-tau0.001/ --out demo.html",
-)
-"""Commands of the pages that need nothing but the package, in an order in which each finds what it needs."""
-
-
-def commands(text: str) -> list[str]:
-    """Every call of vitfx and benchmarks in indented lines and in backticks; an ellipsis stands for a model."""
-    blocks = re.sub(r"\\\n\s+", "", text)
-    indented = [part for line in re.findall(r"^    (.*)", blocks, re.MULTILINE) for part in line.split("&&")]
-    quoted = re.findall(r"`((?:python -m )?(?:vitfx|benchmarks)\.[a-z]+ [^-`][^`]*)`", text.replace("\n", " "))
-    lines = [line.strip() for line in indented + quoted]
-    calls = [
-        line if "-m " in line else f"python -m {line}" for line in lines if re.search(r"\b(vitfx|benchmarks)\.", line)
-    ]
-    pattern = re.compile(r"^(\S*python|torchrun|PYTHONPATH=\. python)( \S+)* ?-m (vitfx|benchmarks)\.[a-z]+\b")
-    return [re.sub(r" …(?= )", " MODEL", line) for line in calls if pattern.match(line)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -95,24 +65,6 @@ def test_commands_are_seen_where_they_stand() -> None:
     assert seen > 60
     with pytest.raises(AssertionError, match="unrecognized arguments: --hast"):
         parse("python -m vitfx.prune demo --hast")
-
-
-def test_the_commands_that_are_run_are_the_ones_printed() -> None:
-    helps = "\n".join(
-        f"    {line}"
-        for name in ("discover", "optimize", "prune", "recover", "report", "show")
-        for line in importlib.import_module(f"vitfx.{name}").build_parser().examples
-    )
-    printed = {line for page in PAGES for line in commands(page.read_text(encoding="utf-8"))} | set(commands(helps))
-    assert set(DEMO) <= printed
-
-
-@pytest.mark.slow
-def test_commands_of_the_demo_run(tmp_path: Path) -> None:
-    for line in DEMO:
-        command = [sys.executable, *shlex.split(line)[1:]]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{line}: {done.stderr}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

@@ -14,6 +14,8 @@ from passes.merge_tokens import schedule_of
 from tests.support.checks import assert_equal
 from tests.support.families import images, make
 from vitfx.circuits.circuit import Circuit
+from vitfx.deploy import precision_file
+from vitfx.deploy.openvino_runtime import is_installed
 from vitfx.deploy.runtime import open_session
 from vitfx.models.checkpoint import load_model
 from vitfx.runs.in_memory import PrunedModel
@@ -21,6 +23,14 @@ from vitfx.support.errors import UserError
 
 PIXELS, LABELS = images(24), torch.arange(24) % 7
 TAU = 2e-4
+
+
+@pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO on a CPU that is said to have bfloat16 arithmetic; it computes in float32 where that is not so."""
+    if not is_installed():
+        pytest.skip("needs OpenVINO: pip install 'vitfx[openvino]'")
+    monkeypatch.setattr(precision_file, "has_bfloat16", lambda: True)
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +147,35 @@ def test_optimized_in_int8(model: nn.Module, tmp_path: Path, portable: bool) -> 
         fast.to_onnx(path)
 
 
+@pytest.mark.usefixtures("bfloat16")
+def test_optimized_in_bf16(model: nn.Module, tmp_path: Path) -> None:
+    """The file has half the bytes, and every runtime takes it."""
+    fast = vitfx.optimize(model, PIXELS, precision="bf16")
+    assert fast.divergence is not None and 0 < fast.divergence < 0.001
+    path = fast.to_onnx(tmp_path / "bf16.onnx")
+    assert open_session(path, torch.device("cpu")).metadata["precision"] == "bf16"
+    assert path.stat().st_size < 0.7 * vitfx.optimize(model, PIXELS).to_onnx(tmp_path / "fp32.onnx").stat().st_size
+    with torch.no_grad():
+        expected = model(PIXELS)
+        assert_equal(fast.module(PIXELS), expected, 1e-5)
+    assert 1e-6 < float((logits(path) - expected).norm() / expected.norm()) < 0.05
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_a_goal_in_bf16_saves_its_file(model: nn.Module, tmp_path: Path) -> None:
+    pruned = vitfx.prune(model, PIXELS, LABELS, target_flops=0.9, tokens="off", target="openvino:bf16:batch=2")
+    told = open_session(pruned.save(tmp_path / "out") / "pruned-bf16.onnx", torch.device("cpu")).metadata
+    assert told["precision"] == "bf16"
+
+
+def test_bf16_is_refused_where_nothing_computes_it(model: nn.Module) -> None:
+    with pytest.raises(UserError, match="bf16 is computed by OpenVINO"):
+        vitfx.prune(model, PIXELS, LABELS, target_flops=0.9, target="cpu:bf16:batch=2")
+
+
 @pytest.mark.parametrize("precision", ["fp16", "int4", ""])
 def test_other_precisions_are_refused(model: nn.Module, precision: str) -> None:
-    with pytest.raises(UserError, match=f"precision is '{precision}': give fp32 or int8"):
+    with pytest.raises(UserError, match=f"precision is '{precision}': give fp32, bf16 or int8"):
         vitfx.optimize(model, PIXELS, precision=precision)
 
 

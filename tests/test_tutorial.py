@@ -11,8 +11,8 @@ from typing import Any
 import matplotlib
 import pytest
 
-from tests.support.command_lines import parse
-from tests.test_docs import check_names, commands
+from tests.support.command_lines import commands, parse
+from tests.test_docs import check_names
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "docs" / "tutorial.ipynb"
 

@@ -20,7 +20,7 @@ from vitfx.deploy.deployment import read_rewrites
 from vitfx.deploy.export import OPSET
 from vitfx.deploy.onnx_forms import FORMS, Form
 from vitfx.deploy.precision_file import check_precision
-from vitfx.deploy.precisions import FP32, INT8, OPENVINO
+from vitfx.deploy.precisions import BF16, FP32, INT8, ONNX_RUNTIME, OPENVINO
 from vitfx.deploy.runtimes import check_runtime
 from vitfx.models.checkpoint import LoadedModel
 from vitfx.models.chosen import chosen_of
@@ -82,17 +82,17 @@ def optimize(
     portable: ONNX files use only standard operators.
     classes: those that are needed, names or numbers of logits: the others' logits go.
     other: one more logit, the log-sum-exp of the others', is for images of none of these.
-    precision: of ONNX files, "fp32" or "int8" (CPU), whose ranges come from three quarters of the images; the others
-        say what it costs, in `divergence`. Give some hundreds.
+    precision: of ONNX files, "fp32"; "int8" (CPU), whose ranges come from three quarters of the images, while the
+        others say what it costs, in `divergence`: give some hundreds; or "bf16", for OpenVINO on CPUs that have it.
     output: the answer's name, for a model that returns several tensors: a key or a position, "hidden_states.3".
     device: where ONNX files are to run.
     progress: shows bars on standard error.
     """
     names = read_rewrites(rewrites)
     place = pick_device(device)
-    if precision not in (FP32, INT8):
-        raise UserError(f"precision is {precision!r}: give {FP32} or {INT8}")
-    check_precision(precision, place)
+    if precision not in (FP32, BF16, INT8):
+        raise UserError(f"precision is {precision!r}: give {FP32}, {BF16} or {INT8}")
+    check_precision(precision, place, OPENVINO if precision == BF16 else ONNX_RUNTIME)
     module, calibration = open_given(model, images, None, output, classes, other)
     with watching(progress) as watcher:
         given = (module, calibration, names)

@@ -20,7 +20,7 @@ def healed(tmp_path: Path, count: int, minutes: float = 3.0) -> Training:
     images = open_data(str(npz(tmp_path)), GREY, DIGITS).calibration.subset(range(count))
     return heal(
         student(), teacher(), images, minutes,
-        cache=tmp_path, device=CPU, watcher=Silent(), measure=CLASSES, divergence=0.1, seed=0,
+        cache=tmp_path, device=CPU, watcher=Silent(), measure=CLASSES, seed=0,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from argparse import Namespace
 from importlib import import_module
@@ -25,3 +26,16 @@ def parse(line: str) -> Namespace:
     parser.error = refuse
     options: Namespace = parser.parse_args(arguments)
     return options
+
+
+def commands(text: str) -> list[str]:
+    """Every call of vitfx and benchmarks in indented lines and in backticks; an ellipsis stands for a model."""
+    blocks = re.sub(r"\\\n\s+", "", text)
+    indented = [part for line in re.findall(r"^    (.*)", blocks, re.MULTILINE) for part in line.split("&&")]
+    quoted = re.findall(r"`((?:python -m )?(?:vitfx|benchmarks)\.[a-z0-9_]+ [^-`][^`]*)`", text.replace("\n", " "))
+    lines = [line.strip() for line in indented + quoted]
+    calls = [
+        line if "-m " in line else f"python -m {line}" for line in lines if re.search(r"\b(vitfx|benchmarks)\.", line)
+    ]
+    pattern = re.compile(r"^(\S*python|torchrun|PYTHONPATH=\. python)( \S+)* ?-m (vitfx|benchmarks)\.[a-z0-9_]+\b")
+    return [re.sub(r" …(?= )", " MODEL", line) for line in calls if pattern.match(line)]

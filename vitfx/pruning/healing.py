@@ -15,9 +15,8 @@ from torch.fx import GraphModule
 from vitfx.graph.divergence import Divergence
 from vitfx.pruning.iterative_pruner import HeldOutLoss, IterativePruner
 
-Heal = Callable[[GraphModule, GraphModule, Collection[str], Divergence, float], "Training"]
-"""Trains a copy of the artifact towards the original, on images that have none of these names. The number is the
-artifact's divergence from the original."""
+Heal = Callable[[GraphModule, GraphModule, Collection[str], Divergence], "Training"]
+"""Trains a copy of the artifact towards the original, on images that have none of these names."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def healed(
     """
     if heal is None:
         return Healed(artifact, loss)
-    training = heal(artifact, original, names, pruner.measure, loss.kl)
+    training = heal(artifact, original, names, pruner.measure)
     if training.module is artifact:
         return Healed(artifact, loss, (training.sentence,))
     after = pruner.loss_of(pruner.answers(training.module))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +25,6 @@ _PASSES = 4
 """More would learn a few images by heart."""
 _CHECKED, _CHECKS = 256, 4
 """Images held out here, and how often they are looked at."""
-_RATE, _AT, _LOWEST = 2e-5, 0.135, 2e-6
-"""AdamW's rate at a divergence of so much, and the lowest. Weights that are near to where they should be are thrown off
-by rates that others need, so that rates follow the divergence's square root. On a ViT-S, 96 steps of 32 images take
-.135 to .103 at 5e-5, to .098 at 2e-5 and to .102 at 1e-5; .0167 they leave at .0163 at 2e-5."""
 _TIMED = 8
 _LEAST_STEP = 1.5
 """A step takes at least as long as so many runs of the original: so little in bf16, where a CPU has that, else 3."""
@@ -45,19 +40,16 @@ def heal(
     device: torch.device,
     watcher: Watcher,
     measure: Divergence,
-    divergence: float,
     seed: int,
 ) -> Training:
     """Trains a copy of the artifact towards the original's answers and streams. What can't be trained stays as it is.
 
     images: to train on, with or without labels
     minutes: by the clock; less where that is more than a few passes over the images
-    divergence: of the artifact from the original
     cache: see `vitfx.images.pixel_cache.open_pixels`
     """
     try:
-        rate = max(_LOWEST, _RATE * math.sqrt(min(1.0, divergence / _AT)))
-        settings = RecoverSettings(minutes=minutes, lr=rate, checks=_CHECKS, patience=_CHECKS, seed=seed)
+        settings = RecoverSettings(minutes=minutes, checks=_CHECKS, patience=_CHECKS, seed=seed)
         # What the clock allows at most: decoding more would be in vain.
         affordable = 60 * minutes / _seconds_an_image(original, images)
         count = min(len(images), max(4 * _CHECKED, int(affordable)))
@@ -75,7 +67,7 @@ def heal(
     return Training(
         result.module,
         f"survivors were trained on {seen:,} images for {result.seconds / 60:.1f} minutes, without labels",
-        {"images": seen, "seconds": result.seconds, "lr": rate, "seed": seed},
+        {"images": seen, "seconds": result.seconds, "lr": result.rate, "seed": seed},
     )
 
 

@@ -17,8 +17,9 @@ from torch import nn
 
 from vitfx.circuits.circuit import Circuit
 from vitfx.deploy.deployment import NAMES, Deployment, default_deployment
-from vitfx.deploy.precision_file import FILES, write_precision
-from vitfx.deploy.precisions import INT8
+from vitfx.deploy.precision_file import FILES, Rounding, check_precision, write_precision
+from vitfx.deploy.precisions import FP32
+from vitfx.deploy.runtimes import check_runtime
 from vitfx.discovery.basis.journal import NoJournal
 from vitfx.discovery.basis.settings import Settings, check_threshold
 from vitfx.discovery.run import check_settings, discover, origins
@@ -83,10 +84,11 @@ class PrunedModel(Pruned):
     model: LoadedModel  #: the model that was pruned
     images: Images  #: the calibration images
     deployment: Deployment  #: how ONNX files are made
+    precision: str = FP32  #: of the file that is written beside pruned.onnx, if another
 
     def save(self, out: str | Path, *, force: bool = False) -> Path:
-        """Writes pruned.pt, pruned.pt2, pruned.onnx, baseline.onnx, circuit.json and the plan, and for a target in int8
-        pruned-int8.onnx; the folder.
+        """Writes pruned.pt, pruned.pt2, pruned.onnx, baseline.onnx, circuit.json and the plan, and for a target in
+        another precision its file, such as pruned-int8.onnx; the folder.
 
         force: replace earlier results there. Raises UserError, ExportMismatch and VerificationError.
         """
@@ -95,8 +97,7 @@ class PrunedModel(Pruned):
             begin_results(folder)
             remove_results(folder, (*RESULTS, *FILES))
             write_files(folder, self, self.model, self.images, self.deployment, Silent())
-            if self.rounding is not None:
-                write_precision(folder, INT8, self.rounding)
+            write_precision(folder, self.precision, self.rounding or Rounding(self.images.pixels))
             remove_results(folder, [UNFINISHED])
         return folder
 
@@ -149,11 +150,14 @@ def prune_for_goal(
     tokens: str | None = None,
 ) -> PrunedModel:
     """Raises UserError and VerificationError; a goal that was missed is in the result's `missed`."""
-    deployment = default_deployment(NAMES, pick_device(target.device), portable=False)
+    place = pick_device(target.device)
+    check_runtime(target.runtime, place)
+    check_precision(target.precision, place, target.runtime)
+    deployment = default_deployment(NAMES, place, portable=False)
     request = GoalRequest(goal, target, deployment, seed, tokens=tokens)
     say_choice(module, images, watcher)
     pruned = compile_for_goal(module, images, request, device=device, watcher=watcher, task=task)
-    return _pruned_model(pruned, module, images, deployment)
+    return _pruned_model(pruned, module, images, deployment, target.precision)
 
 
 def find_circuit(
@@ -229,6 +233,9 @@ def choose_goal(
     return Goal(kind, value)
 
 
-def _pruned_model(pruned: Pruned, module: nn.Module, images: Images, deployment: Deployment) -> PrunedModel:
+def _pruned_model(
+    pruned: Pruned, module: nn.Module, images: Images, deployment: Deployment, precision: str = FP32
+) -> PrunedModel:
     parts = {part.name: getattr(pruned, part.name) for part in fields(Pruned)}
-    return PrunedModel(**parts, model=as_loaded(module, images), images=images, deployment=deployment)
+    model = as_loaded(module, images)
+    return PrunedModel(**parts, model=model, images=images, deployment=deployment, precision=precision)

@@ -5,22 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
 from vitfx.deploy.deployment import Deployment, default_deployment, deploy
-from vitfx.deploy.export import export_checked, onnx_metadata
+from vitfx.deploy.export import export_checked, onnx_metadata, write_onnx
 from vitfx.deploy.lowering import lower
 from vitfx.deploy.precision_file import write_int8
-from vitfx.deploy.precisions import FP32, INT8
+from vitfx.deploy.precisions import BF16, FP32, INT8
 from vitfx.deploy.quantize import Quantized
 from vitfx.graph.canonical import read_module
 from vitfx.images.image_set import Images
 from vitfx.models.checkpoint import LoadedModel
 from vitfx.runs.choose_classes import say_choice
 from vitfx.runs.memory_inputs import as_loaded
-from vitfx.runs.optimize_int8 import quantize_and_compare
+from vitfx.runs.optimize_int8 import narrowed_and_compared, quantize_and_compare
 from vitfx.support.files import check_new_file
 from vitfx.support.progress import Watcher
 
@@ -38,15 +39,21 @@ class OptimizedModel:
     images: Images
     deployment: Deployment
     int8: Quantized | None = None  #: what ONNX files have, where that was asked for
-    divergence: float | None = None  #: of int8 from float32, mean over the last quarter of the images
+    bf16: onnx.ModelProto | None = None  #: likewise
+    divergence: float | None = None  #: of either from float32, mean over images that int8 was not calibrated on
 
     def to_onnx(self, out: str | Path, *, force: bool = False) -> Path:
         """Writes the model, any batch: in float32 checked against torch. Raises UserError and ExportMismatch."""
+        path = Path(out)
         if self.int8 is not None:
-            check_new_file(Path(out), force=force)
-            write_int8(self.int8, Path(out))
-            return Path(out)
-        return write_checked(Path(out), self.canonical, self.deployment, self.model, self.images, force=force)
+            check_new_file(path, force=force)
+            write_int8(self.int8, path)
+        elif self.bf16 is not None:
+            check_new_file(path, force=force)
+            write_onnx(self.bf16, path)
+        else:
+            write_checked(path, self.canonical, self.deployment, self.model, self.images, force=force)
+        return path
 
 
 def rewrite_exactly(
@@ -62,13 +69,17 @@ def rewrite_exactly(
     """Raises UserError and VerificationError."""
     say_choice(module, images, watcher)
     front = read_module(module, images.pixels, watcher, merged=True)
-    deployment = default_deployment(rewrites, device, portable=portable)
+    # OpenVINO, which computes in bf16, knows standard operators alone.
+    deployment = default_deployment(rewrites, device, portable=portable or precision == BF16)
     lowered = lower(front.graph_module, deployment.graph_rewrites, images.pixels)
-    model, int8, divergence = as_loaded(module, images), None, None
-    if precision == INT8:
+    model, int8, bf16, divergence = as_loaded(module, images), None, None, None
+    if precision != FP32:
         exported = deploy(front.graph_module, deployment, images.pixels, onnx_metadata(model, {})).model
         kind = front.kind(None, None, watcher).name
-        int8, divergence = quantize_and_compare(exported, images.pixels, kind)
+        if precision == INT8:
+            int8, divergence = quantize_and_compare(exported, images.pixels, kind)
+        else:
+            bf16, divergence = narrowed_and_compared(exported, images.pixels, kind)
     return OptimizedModel(
         module=lowered.graph_module,
         canonical=front.graph_module,
@@ -79,6 +90,7 @@ def rewrite_exactly(
         images=images,
         deployment=deployment,
         int8=int8,
+        bf16=bf16,
         divergence=divergence,
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from vitfx.deploy.deployment import Deployed
 from vitfx.deploy.export import write_onnx
 from vitfx.deploy.precision_file import CALIBRATED_IMAGES, Rounding, round_as_asked, slower, write_int8
-from vitfx.deploy.precisions import BF16, ONNX_RUNTIME
+from vitfx.deploy.precisions import BF16, ONNX_RUNTIME, OPENVINO
 from vitfx.deploy.quantize import Quantized, to_bfloat16, to_int8
 from vitfx.deploy.runtimes import open_on
 from vitfx.graph.divergence import Divergence, make_divergence
@@ -58,6 +58,12 @@ def narrow_and_compare(
     write_onnx(to_bfloat16(model), path)
     divergence = _divergence(exact, path, pixels, kind, runtime)
     return {"name": BF16, "file": path.name, "task": kind, "divergence": divergence, "held_out": len(pixels)}
+
+
+def narrowed_and_compared(model: onnx.ModelProto, pixels: Tensor, kind: str) -> tuple[onnx.ModelProto, float]:
+    """In memory: the model in bf16, and its divergence from this one on OpenVINO, which computes in that."""
+    narrow = to_bfloat16(model)
+    return narrow, _divergence(model.SerializeToString(), narrow.SerializeToString(), pixels, kind, OPENVINO)
 
 
 def quantize_and_compare(model: onnx.ModelProto, pixels: Tensor, kind: str) -> tuple[Quantized, float]:

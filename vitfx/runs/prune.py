@@ -91,7 +91,6 @@ def _heal(
     original: GraphModule,
     held_out: Collection[str],
     measure: Divergence,
-    divergence: float,
 ) -> Training:
     """On all calibration images but those that judge what is lost."""
     calibration, judging = run.inputs.splits.calibration, set(held_out)
@@ -105,7 +104,6 @@ def _heal(
         device=run.device,
         watcher=watcher,
         measure=measure,
-        divergence=divergence,
         seed=run.seed,
     )
 
