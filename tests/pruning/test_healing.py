@@ -82,7 +82,15 @@ def test_what_is_left_whole_is_not_trained():
 
 
 @pytest.mark.parametrize(
-    ("drop", "error", "kept"), [(0.4, 0.5, True), (0.6, 0.5, False), (0.9, None, True), (-1.0, 1.9, True)]
+    ("drop", "error", "kept"),
+    [
+        (0.4, 0.4, True),
+        (0.4, 0.6, False),
+        (0.75, 0.1, False),
+        (0.78, None, True),
+        (-1.0, 1.9, True),
+        (-1.0, 2.1, False),
+    ],
 )
-def test_a_limit_on_top_1_is_kept_by_a_standard_error(drop, error, kept):
+def test_a_limit_on_top_1_is_kept_by_a_standard_error_and_what_unseen_images_lose_more(drop, error, kept):
     assert keeps(HeldOutLoss(0.1, drop, error), Goal(DROP, 1.0)) == kept

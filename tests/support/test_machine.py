@@ -28,6 +28,13 @@ def test_cpu_model_without_cpuinfo_is_the_platforms(monkeypatch, tmp_path):
     assert machine.cpu_model() == platform.machine()
 
 
+def test_instructions_are_those_of_cpuinfo_or_torchs(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "Path", lambda _: tmp_path / "cpuinfo")
+    assert machine.cpu_features() == [torch.backends.cpu.get_cpu_capability().lower()]
+    (tmp_path / "cpuinfo").write_text("model name : Fast\nflags\t\t: fpu avx512_vnni avx2 avx512f\n")
+    assert machine.cpu_features() == ["avx2", "avx512f", "avx512_vnni"]
+
+
 @pytest.mark.parametrize(
     ("text", "model"),
     [("model name\t: Fast CPU @ 3 GHz: v2\n", "Fast CPU @ 3 GHz: v2"), ("Hardware : Board\n", "Board")],

@@ -27,6 +27,9 @@ program spoiled leads all later cuts astray."""
 _STRIDE, _FINEST = 0.06, 0.015
 """Shares of the whole price: how much cheaper each next cut is, and how close to a cut too deep the search goes."""
 _MOST_CUTS = 24
+_UNSEEN = 1.25
+"""By how much more top-1 falls on images that the model was not trained on: on a ViT-S 1.15 to 1.4 times as much as on
+those that it was, which most users calibrate with."""
 _JUDGED = 512
 """Held-out images that judge the models on the way; all of them judge the last one."""
 
@@ -131,22 +134,24 @@ class GoalSearch:
     def within(self, goal: Goal) -> State:
         """The cheapest model found that keeps within a limit on accuracy or KL.
 
-        It is judged after the final refit on all images, which may move a model across the limit.
+        Losses grow ever faster, so that a line from the last model that keeps the limit to one that does not meets the
+        limit before they do. It is judged after the final refit on all images, which may move a model across the limit.
         """
-        whole = self.price.whole
-        good, bad = [(self.pruner.start(), whole)], -math.inf
+        whole, start = self.price.whole, self.pruner.start()
+        good, bad = [_Cut(start, whole, _bound(self.pruner.held_out_loss(start, _JUDGED), goal))], None
         for _ in range(_MOST_CUTS):
-            state, price = good[-1]
-            most = max(price - _STRIDE * whole, self.price.floor) if math.isinf(bad) else (price + bad) / 2
-            if price - most < _FINEST * whole:
+            last = good[-1]
+            most = max(last.price - _STRIDE * whole, self.price.floor) if bad is None else last.towards(bad, goal.value)
+            if last.price - most < _FINEST * whole:
                 break
-            state, loss = self._cut(state, most)
+            state, loss = self._cut(last.state, most)
+            cut = _Cut(state, most, _bound(loss, goal))
             if keeps(loss, goal):
-                good.append((state, most))
+                good.append(cut)
             else:
-                bad = most
-        finished = (self.pruner.finish(state) for state, _ in reversed(good[1:]))
-        return next((state for state in finished if keeps(self.pruner.held_out_loss(state), goal)), good[0][0])
+                bad = cut
+        finished = (self.pruner.finish(cut.state) for cut in reversed(good[1:]))
+        return next((state for state in finished if keeps(self.pruner.held_out_loss(state), goal)), start)
 
     def cut(self, state: State, most: float) -> State:
         return self._cut(state, most)[0]
@@ -162,6 +167,21 @@ class GoalSearch:
         return state, loss
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """A model on the way to a limit."""
+
+    state: State
+    price: float
+    bound: float  #: what is compared with the limit
+
+    def towards(self, bad: _Cut, limit: float) -> float:
+        """The price at which a line to a model beyond the limit meets it; its own where it is beyond that itself."""
+        if self.bound >= limit:
+            return self.price
+        return self.price + (bad.price - self.price) * (limit - self.bound) / (bad.bound - self.bound)
+
+
 def _shortfall(measured: float, asked: float) -> tuple[bool, float]:
     """Sorts what is as fast as promised first, and then the nearest."""
     return not reaches(measured, asked), abs(math.log(measured / asked))
@@ -169,10 +189,15 @@ def _shortfall(measured: float, asked: float) -> tuple[bool, float]:
 
 def keeps(loss: HeldOutLoss, goal: Goal) -> bool:
     """Whether a limit is kept, by more than chance says: of many models tried, some lose little by luck alone."""
+    return _bound(loss, goal) <= goal.value
+
+
+def _bound(loss: HeldOutLoss, goal: Goal) -> float:
+    """What is compared with a limit, in its unit."""
     if goal.kind != DROP:
-        return loss.kl <= goal.value
+        return loss.kl
     assert loss.drop is not None
-    return loss.drop + (loss.error or 0.0) <= goal.value
+    return max(loss.drop, _UNSEEN * loss.drop) + (loss.error or 0.0)
 
 
 def reach_goal(

@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 
 from passes.merge_tokens import MergeBySchedule
 from passes.plan import DeletionPlan
-from vitfx.graph.divergence import make_divergence
+from vitfx.graph.divergence import Classes, make_divergence
 from vitfx.graph.kinds import WORDS
 from vitfx.graph.metrics import right
 from vitfx.graph.stages import read_stages, sublayers_of
@@ -25,6 +25,7 @@ from vitfx.graph.verify import rewritten
 from vitfx.pruning.budget import select
 from vitfx.pruning.compensation import Compensator
 from vitfx.pruning.cost_model import Price
+from vitfx.pruning.expected_drop import ExpectedDrop
 from vitfx.pruning.merged_refit import refit_behind_merges
 from vitfx.pruning.removal_order import RemovalOrder, removal_order
 from vitfx.pruning.unit_worth import planned_projections, unit_worth
@@ -48,7 +49,7 @@ class HeldOutLoss:
     """What a pruned model loses on the held-out images."""
 
     kl: float  #: nats an image from the original
-    drop: float | None  #: points of top-1 lost, None without labels
+    drop: float | None  #: points of top-1 lost, see `vitfx.pruning.expected_drop`; None without labels
     error: float | None  #: the standard error of `drop`, None where it is not known
     task: str = "classes"  #: what `kl` and `drop` are of, see `vitfx.graph.kinds`
 
@@ -124,6 +125,11 @@ class IterativePruner:
         return State(plan, kept, {name: float(orders[name].costs[count]) for name, count in counts.items()})
 
     @cached_property
+    def _expected_drop(self) -> ExpectedDrop:
+        assert isinstance(self.measure, Classes) and self.labels is not None
+        return ExpectedDrop(self.measure, self.expected, self.labels)
+
+    @cached_property
     def _whole_orders(self) -> Mapping[str, RemovalOrder]:
         """Where nothing is deleted yet: searches for a token schedule cut the whole model again and again."""
         return self._removal_orders(DeletionPlan())
@@ -182,6 +188,8 @@ class IterativePruner:
         task = self.measure.kind
         if self.labels is None:
             return HeldOutLoss(kl, None, None, task)
+        if isinstance(self.measure, Classes):
+            return HeldOutLoss(kl, *self._expected_drop(logits), task)
         labels = self.labels[: len(logits)].to(logits.device)
         before, after = (right(self.measure, answers, labels) for answers in (expected, logits))
         if before is None or after is None:

@@ -235,7 +235,7 @@ class TargetBench:
     def _key(self) -> str:
         """sha256 of all that times depend on: the machine, the target, how models are exported, and their shapes."""
         machine = environment()
-        facts = ["platform", "cpu", "cores", "gpus", "torch", "onnxruntime", "vitfx"]
+        facts = ["platform", "cpu", "cpu_features", "cores", "gpus", "torch", "onnxruntime", "vitfx"]
         if self.asked.target.runtime == OPENVINO:
             facts.append(OPENVINO)
         plain = self._plain_export.graph
