@@ -60,6 +60,9 @@ FEWER = {
 }
 """What is put behind the commands: fewer images and steps. The last of an option's values counts."""
 _SHORTER = {"--minutes": "0.1", "--recover-minutes": "0.1", "--heal-minutes": "0.05", "--epochs": "1", "--repeats": "2"}
+_DEPTH = 2
+_SHALLOW = f",depth={_DEPTH}"
+"""Models of timm have so many blocks."""
 _WITH_GOAL = ("--target-speedup", "--target-params", "--target-flops")
 _MODELS = {"MODEL": "vit_s14.pt", "FILE": "vit_s14.pt", "DIR": DATA}
 _MADE_BY = {
@@ -86,9 +89,10 @@ class PrintedWorld:
         self.folder = folder
 
     def run(self, line: str, place: Path) -> subprocess.CompletedProcess[str]:
-        """The command in a folder of its own, which has what it names, and with fewer images."""
+        """The command in a folder of its own, which has what it names, on fewer images and layers."""
         module, arguments = module_and_arguments(line)
         arguments = [_MODELS.get(word.rstrip("/"), word) for word in arguments]
+        arguments = [f"{word}{_SHALLOW}" if word.startswith("timm:") else word for word in arguments]
         for name in self._named(module, arguments):
             made = self._made(name, arguments)
             (shutil.copytree if name in _COPIED else _link)(made, place / name)
@@ -206,7 +210,7 @@ def _write_vit_s(path: Path) -> None:
 
 def _timm_state(name: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=len(WNIDS))
+    model = timm.create_model(name, num_classes=len(WNIDS), depth=_DEPTH)
     nn.init.normal_(model.head.weight, std=0.1)
     return dict(model.state_dict())
 

@@ -14,7 +14,6 @@ import torchvision
 from vitfx.support.devices import gpu_names
 from vitfx.version import VERSION
 
-
 _DECISIVE = (
     "avx2",
     "avx512f",
