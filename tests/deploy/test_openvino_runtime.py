@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from vitfx.deploy.runtime import open_session
 from vitfx.support.errors import UserError
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 needs_openvino = pytest.mark.skipif(not is_installed(), reason="needs OpenVINO: pip install 'vitfx[openvino]'")
 
 needs_bfloat16 = pytest.mark.skipif(
@@ -101,3 +105,33 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError) as caught:
         open_openvino(b"")
     assert str(caught.value) == "OpenVINO is not installed here: pip install 'vitfx[openvino]'"
+
+
+@needs_openvino
+def test_ctrl_c_is_heard_when_models_have_ended_in_the_order_in_which_they_began(tmp_path: Path) -> None:
+    """OpenVINO's own cores then leave the process without a stack for signals: it died of the next one."""
+    onnx.save(exported("torchvision"), tmp_path / "model.onnx")
+    code = (
+        "import gc, signal\n"
+        "from pathlib import Path\n"
+        "import numpy as np\n"
+        "from vitfx.deploy.openvino_runtime import open_openvino\n"
+        f"pixels = np.zeros({tuple(images(1).shape)}, np.float32)\n"
+        "models = [open_openvino(Path('model.onnx')) for _ in range(2)]\n"
+        "for model in models:\n"
+        "    model.run(pixels)\n"
+        "del model\n"
+        "while models:\n"
+        "    del models[0]\n"
+        "    gc.collect()\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('heard')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class OpenVinoModel:
                 f"the ONNX model has {len(model.inputs)} inputs and {len(model.outputs)} outputs: give one of each"
             )
         self.provider = f"OpenVINO {openvino.__version__.partition('-')[0]}"
-        self._core, self._model, self._settings = openvino.Core(), model, settings
+        self._core, self._model, self._settings = _core(), model, settings
 
     @cached_property
     def _compiled(self) -> Any:
@@ -104,11 +105,11 @@ def open_openvino(model: Path | bytes, *, threads: int | None = None) -> OpenVin
     Raises UserError where the package is missing, the file is no model, or it has operators outside the ONNX standard:
     OpenVINO reads some of ONNX Runtime's own, and gives other answers.
     """
-    openvino = require_openvino()
+    core = _core()
     label = "the ONNX model" if isinstance(model, bytes) else str(model)
     try:
         contents = model if isinstance(model, bytes) else model.read_bytes()
-        read = openvino.Core().read_model(contents)
+        read = core.read_model(contents)
     except (OSError, RuntimeError) as error:
         raise UserError(f"OpenVINO cannot open {label}: {_last_line(error)}") from error
     proto = onnx.load_model_from_string(contents)
@@ -126,7 +127,19 @@ def open_openvino(model: Path | bytes, *, threads: int | None = None) -> OpenVin
 
 def has_bfloat16() -> bool:
     """Whether OpenVINO computes in bfloat16 on this CPU. Raises UserError where the package is missing."""
-    return "BF16" in require_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _core() -> Any:
+    """The only one of this process. Raises UserError where the package is missing."""
+    return _only_core(require_openvino())
+
+
+@cache
+def _only_core(openvino: ModuleType) -> Any:
+    """Each gives the thread a stack for signals, and takes it back. Of two that end in the order in which they began,
+    the second leaves freed memory there, where the next Ctrl-C is a segmentation fault."""
+    return openvino.Core()
 
 
 def _other_domains(model: onnx.ModelProto) -> Sequence[str]:
