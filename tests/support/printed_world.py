@@ -63,6 +63,7 @@ _SHORTER = {"--minutes": "0.1", "--recover-minutes": "0.1", "--heal-minutes": "0
 _DEPTH = 2
 _SHALLOW = f",depth={_DEPTH}"
 """Models of timm have so many blocks."""
+_REFUSES_HEALING = {"--heal-minutes", "--rounds", "--sweep"}
 _WITH_GOAL = ("--target-speedup", "--target-params", "--target-flops")
 _MODELS = {"MODEL": "vit_s14.pt", "FILE": "vit_s14.pt", "DIR": DATA}
 _MADE_BY = {
@@ -138,9 +139,13 @@ def _run(module: str, arguments: list[str], place: Path, processes: bool = False
 
 def _fewer(module: str, arguments: list[str]) -> list[str]:
     extra = shlex.split(FEWER.get(module, ""))
+    if "--circuit" in arguments:
+        # A circuit brings its number of images.
+        place = extra.index("--samples")
+        del extra[place : place + 2]
     if module == "vitfx.prune" and "--data" not in arguments and "vit_s14.pt" in arguments:
         extra += ["--data", DATA]
-    if module == "vitfx.prune" and {*_WITH_GOAL, "--rounds"} & set(arguments) and "--heal-minutes" not in arguments:
+    if module == "vitfx.prune" and set(_WITH_GOAL) & set(arguments) and not _REFUSES_HEALING & set(arguments):
         extra += ["--heal-minutes", "0"]
     if module == "vitfx.recover" and "--epochs" not in arguments:
         extra += ["--minutes", "0.1"]

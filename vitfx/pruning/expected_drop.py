@@ -19,8 +19,10 @@ from torch import Tensor
 
 from vitfx.graph.divergence import Classes
 
-_TEMPERATURES = torch.logspace(-2, 2, 81, base=2, dtype=torch.float64)
+_TEMPERATURES = tuple(2 ** (step / 20) for step in range(-40, 41))
 """From 1/4 to 4, a step of 3.5 %."""
+_CONTRADICTS = 3
+"""Two would let one model in twenty be judged by the luck of its labels."""
 
 
 class ExpectedDrop:
@@ -33,14 +35,14 @@ class ExpectedDrop:
         logits = measure.logits(answers.detach().double())
         labels = labels.to(logits.device)
         self.classes, self.labels = logits.argmax(dim=-1), labels
-        self.temperature = min(_TEMPERATURES.tolist(), key=lambda each: _surprise(logits / each, labels))
+        self.temperature = min(_TEMPERATURES, key=lambda each: _surprise(logits / each, labels))
         self.probabilities = (logits / self.temperature).softmax(dim=-1)
 
     def __call__(self, answers: Tensor) -> tuple[float, float | None]:
         """The drop in points, and its standard error, which one image does not have.
 
         answers: a model's, to the first n of the images, (n, K). Where the labels contradict the probabilities, by more
-        than two standard errors, they are counted instead.
+        standard errors than chance brings about in a search, they are counted instead.
         """
         classes = answers.argmax(dim=-1).to(self.classes.device)
         known, labels = self.classes[: len(classes)], self.labels[: len(classes)]
@@ -50,7 +52,7 @@ class ExpectedDrop:
         expected = 100 * (of_each[:, 0] - of_each[:, 1])
         drop, error = _mean(expected)
         counted_drop, counted_error = _mean(counted)
-        if counted_error is None or abs(counted_drop - drop) > 2 * counted_error:
+        if counted_error is None or abs(counted_drop - drop) > _CONTRADICTS * counted_error:
             return counted_drop, counted_error
         return drop, error
 
