@@ -45,6 +45,7 @@ _TRAINING, _EVALUATED = 24, 8
 FEWER = {
     "vitfx.prune": "--samples 24 --eval-samples 24",
     "vitfx.discover": "--samples 8",
+    "vitfx.optimize": "--quick",
     "vitfx.recover": "--eval-samples 24 --held-out 16",
     "vitfx.train": "--epochs 1",
     "benchmarks.discovery": "--samples 8 --edges 6",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -155,7 +156,14 @@ def exceeded(goal: Goal, report: PruneReport, task: str) -> list[str]:
     before, after = report["baseline"]["accuracy"], (third or report["pruned"])["accuracy"]
     divergence = (third or report)["kl"]
     if goal.kind == DROP and before is not None and after is not None and 100 * (before - after) > goal.value:
-        lost = f"{100 * (before - after):.2f} points of {WORDS[task].metric} lost"
+        drop, error = 100 * (before - after), _counting_error(report, task)
+        lost = f"{drop:.2f} points of {WORDS[task].metric} lost"
+        if drop - error <= goal.value:
+            return [
+                f"on the evaluation images: {lost}, where {goal.words(task)} was asked for; the counts of "
+                f"{report['images']['evaluation']:,} images have a standard error of {error:.2f}, so that the limit "
+                "may be kept; evaluate on more images to know"
+            ]
     elif goal.kind == KL and divergence > goal.value:
         lost = WORDS[task].amount(f"{divergence:.4f}") + " from the original"
     else:
@@ -165,6 +173,15 @@ def exceeded(goal: Goal, report: PruneReport, task: str) -> list[str]:
         "judged on calibration images, which are easier for a model that was trained on them: ask for less, or "
         "calibrate on images that it has not seen"
     ]
+
+
+def _counting_error(report: PruneReport, task: str) -> float:
+    """The standard error of a drop in top-1, in points, at most: each image whose class changes counts once. Zero for
+    other answers than classes."""
+    agreement = (report["precision"] or report)["agreement"]
+    if task != "classes" or agreement is None:
+        return 0.0
+    return 100 * math.sqrt((1 - agreement) / report["images"]["evaluation"])
 
 
 def _settings(run: CircuitRun | GoalRun, pruned: Pruned, samples: int) -> dict[str, Any]:
