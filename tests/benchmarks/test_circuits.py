@@ -41,7 +41,8 @@ def test_vitfx_agrees_with_plain_hooks(model, tmp_path, capsys, granularity):
     for what in ("effect", "eap", "eap-ig"):
         agreement = record["agreement"][what]["plain-hooks"]
         assert agreement["of_greatest"] < 1e-9
-        assert agreement["rank_correlation"] > 0.99
+        # Of 20 edges two neighbours may swap by rounding, at .9985; no more than that.
+        assert agreement["rank_correlation"] > 0.998
         assert set(record["times"][what]) == {"vitfx", "plain-hooks"}
         assert record["times"][what]["vitfx"]["ratio"] == {"paired": 1, "of_medians": 1}
     single = record["agreement"]["effect"]["plain-hooks"]

@@ -50,8 +50,8 @@ class ExpectedDrop:
         probabilities = self.probabilities[: len(classes)]
         of_each = probabilities.gather(1, torch.stack([known, classes], dim=1))
         expected = 100 * (of_each[:, 0] - of_each[:, 1])
-        drop, error = _mean(expected)
-        counted_drop, counted_error = _mean(counted)
+        drop, error = mean_and_error(expected)
+        counted_drop, counted_error = mean_and_error(counted)
         if counted_error is None or abs(counted_drop - drop) > _CONTRADICTS * counted_error:
             return counted_drop, counted_error
         return drop, error
@@ -62,7 +62,7 @@ def _surprise(logits: Tensor, labels: Tensor) -> float:
     return float(torch.nn.functional.cross_entropy(logits, labels))
 
 
-def _mean(values: Tensor) -> tuple[float, float | None]:
-    """And its standard error."""
+def mean_and_error(values: Tensor) -> tuple[float, float | None]:
+    """The mean and its standard error, which a single value does not have."""
     error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
     return float(values.mean()), error

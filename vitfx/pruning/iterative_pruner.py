@@ -25,7 +25,7 @@ from vitfx.graph.verify import rewritten
 from vitfx.pruning.budget import select
 from vitfx.pruning.compensation import Compensator
 from vitfx.pruning.cost_model import Price
-from vitfx.pruning.expected_drop import ExpectedDrop
+from vitfx.pruning.expected_drop import ExpectedDrop, mean_and_error
 from vitfx.pruning.merged_refit import refit_behind_merges
 from vitfx.pruning.removal_order import RemovalOrder, removal_order
 from vitfx.pruning.unit_worth import planned_projections, unit_worth
@@ -200,8 +200,7 @@ class IterativePruner:
             shares = [float(part / of) if of else 0.0 for part, of in sums]
             return HeldOutLoss(kl, 100 * (shares[0] - shares[1]), None, task)
         difference = 100 * (before - after)[:, 0] / before[:, 1]
-        error = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else None
-        return HeldOutLoss(kl, float(difference.mean()), error, task)
+        return HeldOutLoss(kl, *mean_and_error(difference), task)
 
 
 @torch.no_grad()
