@@ -16,7 +16,7 @@ from vitfx.graph.verify import rewritten
 from vitfx.pruning import iterative_pruner
 from vitfx.pruning.compensation import Compensator, divergence
 from vitfx.pruning.iterative_pruner import IterativePruner, State
-from vitfx.pruning.merged_refit import refit_behind_merges
+from vitfx.pruning.merged_refit import refit_with_merges
 from vitfx.recovery.teacher import TappedModel
 from vitfx.support.progress import Silent
 
@@ -47,11 +47,11 @@ def missing(original: torch.fx.GraphModule, plan: DeletionPlan, name: str) -> Te
 def test_streams_come_nearer_to_the_originals_averages(gone: dict[str, tuple[int, ...]]) -> None:
     original = canonical()
     before = plan_of(original, {**SOME, **gone})
-    after = refit_behind_merges(original, before, MERGING, PIXELS)
-    behind = [name for name in ("m0", "a1", "m1", "a2", "m2") if name not in gone]
-    changed = [refit.name for refit in after.refits if not any(refit is old for old in before.refits)]
-    assert changed == behind and after.deletions == before.deletions
-    for name in behind:
+    after = refit_with_merges(original, before, MERGING, PIXELS)
+    refitted = [name for name in ("a0", "m0", "a1", "m1", "a2", "m2") if name not in gone]
+    assert [refit.name for refit in after.refits] == refitted and after.deletions == before.deletions
+    assert not any(refit is old for refit in after.refits for old in before.refits)
+    for name in refitted[1:]:
         if gone and name == "a1":
             continue  # it is read behind the constant of what was deleted
         old, new = (missing(original, plan, name) for plan in (before, after))
@@ -64,7 +64,7 @@ def test_streams_come_nearer_to_the_originals_averages(gone: dict[str, tuple[int
 def test_what_a_deleted_sublayer_leaves_is_counted_once() -> None:
     original, merging = canonical(), MergeBySchedule(TokenSchedule(((0, 4),)), PIXELS[:2])
     before = plan_of(original, {**SOME, **WHOLE})
-    after = refit_behind_merges(original, before, merging, PIXELS)
+    after = refit_with_merges(original, before, merging, PIXELS)
     merged = rewritten(original, after, merging)
     (norm,) = (site.norm for site in read_sites(merged) if site.name == "a2")
     kept: list[Tensor] = []
@@ -85,5 +85,5 @@ def test_a_pruner_keeps_them_where_the_held_out_images_gain(helps: bool, monkeyp
     good = plan_of(original, SOME)
     bad = DeletionPlan(good.deletions)
     plans = (bad, good) if helps else (good, bad)
-    monkeypatch.setattr(iterative_pruner, "refit_behind_merges", lambda *_: plans[1])
+    monkeypatch.setattr(iterative_pruner, "refit_with_merges", lambda *_: plans[1])
     assert pruner.finish(State(plans[0], {}, {})).plan is good

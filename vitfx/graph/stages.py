@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from passes.stream import module_of, read_sites
 Reference = Mapping[str, Tensor]
 """What stands in for a removed writer: for each sublayer its inner channels, for "embed" the stream, broadcastable to
 (N, T, E). Constants have no axis for images; `resample` has the corrupted run's own value for each image."""
+
+_KEPT = 2**28
+"""Numbers at most that `KeptBatches` keeps, a GiB of float32."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,27 @@ def run_stages(stages: Iterable[Stage], stream: Tensor) -> Tensor:
 def onto(stream: Tensor, change: Tensor) -> Tensor:
     """The stream with a change (…, D) of what a sublayer adds to it; one that forks also holds what an MLP reads."""
     return stream + pad(change, (0, stream.shape[-1] - change.shape[-1]))
+
+
+class KeptBatches:
+    """Batches of a value that is read twice, say a sublayer's inner channels: computed once as far as memory is spared,
+    and once more for each reading beyond that."""
+
+    def __init__(self, function: Callable[[Any], Any], inputs: Sequence[Any]) -> None:
+        """function: gives a tensor, or a tuple that begins with one."""
+        self._function, self._inputs = function, inputs
+        self._kept: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, batch in enumerate(self._inputs):
+            if number < len(self._kept):
+                yield self._kept[number]
+                continue
+            value = self._function(batch)
+            size = (value[0] if isinstance(value, tuple) else value).numel()
+            if number == len(self._kept) and (number + 1) * size <= _KEPT:
+                self._kept.append(value)
+            yield value
 
 
 def in_batches(function: Callable[[Tensor], Tensor], stream: Tensor, size: int) -> Tensor:

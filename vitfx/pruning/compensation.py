@@ -26,7 +26,7 @@ from passes.plan import DeletionPlan, Refit
 from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.graph.kinds import WORDS
 from vitfx.graph.narrow import Narrowed, narrow
-from vitfx.graph.stages import Stage, contribution, read_stages, streams_at
+from vitfx.graph.stages import KeptBatches, Stage, contribution, read_stages, streams_at
 from vitfx.graph.verify import rewritten
 from vitfx.support.progress import Report
 
@@ -116,7 +116,7 @@ class Compensator:
 
     pixels: (N, C, H, W), at least two: one to fit, and one to choose the shrinkage
     keep: keeps the original's streams between calls, N·T·D numbers for each sublayer, which saves its run, a third of
-        the time; otherwise memory holds two streams and a batch of one sublayer's inner channels
+        the time; otherwise memory holds two streams and, up to a GiB, one sublayer's inner channels
     """
 
     def __init__(
@@ -145,10 +145,13 @@ class Compensator:
             if touched and stage.sublayer is not None:
                 reader = next(after.name for after in pruned.stages[index + 1 :] if after.name in names)
                 target = next(old.target(value, forked=stage.forks) for old, value in targets if old.name == reader)
-                fit = fit_batches(self._missing(pruned, stage, reading.stream, target))
+                batches = reading.stream.split(self._batch)
+                inner = KeptBatches(stage.inner, batches)
+                fit = fit_batches(self._missing(pruned, stage, batches, inner, target.split(self._batch)))
                 fits.append((stage, fit))
                 if fit.change is not None or stage.name in deleted:
                     install(stage.sublayer, fit)
+                reading.behind = torch.cat(list(map(stage.behind, batches, inner)))
             if progress is not None:
                 progress(index + 1, len(pruned.stages))
         report = tuple(RefitReport(stage.name, fit.shrinkage, fit.before, fit.after) for stage, fit in fits)
@@ -167,12 +170,17 @@ class Compensator:
                 progress(number, len(stages))
 
     def _missing(
-        self, pruned: Narrowed, stage: Stage, stream: Tensor, target: Tensor
+        self,
+        pruned: Narrowed,
+        stage: Stage,
+        batches: Iterable[Tensor],
+        inners: Iterable[Tensor],
+        goals: Iterable[Tensor],
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of the surviving inner channels and of what the stream lacks."""
+        """Batches of the surviving inner channels and of what the stream lacks. batches: of the stream before the
+        stage. goals: what it should make of them."""
         assert stage.sublayer is not None
-        for batch, goal in zip(stream.split(self._batch), target.split(self._batch), strict=True):
-            inner = stage.inner(batch)
+        for batch, inner, goal in zip(batches, inners, goals, strict=True):
             got = stage.carried(batch) + stage.sublayer.out(inner)
             # Where only one of the two models still mixes tokens later on, the other carries fewer tokens.
             if got.shape[1] < goal.shape[1]:

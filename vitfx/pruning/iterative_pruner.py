@@ -26,13 +26,15 @@ from vitfx.pruning.budget import select
 from vitfx.pruning.compensation import Compensator
 from vitfx.pruning.cost_model import Price
 from vitfx.pruning.expected_drop import ExpectedDrop, mean_and_error
-from vitfx.pruning.merged_refit import refit_behind_merges
+from vitfx.pruning.merged_refit import refit_with_merges
 from vitfx.pruning.removal_order import RemovalOrder, removal_order
 from vitfx.pruning.unit_worth import planned_projections, unit_worth
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 
 _BATCH = 32
+_COMPARED = 256
+"""Held-out images that say whether survivors gained by a refit where tokens merge."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class IterativePruner:
         keeping = watcher.bar("keeping the original's streams")
         self._quick = Compensator(original, self.scored, keep=True, progress=keeping)
         self.rounds = 0
+        self._last: tuple[DeletionPlan, Mapping[str, RemovalOrder]] | None = None
 
     def start(self) -> State:
         """The whole model."""
@@ -111,7 +114,7 @@ class IterativePruner:
 
     def cut(self, state: State, price: Price, most: float) -> State:
         """Scores the model anew and prunes it to a total price of `most`. Raises UserError where none is that cheap."""
-        orders = self._removal_orders(state.plan) if state.plan.deletions else self._whole_orders
+        orders = self._orders(state.plan)
         counts = select(orders, price, most, self.multiples)
         if counts is None:
             raise UserError(
@@ -128,6 +131,14 @@ class IterativePruner:
     def _expected_drop(self) -> ExpectedDrop:
         assert isinstance(self.measure, Classes) and self.labels is not None
         return ExpectedDrop(self.measure, self.expected, self.labels)
+
+    def _orders(self, plan: DeletionPlan) -> Mapping[str, RemovalOrder]:
+        """Of the whole model and of the last one kept, for where a cut was too deep the next begins from the same."""
+        if not plan.deletions:
+            return self._whole_orders
+        if self._last is None or self._last[0] is not plan:
+            self._last = plan, self._removal_orders(plan)
+        return self._last[1]
 
     @cached_property
     def _whole_orders(self) -> Mapping[str, RemovalOrder]:
@@ -151,24 +162,23 @@ class IterativePruner:
         return orders
 
     def finish(self, state: State) -> State:
-        """The same deletions, with survivors refitted on all images but those held out; behind merges of tokens once
-        more, where the held-out images gain by that."""
+        """The same deletions, with survivors refitted on all images but those held out: where tokens merge, to what
+        they read there, unless the held-out images lose by that."""
         if not state.plan.deletions:
             return state
-        if len(self.scored) < len(self.fitted):
-            bare = state.plan.without_constants()
-            refitted = Compensator(self.original, self.fitted)(bare, self.watcher.bar("refitting on all images")).plan
-            state = replace(state, plan=refitted)
-        return state if self.merging is None else self._refitted_behind_merges(state, self.merging)
-
-    def _refitted_behind_merges(self, state: State, merging: MergeBySchedule) -> State:
-        progress = self.watcher.bar("refitting behind merges")
-        plan = refit_behind_merges(self.original, state.plan, merging, self.fitted, progress)
-        refitted = replace(state, plan=plan)
-        before, after = self.held_out_loss(state), self.held_out_loss(refitted)
-        verdict = "" if after.kl < before.kl else ", so they stay as they were"
-        self.watcher.say(f"survivors refitted behind merged tokens: from {before} to {after}{verdict}")
-        return refitted if after.kl < before.kl else state
+        if self.merging is not None:
+            progress = self.watcher.bar("refitting where tokens merge")
+            plan = refit_with_merges(self.original, state.plan, self.merging, self.fitted, progress)
+            refitted = replace(state, plan=plan)
+            before, after = (self.held_out_loss(each, _COMPARED) for each in (state, refitted))
+            self.watcher.say(f"survivors refitted where tokens merge: from {before} to {after}")
+            if after.kl < before.kl:
+                return refitted
+        if len(self.scored) == len(self.fitted):
+            return state
+        progress = self.watcher.bar("refitting on all images")
+        plan = Compensator(self.original, self.fitted)(state.plan.without_constants(), progress).plan
+        return replace(state, plan=plan)
 
     def held_out_loss(self, state: State, most: int | None = None) -> HeldOutLoss:
         """most: how many of the held-out images are enough, None for all."""

@@ -1,20 +1,22 @@
-"""Survivors behind a merge of tokens are refitted once more, as what they now read: averages of tokens.
+"""Survivors are refitted where tokens merge, to what they then read: averages of tokens.
 
-Units are chosen and survivors refitted where no tokens merge. Behind merges the stream drifts from the original's, as
-attention sees fewer tokens and MLPs averages. Sublayer by sublayer, the projection brings the stream that the merged
-model really produces as close as a linear map can to the original's, averaged over the tokens that each stands for.
+While units are chosen, survivors are refitted where no tokens merge. Behind merges the stream drifts from the
+original's, as attention sees fewer tokens and MLPs averages. Sublayer by sublayer, the projection brings the stream
+that the merged model really produces as close as a linear map can to the original's, averaged over the tokens that each
+stands for.
 
 Shapes: N images, T tokens of the original and T' of the merged model, D width, E inner channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
 from passes.dialect import AddConstant
@@ -24,34 +26,36 @@ from passes.merging import MergeTokens, RestoreTokens, average_groups
 from passes.plan import DeletionPlan, Refit
 from passes.stream import Site, module_of, read_sites
 from vitfx.graph.narrow import narrow
-from vitfx.graph.stages import read_stages, streams_at
+from vitfx.graph.stages import KeptBatches, read_stages, streams_at
 from vitfx.graph.verify import rewritten
 from vitfx.pruning.compensation import batch_size, fit_batches, install
 from vitfx.support.progress import Report
 
 
 @torch.no_grad()
-def refit_behind_merges(
+def refit_with_merges(
     original: GraphModule,
     plan: DeletionPlan,
     merging: MergeBySchedule,
     pixels: Tensor,
     progress: Report | None = None,
 ) -> DeletionPlan:
-    """The plan with refits of all sublayers behind the first merge, in place of those that it has there.
+    """The plan with refits of all sublayers behind the first deletion or merge, in place of those that it has there.
 
     original: canonical, without merges. pixels: (N, C, H, W), at least two images, on its device.
     """
     pruned = rewritten(original, plan, merging)
     batch = batch_size(len(pixels))
-    readers, read = _readers(original, pruned), _tokens_read(original, plan, pixels[:2])
+    names = [stage.name for stage in read_stages(original)]
+    first = min((names.index(deletion.name) for deletion in plan.deletions), default=len(names))
+    readers, read = _readers(names, pruned), _tokens_read(original, plan, pixels[:2])
     streams = ((reading.stage, reading.stream) for reading in streams_at(read_stages(original), pixels, batch))
     run, refits = _LockStep(pruned, pixels.split(batch)), dict[str, Refit]()
     sites, old = {site.node: site for site in read_sites(pruned)}, {refit.name: refit for refit in plan.refits}
     nodes = list(pruned.graph.nodes)
     for number, node in enumerate(nodes, start=1):
-        reader = readers.get(node) if run.merged else None
-        if reader is None:
+        reader = readers.get(node)
+        if reader is None or not (run.merged or first < names.index(reader.name)):
             run.step(node)
         else:
             site = sites[node]
@@ -73,9 +77,8 @@ class _Reader:
     constant: Tensor | float  #: (D,), what deleted sublayers between leave behind in the pruned model
 
 
-def _readers(original: GraphModule, pruned: GraphModule) -> dict[Node, _Reader]:
-    """By the node that calls each sublayer; of one that ends the graph there is none."""
-    names = {stage.name for stage in read_stages(original)}
+def _readers(names: Sequence[str], pruned: GraphModule) -> dict[Node, _Reader]:
+    """By the node that calls each sublayer; of one that ends the graph there is none. names: the original's stages."""
     norms = {site.norm: site.name for site in read_sites(pruned)}
     nodes, readers = list(pruned.graph.nodes), {}
     for site in read_sites(pruned):
@@ -126,33 +129,43 @@ class _LockStep(Interpreter):
         elif isinstance(module, RestoreTokens):
             self._groups = [None for _ in self._groups]
         for values, batch in zip(self._values, self._batches, strict=True):
-            values[node] = batch if node.op == "placeholder" else self._run(node, values)
-            for old in self.user_to_last_uses.get(node, ()):
-                del values[old]
+            self._store(node, values, batch if node.op == "placeholder" else self._run(node, values))
 
     def refit(self, site: Site, targets: Sequence[Tensor], tokens: Tensor | None) -> Ridge:
         """Fits the projection of a sublayer and runs it with that. targets: batches of the original's stream behind it,
         (n, T, D). tokens: those that count, None for all."""
-        fit = fit_batches(self._missing(site, targets, tokens))
+        results = KeptBatches(partial(self._unprojected, site), self._values)
+        fit = fit_batches(self._missing(site, results, targets, tokens))
         install(site.module, fit)
-        self.step(site.node)
+        for values, result in zip(self._values, results, strict=True):
+            inner, *keys = result if site.keyed else (result,)
+            added = site.module.out(inner)
+            self._store(site.node, values, (added, *keys) if site.keyed else added)
         return fit
 
-    def _missing(self, site: Site, targets: Sequence[Tensor], tokens: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def _missing(
+        self, site: Site, results: Iterable[Any], targets: Sequence[Tensor], tokens: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of the inner channels, and of what the stream behind the sublayer lacks."""
-        for inner, values, target, groups in zip(self._inner(site), self._values, targets, self._groups, strict=True):
-            assert groups is not None
+        for result, values, target, groups in zip(results, self._values, targets, self._groups, strict=True):
+            inner = result[0] if site.keyed else result
             got = values[site.carried] + site.module.out(inner)
-            missing = average_groups(target, groups, got.shape[1]) - got
+            missing = (target if groups is None else average_groups(target, groups, got.shape[1])) - got
             yield (inner, missing) if tokens is None else (inner[:, tokens], missing[:, tokens])
 
-    def _inner(self, site: Site) -> Iterator[Tensor]:
-        """The sublayer's inner channels (n, T', E), batch by batch: what its projection reads."""
-        kept: list[Tensor] = []
-        with site.module.out.register_forward_pre_hook(lambda _, args: kept.append(args[0])):
-            for values in self._values:
-                self._run(site.node, values)
-                yield kept.pop()
+    def _unprojected(self, site: Site, values: dict[Node, Any]) -> Any:
+        """What the sublayer gives, with its inner channels (n, T', E), which its projection reads, for what it adds."""
+        projection = site.module.out
+        site.module.out = nn.Identity()  # type: ignore[assignment]
+        try:
+            return self._run(site.node, values)
+        finally:
+            site.module.out = projection
+
+    def _store(self, node: Node, values: dict[Node, Any], value: Any) -> None:
+        values[node] = value
+        for old in self.user_to_last_uses.get(node, ()):
+            del values[old]
 
     def _run(self, node: Node, values: dict[Node, Any]) -> Any:
         self.env = values

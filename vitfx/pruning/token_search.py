@@ -72,20 +72,29 @@ def schedules(counts: TokenCounts) -> list[TokenSchedule]:
     return [schedule for schedule in dict.fromkeys(found) if schedule]
 
 
-def front(pruner: IterativePruner, prices: MergePrices, example: Tensor) -> list[Candidate]:
-    """The candidates that none beats both in price and in divergence, the dearest, in which nothing merges, first."""
+def front(pruner: IterativePruner, prices: MergePrices, example: Tensor, most: float = math.inf) -> list[Candidate]:
+    """The candidates that none beats both in price and in divergence, the dearest, in which nothing merges, first.
+
+    most: divergence. Where a schedule has more, none that merges more tokens in the same blocks is tried."""
     judged = pruner.scored[:_JUDGED]
     expected = list(answers_to(pruner.original, judged))
     candidates = [Candidate(None, 1.0, 0.0)]
     possible, report = schedules(token_counts(pruner.original, example)), pruner.watcher.bar("merging tokens")
+    too_many: set[tuple[int, ...]] = set()
     for number, schedule in enumerate(possible):
         report(number, len(possible))
+        blocks = tuple(block for block, _ in schedule.merges)
+        if blocks in too_many:
+            continue
         merging = MergeBySchedule(schedule, example)
         try:
             kl = divergence(pruner.original, DeletionPlan(), judged, pruner.measure, merging, expected)
         except PassError:
             continue
-        candidates.append(Candidate(merging, prices.estimate(merging), kl))
+        if kl > most:
+            too_many.add(blocks)
+        else:
+            candidates.append(Candidate(merging, prices.estimate(merging), kl))
     report(len(possible), len(possible))
     candidates.sort(key=lambda candidate: (-candidate.cost, candidate.kl))
     return [
@@ -104,31 +113,29 @@ def search_schedule(
     """
     if goal.kind == PARAMETERS:
         return None
-    candidates = front(pruner, prices, example)
+    half = goal.value / 2 * (_NATS_A_POINT if goal.kind == DROP else 1)
+    candidates = front(pruner, prices, example, half if share is None else math.inf)
     for candidate in candidates[1:]:
         watcher.say(
             f"tokens {candidate.name}: about {candidate.cost:.1%} of the {prices.unmerged.noun}, divergence "
             f"{candidate.kl:.4f}"
         )
     if len(candidates) == 1:
-        watcher.say("no tokens merge: the model has none that can")
+        watcher.say("no tokens merge: the model has none that can" + ("" if share else " within half of the limit"))
         return None
     if share is None:
-        chosen = _within_half(candidates, pruner, goal)
+        chosen = _within(candidates, pruner, goal)
     else:
         chosen = _by_trial(candidates, pruner, prices, share, watcher)
     watcher.say(f"tokens merge by {chosen.name}")
     return chosen.merging
 
 
-def _within_half(candidates: list[Candidate], pruner: IterativePruner, goal: Goal) -> Candidate:
-    """The cheapest that takes no more than half of the limit, and alone keeps it."""
-    most = goal.value / 2 * (_NATS_A_POINT if goal.kind == DROP else 1)
+def _within(candidates: list[Candidate], pruner: IterativePruner, goal: Goal) -> Candidate:
+    """The cheapest that alone keeps the limit."""
     for candidate in reversed(candidates[1:]):
-        if candidate.kl > most:
-            continue
         pruner.merging = candidate.merging
-        if keeps(pruner.held_out_loss(pruner.start()), goal):
+        if keeps(pruner.held_out_loss(pruner.start(), _TRIED_ON), goal):
             return candidate
     return candidates[0]
 
