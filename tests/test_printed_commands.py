@@ -19,6 +19,8 @@ ELSEWHERE = {
 }
 """Commands that do not run here, and why."""
 WITHOUT_A_GPU = "PYTHONPATH=. python -m benchmarks.cuda gpu-day/"
+NEEDS = {"openvino": "openvino", "benchmarks.peers": "torch_pruning", "benchmarks.circuits": "transformer_lens"}
+"""Packages of the extras, by what of a command asks for them."""
 MISSED = "error: the goal was missed"
 """A random model need not get as fast as a trained one: its nearest is written all the same, with exit code 1."""
 
@@ -37,8 +39,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> PrintedWorld:
 @pytest.mark.slow
 @pytest.mark.parametrize("line", printed())
 def test_it_runs(line: str, world: PrintedWorld, tmp_path: Path) -> None:
-    if "openvino" in line:
-        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    for word, package in NEEDS.items():
+        if word in line:
+            pytest.importorskip(package, reason=f"{package} is not installed: see the extras in setup.cfg")
     done = world.run(line, tmp_path)
     if line == WITHOUT_A_GPU and not torch.cuda.is_available():
         assert done.returncode == 2 and done.stderr.count("\n") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from vitfx.circuits.circuit import GRANULARITIES, Circuit
 from vitfx.deploy.export import export_onnx
 from vitfx.models.checkpoint import load_model, save_artifact
 from vitfx.show import main
+from vitfx.support.json_files import write_json
 
 
 @pytest.fixture
@@ -222,3 +224,57 @@ def test_an_artifact_says_what_it_was_made_from(tmp_path: Path, capsys: pytest.C
     save_artifact(tmp_path / "b.pt", graph, GREY, DIGITS, "digits", {"vitfx": "0.5", "tau": None})
     assert main([str(tmp_path / "b.pt")]) == 0
     assert 'made from: {"vitfx": "0.5"}' in capsys.readouterr().out
+
+
+RECORD = {
+    "kl": 0.25,
+    "notes": ["first", "second"],
+    "steps": [{"price": 1}, {"price": 2}],
+    "long": "x" * 300,
+    "nested": {"deeper": {"deepest": {"a": 1}}},
+    "environment": {"vitfx": "0.6.0"},
+    "settings": {"model": "vit.pt", "seed": 0},
+}
+
+
+def test_any_other_record_says_what_it_was_made_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "report.json"
+    write_json(path, "vitfx-prune-report/1", RECORD)
+    assert main([str(path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "vitfx-prune-report/1, exactly as it was written, by its digest",
+        "settings:",
+        "  model: vit.pt",
+        "  seed: 0",
+        "environment:",
+        "  vitfx: 0.6.0",
+        "kl: 0.25",
+        "notes:",
+        "  - first",
+        "  - second",
+        "steps: 2 entries",
+        f"long: {'x' * 200}… (300 characters)",
+        "nested:",
+        "  deeper:",
+        '    deepest: {"a": 1}',
+    ]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
+    assert "--out does not apply: " in refused(capsys, [str(path), "--out", "x.svg"])
+    path.write_text(path.read_text().replace("0.25", "0.20"))
+    assert "can't be trusted, for its contents do not match its digest" in refused(capsys, [str(path)])
+
+
+def test_a_record_of_an_old_version_has_no_digest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "report.json"
+    path.write_text('{"format": "vitfx-prune-report/1", "kl": 1}')
+    assert main([str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "vitfx-prune-report/1, without a digest, as vitfx 0.5 wrote them"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "docs").glob("*.json")), ids=lambda path: path.name
+)
+def test_records_of_the_docs_are_shown(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(path)]) == 0
+    format = json.loads(path.read_text(encoding="utf-8"))["format"]
+    assert capsys.readouterr().out.startswith(f"{format}, ")

@@ -1,4 +1,4 @@
-"""Show a model's graph or an ONNX file as text, or draw a circuit and list what it keeps of each layer."""
+"""Show a model's graph, an ONNX file or a report as text, or draw a circuit and list what it keeps of each layer."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ from vitfx.deploy.onnx_file import describe, read_onnx
 from vitfx.graph.trace import to_canonical
 from vitfx.images.selection import Selection
 from vitfx.models.chosen import CHOSEN
+from vitfx.reports.record_text import record_text
 from vitfx.runs.inputs import open_model
 from vitfx.support.console import entry_point
-from vitfx.support.errors import UserError
+from vitfx.support.digests import DIGEST
+from vitfx.support.errors import UserError, in_a_line
 from vitfx.support.files import check_new_file, write_aside
+from vitfx.support.json_files import read_sealed
 
 _FIRST = {
     "input": {
-        "model": "a model as for vitfx.prune; a circuit.json; or an ONNX file",
+        "model": "a model as for vitfx.prune; a circuit.json; an ONNX file; or another JSON file that vitfx wrote",
         "--arch": INPUT["--arch"],
         "--image-size": "in pixels, where the file does not say it",
     },
@@ -53,7 +56,8 @@ Of a model, the canonical graph is printed that all other commands work on, a li
 widths, MLP neurons, the shape of the stream for one image, parameters and FLOPs. No data is needed. Files that vitfx
 wrote are compared with the digests in them, and say what they were made from, ONNX files too.
 
-A file in JSON is taken for a circuit. Its picture is a grid with the layers upwards: heads and MLP paths are cells,
+Reports and all other JSON files that vitfx wrote are compared with their digests and printed: first what they were made
+with. A circuit is drawn. Its picture is a grid with the layers upwards: heads and MLP paths are cells,
 coloured by score, and the dead are crossed out. An edge or qkv graph has its strongest kept edges drawn beside it, from
 the embedding to the logits, by colour what they feed. PNG files and pictures with edges need matplotlib: pip install
 'vitfx[plot]'.
@@ -68,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     path = Path(options.model)
-    show = _show_circuit if _is_json(path) else _show_onnx if path.suffix == ".onnx" else _show_model
+    show = _show_json if _is_json(path) else _show_onnx if path.suffix == ".onnx" else _show_model
     return ending(lambda: show(options, parser, Console()))
 
 
@@ -109,6 +113,17 @@ def _show_onnx(options: argparse.Namespace, parser: argparse.ArgumentParser, con
     console.print(describe(read_onnx(Path(options.model))), highlight=False, markup=False, soft_wrap=True)
 
 
+def _show_json(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> None:
+    format, record = read_sealed(Path(options.model), "give a file that vitfx wrote")
+    if format is None or not format.startswith("vitfx-") or format.startswith("vitfx-circuit/"):
+        return _show_circuit(options, parser, console)
+    given = (*_OF_CIRCUITS, *_OF_MODELS)
+    refuse_given(parser, options, given, f"does not apply: {options.model} is a {in_a_line(format)}")
+    sealed = record.pop(DIGEST, None) is not None
+    console.print(record_text(format, record, sealed=sealed), highlight=False, markup=False, soft_wrap=True)
+    return None
+
+
 def _show_circuit(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> None:
     refuse_given(parser, options, _OF_MODELS, f"is for a model, and {options.model} is a circuit")
     path = Path(options.model)
@@ -135,8 +150,9 @@ def build_parser() -> CommandParser:
     parser = CommandParser("show", __doc__, usage="FILE [options]", first=_FIRST, examples=_EXAMPLES, notes=_NOTES)
     parser.add_argument(
         "model",
-        metavar="MODEL|CIRCUIT|ONNX",
-        help="checkpoint, artifact, weights, .pt2, Hugging Face folder, or demo; a circuit.json; or an ONNX file",
+        metavar="MODEL|CIRCUIT|ONNX|REPORT",
+        help="checkpoint, artifact, weights, .pt2, Hugging Face folder, or demo; a circuit.json; an ONNX file; or any "
+        "other JSON file that vitfx wrote",
     )
     add = parser.add_argument_group("circuits").add_argument
     add("--out", type=Path, help=".svg or .png (default: beside the circuit, as .svg)")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tests.support.checks import assert_equal, canonical
 from tests.support.families import images
-from vitfx.graph.stages import read_stages, run_stages, streams_at
+from vitfx.graph.stages import KeptBatches, read_stages, run_stages, streams_at
 
 PIXELS = images(5, torch.float64)
 
@@ -48,3 +49,23 @@ def test_gradients_by_inner_channels_reach_the_logits() -> None:
             inners.append(reading.inner)
     gradients = torch.autograd.grad(reading.behind.sum(), inners)
     assert all(bool(gradient.any()) for gradient in gradients)
+
+
+@pytest.mark.parametrize("room", [0, 25, 1000])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_kept_batches_are_computed_again_only_where_they_take_too_much(
+    room: int, pairs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitfx.graph.stages._KEPT", room)
+    inputs, asked = torch.arange(35.0).reshape(7, 5).split(2), []
+
+    def function(batch: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, str]:
+        asked.append(len(batch))
+        return (batch + 1, "key") if pairs else batch + 1
+
+    batches = KeptBatches(function, inputs)
+    for _ in range(2):
+        values = [value[0] if pairs else value for value in batches]
+        assert torch.equal(torch.cat(values), torch.arange(35.0).reshape(7, 5) + 1)
+    kept = {0: 0, 25: 2, 1000: 4}[room]
+    assert len(asked) == 2 * len(inputs) - kept

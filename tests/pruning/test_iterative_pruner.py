@@ -21,7 +21,7 @@ def test_one_image_has_no_standard_error(count: int, held_out: int) -> None:
     assert found.drop == 0 and found.error == (None if held_out == 1 else 0)
 
 
-def test_the_whole_model_is_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_scored_once_for_all_cuts_that_begin_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model, pixels = canonical(), images(8).double()
     scored: list[int] = []
     worth = iterative_pruner.unit_worth
@@ -31,5 +31,9 @@ def test_the_whole_model_is_scored_once(monkeypatch: pytest.MonkeyPatch) -> None
     first = pruner.cut(pruner.start(), price, 0.9 * price.whole)
     assert pruner.cut(pruner.start(), price, 0.9 * price.whole).kept == first.kept
     assert scored == [5]
-    pruner.cut(first, price, 0.8 * price.whole)
+    deep = pruner.cut(first, price, 0.8 * price.whole)
     assert scored == [5, 6]
+    less = pruner.cut(first, price, 0.85 * price.whole)
+    assert scored == [5, 6] and price.total(less.kept) > price.total(deep.kept)
+    pruner.cut(deep, price, 0.7 * price.whole)
+    assert scored == [5, 6, 7]

@@ -39,14 +39,22 @@ def read_any_json(path: Path, formats: Sequence[str], advice: str) -> tuple[str,
     advice: ends the sentence of the error, such as "give a report.json that vitfx wrote". Raises UserError where the
     file can't be read, is no JSON object, has another format, or is not as it was written.
     """
+    format, record = read_sealed(path, advice)
+    if format is None or format not in formats:
+        kind = "of no format" if format is None else f"a {in_a_line(format)}"
+        raise UserError(f"{path} is {kind}, not a {' or a '.join(formats)}: {advice}")
+    record.pop(DIGEST, None)
+    return format, record
+
+
+def read_sealed(path: Path, advice: str) -> tuple[str | None, dict[str, Any]]:
+    """The file's format, None where it says none, and its record without it but with its digest. Raises UserError, see
+    `read_any_json`."""
     record = read_json_value(path, advice)
     try:
         check_digest(record if isinstance(record, dict) else {})
     except DamagedError as error:
         raise UserError(f"{path} can't be trusted, for {error}: {advice}") from error
-    format = record.pop("format", None) if isinstance(record, dict) else None
-    if not isinstance(format, str) or format not in formats:
-        kind = "of no format" if format is None else f"a {in_a_line(format)}"
-        raise UserError(f"{path} is {kind}, not a {' or a '.join(formats)}: {advice}")
-    record.pop(DIGEST, None)
-    return format, record
+    if not isinstance(record, dict) or not isinstance(record.get("format"), str):
+        return None, {}
+    return record.pop("format"), record
