@@ -114,7 +114,7 @@ class TransformerLens:
         )
 
     def run(self, pixels: Tensor, hooks: Mapping[str, Hook]) -> Tensor:
-        own = [(self._name(name), _with_hook_point(call)) for name, call in hooks.items()]
+        own: list[Any] = [(self._name(name), _with_hook_point(call)) for name, call in hooks.items()]
         logits: Tensor = self.bridge.run_with_hooks(pixels, fwd_hooks=own)
         return logits
 

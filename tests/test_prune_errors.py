@@ -150,6 +150,8 @@ GOALS: dict[str, tuple[tuple[object, ...], str]] = {
         "--heal-minutes -2 is no length of time: give a number of minutes, 0 for none",
     ),
     "endless healing": (("--max-drop", 1, "--heal-minutes", "inf"), "--heal-minutes inf is no length of time"),
+    "no memory": (("--max-drop", 1, "--memory", 0), "--memory 0 is not an amount of memory"),
+    "memory without a goal": (("--tau", 0.1, "--memory", 2), "--memory 2.0 is for a goal: give one"),
     "healing without a goal": (("--tau", 0.1, "--heal-minutes", 2), "--heal-minutes 2.0 is for a goal: give one"),
     "healing of several": (
         ("--sweep", "1.2:1.5:2", "--heal-minutes", 2),

@@ -25,7 +25,7 @@ from vitfx.discovery.engines import clean_run as streams
 from vitfx.discovery.engines.clean_run import mapped
 from vitfx.discovery.engines.head_engine import HeadEngine
 from vitfx.discovery.engines.reader_engine import ReaderEngine
-from vitfx.discovery.memory import GIB, Needed, fit, memory_needed
+from vitfx.discovery.memory import Needed, fit, memory_needed
 from vitfx.discovery.methods.acdc import acdc, reverse
 from vitfx.discovery.methods.eap_acdc import eap_acdc
 from vitfx.discovery.run import prepare, whole_mlps
@@ -33,6 +33,7 @@ from vitfx.graph.trace import to_canonical
 from vitfx.images.splits import open_data
 from vitfx.support.errors import UserError
 from vitfx.support.files import WriteError
+from vitfx.support.text import GIB
 
 Captured = pytest.CaptureFixture[str]
 IMAGES = 512

@@ -15,8 +15,9 @@ from vitfx.graph.verify import ablated_logits, rewrite, tokens_of
 from vitfx.pruning.compensation import Compensator
 from vitfx.pruning.cost_model import flops_price
 from vitfx.pruning.goal import DROP, FLOPS, KL, SPEEDUP, Goal, reaches
-from vitfx.pruning.goal_search import ROUNDS, GoalSearch, _Cut, reach_goal
+from vitfx.pruning.goal_search import ROUNDS, GoalSearch, reach_goal
 from vitfx.pruning.iterative_pruner import IterativePruner
+from vitfx.pruning.limit import Cut
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Silent
 from vitfx.support.timing import SpeedUp
@@ -285,5 +286,5 @@ def test_the_dead_are_named_as_the_model_has_them(model, pruner, price):
     ],
 )
 def test_losses_are_taken_to_grow_as_the_square_of_what_is_gone(pruner, price, bound, limit, most):
-    start = _Cut(pruner.start(), 100, 0.0 if price < 100 else bound)
-    assert _Cut(pruner.start(), price, bound).beyond(start, limit) == pytest.approx(most)
+    start = Cut(pruner.start(), 100, 0.0 if price < 100 else bound)
+    assert Cut(pruner.start(), price, bound).beyond(start, limit) == pytest.approx(most)

@@ -12,9 +12,9 @@ from torch import nn
 from tests.support.goals import CPU, asked, goal_images
 from tests.support.prune_runs import model
 from vitfx.pruning.goal import DROP, FLOPS, KL, Goal
-from vitfx.pruning.goal_search import keeps
 from vitfx.pruning.healing import Training
 from vitfx.pruning.iterative_pruner import HeldOutLoss
+from vitfx.pruning.limit import keeps
 from vitfx.pruning.prune_for_goal import compile_for_goal
 from vitfx.support.progress import Silent
 

@@ -68,6 +68,13 @@ def add_goal(parser: argparse.ArgumentParser) -> None:
         f"held-out images say that it helps; 0 for not at all (default {MINUTES:g}, and 0 for a limit)",
     )
     add(
+        "--memory",
+        type=float,
+        metavar="GIB",
+        help="memory at most for the original's streams, which are kept from one cut to the next and, where they need "
+        "more, computed again for each (default: kept)",
+    )
+    add(
         "--align",
         type=int,
         metavar="N",
@@ -93,7 +100,7 @@ def read_goal(options: argparse.Namespace, given: Mapping[str, Any]) -> GoalOpti
     if assumed:
         goals = [default_goal(labelled=True)]
     if not goals:
-        for name, default in (("target", str(Target())), ("align", None), ("heal_minutes", None)):
+        for name, default in (("target", str(Target())), ("align", None), ("heal_minutes", None), ("memory", None)):
             if (value := getattr(options, name)) != default:
                 raise UserError(
                     f"--{name.replace('_', '-')} {value} is for a goal: give one, such as --target-speedup 1.5"

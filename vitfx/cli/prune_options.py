@@ -20,6 +20,7 @@ from vitfx.deploy.precision_file import check_precision
 from vitfx.deploy.precisions import FP32, ONNX_RUNTIME
 from vitfx.deploy.runtimes import check_runtime
 from vitfx.discovery.basis.settings import Settings
+from vitfx.discovery.memory import check_memory
 from vitfx.images.image_set import ImageSet
 from vitfx.pruning.goal import Target
 from vitfx.pruning.token_merging import AUTO
@@ -52,6 +53,7 @@ class _Timed(_Shared):
     target: Target
     samples: int
     seed: int
+    memory: float | None
 
 
 def open_run(options: argparse.Namespace, command: str) -> PruneRun:
@@ -103,7 +105,7 @@ def open_run(options: argparse.Namespace, command: str) -> PruneRun:
             compensate_samples=options.compensate_samples or COMPENSATE_SAMPLES,
             precision=precision,
         )
-    timed: _Timed = {**shared, "target": asked.target, "samples": settings.samples, "seed": settings.seed}
+    timed = _Timed(**shared, target=asked.target, samples=settings.samples, seed=settings.seed, memory=options.memory)
     if rounds is not None:
         return RoundsRun(**timed, goal=asked.goal, rounds=rounds, command=command)
     if asked.speedups:
@@ -120,6 +122,8 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise UserError(f"--eval-samples {options.eval_samples} is negative: give a number of images, 0 for all")
     if options.compensate_samples is not None and options.compensate_samples < 2:
         raise UserError(f"--compensate-samples {options.compensate_samples} is too small: give 2 or more")
+    if options.memory is not None:
+        check_memory(options.memory)
     minutes = options.heal_minutes
     if minutes is not None and not (minutes >= 0 and math.isfinite(minutes)):
         raise UserError(f"--heal-minutes {minutes:g} is no length of time: give a number of minutes, 0 for none")

@@ -16,8 +16,8 @@ from vitfx.graph.narrow import narrow
 from vitfx.graph.stages import sublayers_of
 from vitfx.images.image_set import Images
 from vitfx.support.errors import UserError
+from vitfx.support.text import GIB, amount
 
-GIB = 2**30
 _DOUBLE = 8
 
 
@@ -87,21 +87,23 @@ def fit(needed: Needed, limit: float | None, processes: int) -> tuple[str, bool]
 
     limit: GiB a process. Raises UserError where that is too little even so.
     """
-    if limit is not None and not limit > 0:
-        raise UserError(f"`memory` {limit:g} is not an amount of memory: give a number of GiB above 0")
+    if limit is not None:
+        check_memory(limit)
     room = float("inf") if limit is None else limit * GIB
     least = needed.total - needed.in_file
     if least > room:
         raise UserError(
-            f"`memory` {limit:g} GiB is too little for the {_amount(least)} of activations that each process must hold "
+            f"`memory` {limit:g} GiB is too little for the {amount(least)} of activations that each process must hold "
             "in memory: give fewer `samples`, a coarser `granularity`, or more processes with torchrun"
         )
     each = f" in each of {processes} processes" if processes > 1 else ""
-    sentence = f"activations kept: {_amount(needed.total)}{each}, besides the weights and a batch at a time"
+    sentence = f"activations kept: {amount(needed.total)}{each}, besides the weights and a batch at a time"
     if needed.total <= room:
         return sentence, False
-    return f"{sentence}; {_amount(needed.in_file)} of it in a file beside --out, which takes longer", True
+    return f"{sentence}; {amount(needed.in_file)} of it in a file beside --out, which takes longer", True
 
 
-def _amount(size: int) -> str:
-    return f"{size / GIB:.2f} GiB" if size > GIB / 10 else f"{size / 2**20:.1f} MiB"
+def check_memory(limit: float) -> None:
+    """Raises UserError."""
+    if not limit > 0:
+        raise UserError(f"`memory` {limit:g} is not an amount of memory: give a number of GiB above 0")

@@ -12,6 +12,7 @@ from vitfx.graph.verify import rewritten
 from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal import DROP, PARAMETERS, PROMISED, SPEEDUP, Goal, reaches
 from vitfx.pruning.iterative_pruner import HeldOutLoss, IterativePruner, State
+from vitfx.pruning.limit import Cut, bound, keeps
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 from vitfx.support.timing import SpeedUp
@@ -24,12 +25,9 @@ CORRECTIONS = 4
 _UNLIKELY = 0.15
 """Relative difference from the speed that is expected beyond which it is measured once more, as one that another
 program spoiled leads all later cuts astray."""
-_FIRST, _FINEST = 0.1, 0.015
-"""Shares of the whole price: how deep the first cut towards a limit is, and how close to the limit the search goes."""
+_FINEST = 0.015
+"""Share of the whole price: how close to a limit the search goes."""
 _MOST_CUTS = 24
-_UNSEEN = 1.25
-"""By how much more top-1 falls on images that the model was not trained on: on a ViT-S 1.15 to 1.4 times as much as on
-those that it was, which most users calibrate with."""
 _LAST_REFIT, _SEVERAL = 0.87, 2
 """What the last refit leaves of a loss where it has several times as many images as those on the way: of a ViT-S's KL
 divergence .82 to .86 with five times as many."""
@@ -143,7 +141,7 @@ class GoalSearch:
         """
         whole, start = self.price.whole, self.pruner.start()
         left = _LAST_REFIT if len(self.pruner.fitted) >= _SEVERAL * len(self.pruner.scored) else 1.0
-        good, bad = [_Cut(start, whole, _bound(self.pruner.held_out_loss(start, _JUDGED), goal))], None
+        good, bad = [Cut(start, whole, bound(self.pruner.held_out_loss(start, _JUDGED), goal))], None
         for _ in range(_MOST_CUTS):
             last = good[-1]
             further = last.towards(bad, goal.value) if bad else last.beyond(good[0], goal.value)
@@ -151,14 +149,14 @@ class GoalSearch:
             if last.price - most < _FINEST * whole:
                 break
             state, loss = self._cut(last.state, most)
-            cut = _Cut(state, most, _bound(loss, goal, left))
+            cut = Cut(state, most, bound(loss, goal, left))
             if cut.bound <= goal.value:
                 good.append(cut)
             else:
                 bad = cut
         return self._finished(good, goal, left)
 
-    def _finished(self, good: list[_Cut], goal: Goal, left: float) -> State:
+    def _finished(self, good: list[Cut], goal: Goal, left: float) -> State:
         """The last of the models with the final refit; where that is beyond the limit, one less deep, and in the end
         the first as it is. left: the share of a loss that the refit is expected to leave."""
         for _ in range(CORRECTIONS):
@@ -170,10 +168,10 @@ class GoalSearch:
             if keeps(loss, goal):
                 return state
             self.watcher.say(f"after the last refit it is {loss}: too much for the limit, by what chance may hide")
-            most = good[-1].towards(replace(last, bound=_bound(loss, goal)), goal.value)
+            most = good[-1].towards(replace(last, bound=bound(loss, goal)), goal.value)
             if good[-1].price - most >= _FINEST * self.price.whole:
                 state, loss = self._cut(good[-1].state, most)
-                good.append(_Cut(state, most, _bound(loss, goal, left)))
+                good.append(Cut(state, most, bound(loss, goal, left)))
         return good[0].state
 
     def cut(self, state: State, most: float) -> State:
@@ -190,45 +188,9 @@ class GoalSearch:
         return state, loss
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """A model on the way to a limit."""
-
-    state: State
-    price: float
-    bound: float  #: what is compared with the limit
-
-    def towards(self, bad: _Cut, limit: float) -> float:
-        """The price at which a line to a model beyond the limit meets it; its own where it is beyond that itself."""
-        if self.bound >= limit:
-            return self.price
-        return self.price + (bad.price - self.price) * (limit - self.bound) / (bad.bound - self.bound)
-
-    def beyond(self, start: _Cut, limit: float) -> float:
-        """The price at which a parabola from the start through this model meets the limit, or at which twice as much is
-        gone."""
-        gone, grown, left = start.price - self.price, self.bound - start.bound, limit - start.bound
-        if not gone:
-            return start.price * (1 - _FIRST) if left > 0 else start.price
-        return start.price - gone * (min(2.0, math.sqrt(left / grown)) if grown > 0 else 2.0)
-
-
 def _shortfall(measured: float, asked: float) -> tuple[bool, float]:
     """Sorts what is as fast as promised first, and then the nearest."""
     return not reaches(measured, asked), abs(math.log(measured / asked))
-
-
-def keeps(loss: HeldOutLoss, goal: Goal) -> bool:
-    """Whether a limit is kept, by more than chance says: of many models tried, some lose little by luck alone."""
-    return _bound(loss, goal) <= goal.value
-
-
-def _bound(loss: HeldOutLoss, goal: Goal, left: float = 1.0) -> float:
-    """What is compared with a limit, in its unit. left: the share of the loss that a refit is expected to leave."""
-    if goal.kind != DROP:
-        return left * loss.kl
-    assert loss.drop is not None
-    return max(loss.drop, left * _UNSEEN * loss.drop) + (loss.error or 0.0)
 
 
 def reach_goal(

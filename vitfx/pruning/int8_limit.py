@@ -15,8 +15,9 @@ from vitfx.deploy.int8_choice import SPARED, dearest
 from vitfx.deploy.precision_file import CALIBRATED_IMAGES, Rounding
 from vitfx.deploy.precisions import INT8
 from vitfx.pruning.goal import DROP, PROMISED, Goal
-from vitfx.pruning.goal_search import GoalResult, keeps
+from vitfx.pruning.goal_search import GoalResult
 from vitfx.pruning.iterative_pruner import HeldOutLoss, IterativePruner
+from vitfx.pruning.limit import keeps
 from vitfx.pruning.target_bench import GoalRequest, TargetBench
 
 _SHARES = (SPARED, 0.03, 0.06, 0.1)

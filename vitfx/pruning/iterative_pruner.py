@@ -20,7 +20,7 @@ from passes.plan import DeletionPlan
 from vitfx.graph.divergence import Classes, make_divergence
 from vitfx.graph.kinds import WORDS
 from vitfx.graph.metrics import right
-from vitfx.graph.stages import read_stages, sublayers_of
+from vitfx.graph.stages import read_stages, streams_at, sublayers_of
 from vitfx.graph.verify import rewritten
 from vitfx.pruning.budget import select
 from vitfx.pruning.compensation import Compensator
@@ -31,6 +31,7 @@ from vitfx.pruning.removal_order import RemovalOrder, removal_order
 from vitfx.pruning.unit_worth import planned_projections, unit_worth
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
+from vitfx.support.text import GIB, amount
 
 _BATCH = 32
 _COMPARED = 256
@@ -77,6 +78,7 @@ class IterativePruner:
     align: the widths of pruned MLPs are multiples of it.
     task: the model's kind of answers, one of `vitfx.graph.kinds.KINDS`.
     merging: merges tokens of what is judged on the held-out images, see `vitfx.pruning.token_merging`.
+    memory: GiB at most for the original's streams, which are kept between cuts, and otherwise computed again for each.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class IterativePruner:
         align: int = 1,
         task: str = "classes",
         merging: MergeBySchedule | None = None,
+        memory: float | None = None,
     ) -> None:
         held = max(1, len(pixels) // 4) if held_out is None else held_out
         self.original, self.watcher, self.seed, self.merging = original, watcher, seed, merging
@@ -103,10 +106,21 @@ class IterativePruner:
         self.multiples = {name: align for name, module in self.modules.items() if module.kind != "head"}
         self.expected = _logits(original, self.held_out, watcher)
         self.measure = make_divergence(task, self.expected)
+        keep = memory is None or self._fit(memory)
         keeping = watcher.bar("keeping the original's streams")
-        self._quick = Compensator(original, self.scored, keep=True, progress=keeping)
+        self._quick = Compensator(original, self.scored, keep=keep, progress=keeping)
         self.rounds = 0
         self._last: tuple[DeletionPlan, Mapping[str, RemovalOrder]] | None = None
+        self._judged: tuple[DeletionPlan, MergeBySchedule | None, int, HeldOutLoss] | None = None
+
+    @torch.no_grad()
+    def _fit(self, memory: float) -> bool:
+        """Whether the original's streams of the images that score fit into so many GiB."""
+        size = sum(reading.stream.nbytes for reading in streams_at(self.stages, self.scored[:1])) * len(self.scored)
+        fits = size <= memory * GIB
+        if not fits:
+            self.watcher.say(f"the original's streams would take {amount(size)}: they are computed again for every cut")
+        return fits
 
     def start(self) -> State:
         """The whole model."""
@@ -181,9 +195,12 @@ class IterativePruner:
         return replace(state, plan=plan)
 
     def held_out_loss(self, state: State, most: int | None = None) -> HeldOutLoss:
-        """most: how many of the held-out images are enough, None for all."""
-        pruned = rewritten(self.original, state.plan, self.merging)
-        return self.loss_of(self.answers(pruned, most))
+        """most: how many of the held-out images are enough, None for all. What was judged last is not run again."""
+        count = len(self.held_out[:most])
+        if self._judged is None or self._judged[0] is not state.plan or self._judged[1:3] != (self.merging, count):
+            pruned = rewritten(self.original, state.plan, self.merging)
+            self._judged = state.plan, self.merging, count, self.loss_of(self.answers(pruned, most))
+        return self._judged[3]
 
     def answers(self, graph_module: GraphModule, most: int | None = None) -> Tensor:
         """Of any model, on the CPU or where the images are, to the held-out images or the first `most` of them."""

@@ -142,6 +142,7 @@ def _make_pruner(
         watcher=watcher,
         align=asked.target.align,
         task=task,
+        memory=asked.memory,
     )
 
 

@@ -62,6 +62,7 @@ class GoalRequest:
     seed: int = 0  #: of scoring
     fresh: bool = False  #: measure times anew even where they are cached
     tokens: str | None = None  #: by what schedule tokens merge, see `vitfx.pruning.token_merging.choose_merging`
+    memory: float | None = None  #: GiB at most for streams that are kept between cuts; None for no limit
     #: what the goal is counted from if earlier pruning made the model from it; None for the model itself
     reference: ReferenceModel | None = None
 

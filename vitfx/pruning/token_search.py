@@ -20,8 +20,8 @@ from passes.plan import DeletionPlan
 from passes.token_schedule import TokenCounts, TokenSchedule
 from vitfx.pruning.compensation import answers_to, divergence
 from vitfx.pruning.goal import DROP, PARAMETERS, Goal
-from vitfx.pruning.goal_search import keeps
 from vitfx.pruning.iterative_pruner import IterativePruner
+from vitfx.pruning.limit import keeps
 from vitfx.pruning.merge_prices import MergePrices
 from vitfx.support.progress import Watcher
 

@@ -68,7 +68,14 @@ def run_goal(run: GoalRun, watcher: Watcher) -> PruneResult:
     """Searches, writes and measures. Raises UserError, VerificationError and ExportMismatch."""
     images = run.calibration(watcher)
     asked = GoalRequest(
-        run.goal, run.target, run.deployment, run.seed, fresh=run.force, tokens=run.tokens, reference=run.reference
+        run.goal,
+        run.target,
+        run.deployment,
+        run.seed,
+        fresh=run.force,
+        tokens=run.tokens,
+        memory=run.memory,
+        reference=run.reference,
     )
     pruned = compile_for_goal(
         run.inputs.model.module,

@@ -98,6 +98,7 @@ class _TargetRun(_Run):
     target: Target
     samples: int  #: calibration images
     seed: int  #: of the images and of scoring
+    memory: float | None = None  #: GiB at most for streams that are kept between cuts; None for no limit
 
     @property
     def onnx_device(self) -> torch.device:

@@ -87,6 +87,7 @@ class _StepMaker:
                 target=run.target,
                 samples=run.samples,
                 seed=run.seed,
+                memory=run.memory,
                 goal=goal,
                 reference=None if first else self.original,
             ),

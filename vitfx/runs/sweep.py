@@ -157,6 +157,7 @@ def _point_maker(run: SweepRun, original: GraphModule, images: Images, watcher: 
         seed=run.seed,
         watcher=watcher,
         align=run.target.align,
+        memory=run.memory,
     )
     return _PointMaker(run, original, images, bench, price, bench.plain, pruner, bench.open_plain(), watcher)
 

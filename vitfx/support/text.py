@@ -1,6 +1,8 @@
-"""Numbers as tables show them."""
+"""Numbers as tables and sentences show them."""
 
 from __future__ import annotations
+
+GIB = 2**30
 
 
 def digits(value: float) -> str:
@@ -31,3 +33,8 @@ def time_left(seconds: float) -> str:
 
 def faster(speedup: float) -> str:
     return f"{speedup:.2f}× faster" if speedup >= 1 else f"{1 / speedup:.2f}× slower"
+
+
+def amount(size: int) -> str:
+    """Of memory, from bytes: 1.20 GiB, 25.0 MiB."""
+    return f"{size / GIB:.2f} GiB" if size > GIB / 10 else f"{size / 2**20:.1f} MiB"
