@@ -39,7 +39,9 @@ from vitfx.support.machine import environment
 from vitfx.support.progress import Watcher
 from vitfx.support.timing import SpeedUp, Timing, batch_to_time, speed_up, time_interleaved
 
-_ROUNDS, _SECONDS, _MOST_SECONDS = 41, 8.0, 120.0
+_ROUNDS, _SECONDS, _MOST_SECONDS = 41, 8.0, 40.0
+_ROUGHLY = 21
+"""Rounds for what only chooses between models."""
 _EXAMPLES = 8
 _RUN_AT_ONCE = 32
 
@@ -128,9 +130,9 @@ class TargetBench:
         return speed_up(*self.timings(self.open_plain(), self._deployed(pruned)))
 
     def time_share(self, merging: MergeBySchedule) -> float:
-        """The time that this leaves of the whole model's, both timed in turns."""
+        """The time that this leaves of the whole model's, roughly, both timed in turns."""
         merged = with_merges(self.original, merging)
-        return 1 / speed_up(*self.timings(self._unmerged, self._deployed(merged))).value
+        return 1 / speed_up(*self.timings(self._unmerged, self._deployed(merged), roughly=True)).value
 
     def in_int8(self, graph_module: GraphModule, calibration: Tensor) -> Quantized:
         """A canonical graph as it is deployed on the target. calibration: (N, C, H, W), for the ranges."""
@@ -149,18 +151,18 @@ class TargetBench:
     def _deployed(self, graph_module: GraphModule) -> Session:
         return self.open(deploy(graph_module, self.asked.deployment, self.examples, {}).model)
 
-    def timings(self, plain: Session, pruned: Session) -> tuple[Timing, Timing]:
-        """Their times for one batch, taken in turns."""
+    def timings(self, plain: Session, pruned: Session, *, roughly: bool = False) -> tuple[Timing, Timing]:
+        """Their times for one batch, taken in turns, roughly or until their ratio is known as well as is promised."""
 
         def settled(timings: Mapping[str, Timing]) -> bool:
             return speed_up(timings["plain"], timings["pruned"]).width <= PROMISED
 
         timings = time_interleaved(
             {"plain": plain.bind(self.batch), "pruned": pruned.bind(self.batch)},
-            rounds=_ROUNDS,
-            min_seconds=_SECONDS,
+            rounds=_ROUGHLY if roughly else _ROUNDS,
+            min_seconds=0.0 if roughly else _SECONDS,
             max_seconds=_MOST_SECONDS,
-            settled=settled,
+            settled=None if roughly else settled,
             synchronize=partial(synchronize, self.device),
             progress=self.watcher.bar("timing"),
         )
