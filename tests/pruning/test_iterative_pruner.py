@@ -77,3 +77,18 @@ def test_streams_that_take_too_much_memory_are_computed_again(room: float, monke
     size = 8 * sum(reading.stream.nbytes for reading in streams_at(pruners[0].stages, pixels[:1]))
     told = f"the original's streams would take {size / 2**20:.1f} MiB: they are computed again for every cut"
     assert sentences == ([] if room == 1.0 else [told])
+
+
+@pytest.mark.parametrize("merges", [((1, 4),), ((0, 4), (1, 4), (2, 3))], ids=["once", "in every block"])
+def test_so_many_attentions_stay_that_tokens_can_merge(merges: tuple[tuple[int, int], ...]) -> None:
+    """Of sixteen tokens eight may merge at once."""
+    model, pixels = canonical(), images(16).double()
+    merging = MergeBySchedule(TokenSchedule(merges), pixels[:2])
+    pruner = IterativePruner(model, pixels, None, scored=8, seed=0, watcher=Silent(), merging=merging)
+    price = parameters_price(model)
+    state = pruner.cut(pruner.start(), price, price.floor)
+    heads = [state.kept[f"a{block}"] for block in range(3)]
+    assert sorted(heads) == [0] * (3 - (len(merges) + 1) // 2) + [1] * ((len(merges) + 1) // 2)
+    assert pruner.held_out_loss(pruner.finish(state)).kl > 0
+    pruner.merging = None
+    assert not any(pruner.cut(pruner.start(), price, price.floor).kept.values())

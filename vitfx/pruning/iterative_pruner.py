@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from passes.base import PassError
 from passes.merge_tokens import MergeBySchedule
 from passes.plan import DeletionPlan
 from vitfx.graph.divergence import Classes, make_divergence
@@ -127,7 +128,8 @@ class IterativePruner:
         return State(DeletionPlan(), {name: module.units for name, module in self.modules.items()}, {})
 
     def cut(self, state: State, price: Price, most: float) -> State:
-        """Scores the model anew and prunes it to a total price of `most`. Raises UserError where none is that cheap."""
+        """Scores the model anew and prunes it to a total price of `most`, and more where tokens could not merge without
+        a head that this would take. Raises UserError where no model is that cheap."""
         orders = self._orders(state.plan)
         counts = select(orders, price, most, self.multiples)
         if counts is None:
@@ -135,7 +137,7 @@ class IterativePruner:
                 f"without any attention or MLP the model still has {price.least / price.whole:.0%} of its {price.noun} "
                 f"and not the {most / price.whole:.0%} asked for: ask for less"
             )
-        plan = DeletionPlan.deleting(self.original, {name: orders[name].units[:n] for name, n in counts.items()})
+        plan = self._deletions(orders, counts)
         if plan.deletions:
             plan = self._quick(plan, self.watcher.bar("refitting")).plan
         kept = {name: module.units - counts[name] for name, module in self.modules.items()}
@@ -145,6 +147,24 @@ class IterativePruner:
     def _expected_drop(self) -> ExpectedDrop:
         assert isinstance(self.measure, Classes) and self.labels is not None
         return ExpectedDrop(self.measure, self.expected, self.labels)
+
+    def _deletions(self, orders: Mapping[str, RemovalOrder], counts: dict[str, int]) -> DeletionPlan:
+        """Of so many units of each sublayer. Attentions give one head back, those that it costs most first, until there
+        are enough keys for tokens to merge by."""
+        heads = [name for name, module in self.modules.items() if module.kind == "head"]
+        gone = [name for name in heads if 0 < counts[name] == self.modules[name].units]
+        gone.sort(key=lambda name: float(orders[name].costs[-1] - orders[name].costs[-2]))
+        while True:
+            plan = DeletionPlan.deleting(self.original, {name: orders[name].units[:n] for name, n in counts.items()})
+            if self.merging is None:
+                return plan
+            try:
+                rewritten(self.original, plan, self.merging)
+                return plan
+            except PassError:
+                if not gone:
+                    raise
+                counts[gone.pop()] -= 1
 
     def _orders(self, plan: DeletionPlan) -> Mapping[str, RemovalOrder]:
         """Of the whole model and of the last one kept, for where a cut was too deep the next begins from the same."""
