@@ -60,7 +60,7 @@ FEWER = {
     "benchmarks.planted": "--images 64",
 }
 """What is put behind the commands: fewer images and steps. The last of an option's values counts."""
-_SHORTER = {"--minutes": "0.1", "--recover-minutes": "0.1", "--heal-minutes": "0.05", "--epochs": "1", "--repeats": "2"}
+_SHORTER = {"--minutes": "0.5", "--recover-minutes": "0.5", "--heal-minutes": "0.05", "--epochs": "1", "--repeats": "2"}
 _DEPTH = 2
 _SHALLOW = f",depth={_DEPTH}"
 """Models of timm have so many blocks."""
@@ -70,11 +70,11 @@ _MODELS = {"MODEL": "vit_s14.pt", "FILE": "vit_s14.pt", "DIR": DATA}
 _MADE_BY = {
     "small": f"vitfx.prune vit_s14.pt --data {DATA} --target-flops 0.8 --tokens off --heal-minutes 0 --out small",
     "smaller": f"vitfx.prune vit_s14.pt --data {DATA} --target-flops 0.6 --heal-minutes 0 --out smaller",
-    "retrained": f"vitfx.recover small/pruned.pt --teacher vit_s14.pt --data {DATA} --minutes 0.1 --out retrained",
+    "retrained": f"vitfx.recover small/pruned.pt --teacher vit_s14.pt --data {DATA} --minutes 0.5 --out retrained",
     "ten": f"vitfx.prune vit_s14.pt --data {DATA} --classes classes.txt --target-flops 0.8 --heal-minutes 0 --out ten",
     "all": f"vitfx.prune vit_s14.pt --data {DATA} --target-flops 0.8 --heal-minutes 0 --out all",
     "sweep": f"vitfx.prune vit_s14.pt --data {DATA} --sweep 1.1:1.3:2 --out sweep",
-    "rounds": f"vitfx.prune vit_s14.pt --data {DATA} --target-flops 0.8 --rounds 2 --recover-minutes 0.1 --out rounds",
+    "rounds": f"vitfx.prune vit_s14.pt --data {DATA} --target-flops 0.8 --rounds 2 --recover-minutes 0.5 --out rounds",
     "eap.json": f"vitfx.discover vit_s14.pt --data {DATA} --method eap --granularity qkv --tau 3e-5 --out eap.json",
     "circuit.json": f"vitfx.discover vit_s14.pt --data {DATA} --method eap --tau 1e-4 --out circuit.json",
     "planted": "benchmarks.planted planted",
@@ -149,7 +149,7 @@ def _fewer(module: str, arguments: list[str]) -> list[str]:
     if module == "vitfx.prune" and set(_WITH_GOAL) & set(arguments) and not _REFUSES_HEALING & set(arguments):
         extra += ["--heal-minutes", "0"]
     if module == "vitfx.recover" and "--epochs" not in arguments:
-        extra += ["--minutes", "0.1"]
+        extra += ["--minutes", "0.5"]
     return extra + [word for name in _SHORTER if name in arguments for word in (name, _SHORTER[name])]
 
 
