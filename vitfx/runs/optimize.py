@@ -22,7 +22,7 @@ from vitfx.graph.canonical import read_module
 from vitfx.models.checkpoint import LoadedModel
 from vitfx.reports.records import OPTIMIZE_REPORT, OptimizeReport, RewriteRecord
 from vitfx.runs.optimize_bench import OptimizeBench, fastest, measure_alone
-from vitfx.runs.optimize_int8 import add_times, narrow_and_compare, quantize_forms, write_and_compare
+from vitfx.runs.optimize_int8 import add_times, quantize_forms, write_bf16_compared, write_int8_compared
 from vitfx.runs.optimize_text import to_markdown
 from vitfx.support.devices import words_for
 from vitfx.support.files import UNFINISHED, begin_results, remove_results, write_aside
@@ -96,7 +96,7 @@ def run_optimize(job: OptimizeJob, watcher: Watcher) -> OptimizeReport:
     if job.precision != FP32:
         path = job.out / (INT8_FILE if int8 else BF16_FILE)
         given = (path, job.out / OPTIMIZED, job.file_pixels, front.kind(None, job.task, watcher).name, job.runtime)
-        made = write_and_compare(int8[chosen], *given) if int8 else narrow_and_compare(best.model, *given)
+        made = write_int8_compared(int8[chosen], *given) if int8 else write_bf16_compared(best.model, *given)
         files[path.stem] = path
     final = bench.final(job.out / BASELINE, files)
     report: OptimizeReport = {

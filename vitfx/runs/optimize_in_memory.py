@@ -21,7 +21,7 @@ from vitfx.images.image_set import Images
 from vitfx.models.checkpoint import LoadedModel
 from vitfx.runs.choose_classes import say_choice
 from vitfx.runs.memory_inputs import as_loaded
-from vitfx.runs.optimize_int8 import narrowed_and_compared, quantize_and_compare
+from vitfx.runs.optimize_int8 import bf16_compared, int8_compared
 from vitfx.support.files import check_new_file
 from vitfx.support.progress import Watcher
 
@@ -77,9 +77,9 @@ def rewrite_exactly(
         exported = deploy(front.graph_module, deployment, images.pixels, onnx_metadata(model, {})).model
         kind = front.kind(None, None, watcher).name
         if precision == INT8:
-            int8, divergence = quantize_and_compare(exported, images.pixels, kind)
+            int8, divergence = int8_compared(exported, images.pixels, kind)
         else:
-            bf16, divergence = narrowed_and_compared(exported, images.pixels, kind)
+            bf16, divergence = bf16_compared(exported, images.pixels, kind)
     return OptimizedModel(
         module=lowered.graph_module,
         canonical=front.graph_module,

@@ -37,7 +37,7 @@ def quantize_forms(deployed: Mapping[str, Deployed], pixels: Tensor, watcher: Wa
     return quantized
 
 
-def write_and_compare(
+def write_int8_compared(
     int8: Quantized, path: Path, exact: Path, pixels: Tensor, kind: str, runtime: str = ONNX_RUNTIME
 ) -> dict[str, Any]:
     """Writes the file, with the maps in float32 that this helps most, and compares its answers with the float32 file's
@@ -51,22 +51,22 @@ def write_and_compare(
     return {**made, "task": kind, "divergence": divergence, "held_out": len(held_out)}
 
 
-def narrow_and_compare(
+def write_bf16_compared(
     model: onnx.ModelProto, path: Path, exact: Path, pixels: Tensor, kind: str, runtime: str
 ) -> dict[str, Any]:
-    """Writes the file in bf16, and compares its answers with the float32 file's; see `write_and_compare`."""
+    """Writes the file in bf16, and compares its answers with the float32 file's; see `write_int8_compared`."""
     write_onnx(to_bfloat16(model), path)
     divergence = _divergence(exact, path, pixels, kind, runtime)
     return {"name": BF16, "file": path.name, "task": kind, "divergence": divergence, "held_out": len(pixels)}
 
 
-def narrowed_and_compared(model: onnx.ModelProto, pixels: Tensor, kind: str) -> tuple[onnx.ModelProto, float]:
+def bf16_compared(model: onnx.ModelProto, pixels: Tensor, kind: str) -> tuple[onnx.ModelProto, float]:
     """In memory: the model in bf16, and its divergence from this one on OpenVINO, which computes in that."""
     narrow = to_bfloat16(model)
     return narrow, _divergence(model.SerializeToString(), narrow.SerializeToString(), pixels, kind, OPENVINO)
 
 
-def quantize_and_compare(model: onnx.ModelProto, pixels: Tensor, kind: str) -> tuple[Quantized, float]:
+def int8_compared(model: onnx.ModelProto, pixels: Tensor, kind: str) -> tuple[Quantized, float]:
     """In memory: the quantized model, and its divergence from this one on images that it was not calibrated on.
 
     pixels: (N, C, H, W), as the model takes them. Raises UserError where nothing can be quantized.
@@ -78,7 +78,7 @@ def quantize_and_compare(model: onnx.ModelProto, pixels: Tensor, kind: str) -> t
 
 
 def add_times(made: dict[str, Any], timings: Mapping[int, Mapping[str, Timing]]) -> dict[str, Any]:
-    """What `write_and_compare` returned with its times as parts of the other files'."""
+    """What `write_int8_compared` returned with its times as parts of the other files'."""
     name = Path(made["file"]).stem
     shares = {
         of: {str(batch): ratio(times[name], times[of]).paired for batch, times in timings.items()}
