@@ -10,6 +10,7 @@ import torch
 
 from tests.support.command_lines import commands
 from tests.support.printed_world import FEWER, PrintedWorld
+from vitfx.deploy.openvino_runtime import has_bfloat16
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -21,6 +22,7 @@ ELSEWHERE = {
 WITHOUT_A_GPU = "PYTHONPATH=. python -m benchmarks.cuda gpu-day/"
 NEEDS = {"openvino": "openvino", "benchmarks.peers": "torch_pruning", "benchmarks.circuits": "transformer_lens"}
 """Packages of the extras, by what of a command asks for them."""
+NO_BFLOAT16 = "this CPU has no bfloat16 arithmetic"
 MISSED = "error: the goal was missed"
 """A random model need not get as fast as a trained one: its nearest is written all the same, with exit code 1."""
 
@@ -43,6 +45,9 @@ def test_it_runs(line: str, world: PrintedWorld, tmp_path: Path) -> None:
         if word in line:
             pytest.importorskip(package, reason=f"{package} is not installed: see the extras in setup.cfg")
     done = world.run(line, tmp_path)
+    if "bf16" in line and not has_bfloat16():
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and NO_BFLOAT16 in done.stderr
+        return
     if line == WITHOUT_A_GPU and not torch.cuda.is_available():
         assert done.returncode == 2 and done.stderr.count("\n") == 1
         return

@@ -1,6 +1,6 @@
 """What the commands of the pages name, under the names that they have there: models, images, and results of runs.
 
-Models have the shapes of real ones and random weights, and images are digits under the ids of ten classes of ImageNet,
+Models have the parts of real ones and random weights, and images are digits under the ids of ten classes of ImageNet,
 so that every command has all that it needs, and takes minutes at most.
 """
 
@@ -190,14 +190,15 @@ def _write_photos(root: Path) -> None:
 
 
 def _write_vit_s(path: Path) -> None:
-    """As wide as a ViT-S on 112 × 112 pixels, and a quarter as deep."""
+    """With the heads of a ViT-S, half as wide and a quarter as deep, on a quarter of the patches: measured times count
+    for nothing here."""
     kwargs = {
-        "image_size": 112,
+        "image_size": 56,
         "patch_size": 14,
         "num_layers": 3,
         "num_heads": 6,
-        "hidden_dim": 384,
-        "mlp_dim": 1536,
+        "hidden_dim": 192,
+        "mlp_dim": 768,
         "num_classes": len(WNIDS),
     }
     torch.manual_seed(0)
@@ -208,7 +209,7 @@ def _write_vit_s(path: Path) -> None:
         factory="torchvision.models:VisionTransformer",
         kwargs=kwargs,
         state_dict=vit.state_dict(),
-        preprocess=Preprocess(size=(112, 112), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        preprocess=Preprocess(size=(56, 56), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
         classes=list(WNIDS),
         data=DATA,
     )
