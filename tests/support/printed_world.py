@@ -112,8 +112,6 @@ class PrintedWorld:
         if "small/runtimes.json" in arguments:
             names["small"] = None
         yield from (name for name in names if (name in _MADE_BY or name in _MAKERS) and name != own)
-        if module == "vitfx.discover" and "--tasks" in arguments:
-            yield "tasks.toml"
 
     def _made(self, name: str, arguments: list[str]) -> Path:
         demo = name == "circuit.json" and "demo" in arguments
