@@ -70,6 +70,16 @@ def test_goals() -> None:
     assert f"| {measured(int8)[:5]} at batch 8, {' of '.join(accuracies)} | [JSON](goal-int8.json) |" in PAGE
 
 
+def test_the_default_goal() -> None:
+    default, told = record("goal-default"), flat(PAGE)
+    speeds = "{:.2f}×, {:.2f}× and {:.2f}×".format(*(default["speedup_by_batch"][batch] for batch in ("1", "8", "64")))
+    assert f"{speeds} at batch 1, 8 and 64, {default['pruned']['flops'] / default['baseline']['flops']:.3f} of" in told
+    kept = "{:.2f} % of {:.2f} %".format(*(100 * default[side]["accuracy"] for side in ("pruned", "baseline")))
+    assert f"{kept} are right and the KL is {default['kl']:.4f}" in told
+    assert default["baseline"]["accuracy"] - default["pruned"]["accuracy"] <= 0.01
+    assert default["baseline"]["heads"] - default["pruned"]["heads"] == 1 and "1 head and 8 % of the neurons" in told
+
+
 def measured(report: dict[str, Any]) -> str:
     """The speed-up at the end of a goal's search, with its interval."""
     (note,) = (note for note in report["notes"] if note.startswith("asked for"))
@@ -89,11 +99,11 @@ def test_the_readme() -> None:
     )  # fmt: skip
     score = record("accuracy-int8")["evaluation"]["scores"]["optimized-int8"]
     assert score["images"] == 10_000 and "all 10,000 validation images" in flat(README)
-    goal, speed = record("goal-int8"), record("goal-default")["speedup"]
-    default = record("accuracy-default")["evaluation"]["scores"]["pruned"]
-    assert default["images"] == 10_000
+    goal, default = record("goal-int8"), record("goal-default")
+    kept = "{:.2f} % of {:.2f} %".format(*(100 * default[side]["accuracy"] for side in ("pruned", "baseline")))
+    assert default["images"]["evaluation"] == 2000
     cells = [
-        f"| {speed:.2f}× | {100 * default['accuracy']:.2f} % | {default['kl']:.4f} |",
+        f"| {default['speedup']:.2f}× | {kept}, on 2,000 | {default['kl']:.4f} |",
         f"| exact rewrites | {exact} | {100 * goal['baseline']['accuracy']:.2f} % | 0 |",
         f"bf16 on OpenVINO | {bf16} | | {record('optimize-vit-s-bf16')['precision']['divergence']:.4f} |",
         f"int8 on OpenVINO | {int8} | {100 * score['accuracy']:.2f} % | {score['kl']:.4f} |",
