@@ -61,7 +61,14 @@ FEWER = {
     "benchmarks.planted": "--images 64",
 }
 """What is put behind the commands: fewer images and steps. The last of an option's values counts."""
-_SHORTER = {"--minutes": "0.5", "--recover-minutes": "0.5", "--heal-minutes": "0.05", "--epochs": "1", "--repeats": "2"}
+_SHORTER = {
+    "--minutes": "0.5",
+    "--recover-minutes": "0.5",
+    "--heal-minutes": "0.05",
+    "--epochs": "1",
+    "--repeats": "2",
+    "--sweep": "1.2:2.0:2",
+}
 _DEPTH = 2
 _SHALLOW = f",depth={_DEPTH}"
 """Models of timm have so many blocks."""
