@@ -148,7 +148,8 @@ def _run(module: str, arguments: list[str], place: Path, processes: bool = False
 
 
 def _fewer(module: str, arguments: list[str]) -> list[str]:
-    extra = shlex.split(FEWER.get(module, ""))
+    # Passes alone write nothing, and have nothing to be quick with.
+    extra = [] if "--passes" in arguments else shlex.split(FEWER.get(module, ""))
     if "--circuit" in arguments:
         # A circuit brings its number of images.
         place = extra.index("--samples")
