@@ -57,9 +57,9 @@ widths, MLP neurons, the shape of the stream for one image, parameters and FLOPs
 wrote are compared with the digests in them, and say what they were made from, ONNX files too.
 
 Reports and all other JSON files that vitfx wrote are compared with their digests and printed: first what they were made
-with. A circuit is drawn. Its picture is a grid with the layers upwards: heads and MLP paths are cells,
-coloured by score, and the dead are crossed out. An edge or qkv graph has its strongest kept edges drawn beside it, from
-the embedding to the logits, by colour what they feed. PNG files and pictures with edges need matplotlib: pip install
+with. A circuit is drawn. Its picture is a grid with the layers upwards: heads and MLP paths are cells, coloured by
+score, and the dead are crossed out. An edge or qkv graph has its strongest kept edges drawn beside it, from the
+embedding to the logits, by colour what they feed. PNG files and pictures with edges need matplotlib: pip install
 'vitfx[plot]'.
 
 exit code: 0, or 2 when something you gave can't be used; then nothing is written."""
@@ -116,12 +116,12 @@ def _show_onnx(options: argparse.Namespace, parser: argparse.ArgumentParser, con
 def _show_json(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> None:
     format, record = read_sealed(Path(options.model), "give a file that vitfx wrote")
     if format is None or not format.startswith("vitfx-") or format.startswith("vitfx-circuit/"):
-        return _show_circuit(options, parser, console)
+        _show_circuit(options, parser, console)
+        return
     given = (*_OF_CIRCUITS, *_OF_MODELS)
     refuse_given(parser, options, given, f"does not apply: {options.model} is a {in_a_line(format)}")
     sealed = record.pop(DIGEST, None) is not None
     console.print(record_text(format, record, sealed=sealed), highlight=False, markup=False, soft_wrap=True)
-    return None
 
 
 def _show_circuit(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> None:

@@ -156,14 +156,12 @@ class IterativePruner:
         gone.sort(key=lambda name: float(orders[name].costs[-1] - orders[name].costs[-2]))
         while True:
             plan = DeletionPlan.deleting(self.original, {name: orders[name].units[:n] for name, n in counts.items()})
-            if self.merging is None:
+            if self.merging is None or not gone:
                 return plan
             try:
                 rewritten(self.original, plan, self.merging)
                 return plan
             except PassError:
-                if not gone:
-                    raise
                 counts[gone.pop()] -= 1
 
     def _orders(self, plan: DeletionPlan) -> Mapping[str, RemovalOrder]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vitfx.pruning.goal import DROP, Goal
 from vitfx.pruning.iterative_pruner import HeldOutLoss, State
 
-FIRST = 0.1
+_FIRST = 0.1
 """Share of the whole price that the first cut takes."""
 _UNSEEN = 1.25
 """By how much more top-1 falls on images that the model was not trained on: on a ViT-S 1.15 to 1.4 times as much as on
@@ -34,7 +34,7 @@ class Cut:
         gone."""
         gone, grown, left = start.price - self.price, self.bound - start.bound, limit - start.bound
         if not gone:
-            return start.price * (1 - FIRST) if left > 0 else start.price
+            return start.price * (1 - _FIRST) if left > 0 else start.price
         return start.price - gone * (min(2.0, math.sqrt(left / grown)) if grown > 0 else 2.0)
 
 

@@ -121,7 +121,9 @@ def search_schedule(
             f"{candidate.kl:.4f}"
         )
     if len(candidates) == 1:
-        watcher.say("no tokens merge: the model has none that can" + ("" if share else " within half of the limit"))
+        watcher.say(
+            "no tokens merge: the model has none that can" + (" within half of the limit" if share is None else "")
+        )
         return None
     if share is None:
         chosen = _within(candidates, pruner, goal)
