@@ -181,7 +181,7 @@ def test_without_a_terminal_it_says_now_and_then_where_it_is(
         (["--patch", "3"], "ViT's image_size 8 is not a multiple of its patch_size 3"),
         (["--drop-path", "1"], "ViT's drop_path is 1.0"),
         (["--device", "abacus"], "device 'abacus' is not one of"),
-        (["--batch", "1439"], "training.batch is 1439, but there are 1438 images"),
+        (["--batch", "1439"], "--batch is 1439, but there are 1438 images"),
         (["--arch", "timm:vit_tiny_patch16_224"], "--width is for vitfx's own ViT, trained from scratch"),
         (["--workers", "-1"], "--workers -1 is negative"),
         (["--save-seconds", "nan"], "--save-seconds nan is not a time"),

@@ -99,4 +99,4 @@ def test_one_process_speaks(two: tuple[Path, subprocess.CompletedProcess[str]]) 
     lines = [line for line in said.splitlines() if line.startswith("error: ")]
     assert len(lines) == 2
     assert lines[0].startswith("error: the loss is ")
-    assert lines[1] == "error: training.batch is 15, which 2 processes can't share equally: give a multiple"
+    assert lines[1] == "error: --batch is 15, which 2 processes can't share equally: give a multiple"

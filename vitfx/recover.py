@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
@@ -31,11 +33,12 @@ from vitfx.runs.inputs import count_logits, open_inputs
 from vitfx.runs.recover import STATE, run_recover
 from vitfx.runs.recover_job import RecoverJob
 from vitfx.support.console import entry_point
-from vitfx.support.devices import NAMES, pick_device
+from vitfx.support.devices import NAMES
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_output
 from vitfx.support.locks import hold_folder
-from vitfx.support.progress import console_watcher
+from vitfx.support.processes import first_holds, first_says, open_share, share_device
+from vitfx.support.progress import Silent, console_watcher
 from vitfx.training.config import PRECISIONS
 
 _FIRST = {
@@ -59,6 +62,7 @@ _EXAMPLES = (
     "python -m vitfx.recover demo-pruned-tau0.001/pruned.pt --teacher demo --minutes 0.5",
     "python -m vitfx.recover small/pruned.pt --teacher vit.pt --data photos/ --epochs 5 --loss both",
     "python -m vitfx.recover small/pruned.pt --teacher vit.pt --minutes 30 --only lora",
+    "torchrun --nproc-per-node=4 -m vitfx.recover small/pruned.pt --teacher vit.pt   # four processes share each batch",
 )
 _NOTES = """\
 Held-out training images decide which weights are kept. They are checked before the first step and several times
@@ -71,20 +75,25 @@ baseline.onnx and the report. If it is stopped, the same command without --force
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = build_parser().parse_args(given)
-    console = Console()
+    first = os.environ.get("RANK", "0") == "0"
+    console = Console(quiet=not first)
     stopped = going_on(_out(options) / STATE, force=options.force)
 
     def work() -> None:
-        with console_watcher(console) as watcher:
-            job = _open(options, shlex.join(["python", "-m", "vitfx.recover", *given]))
-            with hold_folder(job.out, force=job.force, unfinished=STATE):
-                report = run_recover(job, watcher)
+        with console_watcher(console) if first else nullcontext(Silent()) as watcher:
+            with first_says(first):
+                job = _open(options, shlex.join(["python", "-m", "vitfx.recover", *given]))
+            with (
+                open_share(job.device) as share,
+                first_holds(share, hold_folder(job.out, force=job.force, unfinished=STATE)),
+            ):
+                report = run_recover(job, share, watcher)
         console.print(to_table(report))
         contents = f"{job.out}/ has the retrained model and the report"
         for line in (report["recovery"]["sentence"], contents, *after_recover(options, job.out)):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    return ending(work, stopped)
+    return ending(work, stopped if first else str)
 
 
 def build_parser() -> CommandParser:
@@ -187,7 +196,7 @@ def _open(options: argparse.Namespace, command: str) -> RecoverJob:
     rewrites = read_rewrites(options.rewrites)
     out = _out(options)
     check_output(out, force=options.force, unfinished=STATE)
-    device = pick_device(options.device)
+    device = share_device(options.device)
     on_openvino = options.runtime == OPENVINO
     if on_openvino:
         require_openvino()

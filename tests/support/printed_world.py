@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,9 @@ _MADE_BY = {
     "planted": "benchmarks.planted planted",
     "demo-pruned-tau0.001": "vitfx.prune demo --tau 0.001",
 }
+_TIMES = "small/runtimes.json"
+_LARGE, _FEW = "torchvision:vit_b_16", 4
+"""A model whose depth and images are as they are, and how many images of each class it is trained on."""
 _COPIED = ("small", "smaller", "retrained")
 """Folders that commands write into."""
 
@@ -106,6 +110,10 @@ class PrintedWorld:
         for name in self._named(module, arguments):
             made = self._made(name, arguments)
             (shutil.copytree if name in _COPIED else _link)(made, place / name)
+        if _TIMES in arguments:
+            images = str(self._made(DATA, arguments))
+            done = _run("benchmarks.runtimes", ["small", "--data", images], place)
+            assert done.returncode == 0, done.stderr
         if "--out" in arguments:
             (place / arguments[arguments.index("--out") + 1]).parent.mkdir(parents=True, exist_ok=True)
         return _run(module, arguments, place, processes=line.startswith("torchrun"))
@@ -116,15 +124,15 @@ class PrintedWorld:
         own = arguments[0].rstrip("/") if module == "benchmarks.planted" else own
         words = [*arguments, DATA] if "vit_s14.pt" in arguments or "vit.pt" in arguments else arguments
         names = dict.fromkeys(word.partition("/")[0] for word in words)
-        if "small/runtimes.json" in arguments:
-            names["small"] = None
         yield from (name for name in names if (name in _MADE_BY or name in _MAKERS) and name != own)
 
     def _made(self, name: str, arguments: list[str]) -> Path:
         demo = name == "circuit.json" and "demo" in arguments
         stored = f"demo-{name}" if demo else name
+        if name == "photos" and _LARGE in arguments:
+            stored = "few-photos"
         if name == "vit.pth":
-            stored = "vit_b_16.pth" if "torchvision:vit_b_16" in arguments else "vit_base.pth"
+            stored = "vit_b_16.pth" if _LARGE in arguments else "vit_base.pth"
         path = self.folder / stored
         if path.exists():
             return path
@@ -158,6 +166,8 @@ def _fewer(module: str, arguments: list[str]) -> list[str]:
         extra += ["--data", DATA]
     if module == "vitfx.prune" and set(_WITH_GOAL) & set(arguments) and not _REFUSES_HEALING & set(arguments):
         extra += ["--heal-minutes", "0"]
+    if _LARGE in arguments:
+        extra += ["--batch", "8"]
     if module == "vitfx.recover" and "--epochs" not in arguments:
         extra += ["--minutes", "0.5"]
     return extra + [word for name in _SHORTER if name in arguments for word in (name, _SHORTER[name])]
@@ -193,8 +203,10 @@ def _write_tiny_imagenet(root: Path) -> None:
     (root / "words.txt").write_text("".join(f"{wnid}\t{words}\n" for wnid, words in WNIDS.items()))
 
 
-def _write_photos(root: Path) -> None:
+def _write_photos(root: Path, most: int = _TRAINING + _EVALUATED) -> None:
     for wnid, number, picture in _digits():
+        if number >= most:
+            continue
         (root / wnid).mkdir(parents=True, exist_ok=True)
         picture.save(root / wnid / f"{number}.jpg")
 
@@ -255,6 +267,7 @@ def _write_vit_b(path: Path) -> None:
 _MAKERS: dict[str, Callable[[Path], object]] = {
     DATA: _write_tiny_imagenet,
     "photos": _write_photos,
+    "few-photos": partial(_write_photos, most=_FEW),
     "vit_s14.pt": _write_vit_s,
     "vit.pt": _write_vit_s,
     "vit.pth": _write_vit_b,

@@ -54,7 +54,7 @@ def test_processes_share_the_batches_of_one(world: int) -> None:
 
 
 def test_batches_that_can_not_be_are_told() -> None:
-    with pytest.raises(UserError, match=r"training\.batch is 24, but there are 23 images"):
+    with pytest.raises(UserError, match=r"`batch` is 24, but there are 23 images"):
         replace(PLAN, batch=24)
     with pytest.raises(UserError, match="is 6, which 4 processes can't share equally"):
         replace(PLAN, world=4)

@@ -1,4 +1,4 @@
-"""What the models' answers and the images allow: losses, labels, mirror images."""
+"""What the models' answers, the images and the processes allow: losses, labels, mirror images, batches."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from vitfx.recovery.checks import held_out_logits, share
 from vitfx.recovery.data import RecoverData
 from vitfx.recovery.settings import RecoverSettings
 from vitfx.support.errors import UserError
+from vitfx.support.processes import Share
 
 _MIRROR_AGREEMENT = 0.6
 """Mirror images are trained on if the teacher answers at least this share of held-out ones like the images."""
@@ -36,6 +37,12 @@ def check_loss(settings: RecoverSettings, task: str | None, *, labelled: bool) -
         )
     if not labelled:
         raise UserError(f"`loss` {settings.loss} needs labels and the images have none: give `loss` kd")
+
+
+def check_processes(batch: int, count: int) -> None:
+    """Raises UserError where so many processes can't share a batch equally."""
+    if batch % count:
+        raise UserError(f"`batch` is {batch}, which {count} processes can't share equally: give a multiple")
 
 
 @torch.no_grad()
@@ -70,6 +77,7 @@ def pick_augment(
     wanted: Tensor,
     precision: str,
     measure: Divergence,
+    processes: Share,
 ) -> tuple[str, list[str]]:
     """What "auto" stands for here, and why."""
     if settings.augment != "auto":
@@ -78,7 +86,7 @@ def pick_augment(
         return "none", ["the answers to mirror images would be mirrored as well: they are left out"]
     device = next(teacher.parameters()).device
     every = max(1, len(wanted) // _MIRRORED)
-    mirrored = held_out_logits(lambda pixels: teacher(pixels.flip(-1)), data, device, precision, every)
+    mirrored = held_out_logits(lambda pixels: teacher(pixels.flip(-1)), data, device, precision, every, share=processes)
     plain = wanted[::every]
     same = share(alike(measure, plain, mirrored))
     # Of values the share that answers to mirror images explain.

@@ -13,6 +13,7 @@ from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.graph.kinds import WORDS
 from vitfx.graph.metrics import alike, loss, right
 from vitfx.recovery.data import RecoverData
+from vitfx.support.processes import Alone, Share
 from vitfx.training.precision import autocast
 
 _BATCH = 64
@@ -85,18 +86,31 @@ def _figures(check: Check) -> tuple[float, ...]:
 
 @torch.no_grad()
 def held_out_logits(
-    model: Callable[[Tensor], Tensor], data: RecoverData, device: torch.device, precision: str, every: int = 1
+    model: Callable[[Tensor], Tensor],
+    data: RecoverData,
+    device: torch.device,
+    precision: str,
+    every: int = 1,
+    share: Share | None = None,
 ) -> Tensor:
     """Answers (N, K) or (N, …), float64 on the CPU, of the model in eval mode.
 
     every: 1 for all images, 2 for every second one, …
+    share: each process asks the model for its part of them
     """
+    share = share or Alone()
+    places = torch.arange(0, len(data.held_out), every)
+    shared = 1 < share.world <= len(places)
+    own = torch.arange(share.rank, len(places), share.world) if shared else torch.arange(len(places))
     batches = []
-    for indices in torch.arange(0, len(data.held_out), every).split(_BATCH):
+    for indices in places[own].split(_BATCH):
         with autocast(device, precision):
             logits = model(data.preprocess.normalise(data.held_out.rows(indices)).to(device))
         batches.append(logits.double().cpu())
-    return torch.cat(batches)
+    answers = torch.cat(batches)
+    if not shared:
+        return answers
+    return share.sum(answers.new_zeros(len(places), *answers.shape[1:]).index_copy(0, own, answers))
 
 
 def scores(

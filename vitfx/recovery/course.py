@@ -17,14 +17,15 @@ from vitfx.graph.divergence import Divergence
 from vitfx.recovery.checks import Check, best_of, held_out_logits, is_stale, scores
 from vitfx.recovery.data import Batch, RecoverData
 from vitfx.recovery.distill import unexplained
+from vitfx.recovery.flow_log import FlowLog
 from vitfx.recovery.settings import RecoverSettings, rate_factor
 from vitfx.recovery.teacher import TappedModel, Teacher, like_merged
 from vitfx.support.devices import synchronize
 from vitfx.support.errors import UserError
 from vitfx.support.interrupts import Interrupts
+from vitfx.support.processes import Share
 from vitfx.support.progress import Watcher
 from vitfx.support.text import time_left
-from vitfx.training.gradient_flow import GradientFlow
 from vitfx.training.optimizer import learning_rate
 from vitfx.training.precision import autocast, make_scaler
 from vitfx.training.state import Log, to_cpu
@@ -48,10 +49,11 @@ class Course:
     wanted: Tensor  #: the teacher's held-out answers
     measure: Divergence  #: of their kind
     settings: RecoverSettings
-    batch: int
+    batch: int  #: images a step, over all processes
     steps: int | None  #: None where settings.minutes says how long
     device: torch.device
     precision: str
+    share: Share
     watcher: Watcher
     save_seconds: float  #: between saved states
     store: Callable[[Course], None] | None  #: writes the state
@@ -93,7 +95,7 @@ class Course:
                 break
             self._step(next(batches))
             self._show(bar)
-            if interrupts.asked:
+            if self.share.sum(torch.tensor(float(interrupts.asked))):
                 self._save()
                 raise KeyboardInterrupt
             if time.monotonic() - self._saved >= self.save_seconds:
@@ -118,7 +120,9 @@ class Course:
             return len(self.losses) / self.steps
         # The last check is part of the budget.
         assert self.settings.minutes is not None
-        return min(self.seconds / max(60 * self.settings.minutes - self._reserve, 1e-9), 1.0)
+        # By the first process's clock, so all processes have to be here.
+        seconds = self.share.broadcast(self.seconds)
+        return float(min(seconds / max(60 * self.settings.minutes - self._reserve, 1e-9), 1.0))
 
     @property
     def _stepped(self) -> bool:
@@ -137,6 +141,7 @@ class Course:
         self.student.train()
         loss = self._loss(batch)
         self.scaler.scale(loss).backward()
+        self.share.average_([value.grad for value in self.trained.values() if value.grad is not None])
         self.scaler.unscale_(self.optimizer)
         self.flow.follow(self.checks[-1].images, len(self.losses) * self.batch)
         if self.settings.clip:
@@ -144,7 +149,7 @@ class Course:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        value = float(loss.detach())
+        value = float(self.share.sum(loss.detach())) / self.share.world
         if not math.isfinite(value):
             raise UserError(
                 f"the loss is {value} at step {len(self.losses) + 1}: "
@@ -169,7 +174,7 @@ class Course:
         """Also sets how many checks the time allows."""
         began = time.monotonic()
         self._check()
-        self._reserve = time.monotonic() - began
+        self._reserve = self.share.broadcast(time.monotonic() - began)
         self.wanted_checks = self.settings.checks
         if self.settings.minutes is not None and self.steps is None:
             if self._progress() >= 0.5:
@@ -184,7 +189,7 @@ class Course:
     def _check(self) -> None:
         self.student.eval()
         synchronize(self.device)
-        logits = held_out_logits(self.student, self.data, self.device, self.precision)
+        logits = held_out_logits(self.student, self.data, self.device, self.precision, share=self.share)
         seen = sum(last.images for last in self.checks[-1:]) // self.batch
         recent = self.losses[seen:]
         check = Check(
@@ -259,33 +264,3 @@ class Course:
         self.stopped = state["stopped"]
         # States of earlier versions lack it.
         self.flow.rows = state.get("flow", [])
-
-
-_ADAPTED = ".parametrizations.weight.0"
-"""What torch appends to a layer's name for its adapter."""
-
-
-class FlowLog:
-    """Gradients by layer, at the first step after each check.
-
-    rows: the state. Each has `images`, seen before that step, and each layer's `mean` and `max` absolute gradient, as
-    `GradientFlow` has them.
-    """
-
-    def __init__(self, student: nn.Module) -> None:
-        self._gauge = GradientFlow(student)
-        self.rows: list[dict[str, Any]] = []
-
-    def follow(self, checked: int, seen: int) -> None:
-        """Records the gradients, once after each check. Where they are not finite, the next step's are recorded.
-
-        checked: images seen before the last check; seen: before this step.
-        """
-        if self.rows and self.rows[-1]["images"] >= checked:
-            return
-        self._gauge.measure()
-        if gradients := self._gauge.take():
-            self.rows.append({"images": seen, **gradients})
-
-    def to_json(self) -> dict[str, Any]:
-        return {"layers": [name.removesuffix(_ADAPTED) for name in self._gauge.layers], "steps": self.rows}

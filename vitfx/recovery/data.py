@@ -13,6 +13,7 @@ from vitfx.images.image_set import ImageSet
 from vitfx.images.pixel_cache import Pixels, open_pixels
 from vitfx.images.preprocess import Preprocess
 from vitfx.support.errors import UserError
+from vitfx.support.processes import Alone, Share
 from vitfx.support.progress import Watcher
 from vitfx.support.seeds import derive_seed
 from vitfx.training.augment import sample_transform
@@ -107,13 +108,22 @@ class Batch:
 
 
 def load(
-    data: RecoverData, augment: str, batch: int, epochs: int, seed: int, start: int, device: torch.device
+    data: RecoverData,
+    augment: str,
+    batch: int,
+    epochs: int,
+    seed: int,
+    start: int,
+    device: torch.device,
+    share: Share | None = None,
 ) -> Iterator[Batch]:
     """The batches from step `start` on. They depend only on the arguments, so that a run can resume in the middle.
 
+    batch: images over all processes; each gets its part.
     augment: "none", "flip" or "crop"; "flip" mirrors half of the images in each epoch, every image every second epoch.
     """
-    plan = BatchPlan(len(data.train), batch, epochs, seed)
+    share = share or Alone()
+    plan = BatchPlan(len(data.train), batch, epochs, seed, share.rank, share.world)
     config = _CROPPED if augment == "crop" else _PLAIN
     transform = sample_transform(config, data.preprocess)
     workers = default_workers(device)

@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 
 from vitfx.graph.divergence import CLASSES, Divergence
 from vitfx.models.weights import fingerprint
-from vitfx.recovery.allowed import answer_shape, check_loss, pick_augment
+from vitfx.recovery.allowed import answer_shape, check_loss, check_processes, pick_augment
 from vitfx.recovery.checks import Check, best_of, held_out_logits
 from vitfx.recovery.course import Course
 from vitfx.recovery.data import VARIANTS, RecoverData, load
@@ -29,6 +29,7 @@ from vitfx.recovery.trainable import merge_adapters, prepare
 from vitfx.support.errors import UserError
 from vitfx.support.files import writing
 from vitfx.support.interrupts import held_interrupts
+from vitfx.support.processes import Alone, Share, on_first
 from vitfx.support.progress import Watcher
 from vitfx.training.precision import pick_precision
 from vitfx.training.state import Log, read_state, write_state
@@ -94,6 +95,7 @@ def recover(
     *,
     device: torch.device,
     watcher: Watcher,
+    share: Share | None = None,
     store: Store | None = None,
     steps: int | None = None,
     measure: Divergence = CLASSES,
@@ -101,27 +103,33 @@ def recover(
     """Retrains a copy of the student; both canonical graphs stay as they are.
 
     The weights of the best check on held-out images are kept; the state before any step counts as one: see `best_of`.
-    steps: how many, whatever epochs or minutes say. measure: of the models' kind of answers. Raises UserError where the
-    settings do not fit the models or the data, and KeyboardInterrupt after Ctrl-C, with the state stored.
+    share: of each batch, and of the held-out images, where several processes do this together; what a stream misses
+    counts relative to its spread over each part. steps: how many, whatever epochs or minutes say. measure: of the
+    models' kind of answers. Raises UserError where the settings do not fit the models or the data, and
+    KeyboardInterrupt after Ctrl-C, with the state stored.
     """
+    share = share or Alone()
     settings = _with_streams(settings, student, teacher)
     objective = settings.objective
     check_loss(settings, measure.kind, labelled=data.labelled)
     began = time.monotonic()
     key = _key(student, teacher, data, settings, steps, measure)
-    log, parts = (None if store is None else read_state(store.path, key, force=store.force)) or (Log(), None)
+    state = None if store is None else on_first(share, partial(read_state, store.path, key, force=store.force))
+    log, parts = state or (Log(), None)
     student = copy.deepcopy(student).to(device)
     original = frozen(copy.deepcopy(teacher).to(device))
     shape = answer_shape(student, original, data, measure)
-    precision, why = _precision(student, data, settings, parts)
-    wanted = held_out_logits(original, data, device, precision)
-    augment, notes = pick_augment(original, data, settings, wanted, precision, measure)
+    precision, why = on_first(share, partial(_precision, student, data, settings, parts))
+    wanted = held_out_logits(original, data, device, precision, share=share)
+    augment, notes = pick_augment(original, data, settings, wanted, precision, measure, share)
     trained = prepare(student, original, settings.only, settings.rank, settings.seed)
     for sentence in (why, *notes, _what_is_trained(student, trained, settings, data)):
         watcher.say(sentence)
     taps = _taps(student, original, objective)
-    answers = _answers(data, augment, objective, math.prod(shape), store, parts)
-    batch = min(settings.batch, len(data.train))
+    # From epoch to epoch an image goes to another process.
+    keeps = share.world == 1
+    answers = _answers(data, augment, objective, math.prod(shape), store, parts) if keeps else None
+    batch = _batch(settings.batch, len(data.train), share.world)
     course = Course(
         student=student,
         tapped=taps[0],
@@ -135,8 +143,9 @@ def recover(
         steps=_steps(data, settings, batch, steps),
         device=device,
         precision=precision,
+        share=share,
         watcher=watcher,
-        store=None if store is None else partial(_write, store.path, key),
+        store=None if store is None or share.rank else partial(_write, store.path, key),
         save_seconds=store.seconds if store else math.inf,
         spent=time.monotonic() - began,
     )
@@ -158,7 +167,8 @@ def _run(course: Course, augment: str, seed: int) -> None:
     per_epoch = len(course.data.train) // course.batch
     epochs = _FOREVER if course.steps is None else -(-course.steps // per_epoch)
     with held_interrupts() as interrupts:
-        course.run(load(course.data, augment, course.batch, epochs, seed, start, course.device), interrupts)
+        batches = load(course.data, augment, course.batch, epochs, seed, start, course.device, course.share)
+        course.run(batches, interrupts)
 
 
 def _recovered(course: Course, student: GraphModule, trained: int, augment: str, notes: list[str]) -> Recovered:
@@ -184,6 +194,14 @@ def _write(path: Path, key: str, course: Course) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_state(path, key, Log(course.losses, [], course.seconds), course.state_dict())
+
+
+def _batch(asked: int, images: int, processes: int) -> int:
+    """Images a step. Raises UserError where the processes can't share them equally."""
+    check_processes(asked, processes)
+    if images < processes:
+        raise UserError(f"{images} images are too few for {processes} processes: start fewer")
+    return min(asked, images - images % processes)
 
 
 def _steps(data: RecoverData, settings: RecoverSettings, batch: int, steps: int | None) -> int | None:

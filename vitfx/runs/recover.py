@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ from vitfx.graph.canonical import read_module
 from vitfx.graph.divergence import Divergence, make_divergence
 from vitfx.graph.trace import to_canonical
 from vitfx.models.checkpoint import LoadedModel, save_artifact
-from vitfx.recovery.allowed import check_loss
+from vitfx.recovery.allowed import check_loss, check_processes
 from vitfx.recovery.data import RecoverData, open_recover_data
 from vitfx.recovery.retrain import Recovered, Store, recover
 from vitfx.recovery.settings import RecoverSettings
@@ -32,6 +34,7 @@ from vitfx.support.errors import UserError
 from vitfx.support.files import RECOVERY_STATE, UNFINISHED, begin_results, remove_results, write_aside
 from vitfx.support.json_files import write_json
 from vitfx.support.machine import environment, load_average
+from vitfx.support.processes import Share, first_says, on_first
 from vitfx.support.progress import Watcher
 from vitfx.version import VERSION
 
@@ -56,43 +59,62 @@ class _Models:
     measure: Divergence  #: of the kind of their answers
 
 
-def run_recover(job: RecoverJob, watcher: Watcher) -> RecoverReport:
+def run_recover(job: RecoverJob, share: Share, watcher: Watcher) -> RecoverReport:
     """Retrains, exports, measures and writes; the report. Goes on where a run with the same settings stopped.
+
+    share: all processes retrain, and the first does the rest.
 
     Raises UserError, VerificationError, ExportMismatch, and KeyboardInterrupt after Ctrl-C.
     """
-    refuse_unlabelled(job)
+    with first_says(share.rank == 0):
+        refuse_unlabelled(job)
+        check_processes(job.settings.batch, share.world)
     load = load_average()
     job.inputs.tell(watcher, job.device)
     if job.teacher.weights_note:
         watcher.say(job.teacher.weights_note)
-    data = open_recover_data(
-        job.inputs.splits.calibration, job.cache, watcher,
-        held_out=held_out_at_most(job), samples=job.samples, seed=job.settings.seed,
-    )  # fmt: skip
-    models = _open(job, data, watcher)
-    begin_results(job.out)
+    images, at_most = job.inputs.splits.calibration, held_out_at_most(job)
+    data = on_first(
+        share,
+        lambda: open_recover_data(
+            images, job.cache, watcher, held_out=at_most, samples=job.samples, seed=job.settings.seed
+        ),
+    )
+    with first_says(share.rank == 0):
+        models = _open(job, data, watcher)
     stores = {name: Store(job.out / name, job.save_seconds, job.force) for name in (STATE, BASELINE_STATE)}
-    if not any(store.path.exists() for store in stores.values()):
+    on_first(share, partial(_begin, job, [store.path for store in stores.values()]))
+    with first_says(share.rank == 0):
+        recovered = recover(
+            models.pruned, models.teacher, data, job.settings, device=job.device, watcher=watcher, share=share,
+            store=stores[STATE], measure=models.measure,
+        )  # fmt: skip
+        recovered = replace(recovered, notes=(*recovered.notes, *job.inputs.remarks))
+        baseline = None
+        if job.also_baseline:
+            baseline = _retrain_baseline(job, models, data, recovered.steps, stores[BASELINE_STATE], share, watcher)
+
+    def deliver() -> RecoverReport:
+        rows = _export(job, models, recovered, baseline, data, watcher)
+        measured = measure(rows, job.evaluation, job.device, watcher, models.measure, job.runtime)
+        settings = settings_record(job, models.measure, share.world)
+        report = make_report(job.command, settings, recovered, baseline, measured, data, {
+            **environment(), "device": str(job.device), "load_average_before": load,
+        })  # fmt: skip
+        _write_report(job, models.teacher, recovered.module, report, watcher)
+        for store in stores.values():
+            store.discard()
+        remove_results(job.out, [UNFINISHED])
+        return report
+
+    return on_first(share, deliver)
+
+
+def _begin(job: RecoverJob, states: Sequence[Path]) -> None:
+    """Readies the folder, and removes earlier results where no run goes on. states: of one that would."""
+    begin_results(job.out)
+    if not any(path.exists() for path in states):
         remove_results(job.out, RESULTS)
-    recovered = recover(
-        models.pruned, models.teacher, data, job.settings, device=job.device, watcher=watcher, store=stores[STATE],
-        measure=models.measure,
-    )  # fmt: skip
-    recovered = replace(recovered, notes=(*recovered.notes, *job.inputs.remarks))
-    baseline = None
-    if job.also_baseline:
-        baseline = _retrain_baseline(job, models, data, recovered.steps, stores[BASELINE_STATE], watcher)
-    rows = _export(job, models, recovered, baseline, data, watcher)
-    measured = measure(rows, job.evaluation, job.device, watcher, models.measure, job.runtime)
-    report = make_report(job.command, settings_record(job, models.measure), recovered, baseline, measured, data, {
-        **environment(), "device": str(job.device), "load_average_before": load,
-    })  # fmt: skip
-    _write_report(job, models.teacher, recovered.module, report, watcher)
-    for store in stores.values():
-        store.discard()
-    remove_results(job.out, [UNFINISHED])
-    return report
 
 
 def _write_report(
@@ -128,7 +150,7 @@ def _examples(data: RecoverData, count: int) -> Tensor:
 
 
 def _retrain_baseline(
-    job: RecoverJob, models: _Models, data: RecoverData, steps: int, store: Store, watcher: Watcher
+    job: RecoverJob, models: _Models, data: RecoverData, steps: int, store: Store, share: Share, watcher: Watcher
 ) -> Recovered:
     """The unpruned model, as many steps on the same images by their labels: it has no teacher."""
     settings = _by_labels(job.settings)
@@ -137,7 +159,7 @@ def _retrain_baseline(
     )
     return recover(
         models.teacher, models.teacher, data, settings,
-        device=job.device, watcher=watcher, store=store, steps=steps, measure=models.measure,
+        device=job.device, watcher=watcher, share=share, store=store, steps=steps, measure=models.measure,
     )  # fmt: skip
 
 

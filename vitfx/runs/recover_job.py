@@ -73,7 +73,7 @@ def held_out_at_most(job: RecoverJob) -> int:
     return min(job.settings.held_out, max(_FEWEST, _NUMBERS // blank_answers(job.inputs.model)[0].numel()))
 
 
-def settings_record(job: RecoverJob, answers: Divergence) -> dict[str, Any]:
+def settings_record(job: RecoverJob, answers: Divergence, processes: int) -> dict[str, Any]:
     task = {} if answers.kind == "classes" else {"task": answers.kind}
     return {
         "model": job.inputs.model.source,
@@ -88,4 +88,5 @@ def settings_record(job: RecoverJob, answers: Divergence) -> dict[str, Any]:
         "samples": job.samples,
         "also_baseline": job.also_baseline,
         "deployment": job.deployment.to_json(),
+        **({} if processes == 1 else {"processes": processes}),
     }

@@ -32,6 +32,7 @@ from vitfx.runs.step_file import begin_steps
 from vitfx.runs.tasks import refuse_others
 from vitfx.support.files import write_aside
 from vitfx.support.machine import environment
+from vitfx.support.processes import Alone
 from vitfx.support.progress import Watcher
 
 TABLE = "rounds.md"
@@ -116,6 +117,7 @@ class _StepMaker:
                 force=False,
                 command=run.command,
             ),
+            Alone(),
             self.watcher,
         )
         return self._measured(number, RECOVERED, goal, report["recovery"]["sentence"])

@@ -1,4 +1,4 @@
-"""Several processes on one discovery or training: `torchrun` starts them, and each holds a share of the images.
+"""Several processes on one discovery, training or recovery: `torchrun` starts them, each holds a share of the images.
 
 Every process runs the same code on the same sums, to the bit, so that all take the same decisions. Only the first
 writes and prints. torchrun ends the others as soon as one ends with an exit code other than 0.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
@@ -65,6 +65,13 @@ class Distributed:
         for part in parts[1:]:
             total = total + part
         return total.to(value.device)
+
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        # In one message; `sum` would hold all processes' gradients at once.
+        flat = torch.cat([tensor.detach().flatten() for tensor in tensors]).to(self._device)
+        dist.all_reduce(flat)
+        for tensor, mean in zip(tensors, flat.div_(self.world).split([len(t.flatten()) for t in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
     def broadcast(self, value: Any) -> Any:
         holder = [value]
@@ -183,6 +190,9 @@ class Share(Protocol):
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, the same to the bit on each."""
 
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces tensors of one type, which have the same shapes on every process, by their means."""
+
     def broadcast(self, value: Any) -> Any:
         """The first process's value, on each."""
 
@@ -194,6 +204,9 @@ class Alone:
 
     def sum(self, value: Tensor) -> Tensor:
         return value
+
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        pass
 
     def broadcast(self, value: Any) -> Any:
         return value

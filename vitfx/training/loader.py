@@ -37,12 +37,10 @@ class BatchPlan:
 
     def __post_init__(self) -> None:
         if self.count < self.batch:
-            raise UserError(
-                f"training.batch is {self.batch}, but there are {self.count} images: give a smaller `batch`"
-            )
+            raise UserError(f"`batch` is {self.batch}, but there are {self.count} images: give a smaller one")
         if self.batch % self.world:
             raise UserError(
-                f"training.batch is {self.batch}, which {self.world} processes can't share equally: give a multiple"
+                f"`batch` is {self.batch}, which {self.world} processes can't share equally: give a multiple"
             )
 
     @property
