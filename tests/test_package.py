@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import inspect
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -68,3 +69,17 @@ def test_the_console_script_runs_the_commands(capsys: pytest.CaptureFixture[str]
         main(["prune", "--help"])
     assert end.value.code == 0
     assert "usage: python -m vitfx.prune" in capsys.readouterr().out
+
+
+def test_the_oldest_releases_are_those_that_are_promised() -> None:
+    """What tox tests as the oldest is what setup.cfg allows: of torchvision its own release for that torch."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    needed = config["options"]["install_requires"] + config["options.extras_require"]["test"]
+    least = dict(re.findall(r"^([\w-]+)>=([\d.]+)", needed + config["options.extras_require"]["plot"], re.MULTILINE))
+    tested = dict(re.findall(r"^([\w-]+)==([\d.]+)$", config["testenv:oldest"]["deps"], re.MULTILINE))
+    assert tested.pop("torchvision").startswith("0.24.")
+    # CPUs without CUDA builds have this one in its place.
+    assert least.pop("onnxruntime") == least["onnxruntime-gpu"]
+    assert tested.keys() == least.keys()
+    assert all(f"{release}.".startswith(f"{least[name]}.") for name, release in tested.items())

@@ -28,11 +28,19 @@ def test_layers_calculate_in_what_was_asked_for(precision: str, kind: torch.dtyp
 
 @pytest.mark.parametrize(("share", "precision"), [(0.5, "bf16"), (0.89, "bf16"), (0.91, "fp32"), (2.0, "fp32")])
 def test_auto_takes_bf16_where_it_pays(monkeypatch: pytest.MonkeyPatch, share: float, precision: str) -> None:
+    monkeypatch.setattr(vitfx.training.precision, "_product_share", lambda: 1.0)
     monkeypatch.setattr(vitfx.training.precision, "_time_share", lambda *_: share)
     found, why = pick_precision("auto", nn.Linear(4, 4), torch.zeros(2, 4))
     assert found == precision
     assert why.startswith(f"precision: {precision}")
     assert f"{share:.2f}" in why
+
+
+def test_where_products_are_slow_no_step_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < vitfx.training.precision._product_share() < float("inf")
+    monkeypatch.setattr(vitfx.training.precision, "_product_share", lambda: 2.5)
+    found, why = pick_precision("auto", nn.Linear(5, 5), torch.zeros(2, 4))
+    assert (found, why) == ("fp32", "precision: fp32, a matrix product takes 2.50 times as long in bf16 on this CPU")
 
 
 def test_measuring_leaves_the_model_alone() -> None:

@@ -21,7 +21,9 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORTH = 0.9
 """On a CPU bf16 has to bring a step below this share of its time in fp32: less is not worth the rounding."""
 _HOPELESS = 2.0
-"""Above this share the first step decides."""
+"""Above this share the first product or step decides."""
+_SIDE = 256
+"""Of the square matrices whose product is tried first: a whole step in bf16 can take minutes where a CPU has none."""
 
 
 _MOST_PAIRS = 2**17
@@ -84,10 +86,25 @@ def pick_precision(asked: str, model: nn.Module, images: Tensor) -> tuple[str, s
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "precision: bf16"
         return "fp16", "precision: fp16, because this GPU has no bf16"
+    share = _product_share()
+    if share > _HOPELESS:
+        return "fp32", f"precision: fp32, a matrix product takes {share:.2f} times as long in bf16 on this CPU"
     share = _time_share(model, images)
     if share < WORTH:
         return "bf16", f"precision: bf16, a step takes {share:.2f} of its time in fp32 on this CPU"
     return "fp32", f"precision: fp32, a step takes {share:.2f} times as long in bf16 on this CPU"
+
+
+def _product_share() -> float:
+    """The time of a matrix product in bf16 divided by that in fp32."""
+    parts = {name: torch.ones(_SIDE, _SIDE, dtype=TYPES[name]) for name in ("fp32", "bf16")}
+    runs = {name: partial(_square, part) for name, part in parts.items()}
+    times = time_interleaved(runs, warmup=1, rounds=5)
+    return ratio(times["bf16"], times["fp32"]).paired
+
+
+def _square(part: Tensor) -> None:
+    part @ part
 
 
 def _time_share(model: nn.Module, images: Tensor) -> float:
@@ -99,7 +116,6 @@ def _time_share(model: nn.Module, images: Tensor) -> float:
         times = time_interleaved(runs, warmup=1, rounds=rounds)
         share = ratio(times["bf16"], times["fp32"]).paired
         if share > _HOPELESS:
-            # A CPU without bf16 can take half a minute for a step.
             break
     return share
 
