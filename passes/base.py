@@ -147,5 +147,4 @@ class _Identity(weakref.ref[Any]):
     __hash__ = weakref.ref.__hash__
 
     def __eq__(self, other: object) -> bool:
-        mine = self()
-        return isinstance(other, _Identity) and mine is not None and mine is other()
+        return isinstance(other, _Identity) and self() is other()

@@ -44,7 +44,7 @@ from vitfx.support.devices import pick_device
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_new_file
 from vitfx.support.locks import hold_file
-from vitfx.support.processes import Share, first_holds, first_says, on_each, open_share, share_device
+from vitfx.support.processes import Share, first_holds, first_says, is_first_process, on_each, open_share, share_device
 from vitfx.support.progress import Silent, Watcher, console_watcher
 from vitfx.support.text import percent
 
@@ -105,8 +105,7 @@ def discover(
 @entry_point
 def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
-    # Before the processes know of each other, only torchrun's number tells them apart.
-    first = os.environ.get("RANK", "0") == "0"
+    first = is_first_process()
     console = Console(quiet=not first)
 
     def work() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from vitfx.cli.exit_codes import ending, going_on
@@ -37,7 +37,7 @@ from vitfx.support.devices import NAMES
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_output
 from vitfx.support.locks import hold_folder
-from vitfx.support.processes import first_holds, first_says, open_share, share_device
+from vitfx.support.processes import first_holds, first_says, is_first_process, on_each, open_share, share_device
 from vitfx.support.progress import Silent, console_watcher
 from vitfx.training.config import PRECISIONS
 
@@ -62,7 +62,7 @@ _EXAMPLES = (
     "python -m vitfx.recover demo-pruned-tau0.001/pruned.pt --teacher demo --minutes 0.5",
     "python -m vitfx.recover small/pruned.pt --teacher vit.pt --data photos/ --epochs 5 --loss both",
     "python -m vitfx.recover small/pruned.pt --teacher vit.pt --minutes 30 --only lora",
-    "torchrun --nproc-per-node=4 -m vitfx.recover small/pruned.pt --teacher vit.pt   # four processes share each batch",
+    "torchrun --nproc-per-node=4 -m vitfx.recover small/pruned.pt --teacher vit.pt --minutes 30   # four processes",
 )
 _NOTES = """\
 Held-out training images decide which weights are kept. They are checked before the first step and several times
@@ -75,19 +75,19 @@ baseline.onnx and the report. If it is stopped, the same command without --force
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = build_parser().parse_args(given)
-    first = os.environ.get("RANK", "0") == "0"
+    first = is_first_process()
     console = Console(quiet=not first)
     stopped = going_on(_out(options) / STATE, force=options.force)
 
     def work() -> None:
         with console_watcher(console) if first else nullcontext(Silent()) as watcher:
             with first_says(first):
-                job = _open(options, shlex.join(["python", "-m", "vitfx.recover", *given]))
-            with (
-                open_share(job.device) as share,
-                first_holds(share, hold_folder(job.out, force=job.force, unfinished=STATE)),
-            ):
-                report = run_recover(job, share, watcher)
+                settings, device = _check(options), share_device(options.device)
+            with open_share(device) as share:
+                command = shlex.join(["python", "-m", "vitfx.recover", *given])
+                job = on_each(share, lambda: _open(options, settings, device, command))
+                with first_holds(share, hold_folder(job.out, force=job.force, unfinished=STATE)):
+                    report = run_recover(job, share, watcher)
         console.print(to_table(report))
         contents = f"{job.out}/ has the retrained model and the report"
         for line in (report["recovery"]["sentence"], contents, *after_recover(options, job.out)):
@@ -171,7 +171,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         help="highest learning rate (default 5e-5; 3e-4 with compensating; 1e-3 with lora, norms-and-biases; less near "
         "to the teacher; a fifth of these with --hidden 0)",
     )
-    add("--batch", type=int, help=f"images a step (default {default.batch})")
+    add("--batch", type=int, help=f"images a step, over all processes (default {default.batch})")
     add(
         "--augment",
         choices=AUGMENTS,
@@ -184,8 +184,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="of all random draws (default 0)")
 
 
-def _open(options: argparse.Namespace, command: str) -> RecoverJob:
-    """Everything that can be wrong with what the user gave is found here or while tracing: nothing is written yet."""
+def _check(options: argparse.Namespace) -> RecoverSettings:
+    """Raises UserError for what is wrong even without a look at models and data."""
     given = {
         field.name: getattr(options, field.name) for field in fields(RecoverSettings) if hasattr(options, field.name)
     }
@@ -193,13 +193,15 @@ def _open(options: argparse.Namespace, command: str) -> RecoverJob:
     for name, least in (("eval_samples", 0), ("samples", 1), ("save_seconds", 0)):
         if not getattr(options, name) >= least:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name):g}: give {least} or more")
-    rewrites = read_rewrites(options.rewrites)
-    out = _out(options)
-    check_output(out, force=options.force, unfinished=STATE)
-    device = share_device(options.device)
-    on_openvino = options.runtime == OPENVINO
-    if on_openvino:
+    check_output(_out(options), force=options.force, unfinished=STATE)
+    if options.runtime == OPENVINO:
         require_openvino()
+    return settings
+
+
+def _open(options: argparse.Namespace, settings: RecoverSettings, device: torch.device, command: str) -> RecoverJob:
+    """Everything that can be wrong with what the user gave is found here or while tracing: nothing is written yet."""
+    rewrites = read_rewrites(options.rewrites)
     # The loading options are for the teacher: an artifact says itself how to load it.
     given = {"arch": None, "weights": None, "output": None, "trust_pickle": False, **dict.fromkeys(OF_IMAGES)}
     own = argparse.Namespace(**{**vars(options), **given})
@@ -229,9 +231,11 @@ def _open(options: argparse.Namespace, command: str) -> RecoverJob:
         evaluation=evaluation,
         settings=settings,
         also_baseline=options.also_baseline,
-        deployment=default_deployment(rewrites, device, portable=options.portable or on_openvino, opset=options.opset),
+        deployment=default_deployment(
+            rewrites, device, portable=options.portable or options.runtime == OPENVINO, opset=options.opset
+        ),
         device=device,
-        out=out,
+        out=_out(options),
         cache=options.cache or default_cache(),
         samples=options.samples,
         save_seconds=options.save_seconds,

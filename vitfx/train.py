@@ -14,7 +14,6 @@ sublayers has some to spare, as large models do.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -38,7 +37,7 @@ from vitfx.support.devices import NAMES
 from vitfx.support.errors import UserError
 from vitfx.support.files import check_output
 from vitfx.support.locks import hold_folder
-from vitfx.support.processes import first_holds, first_says, open_share, share_device
+from vitfx.support.processes import first_holds, first_says, is_first_process, open_share, share_device
 from vitfx.support.progress import Silent, console_watcher
 from vitfx.training.config import PACKAGED, PRECISIONS, read_config, sets_image_size
 from vitfx.training.loader import pick_workers
@@ -105,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = build_parser().parse_args(given)
     stopped = going_on(_folder(options) / STATE, force=options.force)
-    first = os.environ.get("RANK", "0") == "0"
+    first = is_first_process()
     console = Console(quiet=not first)
 
     def work() -> None:

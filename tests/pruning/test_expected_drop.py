@@ -37,7 +37,7 @@ def test_it_is_what_labels_say_on_average_with_a_smaller_error() -> None:
         drops.append(drop)
         counts.append(float(counted(logits, labels, worse).mean()))
         spread = float(counted(logits, labels, worse).std()) / COUNT**0.5
-        assert error is not None and 0 < error < spread / 2
+        assert 0 < error < spread / 2
     # Both means of twenty: their errors are .15 and .05 points.
     assert sum(drops) / 20 == pytest.approx(sum(counts) / 20, abs=0.5)
     assert sum(drops) / 20 > 2
@@ -53,13 +53,28 @@ def test_labels_that_contradict_it_count() -> None:
     assert judged(worse)[0] == pytest.approx(float(counted(logits, labels, worse).mean()))
 
 
-def test_of_the_same_model_nothing_is_lost_and_of_one_image_no_error_is_known() -> None:
+def test_of_the_same_model_nothing_is_lost_but_for_what_one_more_change_would_make_of_it() -> None:
     logits, labels, worse = drawn(1)
     judged = ExpectedDrop(Classes(), logits, labels)
-    assert judged(logits) == (0, 0)
-    drop, error = judged(worse[:1])
-    assert error is None and drop in (-100, 0, 100)
+    assert judged(logits) == (0, 50 / COUNT)
+    assert judged(logits[:1]) == (0, 50)
     assert judged(worse[:500])[0] == pytest.approx(ExpectedDrop(Classes(), logits, labels)(worse[:500])[0])
+
+
+def test_changes_among_images_that_are_wrong_either_way_do_not_contradict_it() -> None:
+    """Their labels say that nothing is lost, with no spread at all."""
+    logits, labels, worse = drawn(3)
+    judged = ExpectedDrop(Classes(), logits, labels)
+    wrong = (logits.argmax(-1) != labels) & (worse.argmax(-1) != labels) & (logits.argmax(-1) != worse.argmax(-1))
+    of_each = judged.probabilities.gather(1, torch.stack([judged.classes, worse.argmax(-1)], dim=1))
+    dear = torch.where(wrong, of_each[:, 0] - of_each[:, 1], -1.0).topk(5).indices
+    few = torch.cat([dear, (~wrong).nonzero()[:59, 0]])
+    answers = torch.where(wrong[few][:, None], worse[few], logits[few])
+    judged.classes, judged.labels, judged.probabilities = (
+        each[few] for each in (judged.classes, labels, judged.probabilities)
+    )
+    drop, error = judged(answers)
+    assert drop > 1 and error > 0.5
 
 
 def test_probabilities_count_as_logits_do() -> None:

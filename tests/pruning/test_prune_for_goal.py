@@ -8,15 +8,20 @@ from dataclasses import replace
 import pytest
 import torch
 
+from passes.plan import DeletionPlan
 from tests.support.goals import CPU, asked, without_biases
 from tests.support.prune_runs import model
 from tests.support.speeds import exactly
 from vitfx.circuits.circuit import Circuit
 from vitfx.circuits.summary import layer_rows
 from vitfx.images.image_set import Images
+from vitfx.pruning import goal_delivery
 from vitfx.pruning import prune_for_goal as goal_compiler
 from vitfx.pruning import target_bench as goal_bench
+from vitfx.pruning.compensation import divergence, with_means
 from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, Target
+from vitfx.pruning.goal_search import GoalResult
+from vitfx.pruning.iterative_pruner import HeldOutLoss, IterativePruner, State
 from vitfx.pruning.prune_for_goal import compile_for_goal
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Silent
@@ -55,6 +60,25 @@ def test_a_limit_leaves_room_for_what_int8_costs(images, table, monkeypatch, kin
     monkeypatch.setattr(goal_bench.TargetBench, "answers", lambda self, *given: 50 * answers(self, *given).flip(1))
     (note,) = (note for note in compiled(images, one).notes if note.startswith("int8 costs"))
     assert f"so that pruning alone was allowed at most {limit / 2:g}" in note
+
+
+def test_a_limit_that_merged_tokens_break_by_themselves_is_missed(images, table):
+    found = compiled(images, asked(KL, 1e-9, tokens="r=1"))
+    assert not found.plan.deletions and found.artifact_kl > 1e-9
+    assert found.missed == f"measured KL {found.artifact_kl:.3g} nats"
+    assert found.circuit.details["price"]["met"] is False
+    assert compiled(images, asked(KL, 10.0, tokens="r=1")).missed is None
+
+
+def test_what_refits_are_compared_with_has_means_alone(images):
+    """Where few images are fitted, the shift of a refit goes into a constant."""
+    original, pixels = without_biases(), images.pixels
+    pruner = IterativePruner(original, pixels, None, scored=24, seed=0, watcher=Silent())
+    plan = DeletionPlan.deleting(original, {"a0": [1], "m1": range(8)})
+    shifted = replace(plan, deletions=tuple(replace(each, constant=torch.ones(16)) for each in plan.deletions))
+    result = GoalResult(State(shifted, {}, {}), HeldOutLoss(0.1, None, None), None, None, ())
+    expected = divergence(original, with_means(original, plan, pixels[:24]), pixels[-12:])
+    assert goal_delivery._compensated(pruner, result).kl_mean == pytest.approx(expected, rel=1e-4)
 
 
 def parameters(module):

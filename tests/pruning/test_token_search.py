@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from passes.base import PassError
 from passes.cost import measure_cost
 from passes.merge_tokens import MergeBySchedule, schedule_of
 from passes.plan import DeletionPlan
@@ -12,6 +13,7 @@ from tests.support.checks import traced
 from tests.support.families import images, make
 from vitfx.deploy.deployment import NAMES, default_deployment
 from vitfx.images.image_set import Images
+from vitfx.pruning import merge_prices
 from vitfx.pruning.compensation import divergence
 from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, Goal, Target
@@ -162,3 +164,20 @@ def test_a_share_of_the_flops_is_reached_and_proved():
     assert 0.4 < measured.flops / before.flops <= 0.6
     notes = [note for note in pruned.notes if "tokens merge by the schedule" in note]
     assert len(notes) == bool(schedule_of(pruned.module))
+
+
+def test_where_the_first_blocks_can_not_merge_later_ones_tell_what_a_merge_takes(monkeypatch):
+    graph_module = traced("vitfx").graph_module
+    bench = _Times(graph_module)
+    prices = MergePrices(bench, Price("ms", 10.0, {}))
+    merged = merge_prices.with_merges
+
+    def later(original, merging):
+        if merging.schedule.merges[0][0] == 0:
+            raise PassError("the first block can't")
+        return merged(original, merging)
+
+    monkeypatch.setattr(merge_prices, "with_merges", later)
+    merging = MergeBySchedule(TokenSchedule(((1, 2),)), PIXELS[:2])
+    assert prices.estimate(merging) == pytest.approx(prices._flops_share(merging) + 0.02)
+    assert bench.asked[0].merges[0][0] == 1

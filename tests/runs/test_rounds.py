@@ -44,7 +44,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuple
     for name in ("run_goal", "run_recover"):
         run = getattr(rounds_job, name)
         monkeypatch.setattr(
-            rounds_job, name, lambda job, watcher, n=name, run=run: jobs.append((n, job)) or run(job, watcher)
+            rounds_job, name, lambda job, *more, n=name, run=run: jobs.append((n, job)) or run(job, *more)
         )
     yield jobs
 

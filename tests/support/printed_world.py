@@ -168,8 +168,6 @@ def _fewer(module: str, arguments: list[str]) -> list[str]:
         extra += ["--heal-minutes", "0"]
     if _LARGE in arguments:
         extra += ["--batch", "8"]
-    if module == "vitfx.recover" and "--epochs" not in arguments:
-        extra += ["--minutes", "0.5"]
     return extra + [word for name in _SHORTER if name in arguments for word in (name, _SHORTER[name])]
 
 

@@ -70,7 +70,9 @@ def npz(folder: Path, count: int = 64, *, labelled: bool = True) -> Path:
     total = count * 5 // 4
     path = folder / f"digits-{count}-{labelled}.npz"
     known = {"labels": np.array(labels)[:total].astype(int)} if labelled else {}
-    np.savez(path, images=pixels[:total], **known)
+    # Processes share it.
+    if not path.exists():
+        np.savez(path, images=pixels[:total], **known)
     return path
 
 

@@ -10,7 +10,7 @@ from vitfx.deploy.export import ExportMismatch
 from vitfx.graph.verify import VerificationError
 from vitfx.support.errors import UserError, as_options
 from vitfx.support.interrupts import termination_as_interrupt
-from vitfx.support.processes import ToldElsewhere, let_speak
+from vitfx.support.processes import ToldElsewhere, is_first_process, let_speak
 
 INTERRUPTED, TERMINATED = 130, 143
 GOES_ON = "stopped; the same command goes on where it stopped"
@@ -39,6 +39,10 @@ def _ended(work: Callable[[], int | None], stopped: Callable[[], str]) -> int:
     except UserError as error:
         return _print_error(f"error: {error}", 2)
     except VerificationError as error:
+        if not is_first_process():
+            # All have the same model, and the first one prints this.
+            let_speak()
+            return 1
         return _print_error(f"error: a proof failed, its model was not written: {error}", 1)
     except ExportMismatch as error:
         return _print_error(f"error: the exported file failed its check and was removed: {error}", 1)

@@ -14,6 +14,8 @@ Shapes: N images, K classes.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,8 @@ _TEMPERATURES = tuple(2 ** (step / 20) for step in range(-40, 41))
 """From 1/4 to 4, a step of 3.5 %."""
 _CONTRADICTS = 3
 """Two would let one model in twenty be judged by the luck of its labels."""
+_ONE_MORE = 0.5
+"""Of an image is lost, about, where its class changes: few images in which none does may hide that much."""
 
 
 class ExpectedDrop:
@@ -38,8 +42,8 @@ class ExpectedDrop:
         self.temperature = min(_TEMPERATURES, key=lambda each: _surprise(logits / each, labels))
         self.probabilities = (logits / self.temperature).softmax(dim=-1)
 
-    def __call__(self, answers: Tensor) -> tuple[float, float | None]:
-        """The drop in points, and its standard error, which one image does not have.
+    def __call__(self, answers: Tensor) -> tuple[float, float]:
+        """The drop in points, and its standard error, which is never less than what one more change would make of it.
 
         answers: a model's, to the first n of the images, (n, K). Where the labels contradict the probabilities, by more
         standard errors than chance brings about in a search, they are counted instead.
@@ -49,12 +53,15 @@ class ExpectedDrop:
         counted = 100 * ((known == labels).double() - (classes == labels).double())
         probabilities = self.probabilities[: len(classes)]
         of_each = probabilities.gather(1, torch.stack([known, classes], dim=1))
-        expected = 100 * (of_each[:, 0] - of_each[:, 1])
-        drop, error = mean_and_error(expected)
+        expected = of_each[:, 0] - of_each[:, 1]
+        drop, error = mean_and_error(100 * expected)
         counted_drop, counted_error = mean_and_error(counted)
-        if counted_error is None or abs(counted_drop - drop) > _CONTRADICTS * counted_error:
-            return counted_drop, counted_error
-        return drop, error
+        # The count's error if the probabilities are true: counts that are all alike have no spread of their own.
+        spread = (of_each.sum(dim=1) - expected.square())[known != classes].sum().clamp(min=0).sqrt()
+        chance = 100 * float(spread) / len(counted)
+        if abs(counted_drop - drop) > _CONTRADICTS * max(counted_error or 0.0, chance):
+            drop, error = counted_drop, counted_error
+        return drop, math.hypot(error or 0.0, 100 * _ONE_MORE / len(counted))
 
 
 def _surprise(logits: Tensor, labels: Tensor) -> float:

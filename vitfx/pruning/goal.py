@@ -55,14 +55,19 @@ class Goal:
     def priced(self) -> bool:
         return self.kind in PRICED
 
-    def shortfall(self, measured: float) -> str | None:
-        """What was measured instead, in words; None where that meets the goal. Of speed-ups and shares alone.
+    def shortfall(self, measured: float, task: str = "classes") -> str | None:
+        """What was measured instead, in words; None where that meets the goal.
 
-        measured: a speed-up, or the share that is left.
+        measured: a speed-up, the share that is left, points that are lost, or the divergence. task: the kind of answers
         """
-        if self.kind == SPEEDUP:
-            return None if reaches(measured, self.value) else f"measured {measured:.2f}×"
-        return None if measured <= self.value else f"measured {100 * measured:.6g}%"
+        if reaches(measured, self.value) if self.kind == SPEEDUP else measured <= self.value:
+            return None
+        amounts = {
+            SPEEDUP: f"{measured:.2f}×",
+            DROP: f"{measured:.3g} points lost",
+            KL: WORDS[task].amount(f"{measured:.3g}"),
+        }
+        return f"measured {amounts.get(self.kind, f'{100 * measured:.6g}%')}"
 
     def words(self, task: str) -> str:
         """For answers of this kind."""

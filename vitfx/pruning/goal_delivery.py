@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from torch.fx import GraphModule
-
-from passes.plan import DeletionPlan
 from vitfx.deploy.precisions import INT8
-from vitfx.graph.verify import Verification
+from vitfx.graph.verify import Verification, rewritten
 from vitfx.images.image_set import Images
-from vitfx.pruning.compensation import Compensated, divergence, with_means
+from vitfx.pruning.compensation import Compensated, with_means
 from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal import Goal
 from vitfx.pruning.goal_search import GoalResult, reach_goal
@@ -61,16 +58,17 @@ def search_and_heal(
             bench.watcher.say(note)
         if limit is None or limit(delivered.module):
             break
-    compensated = _compensated(original, pruner, result)
+    compensated = _compensated(pruner, result)
     return Ended(replace(result, held_out_loss=delivered.loss), verification, compensated, delivered, limit)
 
 
-def _compensated(original: GraphModule, pruner: IterativePruner, result: GoalResult) -> Compensated:
-    plan, fitted, held_out = result.state.plan, len(pruner.fitted), len(pruner.held_out)
+def _compensated(pruner: IterativePruner, result: GoalResult) -> Compensated:
+    original, plan = pruner.original, result.state.plan
+    fitted, held_out = len(pruner.fitted), len(pruner.held_out)
     if not plan.deletions:
         return Compensated(plan, "none")
-    mean = with_means(original, DeletionPlan(plan.deletions), pruner.scored.cpu())
-    kl_mean = divergence(original, mean, pruner.held_out.cpu(), pruner.measure, pruner.merging)
+    mean = with_means(original, plan.without_constants(), pruner.scored)
+    kl_mean = pruner.loss_of(pruner.answers(rewritten(original, mean, pruner.merging))).kl
     return Compensated(
         plan,
         "ridge",

@@ -12,7 +12,7 @@ from vitfx.graph.verify import rewritten
 from vitfx.pruning.cost_model import Price
 from vitfx.pruning.goal import DROP, PARAMETERS, PROMISED, SPEEDUP, Goal, reaches
 from vitfx.pruning.iterative_pruner import HeldOutLoss, IterativePruner, State
-from vitfx.pruning.limit import Cut, bound, keeps
+from vitfx.pruning.limit import JUDGED, Cut, bound, keeps
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Watcher
 from vitfx.support.timing import SpeedUp
@@ -31,8 +31,6 @@ _MOST_CUTS = 24
 _LAST_REFIT, _SEVERAL = 0.87, 2
 """What the last refit leaves of a loss where it has several times as many images as those on the way: of a ViT-S's KL
 divergence .82 to .86 with five times as many."""
-_JUDGED = 1024
-"""Held-out images at most that judge the models on the way; all of them judge the last one."""
 
 Speed = Callable[[State], SpeedUp]
 """The plain export's time over the pruned model's, measured in turns."""
@@ -74,7 +72,7 @@ class GoalSearch:
 
         Raises UserError where no model is that cheap.
         """
-        state = self.pruner.start() if start is None else start
+        state = self.pruner.start if start is None else start
         first = self.price.total(state.kept)
         if most >= first:
             return state
@@ -139,9 +137,9 @@ class GoalSearch:
         limit to one that does not meets the limit before they do. It is judged after the final refit on all images,
         which may move a model across the limit.
         """
-        whole, start = self.price.whole, self.pruner.start()
+        whole, start = self.price.whole, self.pruner.start
         left = _LAST_REFIT if len(self.pruner.fitted) >= _SEVERAL * len(self.pruner.scored) else 1.0
-        good, bad = [Cut(start, whole, bound(self.pruner.held_out_loss(start, _JUDGED), goal))], None
+        good, bad = [Cut(start, whole, bound(self.pruner.held_out_loss(start, JUDGED), goal))], None
         for _ in range(_MOST_CUTS):
             last = good[-1]
             further = last.towards(bad, goal.value) if bad else last.beyond(good[0], goal.value)
@@ -167,7 +165,7 @@ class GoalSearch:
             loss = self.pruner.held_out_loss(state)
             if keeps(loss, goal):
                 return state
-            self.watcher.say(f"after the last refit it is {loss}: too much for the limit, by what chance may hide")
+            self.watcher.say(f"after the last refit it is {loss}: too close to the limit, given the margin for chance")
             most = good[-1].towards(replace(last, bound=bound(loss, goal)), goal.value)
             if good[-1].price - most >= _FINEST * self.price.whole:
                 state, loss = self._cut(good[-1].state, most)
@@ -179,7 +177,7 @@ class GoalSearch:
 
     def _cut(self, state: State, most: float) -> tuple[State, HeldOutLoss]:
         state = self.pruner.cut(state, self.price, most)
-        loss = self.pruner.held_out_loss(state, _JUDGED)
+        loss = self.pruner.held_out_loss(state, JUDGED)
         total = self.price.total(state.kept)
         share = total / self.price.whole
         self.steps.append({"price": total, "share": share, "kl": loss.kl, "drop": loss.drop})
@@ -248,14 +246,14 @@ def check_reach(goal: Goal, price: Price, *, plain: float | None = None, whole: 
     if goal.kind == SPEEDUP:
         assert plain is not None
         limit = price.speed_limit(plain)
-        possible, best = goal.value <= limit, f"{limit:.2f}× as fast as its plain export"
+        possible, best = goal.value <= limit, f"{limit:.2f}× as fast as its plain export: ask for less"
     else:
         least = price.least / (price.whole if whole is None else whole)
-        possible, best = goal.value >= least, f"left with {least:.0%} of its {price.noun}"
+        possible, best = goal.value >= least, f"left with {least:.0%} of its {price.noun}: ask to keep more"
     if not possible:
         raise UserError(
             f"{goal.parameter} {goal.value:g} is out of reach, for even without any attention or MLP the model is "
-            f"{best}: ask for less"
+            f"{best}"
         )
 
 

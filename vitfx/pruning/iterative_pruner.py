@@ -123,6 +123,7 @@ class IterativePruner:
             self.watcher.say(f"the original's streams would take {amount(size)}: they are computed again for every cut")
         return fits
 
+    @cached_property
     def start(self) -> State:
         """The whole model."""
         return State(DeletionPlan(), {name: module.units for name, module in self.modules.items()}, {})
@@ -135,7 +136,7 @@ class IterativePruner:
         if counts is None:
             raise UserError(
                 f"without any attention or MLP the model still has {price.least / price.whole:.0%} of its {price.noun} "
-                f"and not the {most / price.whole:.0%} asked for: ask for less"
+                f"and not the {most / price.whole:.0%} asked for: ask for a smaller reduction"
             )
         plan = self._deletions(orders, counts)
         if plan.deletions:
@@ -216,8 +217,11 @@ class IterativePruner:
         """most: how many of the held-out images are enough, None for all. What was judged last is not run again."""
         count = len(self.held_out[:most])
         if self._judged is None or self._judged[0] is not state.plan or self._judged[1:3] != (self.merging, count):
-            pruned = rewritten(self.original, state.plan, self.merging)
-            self._judged = state.plan, self.merging, count, self.loss_of(self.answers(pruned, most))
+            if state.plan.deletions or self.merging is not None:
+                answers = self.answers(rewritten(self.original, state.plan, self.merging), most)
+            else:
+                answers = self.expected[:count]
+            self._judged = state.plan, self.merging, count, self.loss_of(answers)
         return self._judged[3]
 
     def answers(self, graph_module: GraphModule, most: int | None = None) -> Tensor:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from vitfx.pruning.goal import DROP, Goal
 from vitfx.pruning.iterative_pruner import HeldOutLoss, State
 
+JUDGED = 1024
+"""Held-out images at most that judge the models on the way; all of them judge the last one."""
 _FIRST = 0.1
 """Share of the whole price that the first cut takes."""
 _UNSEEN = 1.25
@@ -20,7 +22,7 @@ class Cut:
     """A model on the way to a limit."""
 
     state: State
-    price: float
+    price: float  #: that was asked for
     bound: float  #: what is compared with the limit
 
     def towards(self, bad: Cut, limit: float) -> float:

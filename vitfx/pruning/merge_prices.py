@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from torch.fx import GraphModule
+
+from passes.base import PassError
 from passes.cost import measure_cost, tokens_at
 from passes.merge_tokens import MergeBySchedule, token_counts
 from passes.token_schedule import TokenSchedule
@@ -46,9 +49,14 @@ class MergePrices:
         return self._flops_share(merging) + len(merging.schedule.merges) * self._each
 
     def _flops_share(self, merging: MergeBySchedule) -> float:
-        image = self._example.shape[1:]
-        merged = with_merges(self._original, merging)
-        return measure_cost(merged, image).flops / measure_cost(self._original, image).flops
+        return self._flops(with_merges(self._original, merging)) / self._whole_flops
+
+    @cached_property
+    def _whole_flops(self) -> int:
+        return self._flops(self._original)
+
+    def _flops(self, graph_module: GraphModule) -> int:
+        return measure_cost(graph_module, self._example.shape[1:]).flops
 
     def _time_share(self, merging: MergeBySchedule) -> float:
         if merging.schedule not in self._measured:
@@ -58,6 +66,13 @@ class MergePrices:
     @cached_property
     def _each(self) -> float:
         """The share of the model's time that the operators of one merge take, measured where one token merges in every
-        block."""
-        gentle = MergeBySchedule(TokenSchedule.constant(1, token_counts(self._original, self._example)), self._example)
-        return max(0.0, self._time_share(gentle) - self._flops_share(gentle)) / len(gentle.schedule.merges)
+        block, from the first in which that is possible."""
+        counts = token_counts(self._original, self._example)
+        for first in range(counts.blocks):
+            gentle = MergeBySchedule(TokenSchedule.constant(1, counts, first), self._example)
+            try:
+                flops = self._flops_share(gentle)
+            except PassError:
+                continue
+            return max(0.0, self._time_share(gentle) - flops) / len(gentle.schedule.merges)
+        return 0.0

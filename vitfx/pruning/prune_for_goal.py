@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from passes.cost import measure_cost
 from passes.merge_tokens import MergeBySchedule
 from passes.plan import DeletionPlan
+from vitfx.circuits.circuit import Circuit
 from vitfx.discovery.run import origins
 from vitfx.graph.answers import Kind
 from vitfx.graph.canonical import check_answers_differ, read_module
@@ -19,7 +20,7 @@ from vitfx.graph.verify import Verification
 from vitfx.images.image_set import Images
 from vitfx.pruning.goal import DROP, PARAMETERS, PROMISED, Goal
 from vitfx.pruning.goal_circuit import goal_circuit
-from vitfx.pruning.goal_delivery import search_and_heal
+from vitfx.pruning.goal_delivery import Ended, search_and_heal
 from vitfx.pruning.goal_search import GoalResult, check_goal, check_reach
 from vitfx.pruning.healing import Heal
 from vitfx.pruning.int8_limit import aim_in_float32, rounding_of
@@ -85,11 +86,12 @@ def compile_for_goal(
     price = prices.price(merging)
     aim, room = aim_in_float32(bench, pruner)
     ended = search_and_heal(bench, pruner, aim, price, images, searched.names, heal)
-    result, verification = ended.result, ended.verification
-    reached = _reached(asked.goal, result, verification, bench)
-    missed = None if reached is None else asked.goal.shortfall(reached)
-    told, healing = front.told(kind), ended.healed.record
-    circuit = goal_circuit(original, result, price, asked, facts, told, met=missed is None, healing=healing)
+    result = ended.result
+    reached = _reached(asked.goal, result, ended.verification, bench)
+    missed = _missed(asked.goal, reached, ended)
+    circuit = goal_circuit(
+        original, result, price, asked, facts, front.told(kind), met=missed is None, healing=ended.healed.record
+    )
     notes = (
         *front.notes,
         *kind.note,
@@ -101,9 +103,32 @@ def compile_for_goal(
         *_noise(result),
         *_nothing_deleted(result.state.plan, asked.goal),
     )
-    delivered = (ended.healed.module, original, circuit, result.state.plan, verification, notes, ended.compensated)
-    kl, rounding = result.held_out_loss.kl, rounding_of(asked, ended.limit, result, pruner)
-    return Pruned(*delivered, artifact_kl=kl, missed=missed, divergence=pruner.measure, rounding=rounding)
+    return _pruned(original, circuit, notes, missed, ended, pruner, asked)
+
+
+def _pruned(
+    original: GraphModule,
+    circuit: Circuit,
+    notes: tuple[str, ...],
+    missed: str | None,
+    ended: Ended,
+    pruner: IterativePruner,
+    asked: GoalRequest,
+) -> Pruned:
+    result = ended.result
+    return Pruned(
+        ended.healed.module,
+        original,
+        circuit,
+        result.state.plan,
+        ended.verification,
+        notes,
+        ended.compensated,
+        artifact_kl=result.held_out_loss.kl,
+        missed=missed,
+        divergence=pruner.measure,
+        rounding=rounding_of(asked, ended.limit, result, pruner),
+    )
 
 
 def _prices(bench: TargetBench) -> MergePrices:
@@ -176,6 +201,17 @@ def _reached(goal: Goal, result: GoalResult, verification: Verification, bench: 
         return None if result.speedup is None else result.speedup.value
     measured = verification.measured
     return (measured.parameters if goal.kind == PARAMETERS else measured.flops) / bench.whole
+
+
+def _missed(goal: Goal, reached: float | None, ended: Ended) -> str | None:
+    """What was measured instead, in words. Merged tokens, or int8, may lose more than a limit by themselves."""
+    if goal.priced:
+        return None if reached is None else goal.shortfall(reached)
+    verdict = None if ended.limit is None else ended.limit.verdict
+    loss = ended.result.held_out_loss if verdict is None else verdict.loss
+    measured = loss.drop if goal.kind == DROP else loss.kl
+    assert measured is not None
+    return goal.shortfall(measured, loss.task)
 
 
 def _note(asked: GoalRequest, result: GoalResult, held_out: int, reached: float | None, missed: str | None) -> str:

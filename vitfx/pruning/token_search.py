@@ -9,7 +9,7 @@ price that was measured, and for a limit on what is lost by the cheapest schedul
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
@@ -18,10 +18,11 @@ from passes.base import PassError
 from passes.merge_tokens import MergeBySchedule, token_counts
 from passes.plan import DeletionPlan
 from passes.token_schedule import TokenCounts, TokenSchedule
+from vitfx.graph.divergence import Classes, Divergence
 from vitfx.pruning.compensation import answers_to, divergence
 from vitfx.pruning.goal import DROP, PARAMETERS, Goal
 from vitfx.pruning.iterative_pruner import IterativePruner
-from vitfx.pruning.limit import keeps
+from vitfx.pruning.limit import JUDGED, keeps
 from vitfx.pruning.merge_prices import MergePrices
 from vitfx.support.progress import Watcher
 
@@ -113,31 +114,39 @@ def search_schedule(
     """
     if goal.kind == PARAMETERS:
         return None
-    half = goal.value / 2 * (_NATS_A_POINT if goal.kind == DROP else 1)
-    candidates = front(pruner, prices, example, half if share is None else math.inf)
+    half = replace(goal, value=goal.value / 2)
+    candidates = front(pruner, prices, example, _nats(half, pruner.measure) if share is None else math.inf)
     for candidate in candidates[1:]:
         watcher.say(
             f"tokens {candidate.name}: about {candidate.cost:.1%} of the {prices.unmerged.noun}, divergence "
             f"{candidate.kl:.4f}"
         )
     if len(candidates) == 1:
-        watcher.say(
-            "no tokens merge: the model has none that can" + (" within half of the limit" if share is None else "")
-        )
+        watcher.say("no tokens merge: no schedule helps" + (" within half of the limit" if share is None else ""))
         return None
     if share is None:
-        chosen = _within(candidates, pruner, goal)
+        chosen = _within(candidates, pruner, goal if isinstance(pruner.measure, Classes) else half)
     else:
         chosen = _by_trial(candidates, pruner, prices, share, watcher)
-    watcher.say(f"tokens merge by {chosen.name}")
+    if chosen.merging is None:
+        watcher.say("no tokens merge: deleting units alone loses less")
+    else:
+        watcher.say(f"tokens merge by {chosen.name}")
     return chosen.merging
 
 
-def _within(candidates: list[Candidate], pruner: IterativePruner, goal: Goal) -> Candidate:
-    """The cheapest that alone keeps the limit."""
+def _nats(limit: Goal, measure: Divergence) -> float:
+    """Of divergence at most; infinite where points of top-1 are limited, and no divergence stands for them."""
+    if limit.kind != DROP:
+        return limit.value
+    return limit.value * _NATS_A_POINT if isinstance(measure, Classes) else math.inf
+
+
+def _within(candidates: list[Candidate], pruner: IterativePruner, limit: Goal) -> Candidate:
+    """The cheapest that alone keeps the limit, on as many images as the search behind it begins with."""
     for candidate in reversed(candidates[1:]):
         pruner.merging = candidate.merging
-        if keeps(pruner.held_out_loss(pruner.start(), _TRIED_ON), goal):
+        if keeps(pruner.held_out_loss(pruner.start, JUDGED), limit):
             return candidate
     return candidates[0]
 
@@ -163,7 +172,7 @@ def _tried(candidate: Candidate, pruner: IterativePruner, prices: MergePrices, s
     most = share * prices.unmerged.whole
     if most < price.floor:
         return math.inf
-    state = pruner.start()
+    state = pruner.start
     state = pruner.cut(state, price, most) if most < price.whole else state
     loss = pruner.held_out_loss(state, _TRIED_ON).kl
     watcher.say(f"tokens {candidate.name}, units cut to {share:.1%} of the {price.noun}: divergence {loss:.4f}")

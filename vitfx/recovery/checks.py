@@ -96,7 +96,7 @@ def held_out_logits(
     """Answers (N, K) or (N, …), float64 on the CPU, of the model in eval mode.
 
     every: 1 for all images, 2 for every second one, …
-    share: each process asks the model for its part of them
+    share: each process asks the model for its part of them, or for all where there are fewer than processes
     """
     share = share or Alone()
     places = torch.arange(0, len(data.held_out), every)
@@ -110,7 +110,9 @@ def held_out_logits(
     answers = torch.cat(batches)
     if not shared:
         return answers
-    return share.sum(answers.new_zeros(len(places), *answers.shape[1:]).index_copy(0, own, answers))
+    whole = answers.new_zeros(len(places), *answers.shape[1:]).index_copy(0, own, answers)
+    # In parts: a sum holds as many copies as there are processes.
+    return torch.cat([share.sum(part) for part in whole.split(_BATCH)])
 
 
 def scores(

@@ -29,7 +29,7 @@ from vitfx.recovery.trainable import merge_adapters, prepare
 from vitfx.support.errors import UserError
 from vitfx.support.files import writing
 from vitfx.support.interrupts import held_interrupts
-from vitfx.support.processes import Alone, Share, on_first
+from vitfx.support.processes import Alone, Share, on_each, on_first
 from vitfx.support.progress import Watcher
 from vitfx.training.precision import pick_precision
 from vitfx.training.state import Log, read_state, write_state
@@ -114,6 +114,7 @@ def recover(
     check_loss(settings, measure.kind, labelled=data.labelled)
     began = time.monotonic()
     key = _key(student, teacher, data, settings, steps, measure)
+    _check_same(key, share)
     state = None if store is None else on_first(share, partial(read_state, store.path, key, force=store.force))
     log, parts = state or (Log(), None)
     student = copy.deepcopy(student).to(device)
@@ -123,32 +124,20 @@ def recover(
     wanted = held_out_logits(original, data, device, precision, share=share)
     augment, notes = pick_augment(original, data, settings, wanted, precision, measure, share)
     trained = prepare(student, original, settings.only, settings.rank, settings.seed)
-    for sentence in (why, *notes, _what_is_trained(student, trained, settings, data)):
+    for sentence in (why, *notes, _what_is_trained(student, trained, settings, data), *_unkept(objective, share)):
         watcher.say(sentence)
     taps = _taps(student, original, objective)
-    # From epoch to epoch an image goes to another process.
-    keeps = share.world == 1
-    answers = _answers(data, augment, objective, math.prod(shape), store, parts) if keeps else None
+    answers = _answers(data, augment, objective, math.prod(shape), store, parts) if share.world == 1 else None
     batch = _batch(settings.batch, len(data.train), share.world)
     course = Course(
-        student=student,
-        tapped=taps[0],
+        student=student, tapped=taps[0],
         teacher=Teacher(original, taps[1], answers, device, precision, shape),
         trained={name: value for name, value in student.named_parameters() if value.requires_grad},
-        data=data,
-        wanted=wanted,
-        measure=measure,
-        settings=settings,
-        batch=batch,
-        steps=_steps(data, settings, batch, steps),
-        device=device,
-        precision=precision,
-        share=share,
-        watcher=watcher,
+        data=data, wanted=wanted, measure=measure, settings=settings, batch=batch,
+        steps=_steps(data, settings, batch, steps), device=device, precision=precision, share=share, watcher=watcher,
         store=None if store is None or share.rank else partial(_write, store.path, key),
-        save_seconds=store.seconds if store else math.inf,
-        spent=time.monotonic() - began,
-    )
+        save_seconds=store.seconds if store else math.inf, spent=time.monotonic() - began,
+    )  # fmt: skip
     if parts is not None:
         watcher.say(f"resuming after step {len(log.losses)}")
         course.load_state_dict(log, parts)
@@ -160,6 +149,23 @@ def recover(
 def _what_is_trained(student: GraphModule, trained: int, settings: RecoverSettings, data: RecoverData) -> str:
     whole = sum(parameter.numel() for parameter in student.parameters())
     return f"{trained:,} of {whole:,} numbers are trained (only: {settings.only}), on {len(data.train):,} images"
+
+
+def _unkept(objective: Objective, share: Share) -> tuple[str, ...]:
+    if share.world == 1 or objective.hidden or not objective.needs_teacher:
+        return ()
+    return ("the teacher answers anew at every step: from epoch to epoch an image goes to another process",)
+
+
+def _check_same(key: str, share: Share) -> None:
+    """Raises UserError where processes, on several machines, have different models or images."""
+    firsts = share.broadcast(key)
+
+    def check() -> None:
+        if key != firsts:
+            raise UserError("models, images or settings are not those of the first process: give all machines the same")
+
+    on_each(share, check)
 
 
 def _run(course: Course, augment: str, seed: int) -> None:

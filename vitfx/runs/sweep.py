@@ -168,7 +168,7 @@ def _complete(
     """All points. Makes those that are missing, from the slowest on, each from the one before, and records every one
     at once."""
     points = {point.asked: point for point in recorded}
-    state = maker.pruner.start()
+    state = maker.pruner.start
     for asked in (None, *maker.run.speedups):
         known = points.get(asked)
         if known is not None:

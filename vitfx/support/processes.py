@@ -79,6 +79,11 @@ class Distributed:
         return holder[0]
 
 
+def is_first_process() -> bool:
+    """By torchrun's number, which also tells processes apart before they know of each other."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def started_by_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
@@ -118,14 +123,15 @@ def open_share(device: torch.device) -> Iterator[Share]:
 def on_first(share: Share, function: Callable[[], T]) -> T:
     """Runs a function on the first process and returns its value on all.
 
-    Raises the first process's UserError, and ToldElsewhere on the others.
+    Raises what the function raises on the first process, and ToldElsewhere on the others.
     """
     value: T | None = None
-    error: UserError | None = None
+    error: Exception | None = None
     if share.rank == 0:
         try:
             value = function()
-        except UserError as raised:
+        except Exception as raised:
+            # The others would wait for the value, and then fail with a traceback of their own.
             error = raised
     value, failed = share.broadcast((value, error is not None))
     if failed:
