@@ -155,7 +155,7 @@ def test_the_report_says_what_compensation_gains(finished: Finished) -> None:
     ) in (finished.out / "report.md").read_text()
 
 
-@pytest.mark.parametrize(("kind", "left"), [("mean", True), ("none", False)])
+@pytest.mark.parametrize(("kind", "left"), [pytest.param("mean", True, marks=pytest.mark.slow), ("none", False)])
 def test_other_compensations(tmp_path: Path, kind: str, left: bool) -> None:
     assert run(checkpoint(tmp_path / "model.pt"), tmp_path / "out", "--tau", "0.01", "--compensate", kind) == 0
     plan, found = read_plan(tmp_path / "out"), report(tmp_path / "out")

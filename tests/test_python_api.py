@@ -94,6 +94,7 @@ def test_a_goal(model: nn.Module) -> None:
     assert small.missed is None and 0.5 < measured.flops / before.flops <= 0.7
 
 
+@pytest.mark.slow
 def test_merged_tokens_are_saved_and_kept_when_pruned_again(model: nn.Module, circuit: Circuit, tmp_path: Path) -> None:
     small = vitfx.prune(model, PIXELS, LABELS, circuit=circuit, compensate="mean", tokens="0:3,1:2")
     assert any("of 17, behind the blocks 14, 12, 12 are left" in note for note in small.notes)
@@ -161,6 +162,7 @@ def test_optimized_in_bf16(model: nn.Module, tmp_path: Path) -> None:
     assert 1e-6 < float((logits(path) - expected).norm() / expected.norm()) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bfloat16")
 def test_a_goal_in_bf16_saves_its_file(model: nn.Module, tmp_path: Path) -> None:
     pruned = vitfx.prune(model, PIXELS, LABELS, target_flops=0.9, tokens="off", target="openvino:bf16:batch=2")

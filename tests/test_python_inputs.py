@@ -39,7 +39,14 @@ def expected(model: nn.Module) -> list[str]:
     return decided(found(model))
 
 
-@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, lambda model: torch.compile(nn.DataParallel(model))])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        pytest.param(torch.compile, marks=pytest.mark.slow),
+        pytest.param(nn.DataParallel, marks=pytest.mark.slow),
+        lambda model: torch.compile(nn.DataParallel(model)),
+    ],
+)
 def test_wrapped_models(model: nn.Module, expected: list[str], wrap: Callable[[nn.Module], nn.Module]) -> None:
     assert decided(found(wrap(model))) == expected
 

@@ -7,6 +7,7 @@ import vitfx.deploy.lowering
 from passes.base import Pass, PassResult
 from tests.support.checks import assert_equal, canonical
 from tests.support.families import FAMILIES, images
+from tests.support.slow import REPRESENTATIVE, slow_but
 from vitfx.deploy.lowering import REWRITES, Normalising, lower, plain_pixels
 from vitfx.graph.verify import VerificationError
 from vitfx.images.preprocess import Preprocess
@@ -16,7 +17,7 @@ PIXELS = images(3)
 PREPROCESS = Preprocess((32, 32))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_but(REPRESENTATIVE, FAMILIES))
 def test_every_family_is_lowered_and_proved(name):
     graph_module = canonical(name).float()
     code = graph_module.code

@@ -9,12 +9,13 @@ import torch
 from passes.stream import read_sites
 from tests.support.checks import assert_equal, plan_of, traced
 from tests.support.families import FAMILIES, images
+from tests.support.slow import REPRESENTATIVE, slow_but
 from vitfx.deploy.export import compare_onnx, export_onnx
 from vitfx.deploy.runtime import open_session
 from vitfx.graph.verify import ablated_logits, rewrite, verify
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_but(REPRESENTATIVE, FAMILIES))
 def test_from_a_model_to_onnx_runtime(name, tmp_path):
     graph_module = traced(name).graph_module
     plan = plan_of(graph_module, _random_units(graph_module, name), "mean")

@@ -17,6 +17,7 @@ from passes.plan import DeletionPlan, SublayerDeletion
 from passes.stream import module_of, read_sites
 from tests.support.checks import assert_equal, assert_trainable, canonical, check, plan_of, tokens
 from tests.support.families import FAMILIES, images
+from tests.support.slow import REPRESENTATIVE, slow_but
 from vitfx.graph.verify import ablated_logits, rewrite
 
 PIXELS = images(3, torch.float64)
@@ -132,7 +133,7 @@ def _units(graph_module, draw):
     return chosen
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_but(REPRESENTATIVE, FAMILIES))
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_random_plans_on_every_family(name, data):

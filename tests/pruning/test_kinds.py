@@ -7,6 +7,7 @@ import torch
 import vitfx
 from tests.support.families import images
 from tests.support.kinds import KIND, make, written_out
+from tests.support.slow import slow_but
 from vitfx.support.errors import UserError
 
 PIXELS = images(24)
@@ -32,9 +33,9 @@ def test_one_logit_is_not_free_to_delete():
     ("name", "task", "tau"),
     [
         ("labels", "labels", 5e-5),
-        ("embedding", None, 0.002),
-        ("one value", "values", 0.05),
-        ("tokens", None, 0.05),
+        pytest.param("embedding", None, 0.002, marks=pytest.mark.slow),
+        pytest.param("one value", "values", 0.05, marks=pytest.mark.slow),
+        pytest.param("tokens", None, 0.05, marks=pytest.mark.slow),
         ("pixels", None, 0.05),
     ],
 )
@@ -52,7 +53,7 @@ def test_tau_deletes_what_costs_less_and_the_artifact_is_the_ablated_model(name,
     assert torch.allclose(torch.from_numpy(answers), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["label probabilities", "unit embedding"])
+@pytest.mark.parametrize("name", slow_but(("unit embedding",), ["label probabilities", "unit embedding"]))
 def test_goals_count_in_the_kinds_own_unit(name):
     """The last quarter of the images is held out, and the divergence on them is what is promised."""
     pruned = vitfx.prune(make(name), PIXELS, target_flops=0.6)

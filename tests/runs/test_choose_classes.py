@@ -69,6 +69,7 @@ def test_the_baseline_is_the_model_s_own_answers(small: Path) -> None:
     assert same.fingerprint == part.provenance["model_fingerprint"] != whole.fingerprint
 
 
+@pytest.mark.slow
 def test_prune_the_artifact_again_and_for_fewer(small: Path, tmp_path: Path, capsys: Any) -> None:
     assert run(small / "pruned.pt", tmp_path / "again", "--tau", "0.0005") == 0
     assert "3 of 10 classes are kept, '7', '3', '1'" in capsys.readouterr().out.replace("\n", " ")
@@ -207,7 +208,13 @@ def test_one_sentence(classes: str, sentence: str, tmp_path: Path, capsys: Any) 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("which", "names"), [("small", ["7", "3", "1"]), ("with_other", ["7", "3", "1", "other"])])
+@pytest.mark.parametrize(
+    ("which", "names"),
+    [
+        pytest.param("small", ["7", "3", "1"], marks=pytest.mark.slow),
+        ("with_other", ["7", "3", "1", "other"]),
+    ],
+)
 def test_retrain_it(which: str, names: list[str], tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(which)
     arguments = [

@@ -11,6 +11,7 @@ import torch
 
 from tests.support.prune_runs import artifact, checkpoint, report, run_circuit
 from tests.support.recover_runs import npz, pruned_file
+from tests.support.slow import slow_but
 from vitfx.deploy import runtimes
 from vitfx.deploy.openvino_runtime import is_installed
 from vitfx.optimize import main as optimize
@@ -24,7 +25,7 @@ needs_openvino = pytest.mark.skipif(not is_installed(), reason="needs OpenVINO: 
 
 
 @needs_openvino
-@pytest.mark.parametrize("target", ["openvino:batch=2", "openvino:int8:batch=2"])
+@pytest.mark.parametrize("target", slow_but(("openvino:batch=2",), ["openvino:batch=2", "openvino:int8:batch=2"]))
 def test_a_goal_is_measured_there(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     measure_table = target_bench.measure_table

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from tests.support.checks import calibration_on, canonical
 from tests.support.families import images
+from tests.support.slow import REPRESENTATIVE, slow_but
 from vitfx.circuits.circuit import EXACT, LOGITS, Edge
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.ablation import make_reference
@@ -83,19 +84,21 @@ def assert_same(setting, tau):
 
 
 @pytest.mark.parametrize("granularity", ["edge", "qkv"])
-@pytest.mark.parametrize("ablation", ABLATIONS)
+@pytest.mark.parametrize("ablation", slow_but(("zero", "resample"), ABLATIONS))
 def test_decisions_are_the_naive_loops(granularity, ablation):
     assert_same(Setting(granularity=granularity, ablation=ablation), 1e-3)
 
 
-@pytest.mark.parametrize("tau", [1e-9, 1e-5, 1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("tau", slow_but((1e-4, 1.0), [1e-9, 1e-5, 1e-4, 1e-2, 1.0]))
 def test_sparse_and_dense_circuits(tau):
     got = assert_same(Setting(count=FEW), tau)
     removed = sum(not one.kept for one in got)
     assert (removed == len(got)) == (tau == 1.0)
 
 
-@pytest.mark.parametrize("name", ["timm-layerscale-average-registers", "timm-distilled", "hf-dinov2"])
+@pytest.mark.parametrize(
+    "name", slow_but(REPRESENTATIVE, ["timm-layerscale-average-registers", "timm-distilled", "hf-dinov2"])
+)
 def test_classifiers_that_read_other_tokens(name):
     assert_same(Setting(name, count=FEW), 3e-4)
 
@@ -103,13 +106,13 @@ def test_classifiers_that_read_other_tokens(name):
 @pytest.mark.parametrize(
     ("name", "granularity"),
     [
-        ("timm-rms-swiglu-qk-norm", "qkv"),
+        pytest.param("timm-rms-swiglu-qk-norm", "qkv", marks=pytest.mark.slow),
         ("hf-dinov3", "qkv"),
         ("timm-beit", "edge"),
         pytest.param("timm-grouped-queries", "qkv", marks=pytest.mark.slow),
         ("timm-norm-on-norm", "edge"),
-        ("timm-rotary-mixed", "edge"),
-        ("timm-parallel", "qkv"),
+        pytest.param("timm-rotary-mixed", "edge", marks=pytest.mark.slow),
+        pytest.param("timm-parallel", "qkv", marks=pytest.mark.slow),
         ("timm-parallel-fused", "edge"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 from tests.support.checks import calibration_on
 from tests.support.families import images
 from tests.support.kinds import KIND, make, written_out
+from tests.support.slow import slow_but
 from vitfx.circuits.circuit import EXACT
 from vitfx.circuits.edge_graph import EdgeGraph
 from vitfx.discovery.basis.ablation import make_reference
@@ -29,8 +30,8 @@ from vitfx.graph.trace import to_canonical
 from vitfx.support.errors import UserError
 
 COUNT = 20
-QUICK = ("probabilities", "one logit", "labels", "unit embedding", "values", "pixels")
-NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KIND if name != "classes"]
+QUICK = ("one logit", "labels", "unit embedding", "pixels")
+NAMES = slow_but(QUICK, [name for name in KIND if name != "classes"])
 
 
 @cache
@@ -86,7 +87,7 @@ def test_acdc_decides_as_the_naive_loop(name):
     assert 0 < len(removed) < len(decisions)
 
 
-@pytest.mark.parametrize("name", ["labels", "tokens", "pixels"])
+@pytest.mark.parametrize("name", slow_but(("labels",), ["labels", "tokens", "pixels"]))
 def test_edges_of_the_qkv_graph_cost_what_the_whole_model_says(name):
     """The reader engine and the forecasts behind eap-acdc."""
     setting = setting_of(name, "qkv")
