@@ -13,6 +13,7 @@ from tests.support.families import images
 from tests.support.speeds import exactly
 from vitfx.graph.divergence import kl_divergence
 from vitfx.graph.verify import ablated_logits, rewrite, tokens_of
+from vitfx.pruning import goal_search
 from vitfx.pruning.compensation import Compensator
 from vitfx.pruning.cost_model import flops_price
 from vitfx.pruning.goal import DROP, FLOPS, KL, SPEEDUP, Goal, reaches
@@ -238,6 +239,18 @@ def test_a_limit_is_kept_to_behind_the_last_refit_too(pruner, price, monkeypatch
     assert len(finished) > 1
     assert found.held_out_loss.kl <= limit
     assert sum(found.state.kept.values()) >= 0.9 * whole
+
+
+@pytest.mark.parametrize("part", [1, 0.3, 0.1])
+def test_cuts_towards_a_limit_do_not_crowd_together(pruner, price, monkeypatch, part):
+    limit = part * pruner.held_out_loss(GoalSearch(pruner, price, Silent()).to_price(0.7 * price.whole)).kl
+    cut, asked = pruner.cut, [price.whole]
+    monkeypatch.setattr(pruner, "cut", lambda state, each, most: asked.append(most) or cut(state, each, most))
+    monkeypatch.setattr(pruner, "finish", lambda state: state)
+    reach_goal(pruner, Goal(KL, limit), price, Silent())
+    assert len(asked) > 2
+    gaps = torch.tensor(sorted(asked)).diff()
+    assert float(gaps.min()) >= (1 - 1e-5) * goal_search._FINEST * price.whole
 
 
 def test_a_limit_that_nothing_breaks_leaves_no_sublayer(pruner, price):

@@ -142,7 +142,10 @@ class GoalSearch:
         good, bad = [Cut(start, whole, bound(self.pruner.held_out_loss(start, JUDGED), goal))], None
         for _ in range(_MOST_CUTS):
             last = good[-1]
-            further = last.towards(bad, goal.value) if bad else last.beyond(good[0], goal.value)
+            further = last.beyond(good[0], goal.value)
+            if bad is not None:
+                # Cuts that differ by less than that differ by chance.
+                further = max(last.towards(bad, goal.value), bad.price + _FINEST * whole)
             most = further if further - self.price.floor >= _FINEST * whole else self.price.floor
             if last.price - most < _FINEST * whole:
                 break
