@@ -66,7 +66,9 @@ def test_identity_and_deletion(attend, keys):
 def test_a_group_takes_its_queries_biases():
     graph_module = _check(Grouped(by_sdpa, 2, biased=True), 2)
     plan = plan_of(graph_module, {"a0": [0]})
-    assert rewrite(graph_module, plan).graph_module.a0.core.position_bias.shape == (2, 16, 16)
+    small = rewrite(graph_module, plan).graph_module
+    assert small.a0.core.position_bias.shape == (2, 16, 16)
+    assert_equal(small(PIXELS), ablated_logits(graph_module, plan, PIXELS), 1e-9)
 
 
 def _check(model, keys):
