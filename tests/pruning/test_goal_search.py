@@ -248,7 +248,7 @@ def test_cuts_towards_a_limit_do_not_crowd_together(pruner, price, monkeypatch, 
     monkeypatch.setattr(pruner, "cut", lambda state, each, most: asked.append(most) or cut(state, each, most))
     monkeypatch.setattr(pruner, "finish", lambda state: state)
     reach_goal(pruner, Goal(KL, limit), price, Silent())
-    assert len(asked) > 2
+    assert len(asked) > 1
     gaps = torch.tensor(sorted(asked)).diff()
     assert float(gaps.min()) >= (1 - 1e-5) * goal_search._FINEST * price.whole
 

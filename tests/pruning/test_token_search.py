@@ -16,7 +16,7 @@ from vitfx.images.image_set import Images
 from vitfx.pruning import merge_prices
 from vitfx.pruning.compensation import divergence
 from vitfx.pruning.cost_model import Price
-from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, Goal, Target
+from vitfx.pruning.goal import DROP, FLOPS, KL, PARAMETERS, SPEEDUP, Goal, Target
 from vitfx.pruning.iterative_pruner import IterativePruner
 from vitfx.pruning.merge_prices import MergePrices
 from vitfx.pruning.prune_for_goal import compile_for_goal
@@ -109,6 +109,13 @@ def test_units_pay_what_tokens_leave_of_the_whole_price(share, monkeypatch):
     search_schedule(made, prices, Goal(FLOPS, share), share, PIXELS[:2], Silent())
     assert {most for _, most in asked} == ({share * prices.unmerged.whole} if share > 0.1 else set())
     assert share < 0.1 or len({whole for whole, _ in asked}) > 1
+
+
+def test_half_of_a_speed_is_not_asked_for():
+    """It would be slower than the model is."""
+    made, prices = pruner()
+    said = search_schedule(made, prices, Goal(SPEEDUP, 1.2), 0.6, PIXELS[:2], Silent())
+    assert said is None or said.schedule
 
 
 def test_parameters_do_not_fall_with_tokens():

@@ -114,7 +114,7 @@ def search_schedule(
     """
     if goal.kind == PARAMETERS:
         return None
-    half = replace(goal, value=goal.value / 2)
+    half = replace(goal, value=goal.value / 2) if share is None else goal
     candidates = front(pruner, prices, example, _nats(half, pruner.measure) if share is None else math.inf)
     for candidate in candidates[1:]:
         watcher.say(
