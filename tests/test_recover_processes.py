@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +11,11 @@ import torch
 
 from tests.support.prune_runs import DIGITS, GREY, checkpoint
 from tests.support.recover_runs import npz, pruned_file, run
+from tests.support.torchrun import run_two
 from vitfx.images.splits import open_data
 from vitfx.recovery.data import open_recover_data
 from vitfx.support.progress import Silent
 
-ROOT = Path(__file__).parents[1]
 HELD_OUT = 7
 OPTIONS = [
     "--epochs", "2", "--batch", "16", "--hidden", "0", "--lr", "1e-3", "--precision", "fp32", "--checks", "2",
@@ -75,17 +73,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Comp
     checkpoint(folder / "model.pt")
     pruned_file(folder / "pruned.pt")
     npz(folder)
-    (folder / "process.py").write_text(_PROCESS)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*torchrun, str(folder / "process.py"), str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        text=True,
-        capture_output=True,
-        timeout=180,
-        check=False,
-    )
+    done = run_two(_PROCESS, folder, 180)
     assert (folder / "ended1").exists(), done.stderr
     return folder, done
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.support.torchrun import run_two
 from tests.support.train_runs import few, history, report, run_few, weights
 
-ROOT = Path(__file__).parents[1]
 # Stochastic depth draws in each process for itself.
 OPTIONS = ["--drop-path", "0", "--set", "training.average=0.9", "--set", "training.flow_every=1"]
 _PROCESS = """
@@ -55,19 +53,8 @@ with open_share(torch.device("cpu")) as share:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     out = tmp_path_factory.mktemp("two") / "out"
-    process = out.parent / "process.py"
-    process.write_text(_PROCESS)
     few(out.parent)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*torchrun, str(process), str(out)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        text=True,
-        capture_output=True,
-        timeout=180,
-        check=False,
-    )
+    done = run_two(_PROCESS, out, 180)
     assert (out / "codes1").exists(), done.stderr
     return out, done
 

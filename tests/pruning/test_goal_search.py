@@ -19,7 +19,6 @@ from vitfx.pruning.cost_model import flops_price
 from vitfx.pruning.goal import DROP, FLOPS, KL, SPEEDUP, Goal, reaches
 from vitfx.pruning.goal_search import ROUNDS, GoalSearch, reach_goal
 from vitfx.pruning.iterative_pruner import IterativePruner
-from vitfx.pruning.limit import Cut
 from vitfx.support.errors import UserError
 from vitfx.support.progress import Silent
 from vitfx.support.timing import SpeedUp
@@ -286,19 +285,3 @@ def test_the_dead_are_named_as_the_model_has_them(model, pruner, price):
     for deletion in state.plan.deletions:
         assert deletion.total == units[deletion.name]
         assert state.kept[deletion.name] == deletion.total - len(deletion.units)
-
-
-@pytest.mark.parametrize(
-    ("price", "bound", "limit", "most"),
-    [
-        (90, 0.1, 0.225, 85),  # one and a half times as much for nine quarters of the loss
-        (90, 0.0, 0.2, 80),  # where nothing is lost yet, twice as much
-        (90, 0.01, 1.0, 80),
-        (90, 0.1, 0.1, 90),
-        (100, 0.0, 0.1, 90),
-        (100, 0.1, 0.1, 100),
-    ],
-)
-def test_losses_are_taken_to_grow_as_the_square_of_what_is_gone(pruner, price, bound, limit, most):
-    start = Cut(pruner.start, 100, 0.0 if price < 100 else bound)
-    assert Cut(pruner.start, price, bound).beyond(start, limit) == pytest.approx(most)

@@ -113,9 +113,10 @@ def test_units_pay_what_tokens_leave_of_the_whole_price(share, monkeypatch):
 
 def test_half_of_a_speed_is_not_asked_for():
     """It would be slower than the model is."""
-    made, prices = pruner()
-    said = search_schedule(made, prices, Goal(SPEEDUP, 1.2), 0.6, PIXELS[:2], Silent())
-    assert said is None or said.schedule
+    speed, flops = (
+        search_schedule(*pruner(), goal, 0.6, PIXELS[:2], Silent()) for goal in (Goal(SPEEDUP, 1.2), Goal(FLOPS, 0.6))
+    )
+    assert speed is not None and flops is not None and speed.schedule == flops.schedule
 
 
 def test_parameters_do_not_fall_with_tokens():

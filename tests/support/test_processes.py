@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from torch.fx import GraphModule
 
 from tests.support.discover_runs import read, run
 from tests.support.prune_runs import GREY, artifact, model
+from tests.support.torchrun import run_two
 from vitfx.discovery.basis.journal import FileJournal, NoJournal, SharedJournal
 from vitfx.discovery.basis.protocol import Journal
 from vitfx.discovery.basis.settings import Settings
@@ -42,7 +41,6 @@ from vitfx.support.processes import (
 )
 from vitfx.support.progress import Silent
 
-ROOT = Path(__file__).parents[2]
 COMMON: dict[str, Any] = {"samples": 16, "paths": 4}
 RUNS: dict[str, dict[str, Any]] = {
     "head": {"tau": 0.01},
@@ -181,18 +179,8 @@ class Two:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
     folder = tmp_path_factory.mktemp("two")
-    (folder / "process.py").write_text(_PROCESS)
     artifact(folder / "model.pt")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*torchrun, str(folder / "process.py"), str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        text=True,
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_two(_PROCESS, folder, 120)
     assert (folder / "1.json").exists(), done.stderr
     return Two(folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)], done)
 
